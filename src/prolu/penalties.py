@@ -1,0 +1,75 @@
+"""Sparsity penalties: a sum over latents, a mean over tokens; value and slope of one entry."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prolu.nonlinearities import Parameters, Pullback
+
+
+class Penalty(ABC):
+    """A penalty P = sum_i p(f_i, m_i, parameters_i) over the latents of a token."""
+
+    at_zero: float = 0.0
+    """p of a latent that is off: a constant, without gradient."""
+
+    @abstractmethod
+    def value(
+        self, latents: Float[Tensor, "..."], m: Float[Tensor, "..."], parameters: Parameters
+    ) -> Float[Tensor, "..."]:
+        """The p of entries on the support."""
+
+    def slope(self, latents: Float[Tensor, "..."]) -> Float[Tensor, "..."] | float:
+        """dp/df of entries on the support; it goes through the nonlinearity's pullback."""
+        return 0.0
+
+    def pullback(self, m: Float[Tensor, "..."], parameters: Parameters) -> Pullback | None:
+        """Gradient of p in m and the parameters that does not go through the latent, if there is one."""
+        return None
+
+
+@dataclass(frozen=True)
+class L1(Penalty):
+    """P = sum_i f_i."""
+
+    def value(self, latents, m, parameters):
+        """f."""
+        return latents
+
+    def slope(self, latents):
+        """1."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class SqrtL1(Penalty):
+    """P = sum_i sqrt(f_i + 1e-6). Not the square root of the sum; the metric `sqrt_l1` has no 1e-6."""
+
+    epsilon: float = 1e-6
+    at_zero: float = 1e-3
+
+    def value(self, latents, m, parameters):
+        """sqrt(f + 1e-6)."""
+        return torch.sqrt(latents + self.epsilon)
+
+    def slope(self, latents):
+        """1 / (2 sqrt(f + 1e-6)): 500 at f = 0."""
+        return 0.5 * torch.rsqrt(latents + self.epsilon)
+
+
+PENALTIES: dict[str, Penalty] = {"l1": L1(), "sqrt_l1": SqrtL1()}
+"""By the name that configs and files use."""
+
+
+def penalty_named(name: str) -> Penalty:
+    """The penalty of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in PENALTIES:
+        raise ValueError(f"penalty {name!r}: choose one of {', '.join(PENALTIES)}")
+    return PENALTIES[name]

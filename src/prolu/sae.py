@@ -1,0 +1,175 @@
+"""The sparse autoencoder: initialise, encode, decode, save, load."""
+
+import json
+import math
+import struct
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prolu.nonlinearities import activate, nonlinearity_named
+from prolu.rng import keyed_generator
+from prolu.steps.adam import normalise_rows_
+from prolu.weights import Weights
+
+WEIGHTS_FILE, CONFIG_FILE = "sae.safetensors", "sae.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEConfig:
+    """What an SAE computes."""
+
+    d_in: int
+    """Width of the activations."""
+    d_sae: int
+    """Number of latents."""
+    nonlinearity: str = "prolu_ste"
+    """relu, prolu_relu or prolu_ste."""
+    normalisation: str = "per_token"
+    """per_token: inputs are scaled to norm sqrt(d_in) first and the output scaled back; none: not."""
+
+    def __post_init__(self):
+        for name in ("d_in", "d_sae"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
+        nonlinearity_named(self.nonlinearity)
+        if self.normalisation not in ("per_token", "none"):
+            raise ValueError(f"normalisation {self.normalisation!r}: choose per_token or none")
+
+
+def normalise(acts: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch d_in"], Tensor]:
+    """x sqrt(d) / norm(x) per token, and the raw norms [*batch]; x = 0 stays 0.
+
+    The factor is computed first and then multiplied, the association other libraries use.
+    """
+    norms = torch.linalg.vector_norm(acts, dim=-1)
+    scale = math.sqrt(acts.shape[-1]) / norms
+    return acts * torch.where(norms > 0, scale, 0)[..., None], norms
+
+
+def initial_weights(config: SAEConfig, init_seed: int, dtype: torch.dtype = torch.float32) -> Weights:
+    """W_enc Kaiming-uniform over the latents (bound sqrt(6 / d_sae)), W_dec = W_enc^T with unit rows, biases 0."""
+    nonlinearity = nonlinearity_named(config.nonlinearity)
+    bound = math.sqrt(6 / config.d_sae)
+    draws = torch.rand(config.d_sae, config.d_in, generator=keyed_generator(init_seed, "init"))
+    encoder = ((2 * draws - 1) * bound).to(dtype)
+    decoder = encoder.clone()
+    normalise_rows_(decoder)
+    own = {
+        name: torch.full((config.d_sae,), nonlinearity.initial(name), dtype=dtype)
+        for name in nonlinearity.parameter_names
+    }
+    return Weights(encoder, decoder, torch.zeros(config.d_in, dtype=dtype), own)
+
+
+class SAE(torch.nn.Module):
+    """x_hat = f W_dec + b_dec with f = nonlinearity((x - b_dec) W_enc, b_enc, ...).
+
+    `encode` and `forward` take activations as they come from the language model, of any leading shape;
+    the per-token scaling is inside. Methods ending in `_normalised` work on scaled activations.
+    Differentiable throughout; the nonlinearity brings its own (synthetic) gradient.
+    """
+
+    def __init__(self, config: SAEConfig, weights: Weights):
+        super().__init__()
+        self.config = config
+        self.W_enc = torch.nn.Parameter(weights.encoder.T)
+        self.W_dec = torch.nn.Parameter(weights.decoder)
+        self.b_dec = torch.nn.Parameter(weights.b_dec)
+        self._nonlinearity = nonlinearity_named(config.nonlinearity)
+        for name in self._nonlinearity.parameter_names:
+            self.register_parameter(name, torch.nn.Parameter(weights.own[name]))
+
+    @property
+    def weights(self) -> Weights:
+        """The tensors themselves, latent-major, outside autograd; writing to them changes the SAE."""
+        own = {name: getattr(self, name).data for name in self._nonlinearity.parameter_names}
+        return Weights(self.W_enc.data.T, self.W_dec.data, self.b_dec.data, own)
+
+    def encode(self, acts: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Latents of raw activations."""
+        return self.encode_normalised(self._scaled(acts)[0])
+
+    def encode_normalised(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Latents of activations already in normalised space."""
+        own = {name: getattr(self, name) for name in self._nonlinearity.parameter_names}
+        return activate(self._nonlinearity, (x - self.b_dec) @ self.W_enc, own)
+
+    def decode(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
+        """Reconstruction in normalised space."""
+        return latents @ self.W_dec + self.b_dec
+
+    def forward(self, acts: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """Reconstruction of raw activations, in their own scale."""
+        x, scale_back = self._scaled(acts)
+        return self.decode(self.encode_normalised(x)) * scale_back
+
+    def _scaled(self, acts: Tensor) -> tuple[Tensor, Tensor | float]:
+        if acts.shape[-1:] != (self.config.d_in,):
+            raise ValueError(f"acts of shape {tuple(acts.shape)}: the last dimension must be d_in = {self.config.d_in}")
+        if self.config.normalisation == "none":
+            return acts, 1.0
+        x, norms = normalise(acts)
+        return x, (norms / math.sqrt(self.config.d_in))[..., None]
+
+    def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
+        """Writes `sae.safetensors` and `sae.json`; `provenance` (language model, hook, ...) goes into the latter."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}, folder / WEIGHTS_FILE)
+        facts = {"config": asdict(self.config), "provenance": provenance or {}}
+        (folder / CONFIG_FILE).write_text(json.dumps(facts, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SAE":
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: something missing, malformed, of the wrong shape, or not finite.
+        """
+        config = read_config(Path(folder) / CONFIG_FILE)
+        file = Path(folder) / WEIGHTS_FILE
+        try:
+            tensors = load_file(file)
+        except (OSError, SafetensorError, struct.error) as problem:
+            raise ValueError(f"{file}: not a readable safetensors file ({problem})") from None
+        own_names = nonlinearity_named(config.nonlinearity).parameter_names
+        shapes = {"W_enc": (config.d_in, config.d_sae), "W_dec": (config.d_sae, config.d_in), "b_dec": (config.d_in,)}
+        shapes |= dict.fromkeys(own_names, (config.d_sae,))
+        if tensors.keys() != shapes.keys():
+            raise ValueError(f"{file}: holds {sorted(tensors)}, needs {sorted(shapes)}")
+        for name, shape in shapes.items():
+            tensor = tensors[name]
+            if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+                raise ValueError(f"{file}: {name} is {tensor.dtype} {tuple(tensor.shape)}, needs floats {shape}")
+            if not tensor.isfinite().all():
+                raise ValueError(f"{file}: {name} holds values that are not finite")
+        own = {name: tensors[name] for name in own_names}
+        return cls(config, Weights(tensors["W_enc"].T.contiguous(), tensors["W_dec"], tensors["b_dec"], own))
+
+
+def read_config(file: Path) -> SAEConfig:
+    """The config in a file that `SAE.save` wrote.
+
+    Raises:
+        ValueError: no such file, or not such a config.
+    """
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))["config"]
+        known = {field.name: field.type for field in fields(SAEConfig)}
+        if unknown := facts.keys() - known.keys():
+            raise ValueError(f"unknown fields {sorted(unknown)}; known: {', '.join(known)}")
+        for name, value in facts.items():
+            if type(value) is not known[name]:
+                raise ValueError(f"{name} is {value!r}, needs {known[name]}")
+        return SAEConfig(**facts)
+    except OSError:
+        raise ValueError(f"{file}: no such file; a saved SAE has {CONFIG_FILE} and {WEIGHTS_FILE}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+        raise ValueError(f"{file}: not an SAE's config ({problem})") from None

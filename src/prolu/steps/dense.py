@@ -1,0 +1,140 @@
+"""The dense step in plain torch: five matmuls by hand, no autograd, buffers that live for ever.
+
+It defines correctness: every other family is tested against it, and it against autograd.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prolu.nonlinearities import Parameters, Pullback
+from prolu.steps.objective import Auxiliary, Objective, StepStats
+from prolu.weights import Weights
+
+ROWS_PER_CHUNK = 1024
+"""Tokens per encoder matmul: large enough for full matmul speed, small enough to bound memory."""
+
+ENTRIES_PER_SLAB = 2**18
+"""Entries per elementwise pass: temporaries of 1 MB in fp32 stay in the cache and cost no page faults."""
+
+
+class DenseGradients:
+    """Gradients of an objective for SAEs of one shape; owns the buffers, keeps no state between calls."""
+
+    def __init__(self, like: Weights, batch_size: int):
+        rows, encoder = min(batch_size, ROWS_PER_CHUNK), like.encoder
+        self.gradients = like.zeros_like()
+        self._m, self._latents, self._upstream = (encoder.new_empty(rows, like.d_sae) for _ in range(3))
+        self._support = encoder.new_empty(rows, like.d_sae, dtype=_MASKS[encoder.dtype])
+        self._slab = max(1, ENTRIES_PER_SLAB // like.d_sae)
+
+    def __call__(
+        self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
+    ) -> tuple[Weights, StepStats]:
+        """Gradients with respect to every weight, and what was seen. The gradients are the buffers' own."""
+        batch, d_in = acts.shape
+        grads = self.gradients
+        for tensor in grads.tensors():
+            tensor.zero_()
+        mse, penalty, auxiliary = acts.new_zeros(3, dtype=torch.float64)
+        fired = torch.zeros_like(grads.encoder[:, 0])
+        m_sum = torch.zeros_like(fired)
+        for chunk in acts.split(len(self._m)):
+            centred = chunk - weights.b_dec
+            m, latents, upstream = (b[: len(chunk)] for b in (self._m, self._latents, self._upstream))
+            torch.mm(centred, weights.encoder.T, out=m)
+            penalty += self._activate_(m, latents, weights.own, objective, fired)
+            error = torch.addmm(weights.b_dec, latents, weights.decoder).sub_(chunk)
+            mse += error.square().sum(dtype=torch.float64) / (batch * d_in)
+            residual = -error if objective.auxiliary else error
+            error *= 2 / (batch * d_in)
+            grads.decoder.addmm_(latents.T, error)
+            torch.mm(error, weights.decoder.T, out=upstream)
+            self._pull_back_(m, latents, upstream, weights.own, objective, batch)
+            if term := objective.auxiliary:
+                target = residual if term.target == "residual" else centred
+                auxiliary += self._auxiliary_(weights, term, m, target, upstream, batch)
+            m_sum += upstream.sum(0)
+            grads.encoder.addmm_(upstream.T, centred)
+            grads.b_dec.add_(error.sum(0))
+        # The tied bias: + at the output, - at the input. dm @ W_enc^T summed over tokens needs no matmul.
+        grads.b_dec.sub_(m_sum @ weights.encoder)
+        return grads, StepStats(mse, penalty / batch, auxiliary, fired)
+
+    def _slabs(self, n_rows: int) -> list[slice]:
+        return [slice(i, min(i + self._slab, n_rows)) for i in range(0, n_rows, self._slab)]
+
+    def _activate_(
+        self, m: Tensor, latents: Tensor, own: Parameters, objective: Objective, fired: Tensor
+    ) -> Tensor:
+        """Fills `latents` and the support mask; counts what fired; returns the sum of the penalty."""
+        penalty = m.new_zeros((), dtype=torch.float64)
+        for rows in self._slabs(len(m)):
+            mask, slab = self._support[rows], latents[rows]
+            torch.neg(objective.nonlinearity.support(m[rows], own).to(mask.dtype), out=mask)
+            slab.copy_(objective.nonlinearity.value(m[rows], own))
+            _keep_(slab, mask)
+            penalty += objective.penalty.value(slab, m[rows], own).sum(1).sum(dtype=torch.float64)
+            fired += torch.gt(slab, 0, out=torch.empty_like(slab)).sum(0)
+        return penalty
+
+    def _pull_back_(
+        self, m: Tensor, latents: Tensor, upstream: Tensor, own: Parameters, objective: Objective, batch: int
+    ) -> None:
+        """Turns `upstream` from the gradient on latents to the gradient on m; adds to the own parameters'."""
+        per_token = objective.coeff / batch
+        for rows in self._slabs(len(m)):
+            mask = self._support[rows]
+            to_latents = upstream[rows] + per_token * objective.penalty.slope(latents[rows])
+            back = objective.nonlinearity.pullback(to_latents, m[rows], own)
+            direct = objective.penalty.pullback(m[rows], own)
+            if direct is not None:
+                back = _sum(back, direct, per_token)
+            upstream[rows] = back.m
+            _keep_(upstream[rows], mask)
+            self._accumulate_(back, upstream[rows], mask)
+
+    def _auxiliary_(
+        self, weights: Weights, term: Auxiliary, m: Tensor, target: Tensor, upstream: Tensor, batch: int
+    ) -> Tensor:
+        """Adds an auxiliary term's gradient on m to `upstream` and its own to the rest; returns its value."""
+        mask = -term.code.support(m, weights.own).to(self._support.dtype)
+        latents = _keep_(term.code.value(m, weights.own).clone(), mask)
+        error = (latents @ weights.decoder).sub_(target)
+        value = term.coeff * error.square().sum(dtype=torch.float64) / (batch * target.shape[1])
+        error *= 2 * term.coeff / (batch * target.shape[1])
+        if term.trains_decoder:
+            self.gradients.decoder.addmm_(latents.T, error)
+        back = term.code.pullback(error @ weights.decoder.T, m, weights.own)
+        to_m = _keep_(back.m.clone(), mask)
+        self._accumulate_(back, to_m, mask)
+        upstream += to_m
+        return value
+
+    def _accumulate_(self, back: Pullback, to_m: Tensor, mask: Tensor) -> None:
+        """Adds the gradients on own parameters, summed over tokens; `to_m` is back.m, already kept."""
+        for name, gradient in back.parameters.items():
+            kept = to_m if gradient is back.m else _keep_(gradient.clone(), mask)
+            self.gradients.own[name].add_(kept.sum(0))
+
+
+_MASKS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+def _keep_(values: Tensor, mask: Tensor) -> Tensor:
+    """Values where the mask is -1, +0 where it is 0, in place. On bits: 0 * inf would be NaN, and
+    `torch.where` is twenty times slower on a CPU when the mask is irregular."""
+    values.view(mask.dtype).bitwise_and_(mask)
+    return values
+
+
+def _sum(back: Pullback, direct: Pullback, factor: float) -> Pullback:
+    """`back` + factor * `direct`."""
+    names = back.parameters.keys() | direct.parameters.keys()
+    parameters = {
+        name: back.parameters.get(name, torch.zeros_like(back.m))
+        + factor * direct.parameters.get(name, torch.zeros_like(back.m))
+        for name in names
+    }
+    return Pullback(back.m + factor * direct.m, parameters)
+

@@ -1,0 +1,186 @@
+"""One SAE in training: its frozen config, its state, and a step."""
+
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from prolu.nonlinearities import nonlinearity_named
+from prolu.penalties import penalty_named
+from prolu.sae import SAE, SAEConfig, initial_weights
+from prolu.schedule import Schedule
+from prolu.steps import AdamConfig, DenseGradients, Objective, StepStats, adam_update_
+from prolu.weights import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: which SAE, which loss, how long."""
+
+    nonlinearity: str = "prolu_ste"
+    """Activation function: relu, prolu_relu or prolu_ste."""
+    penalty: str = "l1"
+    """Sparsity penalty: l1 or sqrt_l1."""
+    coeff: float = 1.2e-3
+    """Penalty coefficient lambda. The MSE is a mean over d_in, so scale it by about 768 / d_in."""
+    d_sae: int = 12_288
+    """Number of latents."""
+    n_tokens: int = 100_000_000
+    """Training tokens; the rest that does not fill a batch is dropped."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    warmup_fraction: float = 0.02
+    """Share of the steps over which the learning rate rises."""
+    decay_start_fraction: float = 0.8
+    """Share of the steps after which the learning rate falls linearly."""
+    decay_end_fraction: float = 1.0
+    """Share of the steps at which the falling line would reach 0."""
+    lr_floor: float = 0.1
+    """Lowest factor on the learning rate during the decay."""
+    init_seed: int = 0
+    """Seed of the initial weights."""
+    normalisation: str = "per_token"
+    """per_token: activations scaled to norm sqrt(d_in); none: as they are."""
+
+    def __post_init__(self):
+        nonlinearity_named(self.nonlinearity)
+        penalty_named(self.penalty)
+        if not 0 <= self.coeff < float("inf"):
+            raise ValueError(f"coeff {self.coeff}: must be 0 or more, and finite")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr {self.lr}: must be more than 0, and finite")
+        if self.d_sae < 1 or self.n_tokens < 1:
+            name = "d_sae" if self.d_sae < 1 else "n_tokens"
+            raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.warmup_fraction <= self.decay_start_fraction < self.decay_end_fraction:
+            raise ValueError(
+                f"schedule: needs 0 <= warmup_fraction {self.warmup_fraction} <= decay_start_fraction "
+                f"{self.decay_start_fraction} < decay_end_fraction {self.decay_end_fraction}"
+            )
+        if not 0 <= self.lr_floor <= 1:
+            raise ValueError(f"lr_floor {self.lr_floor}: must be between 0 and 1")
+        if self.normalisation not in ("per_token", "none"):
+            raise ValueError(f"normalisation {self.normalisation!r}: choose per_token or none")
+
+    @property
+    def family(self) -> str:
+        """What is compared: nonlinearity and penalty."""
+        return f"{self.nonlinearity} + {self.penalty}"
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run's folder: what varies within a study."""
+        return f"{self.nonlinearity}-{self.penalty}-{self.coeff:.4g}-lr{self.lr:.4g}-d{self.d_sae}-s{self.init_seed}"
+
+    def n_steps(self, batch_size: int) -> int:
+        """Full batches in `n_tokens`.
+
+        Raises:
+            ValueError: not one.
+        """
+        if self.n_tokens < batch_size:
+            raise ValueError(f"n_tokens {self.n_tokens}: fewer than one batch of {batch_size}")
+        return self.n_tokens // batch_size
+
+    def schedule(self, batch_size: int) -> Schedule:
+        """The learning-rate schedule in steps."""
+        n_steps = self.n_steps(batch_size)
+        start = round(self.decay_start_fraction * n_steps)
+        return Schedule(
+            warmup_steps=round(self.warmup_fraction * n_steps),
+            decay_start_step=start,
+            decay_end_step=max(start + 1, round(self.decay_end_fraction * n_steps)),
+            floor=self.lr_floor,
+        )
+
+    def probe_steps(self, batch_size: int) -> tuple[int, int]:
+        """Steps after which held-out L0 and MSE are compared for the convergence rule.
+
+        They begin and end the last fifth of training at full learning rate.
+        """
+        end = min(self.schedule(batch_size).decay_start_step, self.n_steps(batch_size))
+        return round(0.8 * end), end
+
+
+class StepReport(NamedTuple):
+    """What one training step did."""
+
+    stats: StepStats
+    lr: float
+    """Learning rate of the update."""
+
+
+class TrainerState(NamedTuple):
+    """All that a trainer changes: what a checkpoint holds."""
+
+    weights: Weights
+    first: Weights
+    """Adam's first moments."""
+    second: Weights
+    """Adam's second moments."""
+    last_fired: Int[Tensor, " d_sae"]
+    """Number of updates after which each latent was last seen on; 0 if never."""
+    n_updates: int
+
+
+class Trainer:
+    """Trains one SAE, a batch at a time. It never sees a language model."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        d_in: int,
+        batch_size: int,
+        *,
+        gradients: DenseGradients | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ):
+        """Args: `gradients` lets trainers of one shape share buffers; it does not change a bit."""
+        self.config = config
+        self.batch_size = batch_size
+        self.n_steps = config.n_steps(batch_size)
+        self.sae_config = SAEConfig(
+            d_in=d_in, d_sae=config.d_sae, nonlinearity=config.nonlinearity, normalisation=config.normalisation
+        )
+        self._objective = Objective(nonlinearity_named(config.nonlinearity), penalty_named(config.penalty), config.coeff)
+        self._schedule = config.schedule(batch_size)
+        self._adam = AdamConfig()
+        weights = initial_weights(self.sae_config, config.init_seed, dtype).map(lambda t: t.to(device))
+        never = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
+        self.state = TrainerState(weights, weights.zeros_like(), weights.zeros_like(), never, 0)
+        self._gradients = gradients or DenseGradients(weights, batch_size)
+
+    def step(self, acts: Float[Tensor, "batch d_in"]) -> StepReport:
+        """One update on normalised activations."""
+        weights, first, second, last_fired, n_updates = self.state
+        lr = self.config.lr * self._schedule.factor(n_updates)
+        gradients, stats = self._gradients(weights, acts, self._objective)
+        adam_update_(weights, gradients, first, second, n_updates=n_updates, lr=lr, config=self._adam)
+        last_fired[stats.fired > 0] = n_updates + 1
+        self.state = self.state._replace(n_updates=n_updates + 1)
+        return StepReport(stats, lr)
+
+    def summary(self, report: StepReport) -> dict[str, float]:
+        """A line of `metrics.jsonl`: figures of the last step, and latents silent for a tenth of the run."""
+        stats, done = report.stats, self.state.n_updates
+        silent_since = done - max(1, self.n_steps // 10)
+        return {
+            "step": done,
+            "tokens": done * self.batch_size,
+            "mse": float(stats.mse),
+            "penalty": float(stats.penalty),
+            "l0": float(stats.fired.sum()) / self.batch_size,
+            "dead": int((self.state.last_fired <= silent_since).sum()) if silent_since >= 0 else 0,
+            "lr": report.lr,
+        }
+
+    def sae(self) -> SAE:
+        """The SAE as it is now; shares the trainer's memory."""
+        return SAE(self.sae_config, self.state.weights)
+
+    def describe(self) -> dict[str, object]:
+        """The resolved config of this run, for its folder."""
+        return asdict(self.config) | {"d_in": self.sae_config.d_in, "n_steps": self.n_steps}
