@@ -1,1 +1,33 @@
-"""Sparse autoencoders with ProLU."""
+"""Train many sparse autoencoders on one stream of language-model activations, and compare them."""
+
+from importlib.metadata import version
+
+from prolu.data import TokenBlocks, load_blocks
+from prolu.evaluation import HeldOut, evaluate
+from prolu.lm import LanguageModel
+from prolu.nonlinearities import ProLU, prolu
+from prolu.results import Results
+from prolu.sae import SAE, SAEConfig
+from prolu.stream import ActivationStream
+from prolu.sweeps import grid, run_sweep
+from prolu.training import RunConfig, Trainer
+
+__version__ = version("prolu")
+
+__all__ = [
+    "SAE",
+    "ActivationStream",
+    "HeldOut",
+    "LanguageModel",
+    "ProLU",
+    "Results",
+    "RunConfig",
+    "SAEConfig",
+    "TokenBlocks",
+    "Trainer",
+    "evaluate",
+    "grid",
+    "load_blocks",
+    "prolu",
+    "run_sweep",
+]

@@ -38,6 +38,10 @@ class TokenBlocks:
     """Blocks of other documents, for evaluation only."""
     source: str
     """The name or path that the text came from."""
+    text_column: str = "text"
+    """The column of the text."""
+    max_train_tokens: int
+    """Reading stopped when there were so many to train on."""
     n_documents: int
     """Documents read, both sides together."""
 
@@ -61,7 +65,7 @@ def load_blocks(
     tokenizer: Any,
     ctx: int = 128,
     *,
-    n_train_tokens: int = 100_000_000,
+    max_train_tokens: int = 100_000_000,
     text_column: str = "text",
     held_out_fraction: float = HELD_OUT_FRACTION,
 ) -> TokenBlocks:
@@ -75,7 +79,7 @@ def load_blocks(
             file, a folder of such files, or the name of a dataset on the Hugging Face hub.
         tokenizer: a fast transformers tokenizer.
         ctx: tokens per block.
-        n_train_tokens: stop reading when there are so many to train on.
+        max_train_tokens: stop reading when there are so many to train on.
         text_column: the column that holds the text, where there are columns.
         held_out_fraction: share of documents kept for evaluation.
 
@@ -89,7 +93,7 @@ def load_blocks(
     sides: dict[bool, list[np.ndarray]] = {False: [], True: []}
     n_tokens, n_documents = {False: 0, True: 0}, 0
     documents = iter(read_documents(source, text_column))
-    while n_tokens[False] < n_train_tokens and (some := list(islice(documents, 64))):
+    while n_tokens[False] < max_train_tokens and (some := list(islice(documents, 64))):
         encoded = tokenizer([d.text for d in some], add_special_tokens=False, verbose=False)["input_ids"]
         for document, ids in zip(some, encoded, strict=True):
             side = is_held_out(document.key, held_out_fraction)
@@ -103,7 +107,10 @@ def load_blocks(
                 f"data {source!r}: {n_documents} documents give {n_tokens[side]} {name} tokens, "
                 f"fewer than one block of {ctx}; pass more text or a smaller --ctx"
             )
-    return TokenBlocks(train=train, held_out=held_out, source=source, n_documents=n_documents)
+    return TokenBlocks(
+        train=train, held_out=held_out, source=str(Path(source).resolve()) if Path(source).exists() else source,
+        text_column=text_column, max_train_tokens=max_train_tokens, n_documents=n_documents,
+    )  # fmt: skip
 
 
 def bos_token_id(tokenizer: Any) -> int:

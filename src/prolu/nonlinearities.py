@@ -8,7 +8,7 @@ path, [n_pairs] against [n_pairs] where only pairs on the support are kept.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -166,7 +166,7 @@ def activate(
 
 
 def prolu(
-    m: Float[Tensor, "*batch"], b: Float[Tensor, "..."], gradient: Literal["relu", "ste"] = "ste"
+    m: Float[Tensor, "*batch"], b: Float[Tensor, "..."], gradient: str = "ste"
 ) -> Float[Tensor, "*batch"]:
     """ProLU(m, b) = m where m + b > 0 and m > 0, else 0, with a synthetic gradient for training.
 
@@ -178,8 +178,7 @@ def prolu(
     Raises:
         ValueError: another gradient, or shapes that do not broadcast to m's.
     """
-    if gradient not in ("relu", "ste"):
-        raise ValueError(f"gradient {gradient!r}: choose relu or ste")
+    _check_gradient(gradient)
     try:
         fits = torch.broadcast_shapes(m.shape, b.shape) == m.shape
     except RuntimeError:
@@ -189,12 +188,18 @@ def prolu(
     return _Activate.apply(NONLINEARITIES[f"prolu_{gradient}"], ("b_enc",), m, b)  # pyright: ignore[reportReturnType]
 
 
+def _check_gradient(gradient: str) -> None:
+    if gradient not in ("relu", "ste"):
+        raise ValueError(f"gradient {gradient!r}: choose relu or ste")
+
+
 class ProLU(torch.nn.Module):
     """ProLU with a learned bias per latent: `ProLU(d_sae)(m)` for m [..., d_sae]."""
 
-    def __init__(self, d_sae: int, gradient: Literal["relu", "ste"] = "ste", initial_bias: float = 0.0):
+    def __init__(self, d_sae: int, gradient: str = "ste", initial_bias: float = 0.0):
         super().__init__()
-        self.gradient: Literal["relu", "ste"] = gradient
+        _check_gradient(gradient)
+        self.gradient = gradient
         self.bias = torch.nn.Parameter(torch.full((d_sae,), initial_bias))
 
     def forward(self, m: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:

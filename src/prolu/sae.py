@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from prolu.files import write_atomically
 from prolu.nonlinearities import activate, nonlinearity_named
 from prolu.rng import keyed_generator
 from prolu.steps.adam import normalise_rows_
 from prolu.weights import Weights
 
-WEIGHTS_FILE, CONFIG_FILE = "sae.safetensors", "sae.json"
+WEIGHTS_FILE, CONFIG_FILE = "sae.safetensors", "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +120,13 @@ class SAE(torch.nn.Module):
         return x, (norms / math.sqrt(self.config.d_in))[..., None]
 
     def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
-        """Writes `sae.safetensors` and `sae.json`; `provenance` (language model, hook, ...) goes into the latter."""
+        """Writes `sae.safetensors` and `config.json`; `provenance` (model, hook, run) goes into the latter."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}, folder / WEIGHTS_FILE)
-        facts = {"config": asdict(self.config), "provenance": provenance or {}}
-        (folder / CONFIG_FILE).write_text(json.dumps(facts, indent=1) + "\n")
+        tensors = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
+        write_atomically(folder / WEIGHTS_FILE, save(tensors))
+        facts = {"sae": asdict(self.config), "provenance": provenance or {}}
+        write_atomically(folder / CONFIG_FILE, json.dumps(facts, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "SAE":
@@ -160,16 +162,36 @@ def read_config(file: Path) -> SAEConfig:
     Raises:
         ValueError: no such file, or not such a config.
     """
+    facts = _read_facts(file)["sae"]
+    known = {field.name: field.type for field in fields(SAEConfig)}
+    if not isinstance(facts, dict) or facts.keys() != known.keys():
+        raise ValueError(f"{file}: 'sae' needs the fields {', '.join(known)} and no others")
+    for name, value in facts.items():
+        if type(value) is not known[name]:
+            raise ValueError(f"{file}: {name} is {value!r}, needs {getattr(known[name], '__name__', known[name])}")
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))["config"]
-        known = {field.name: field.type for field in fields(SAEConfig)}
-        if unknown := facts.keys() - known.keys():
-            raise ValueError(f"unknown fields {sorted(unknown)}; known: {', '.join(known)}")
-        for name, value in facts.items():
-            if type(value) is not known[name]:
-                raise ValueError(f"{name} is {value!r}, needs {known[name]}")
         return SAEConfig(**facts)
+    except ValueError as problem:
+        raise ValueError(f"{file}: {problem}") from None
+
+
+def read_provenance(folder: str | Path) -> dict[str, Any]:
+    """What `SAE.save` was told of where an SAE comes from.
+
+    Raises:
+        ValueError: no SAE in that folder.
+    """
+    made = _read_facts(Path(folder) / CONFIG_FILE).get("provenance", {})
+    return made if isinstance(made, dict) else {}
+
+
+def _read_facts(file: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
         raise ValueError(f"{file}: no such file; a saved SAE has {CONFIG_FILE} and {WEIGHTS_FILE}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
-        raise ValueError(f"{file}: not an SAE's config ({problem})") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{file}: not JSON") from None
+    if not isinstance(facts, dict) or "sae" not in facts:
+        raise ValueError(f"{file}: not an SAE's config (no 'sae')")
+    return facts

@@ -151,19 +151,19 @@ class Trainer:
         weights = initial_weights(self.sae_config, config.init_seed, dtype).map(lambda t: t.to(device))
         never = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
         self.state = TrainerState(weights, weights.zeros_like(), weights.zeros_like(), never, 0)
-        self._gradients = gradients or DenseGradients(weights, batch_size)
+        self.gradients = gradients or DenseGradients(weights, batch_size)
 
     def step(self, acts: Float[Tensor, "batch d_in"]) -> StepReport:
         """One update on normalised activations."""
         weights, first, second, last_fired, n_updates = self.state
         lr = self.config.lr * self._schedule.factor(n_updates)
-        gradients, stats = self._gradients(weights, acts, self._objective)
+        gradients, stats = self.gradients(weights, acts, self._objective)
         adam_update_(weights, gradients, first, second, n_updates=n_updates, lr=lr, config=self._adam)
         last_fired[stats.fired > 0] = n_updates + 1
         self.state = self.state._replace(n_updates=n_updates + 1)
         return StepReport(stats, lr)
 
-    def summary(self, report: StepReport) -> dict[str, float]:
+    def summary(self, report: StepReport) -> dict[str, float | int]:
         """A line of `metrics.jsonl`: figures of the last step, and latents silent for a tenth of the run."""
         stats, done = report.stats, self.state.n_updates
         silent_since = done - max(1, self.n_steps // 10)

@@ -1,0 +1,121 @@
+"""What a study says: ProLU against ReLU at matched L0, and the paper's four claims, each as a sentence."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from prolu.frontiers import Comparison, Curve, Record, compare, curves, family, pareto_mask
+
+CANNOT = "cannot be said"
+L0_BOUNDARY = 25
+"""Where the paper's best family changes (low to medium confidence there)."""
+
+
+class Claim(NamedTuple):
+    """A statement and what this study makes of it."""
+
+    statement: str
+    verdict: Literal["holds", "does not hold", "cannot be said"]
+    evidence: str
+    """One sentence, with the numbers."""
+
+
+def verdicts(records: Sequence[Record]) -> list[Claim]:
+    """ProLU against ReLU under each penalty, by degradation at matched L0, over converged runs."""
+    by_family = curves(records)
+    return [
+        _better(f"{nonlinearity} + {penalty}", f"relu + {penalty}", by_family)
+        for penalty in ("l1", "sqrt_l1")
+        for nonlinearity in ("prolu_relu", "prolu_ste")
+        if any(family(r) == f"{nonlinearity} + {penalty}" for r in records)
+    ]
+
+
+def paper_claims(records: Sequence[Record]) -> list[Claim]:
+    """The claims of Taggart 2024, checked on converged runs of this study."""
+    return [
+        _best_family("prolu_ste + l1", records, 0, L0_BOUNDARY, f"below L0 {L0_BOUNDARY}"),
+        _best_family("prolu_relu + sqrt_l1", records, L0_BOUNDARY, np.inf, f"above L0 {L0_BOUNDARY}"),
+        _relu_on_l1_mse_frontier(records),
+        _higher_l1(records),
+    ]
+
+
+def _better(challenger: str, baseline: str, by_family: dict[str, Curve]) -> Claim:
+    statement = f"{challenger} loses less than {baseline} at equal L0"
+    found = _compared(challenger, baseline, by_family)
+    if isinstance(found, str):
+        return Claim(statement, CANNOT, found)
+    verdict = "holds" if found.largest < 0 else "does not hold" if found.smallest > 0 else CANNOT
+    mixed = "; the sign changes within the range" if verdict == CANNOT else ""
+    evidence = (
+        f"{challenger} against {baseline}: {found.change:+.0%} degradation at matched L0 "
+        f"(from {found.smallest:+.0%} to {found.largest:+.0%} over L0 {found.low:.3g}-{found.high:.3g}){mixed}."
+    )
+    return Claim(statement, verdict, evidence)
+
+
+def _compared(challenger: str, baseline: str, by_family: dict[str, Curve]) -> Comparison | str:
+    """The comparison, or why there is none."""
+    for name in (challenger, baseline):
+        if name not in by_family:
+            return f"{name} has fewer than two converged runs."
+    return compare(by_family[challenger], by_family[baseline]) or (
+        f"the converged runs of {challenger} and {baseline} share no range of L0."
+    )
+
+
+def _best_family(name: str, records: Sequence[Record], low: float, high: float, where: str) -> Claim:
+    statement = f"{name} loses least {where}"
+    by_family = curves(records)
+    if name not in by_family:
+        return Claim(statement, CANNOT, f"{name} has fewer than two converged runs.")
+    own = by_family.pop(name)
+    rivals = {n: c for n, c in by_family.items() if min(c.x[-1], own.x[-1], high) > max(c.x[0], own.x[0], low)}
+    if not rivals:
+        return Claim(statement, CANNOT, f"no other family has converged runs at the same L0 {where}.")
+    worst: tuple[float, str, float] | None = None
+    for rival, c in rivals.items():
+        grid = np.geomspace(max(c.x[0], own.x[0], low), min(c.x[-1], own.x[-1], high), 33)
+        excess = own.at(grid) / c.at(grid) - 1
+        i = int(excess.argmax())
+        if worst is None or excess[i] > worst[0]:
+            worst = float(excess[i]), rival, float(grid[i])
+    assert worst is not None
+    excess, rival, l0 = worst
+    if excess <= 0:
+        evidence = f"at matched L0 it loses less than each of {', '.join(rivals)}; the closest is {rival} ({excess:+.0%} at L0 {l0:.3g})."
+        return Claim(statement, "holds", evidence)
+    figures = f"{own.at(l0):.3f} nats against {by_family[rival].at(l0):.3f}"
+    return Claim(statement, "does not hold", f"at L0 {l0:.3g} {rival} loses less ({figures}).")
+
+
+def _relu_on_l1_mse_frontier(records: Sequence[Record]) -> Claim:
+    statement = "relu + l1 is on the frontier of MSE against L1 everywhere"
+    rows = [r for r in records if r["converged"]]
+    on = pareto_mask([r["l1"] for r in rows], [r["mse"] for r in rows])
+    relu = [mask for mask, r in zip(on, rows, strict=True) if family(r) == "relu + l1"]
+    if len(relu) < 2 or len(relu) == len(rows):
+        return Claim(statement, CANNOT, "fewer than two converged runs of relu + l1, or of nothing else.")
+    others = sorted({family(r) for mask, r in zip(on, rows, strict=True) if mask and family(r) != "relu + l1"})
+    beside = f"; also on it: {', '.join(others)}" if others else "; nothing else is"
+    verdict = "holds" if all(relu) else "does not hold"
+    return Claim(statement, verdict, f"{sum(relu)} of its {len(relu)} converged runs are on the frontier{beside}.")
+
+
+def _higher_l1(records: Sequence[Record]) -> Claim:
+    statement = "ProLU SAEs have a higher L1 than ReLU SAEs at equal L0"
+    by_family = curves(records, "l0", "l1")
+    found: dict[str, float] = {}
+    for name in by_family:
+        nonlinearity, penalty = name.split(" + ")
+        if nonlinearity.startswith("prolu"):
+            comparison = _compared(name, f"relu + {penalty}", by_family)
+            if not isinstance(comparison, str):
+                found[name] = comparison.change
+    if not found:
+        return Claim(statement, CANNOT, "no ProLU family shares a range of L0 with ReLU among converged runs.")
+    changes = ", ".join(f"{name} {change:+.0%}" for name, change in found.items())
+    verdict = "holds" if min(found.values()) > 0 else "does not hold" if max(found.values()) <= 0 else CANNOT
+    return Claim(statement, verdict, f"L1 at matched L0 against ReLU under the same penalty: {changes}.")

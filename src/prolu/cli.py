@@ -1,0 +1,218 @@
+"""Commands: they read the request, call the library, print. No logic."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, subcommand
+
+from prolu.recipes import RECIPES, recipe_named
+from prolu.training import RunConfig
+
+DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which activations."""
+
+    lm: str = "builtin"
+    """Language model: a Hugging Face folder or hub name; `builtin` ships with the package."""
+    hook: str = "blocks.2.hook_resid_pre"
+    """blocks.L.hook_resid_pre, _resid_post, _attn_out or _mlp_out; or a module's path and .input or .output."""
+    data: str = "builtin"
+    """Text: a .txt, .jsonl, .parquet or .arrow file, a folder of them, a hub dataset, or `builtin`
+    (the Python standard library's own source)."""
+    text_column: str = "text"
+    """Column that holds the text, where there are columns."""
+    ctx: int = 128
+    """Tokens per block."""
+    stream_seed: int = 0
+    """Seed of the order of activations."""
+    window_tokens: int = 262_144
+    """Tokens that are shuffled together; their activations are held in memory."""
+    eval_tokens: int = 32_768
+    """Held-out tokens to score on."""
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """CPU threads; part of what decides the last bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """The whole pipeline on the built-in language model: minutes, offline, nothing downloaded."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the study."""
+
+    def prepare(self) -> Callable[[], None]:
+        return Sweep(recipe="demo", out=self.out).prepare()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train one SAE."""
+
+    run: OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    batch_size: int = 4096
+    """Tokens per training step."""
+    out: Path
+    """Folder of the study."""
+
+    def prepare(self) -> Callable[[], None]:
+        return _prepare_sweep(lambda d_in: ([self.run], self.batch_size), self.source, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Train a named study, all its SAEs on one stream of activations. Run again: keeps what has finished."""
+
+    recipe: Positional[str]
+    """Name of the study."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    out: Path
+    """Folder of the study."""
+
+    def prepare(self) -> Callable[[], None]:
+        return _prepare_sweep(recipe_named(self.recipe), self.source, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Score a saved SAE on held-out text, on what it was trained for or on other text."""
+
+    run: Positional[Path]
+    """Folder of a run: config.json and sae.safetensors."""
+    lm: str = ""
+    """Language model, if it lies elsewhere now."""
+    data: str = ""
+    """Other text to score on."""
+    text_column: str = ""
+    """Its column of text, if not the one trained on."""
+    eval_tokens: int = 32_768
+    """Held-out tokens to score on."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+    def prepare(self) -> Callable[[], None]:
+        return _prepare_eval(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Draw a study's figures and page, and print its table and verdicts."""
+
+    study: Positional[Path]
+    """Folder of a study."""
+
+    def prepare(self) -> Callable[[], None]:
+        from prolu.results import Results
+
+        Results.load(self.study)
+        return lambda: _report(self.study)
+
+
+Command = (
+    Annotated[Demo, subcommand("demo")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Sweep, subcommand("sweep", description=f"{Sweep.__doc__} Studies: {', '.join(RECIPES)}.")]
+    | Annotated[Eval, subcommand("eval")]
+    | Annotated[Report, subcommand("report")]
+)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0 done, 1 failed while running, 2 wrong request, 130 interrupted."""
+    command = tyro.cli(Command, prog="prolu", args=args, description="Sparse autoencoders with ProLU, compared.")
+    try:
+        job = command.prepare()
+    except ValueError as problem:
+        print(f"prolu: {problem}", file=sys.stderr)
+        return WRONG_REQUEST
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    try:
+        job()
+    except KeyboardInterrupt:
+        print("prolu: interrupted; finished runs are kept, the same command trains the rest", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        print("prolu: failed while running; finished runs are kept", file=sys.stderr)
+        return FAILED
+    return DONE
+
+
+def _prepare_sweep(
+    recipe: Callable[[int], tuple[list[RunConfig], int]], source: Source, out: Path
+) -> Callable[[], None]:
+    import torch
+
+    from prolu.data import load_blocks
+    from prolu.lm import LanguageModel
+    from prolu.stream import ActivationStream
+    from prolu.sweeps import prepare_folder, run_sweep
+
+    if source.threads < 1:
+        raise ValueError(f"threads {source.threads}: must be at least 1")
+    torch.set_num_threads(source.threads)
+    n_tokens = max(run.n_tokens for run in recipe(1)[0])
+    lm = LanguageModel(source.lm, source.hook)
+    blocks = load_blocks(
+        source.data, lm.tokenizer, source.ctx, max_train_tokens=n_tokens, text_column=source.text_column
+    )
+    runs, batch_size = recipe(lm.d_in)
+    stream = ActivationStream(lm, blocks, batch_size, source.stream_seed, source.window_tokens)
+    prepare_folder(out, runs, stream, source.eval_tokens)
+
+    def job() -> None:
+        run_sweep(runs, stream, out, eval_tokens=source.eval_tokens)
+        _report(out)
+
+    return job
+
+
+def _prepare_eval(request: Eval) -> Callable[[], None]:
+    from prolu.data import load_blocks
+    from prolu.evaluation import HeldOut, evaluate
+    from prolu.lm import LanguageModel
+    from prolu.sae import SAE, read_provenance
+
+    sae, made = SAE.load(request.run), read_provenance(request.run)
+    if missing := {"lm", "hook", "data", "ctx", "text_column", "max_train_tokens"} - made.keys():
+        raise ValueError(f"{request.run}: its config does not say {', '.join(sorted(missing))}")
+    lm = LanguageModel(request.lm or made["lm"], made["hook"])
+    if lm.d_in != sae.config.d_in:
+        raise ValueError(f"{request.run}: takes activations of width {sae.config.d_in}, {lm.name} gives {lm.d_in}")
+    blocks = load_blocks(
+        request.data or made["data"],
+        lm.tokenizer,
+        made["ctx"],
+        max_train_tokens=made["max_train_tokens"],
+        text_column=request.text_column or made["text_column"],
+    )
+
+    def job() -> None:
+        figures = evaluate(sae, HeldOut(lm, blocks, request.eval_tokens))
+        print(json.dumps(figures) if request.json else "\n".join(f"{k:24} {v:.6g}" for k, v in figures.items()))
+
+    return job
+
+
+def _report(folder: Path) -> None:
+    from prolu.report import print_summary, write_report
+    from prolu.results import Results
+
+    page = write_report(folder)
+    print_summary(Results.load(folder))
+    print(f"report: {page}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Figures for papers: families of runs in a plane, and training curves (matplotlib)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from prolu.frontiers import Record, family, pareto_mask
+
+COLOURS = {"relu": "#444444", "prolu_relu": "#0072B2", "prolu_ste": "#D55E00"}
+"""By nonlinearity, told apart by every kind of colour vision (Okabe and Ito)."""
+OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+
+MARKERS = {"l1": "o", "sqrt_l1": "s"}
+DASHES = {"l1": "-", "sqrt_l1": "--"}
+
+LABELS = {
+    "l0": "L0: latents on per token",
+    "l1": "L1: sum of latents per token",
+    "sqrt_l1": "sqrt-L1: sum of square roots of latents per token",
+    "mse": "MSE per dimension, normalised space",
+    "degradation": "information lost, nats per token",
+    "fvu": "fraction of variance unexplained",
+}
+"""Axis titles, with units."""
+
+PLANES = [("l0", "degradation"), ("l1", "mse"), ("l0", "l1"), ("l0", "mse"), ("sqrt_l1", "mse")]
+"""The paper's four figures, and the one its author regrets lacking."""
+
+TITLES = {
+    ("l0", "degradation"): "Information lost against sparsity",
+    ("l1", "mse"): "Reconstruction error against L1: what the L1 loss optimises",
+    ("l0", "l1"): "L1 against L0: less suppression lies higher",
+    ("l0", "mse"): "Reconstruction error against sparsity",
+    ("sqrt_l1", "mse"): "Reconstruction error against sqrt-L1: what the Sqrt(L1) loss optimises",
+}
+BETTER = {"degradation", "mse", "l0", "l1", "sqrt_l1", "fvu"}
+"""Lower is better."""
+
+FRONTIER_PLANES = {plane for plane in PLANES if plane != ("l0", "l1")}
+"""Planes in which lower is better on both axes, so that a Pareto frontier means something."""
+
+
+def colour(nonlinearity: str) -> str:
+    """The colour of a nonlinearity."""
+    return COLOURS.get(nonlinearity) or OTHER_COLOURS[sum(map(ord, nonlinearity)) % len(OTHER_COLOURS)]
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Writes by the file's ending (svg, png, pdf) and closes the figure."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, bbox_inches="tight", dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def draw_frontier(records: Sequence[Record], x: str, y: str) -> Figure:
+    """Runs by family in one plane: filled where converged, hollow where not, ringed where Pareto-best."""
+    figure, axes = plt.subplots(figsize=(7.2, 5.0))
+    converged = [r for r in records if r["converged"]]
+    for name in dict.fromkeys(family(r) for r in records):
+        rows = sorted((r for r in records if family(r) == name), key=lambda r: r[x])
+        _draw_family(axes, name, rows, x, y)
+    if (x, y) in FRONTIER_PLANES:
+        mask = pareto_mask([r[x] for r in converged], [r[y] for r in converged])
+        best = [r for r, on in zip(converged, mask, strict=True) if on]
+        axes.scatter(
+            [r[x] for r in best], [r[y] for r in best], s=150, facecolors="none", edgecolors="#000000",
+            linewidths=1.1, zorder=4, label="Pareto-best",
+        )  # fmt: skip
+    if len(converged) < len(records):
+        axes.scatter([], [], s=40, facecolors="none", edgecolors="#777777", label="not converged")
+    axes.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y), title=TITLES.get((x, y), f"{y} against {x}"))
+    if x == "l0":
+        axes.set_xscale("log")
+        _plain_log_ticks(axes)
+    axes.grid(True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_family(axes: Axes, name: str, rows: Sequence[Record], x: str, y: str) -> None:
+    nonlinearity, penalty = name.split(" + ")
+    ink, marker = colour(nonlinearity), MARKERS.get(penalty, "D")
+    done = [r for r in rows if r["converged"]]
+    axes.plot([r[x] for r in done], [r[y] for r in done], DASHES.get(penalty, ":"), color=ink, linewidth=1.3, alpha=0.8)
+    for hollow in (False, True):
+        part = [r for r in rows if r["converged"] is not hollow]
+        label = name if hollow is (not done) else None
+        face = "none" if hollow else ink
+        axes.scatter(
+            [r[x] for r in part], [r[y] for r in part], s=42, marker=marker, facecolors=face, edgecolors=ink,
+            linewidths=1.3, label=label, zorder=3,
+        )  # fmt: skip
+
+
+def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], records: Sequence[Record]) -> Figure:
+    """L0, MSE and latents that have gone silent, over training tokens, one line a run."""
+    figure, all_axes = plt.subplots(1, 3, figsize=(13, 3.8))
+    panels = (("l0", "L0 of the batch"), ("mse", "MSE of the batch"), ("dead", "latents silent for a tenth of the run"))
+    for axes, (name, title) in zip(all_axes, panels, strict=True):
+        for record in records:
+            rows = curves.get(record["run_id"], [])
+            style = DASHES.get(record["penalty"], ":")
+            tokens, values = [r["tokens"] for r in rows], [r[name] for r in rows]
+            axes.plot(tokens, values, style, color=colour(record["nonlinearity"]), linewidth=0.9, alpha=0.7)
+        axes.set(xlabel="training tokens", title=title)
+        if name != "dead":
+            axes.set_yscale("log")
+        axes.grid(True, color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    seen = dict.fromkeys((r["nonlinearity"], r["penalty"]) for r in records)
+    handles = [plt.Line2D([], [], color=colour(n), linestyle=DASHES.get(p, ":"), label=f"{n} + {p}") for n, p in seen]
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, bbox_to_anchor=(0.5, -0.09))
+    return figure
+
+
+def _plain_log_ticks(axes: Axes) -> None:
+    ticks = [1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000]
+    low, high = axes.get_xlim()
+    axes.set_xticks([t for t in ticks if low <= t <= high], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter("{x:g}")

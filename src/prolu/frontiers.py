@@ -1,0 +1,82 @@
+"""Comparing families of SAEs: Pareto frontiers, matched sparsity, the convergence rule."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Record = Mapping[str, Any]
+"""One finished run: a line of results.jsonl."""
+
+CONVERGENCE_TOLERANCE = 0.05
+"""Largest relative change of held-out L0 and MSE over the last fifth of training at full learning rate."""
+
+
+def family(record: Record) -> str:
+    """What is compared: nonlinearity and penalty."""
+    return f"{record['nonlinearity']} + {record['penalty']}"
+
+
+def is_converged(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    """Whether held-out L0 and MSE moved less than 5% between the two probes."""
+    return all(
+        abs(after[name] - before[name]) < CONVERGENCE_TOLERANCE * max(abs(before[name]), 1e-12)
+        for name in ("l0", "mse")
+    )
+
+
+def pareto_mask(x: Sequence[float], y: Sequence[float]) -> list[bool]:
+    """Points that no other point beats: none is as low in both and lower in one."""
+    points = list(zip(x, y, strict=True))
+    return [not any(a <= p and b <= q and (a, b) != (p, q) for a, b in points) for p, q in points]
+
+
+class Curve(NamedTuple):
+    """A family's points in order of x; between them, y is read linearly in log x."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def at(self, x: float | np.ndarray) -> np.ndarray:
+        """The y at x within the range."""
+        return np.interp(np.log(x), np.log(self.x), self.y)
+
+
+def curve(records: Sequence[Record], x: str = "l0", y: str = "degradation") -> Curve:
+    """The curve through some runs; runs with x of 0 have no logarithm and are left out."""
+    points = sorted((r[x], r[y]) for r in records if r[x] > 0 and math.isfinite(r[y]))
+    return Curve(np.array([p for p, _ in points]), np.array([q for _, q in points]))
+
+
+def curves(records: Sequence[Record], x: str = "l0", y: str = "degradation") -> dict[str, Curve]:
+    """Curves of the converged runs, by family; families with fewer than two are left out."""
+    by_family: dict[str, list[Record]] = {}
+    for record in records:
+        if record["converged"]:
+            by_family.setdefault(family(record), []).append(record)
+    found = {name: curve(rows, x, y) for name, rows in by_family.items()}
+    return {name: c for name, c in found.items() if len(c.x) >= 2}
+
+
+class Comparison(NamedTuple):
+    """How a challenger's y compares with a baseline's at equal x, over the range that both reach."""
+
+    low: float
+    high: float
+    """Range of x."""
+    change: float
+    """Mean over the range (in log x) of challenger / baseline - 1."""
+    smallest: float
+    largest: float
+    """Extremes of that over the range."""
+
+
+def compare(challenger: Curve, baseline: Curve, n_points: int = 33) -> Comparison | None:
+    """Relative difference at matched x; None where the ranges do not overlap."""
+    low, high = max(challenger.x[0], baseline.x[0]), min(challenger.x[-1], baseline.x[-1])
+    if low >= high:
+        return None
+    grid = np.geomspace(low, high, n_points)
+    change = challenger.at(grid) / baseline.at(grid) - 1
+    return Comparison(low, high, change.mean(), change.min(), change.max())

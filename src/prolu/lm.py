@@ -1,0 +1,288 @@
+"""A Hugging Face causal language model with one named hook: read activations there, splice others in."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from prolu import builtin
+from prolu.data import bos_token_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Where the parts of a block lie in one family of models, and how it normalises."""
+
+    blocks: str
+    """Module path of the list of blocks."""
+    attn_out: str
+    """Path, within a block, of the module whose output joins the residual stream after attention."""
+    mlp_out: str
+    """The same for the MLP."""
+    layer_norm: bool = False
+    """LayerNorm models read the residual stream less its mean; RMSNorm models do not."""
+
+
+_LLAMA = Family(blocks="model.layers", attn_out="self_attn", mlp_out="mlp")
+_GEMMA2 = Family(
+    blocks="model.layers", attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm"
+)
+FAMILIES = {
+    "gpt2": Family(blocks="transformer.h", attn_out="attn", mlp_out="mlp", layer_norm=True),
+    "gpt_neox": Family(blocks="gpt_neox.layers", attn_out="attention", mlp_out="mlp", layer_norm=True),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA2,
+}
+"""By `model_type` of the Hugging Face config."""
+
+SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+"""`blocks.L.hook_SITE`, named as TransformerLens names them."""
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A place in the forward pass: what a module takes or gives."""
+
+    path: str
+    side: Literal["input", "output"]
+
+
+class _Stop(Exception):
+    """Ends a forward pass at the hook: nothing above it is computed."""
+
+
+class LanguageModel:
+    """A frozen causal language model, read and spliced at one hook.
+
+    Activations of LayerNorm models (GPT-2, GPT-NeoX) have their mean over d_model removed, per token: every
+    reader of the residual stream removes it too, so nothing is lost, and it is what TransformerLens's
+    default processing gives.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | Path,
+        hook: str,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch_tokens: int = 8192,
+    ):
+        """Loads weights (safetensors only) and tokenizer from a folder or from the hub.
+
+        Args:
+            name_or_path: folder in the hub's layout, name on the hub, or `builtin`.
+            hook: `blocks.L.hook_resid_pre`, `_resid_post`, `_attn_out` or `_mlp_out`; or any module's
+                path followed by `.input` or `.output`, as in `model.layers.3.mlp.output`.
+            device: where the model runs.
+            dtype: of the model's arithmetic; activations come out in float32.
+            batch_tokens: tokens per forward pass.
+
+        Raises:
+            ValueError: no such model, or no such hook in it.
+        """
+        path = Path(name_or_path).expanduser()
+        self.name = str(path.resolve()) if path.is_dir() and name_or_path != "builtin" else str(name_or_path)
+        self.hook, self.batch_tokens, self.device = hook, batch_tokens, torch.device(device)
+        folder = str(builtin.MODEL_DIR) if self.name == "builtin" else self.name
+        self._model, self.tokenizer = _load(folder, self.device, dtype)
+        family = FAMILIES.get(self._model.config.model_type)
+        self.centred = bool(family and family.layer_norm)
+        self._site, self._skipped, self._restart = _locate(self._model, family, hook)
+        self.bos = bos_token_id(self.tokenizer)
+        self.d_in = self._read(torch.tensor([[self.bos]])).shape[-1]
+
+    @property
+    def max_ctx(self) -> int:
+        """Longest block the model takes."""
+        return getattr(self._model.config, "max_position_embeddings", 2**31)
+
+    def digest(self) -> str:
+        """What names the weights: the hub's commit, or SHA-256 over all parameters."""
+        if commit := getattr(self._model.config, "_commit_hash", None):
+            return commit
+        total = hashlib.sha256()
+        for _, parameter in sorted(self._model.named_parameters()):
+            total.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return total.hexdigest()
+
+    def activations(self, tokens: str | np.ndarray | Int[Tensor, "n ctx"]) -> Float[Tensor, "*n ctx d_in"]:
+        """Activations at the hook, float32; the pass stops there.
+
+        Args:
+            tokens: token ids [n, ctx], or a text (BOS is put before it; the result is [ctx, d_in]).
+        """
+        if isinstance(tokens, str):
+            ids = self.tokenizer(tokens, add_special_tokens=False)["input_ids"]
+            return self.activations(torch.tensor([[self.bos, *ids]]))[0]
+        return torch.cat([self._centre(self._read(part)) for part in self._batches(tokens)])
+
+    def restart_points(self, tokens: np.ndarray | Int[Tensor, "n ctx"]) -> Tensor | None:
+        """What lets `cross_entropy` skip the blocks below the hook, where the splice itself does not: the
+        input of the hook's block [n, ctx, d_model]; None if it is not needed."""
+        if self._restart is None:
+            return None
+        return torch.cat([self._read(part, self._restart) for part in self._batches(tokens)])
+
+    def cross_entropy(
+        self,
+        tokens: np.ndarray | Int[Tensor, "n ctx"],
+        splice: Float[Tensor, "n ctx d_in"] | None = None,
+        restart_points: Tensor | None = None,
+    ) -> Float[Tensor, "n ctx_minus_1"]:
+        """Next-token cross-entropy in nats of every token after the first.
+
+        Args:
+            splice: put in place of the activations at the hook; only what lies above runs then.
+            restart_points: from the method of that name, of the same tokens.
+        """
+        losses, start = [], 0
+        for part in self._batches(tokens):
+            rows = slice(start, start + len(part))
+            start += len(part)
+            with torch.no_grad(), ExitStack() as hooks:
+                if splice is not None:
+                    if self._restart is None or restart_points is not None:
+                        hooks.enter_context(_passed_through(self._skipped))
+                    if self._restart is not None and restart_points is not None:
+                        hooks.enter_context(self._replaced(self._restart, restart_points[rows]))
+                    hooks.enter_context(self._replaced(self._site, splice[rows]))
+                logits = self._model(input_ids=part, use_cache=False).logits[:, :-1].float()
+            losses.append(torch.nn.functional.cross_entropy(logits.mT, part[:, 1:], reduction="none"))
+        return torch.cat(losses)
+
+    def _batches(self, tokens: np.ndarray | Tensor) -> Iterator[Tensor]:
+        if isinstance(tokens, np.ndarray):
+            tokens = torch.from_numpy(tokens.astype(np.int64))
+        if tokens.shape[1] > self.max_ctx:
+            raise ValueError(f"ctx {tokens.shape[1]}: {self.name} takes at most {self.max_ctx} tokens")
+        rows = max(1, self.batch_tokens // tokens.shape[1])
+        return (part.to(self.device) for part in tokens.split(rows))
+
+    def _centre(self, acts: Tensor) -> Tensor:
+        return acts - acts.mean(-1, keepdim=True) if self.centred else acts
+
+    @torch.no_grad()
+    def _read(self, tokens: Tensor, site: _Site | None = None) -> Tensor:
+        seen: list[Tensor] = []
+
+        def stop(value: Tensor) -> Tensor:
+            seen.append(value)
+            raise _Stop
+
+        with self._hooked(site or self._site, stop):
+            try:
+                self._model.base_model(input_ids=tokens.to(self.device), use_cache=False)
+            except _Stop:
+                return seen[0].float()
+        raise ValueError(f"hook {self.hook!r}: the model's forward pass never reaches it")
+
+    def _replaced(self, site: _Site, by: Tensor) -> Any:
+        return self._hooked(site, lambda value: by.to(value))
+
+    @contextmanager
+    def _hooked(self, site: _Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """For a while, what passes the site goes through `change`."""
+        module = self._model.get_submodule(site.path)
+
+        def on_input(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            if args:
+                return (change(args[0]), *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
+
+        def on_output(_: Any, args: tuple, output: Any) -> Any:
+            return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+        if site.side == "input":
+            handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(on_output)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@contextmanager
+def _passed_through(blocks: list[torch.nn.Module]) -> Iterator[None]:
+    """For a while, these blocks hand on their input."""
+    for block in blocks:
+        block.forward = lambda hidden_states, *args, **kwargs: hidden_states
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _locate(
+    model: torch.nn.Module, family: Family | None, hook: str
+) -> tuple[_Site, list[torch.nn.Module], _Site | None]:
+    """The hook's site, the blocks that need not run once it is spliced, and where to restart if not there."""
+    named = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", hook)
+    if named is None:
+        return _by_module_path(model, hook), [], None
+    if family is None:
+        raise ValueError(
+            f"hook {hook!r}: the family {model.config.model_type!r} is not one of {', '.join(FAMILIES)}; "
+            "name a module and its side instead, as in 'model.layers.3.output'"
+        )
+    layer, site = int(named[1]), named[2]
+    blocks = model.get_submodule(family.blocks)
+    if site not in SITES:
+        raise ValueError(f"hook {hook!r}: the site is one of {', '.join('hook_' + s for s in SITES)}")
+    if layer >= len(blocks):
+        raise ValueError(f"hook {hook!r}: this model has blocks 0-{len(blocks) - 1}")
+    path = f"{family.blocks}.{layer}"
+    entrance = _Site(path, "input")
+    if site == "resid_pre":
+        return entrance, list(blocks)[:layer], None
+    if site == "resid_post":
+        return _Site(path, "output"), list(blocks)[: layer + 1], None
+    return _Site(f"{path}.{getattr(family, site)}", "output"), list(blocks)[:layer], entrance
+
+
+def _by_module_path(model: torch.nn.Module, hook: str) -> _Site:
+    path, _, side = hook.rpartition(".")
+    if side in ("input", "output"):
+        try:
+            model.get_submodule(path)
+        except AttributeError:
+            raise ValueError(f"hook {hook!r}: the model has no module {path!r}") from None
+        return _Site(path, side)
+    raise ValueError(
+        f"hook {hook!r}: write blocks.L.hook_SITE with SITE one of {', '.join(SITES)}, "
+        "or a module's path followed by .input or .output"
+    )
+
+
+def _load(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    is_path = Path(name).is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not (Path(name) / "config.json").is_file():
+        raise ValueError(f"lm {name!r}: no such folder with a config.json")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    except Exception as problem:  # the libraries raise many kinds; each means: cannot be loaded
+        reason = str(problem).strip().split("\n")[0]
+        raise ValueError(f"lm {name!r}: cannot be loaded ({reason})") from None
+    if not tokenizer.is_fast:
+        raise ValueError(f"lm {name!r}: its tokenizer has no fast version, which is needed to read text at speed")
+    return model.to(device).eval().requires_grad_(False), tokenizer

@@ -1,0 +1,145 @@
+"""One self-contained HTML page: verdicts, interactive figures, training curves, table, config."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from prolu.claims import Claim, paper_claims, verdicts
+from prolu.figures import DASHES, FRONTIER_PLANES, LABELS, PLANES, TITLES, colour
+from prolu.frontiers import Record, family, pareto_mask
+from prolu.results import Results
+
+SYMBOLS = {"l1": "circle", "sqrt_l1": "square"}
+PLOTLY_DASHES = {"-": "solid", "--": "dash", ":": "dot"}
+COLUMNS = ["run_id", "l0", "degradation", "recovered", "mse", "fvu", "l1", "sqrt_l1", "dead_fraction", "converged"]
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 1180px; margin: 2rem auto; padding: 0 1.2rem }
+h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+.facts, .note { color: #555 } .claims { border-collapse: collapse } .claims td { padding: .25rem .9rem .25rem 0; vertical-align: top }
+.verdict { white-space: nowrap; font-weight: 600 } .holds { color: #00634a } .not { color: #a33c00 } .open { color: #555 }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 1rem }
+.scroll { overflow-x: auto } table.runs { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums }
+.runs th, .runs td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #e4e4e4 } .runs td:first-child, .runs th:first-child { text-align: left }
+.hollow td { color: #777 } pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: .8rem }
+@media (max-width: 560px) { .pair { grid-template-columns: 1fr } }
+"""
+
+
+def render_page(results: Results, study: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The whole page as text; opens offline, from the disk."""
+    records, stream = results.records, study["stream"]
+    n_converged = sum(r["converged"] for r in records)
+    name = html.escape(results.folder.resolve().name)
+    planes = [_figure_html(_plane(records, x, y), first=i == 0) for i, (x, y) in enumerate(PLANES)]
+    facts = (
+        f"{len(records)} of {len(study['runs'])} SAEs finished, {n_converged} converged; {stream['lm']} at "
+        f"{stream['hook']}, {records[0]['n_tokens']:,} training tokens of {stream['data']}, scored on "
+        f"{records[0]['eval_tokens']:,} held-out tokens."
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}: SAE frontiers</title><style>{STYLE}</style>
+<script>{get_plotlyjs()}</script></head><body>
+<h1>{name}: SAE frontiers</h1><p class="facts">{html.escape(facts)}</p>
+<h2>ProLU against ReLU, at equal L0</h2>{_claims_html(verdicts(records))}
+<h2>The paper's claims (Taggart 2024), on this study</h2>{_claims_html(paper_claims(records))}
+<p class="note">Only converged runs count: held-out L0 and MSE moved less than 5% over the last fifth of training
+at full learning rate. The others are drawn hollow. One seed a point, so small differences are not findings.</p>
+<h2>Frontiers</h2>{planes[0]}<div class="pair">{"".join(planes[1:])}</div>
+<h2>Training</h2><div class="pair">{"".join(_figure_html(_curves(records, curves, n)) for n in ("l0", "mse"))}</div>
+<h2>Runs</h2><div class="scroll">{_table(records)}</div>
+<h2>Config</h2><details><summary>Everything that decides these numbers</summary>
+<pre>{html.escape(json.dumps(study, indent=1))}</pre></details>
+</body></html>
+"""
+
+
+def _figure_html(figure: go.Figure, first: bool = False) -> str:
+    height = 560 if first else 420
+    figure.update_layout(
+        template="simple_white", height=height, margin={"l": 70, "r": 20, "t": 50, "b": 60},
+        legend={"groupclick": "toggleitem"} if first else {}, showlegend=first or None,
+    )  # fmt: skip
+    figure.update_xaxes(showgrid=True, gridcolor="#e4e4e4")
+    figure.update_yaxes(showgrid=True, gridcolor="#e4e4e4")
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+
+
+def _plane(records: Sequence[Record], x: str, y: str) -> go.Figure:
+    figure = go.Figure()
+    converged = [r for r in records if r["converged"]]
+    if (x, y) in FRONTIER_PLANES:
+        mask = pareto_mask([r[x] for r in converged], [r[y] for r in converged])
+        best = [r for r, on in zip(converged, mask, strict=True) if on]
+        ring = {"size": 19, "symbol": "circle-open", "color": "#000000", "line": {"width": 1.2}}
+        figure.add_scatter(
+            x=[r[x] for r in best], y=[r[y] for r in best], mode="markers", marker=ring, name="Pareto-best", hoverinfo="skip"
+        )  # fmt: skip
+    for name in dict.fromkeys(family(r) for r in records):
+        rows = sorted((r for r in records if family(r) == name), key=lambda r: r[x])
+        nonlinearity, penalty = name.split(" + ")
+        symbols = [SYMBOLS.get(penalty, "diamond") + ("" if r["converged"] else "-open") for r in rows]
+        figure.add_scatter(
+            x=[r[x] for r in rows], y=[r[y] for r in rows], mode="lines+markers", name=name,
+            line={"color": colour(nonlinearity), "dash": PLOTLY_DASHES[DASHES.get(penalty, ":")], "width": 1.3},
+            marker={"size": 9, "symbol": symbols}, text=[_hover(r) for r in rows], hovertemplate="%{text}<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(title=TITLES.get((x, y), f"{y} against {x}"))
+    figure.update_xaxes(title=LABELS.get(x, x), type="log" if x == "l0" else "linear")
+    if x == "l0":
+        figure.update_xaxes(tickvals=[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000])
+    figure.update_yaxes(title=LABELS.get(y, y), rangemode="tozero")
+    return figure
+
+
+def _hover(r: Record) -> str:
+    state = "" if r["converged"] else "<br>not converged"
+    return (
+        f"<b>{family(r)}</b><br>coeff {r['coeff']:.4g}, seed {r['init_seed']}<br>L0 {r['l0']:.2f}, L1 {r['l1']:.2f}<br>"
+        f"degradation {r['degradation']:.4f} nats, MSE {r['mse']:.4f}{state}"
+    )
+
+
+def _curves(records: Sequence[Record], curves: Mapping[str, Sequence[Mapping[str, Any]]], what: str) -> go.Figure:
+    figure = go.Figure()
+    for r in records:
+        rows = curves.get(r["run_id"], [])
+        figure.add_scatter(
+            x=[row["tokens"] for row in rows], y=[row[what] for row in rows], mode="lines", showlegend=False,
+            name=r["run_id"], text=r["run_id"], hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
+            line={"color": colour(r["nonlinearity"]), "dash": PLOTLY_DASHES[DASHES.get(r["penalty"], ":")], "width": 1.1},
+        )  # fmt: skip
+    title = "L0 of the training batch" if what == "l0" else "MSE of the training batch"
+    figure.update_layout(title=title)
+    figure.update_xaxes(title="training tokens")
+    figure.update_yaxes(title=LABELS[what], type="log")
+    return figure
+
+
+def _claims_html(claims: Sequence[Claim]) -> str:
+    kinds = {"holds": "holds", "does not hold": "not", "cannot be said": "open"}
+    rows = "".join(
+        f'<tr><td>{html.escape(c.statement)}</td><td class="verdict {kinds[c.verdict]}">{c.verdict}</td>'
+        f"<td>{html.escape(c.evidence)}</td></tr>"
+        for c in claims
+    )
+    return f'<table class="claims">{rows}</table>'
+
+
+def _table(records: Sequence[Record]) -> str:
+    def cell(value: Any) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
+
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    rows = "".join(
+        f"<tr{'' if r['converged'] else ' class=hollow'}>{''.join(f'<td>{cell(r[name])}</td>' for name in COLUMNS)}</tr>"
+        for r in sorted(records, key=lambda r: (family(r), r["l0"]))
+    )
+    return f'<table class="runs"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
