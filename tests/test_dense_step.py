@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from synthetic import sparse_activations
 
 from prolu.nonlinearities import NONLINEARITIES, Nonlinearity, Pullback, prolu
-from prolu.penalties import PENALTIES, L1, Penalty
+from prolu.penalties import L1, PENALTIES, Penalty
 from prolu.sae import SAEConfig, initial_weights
 from prolu.steps import Auxiliary, DenseGradients, Objective, adam_update_, dense
 from prolu.weights import Weights
+from synthetic import sparse_activations
 
 COMBINATIONS = list(itertools.product(["relu", "prolu_relu", "prolu_ste"], ["l1", "sqrt_l1"]))
 
@@ -66,7 +66,10 @@ def test_twenty_updates_follow_torchs_adam_with_projection(nonlinearity, penalty
     leaves = weights.map(lambda t: t.clone().requires_grad_())
     adam = torch.optim.Adam(leaves.tensors(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
     first, second = weights.zeros_like(), weights.zeros_like()
-    step, objective = DenseGradients(weights, 64), Objective(NONLINEARITIES[nonlinearity], PENALTIES[penalty], 0.02)
+    step, objective = (
+        DenseGradients(weights, 64),
+        Objective(NONLINEARITIES[nonlinearity], PENALTIES[penalty], 0.02),
+    )
     for n, x in enumerate(batches):
         adam.zero_grad()
         plain_loss(leaves, x, nonlinearity, penalty, 0.02)[2].backward()
@@ -83,7 +86,10 @@ def test_twenty_updates_follow_torchs_adam_with_projection(nonlinearity, penalty
 
 
 def test_buffers_keep_nothing_between_calls():
-    weights, objective = random_weights(8, 20), Objective(NONLINEARITIES["prolu_ste"], PENALTIES["sqrt_l1"], 0.1)
+    weights, objective = (
+        random_weights(8, 20),
+        Objective(NONLINEARITIES["prolu_ste"], PENALTIES["sqrt_l1"], 0.1),
+    )
     shared = DenseGradients(weights, 64)
     shared(weights, sparse_activations(64, 8, seed=1), objective)
     x = sparse_activations(40, 8, seed=2)
@@ -95,7 +101,9 @@ def test_buffers_keep_nothing_between_calls():
 def test_infinite_activations_off_the_gate_do_not_poison_other_latents():
     weights = random_weights(4, 6)
     weights.own["b_enc"].fill_(-1e9)
-    gradients, _ = DenseGradients(weights, 3)(weights, sparse_activations(3, 4), Objective(NONLINEARITIES["prolu_ste"], L1(), 0.1))
+    gradients, _ = DenseGradients(weights, 3)(
+        weights, sparse_activations(3, 4), Objective(NONLINEARITIES["prolu_ste"], L1(), 0.1)
+    )
     assert all(t.isfinite().all() for t in gradients.tensors())
     assert gradients.encoder.count_nonzero() == 0
 

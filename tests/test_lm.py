@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import write_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from conftest import write_tokenizer
 from prolu import LanguageModel
 from prolu.lm import FAMILIES, SITES
 
@@ -13,7 +13,7 @@ SMALL_LLAMA = SMALL | {
     "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
     "intermediate_size": 24, "max_position_embeddings": 64, "initializer_range": 0.4,
 }  # fmt: skip
-SHAPES = {name: SMALL_LLAMA for name in FAMILIES} | {
+SHAPES = dict.fromkeys(FAMILIES, SMALL_LLAMA) | {
     "gpt2": SMALL | {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 64, "initializer_range": 0.4},
     "gpt_neox": SMALL
     | {
@@ -44,10 +44,15 @@ def plain_activations(model, family, site, layer, ids):
     seen = []
     block = model.get_submodule(f"{family.blocks}.{layer}")
     if site == "resid_pre":
-        handle = block.register_forward_pre_hook(lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
+        handle = block.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]),
+            with_kwargs=True,
+        )
     else:
         module = block if site == "resid_post" else block.get_submodule(getattr(family, site))
-        handle = module.register_forward_hook(lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out))
+        handle = module.register_forward_hook(
+            lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
+        )
     with torch.no_grad():
         model(input_ids=ids, use_cache=False)
     handle.remove()
@@ -141,7 +146,18 @@ def test_wrong_hooks_name_the_valid_ones(tiny_lm_folder, hook, words):
 
 def test_an_unknown_family_says_how_to_name_the_module(tmp_path):
     torch.manual_seed(0)
-    config = AutoConfig.for_model("opt", **SMALL | {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 24, "word_embed_proj_dim": 16, "max_position_embeddings": 64})
+    config = AutoConfig.for_model(
+        "opt",
+        **SMALL
+        | {
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "ffn_dim": 24,
+            "word_embed_proj_dim": 16,
+            "max_position_embeddings": 64,
+        },
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="name a module and its side"):

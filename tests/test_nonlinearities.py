@@ -52,7 +52,10 @@ def test_all_shapes_follow_the_table_and_bias_gradients_sum_over_every_leading_d
     upstream = torch.randn(shape, generator=g, dtype=torch.float64)
     out = prolu.prolu(m, b, gradient)
     out.backward(upstream)
-    rows = [table(p.item(), q.item(), u.item(), gradient) for p, q, u in zip(m.flatten(), b.expand(shape).flatten(), upstream.flatten(), strict=True)]
+    rows = [
+        table(p.item(), q.item(), u.item(), gradient)
+        for p, q, u in zip(m.flatten(), b.expand(shape).flatten(), upstream.flatten(), strict=True)
+    ]
     expected = torch.tensor(rows, dtype=torch.float64).reshape(*shape, 3)
     assert torch.equal(out, expected[..., 0])
     assert torch.equal(m.grad, expected[..., 1])
@@ -74,7 +77,9 @@ def test_half_precision_keeps_the_gate(gradient, dtype):
 
 @given(st.floats(-3, 3), st.floats(0.01, 5), st.floats(0.01, 5))
 def test_prolu_is_conditionally_linear_and_has_the_noise_threshold(b, v, k):
-    f = lambda m: prolu.prolu(torch.tensor(m, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)).item()  # noqa: E731
+    def f(m):
+        return prolu.prolu(torch.tensor(m, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)).item()
+
     if f(v) > 0 and f(k * v) > 0:
         assert f(k * v) == pytest.approx(k * f(v), rel=1e-12)
     threshold = max(0.0, -b)
@@ -105,7 +110,13 @@ def test_named_variants_are_exact_cases_of_the_generalised_one():
     g = torch.Generator().manual_seed(1)
     m, b, u = (torch.randn(1000, generator=g, dtype=torch.float64) for _ in range(3))
     gate = ((m + b > 0) & (m > 0)).double()
-    for b_ste, m_ste, m_gg in [(0.0, 0.0, 1.0), (1.0, 1.0, 1.0), (0.3, 0.7, 0.5), (1.0, 0.0, 1.0), (0.0, 1.0, 0.0)]:
+    for b_ste, m_ste, m_gg in [
+        (0.0, 0.0, 1.0),
+        (1.0, 1.0, 1.0),
+        (0.3, 0.7, 0.5),
+        (1.0, 0.0, 1.0),
+        (0.0, 1.0, 0.0),
+    ]:
         m_, b_ = m.clone().requires_grad_(), b.clone().requires_grad_()
         activate(GeneralisedProLU(b_ste, m_ste, m_gg), m_, {"b_enc": b_}).backward(u)
         torch.testing.assert_close(b_.grad, u * torch.lerp(gate, gate * m, torch.tensor(b_ste).double()))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic import sparse_activations
 
 from prolu import RunConfig, Trainer
 from prolu.sae import SAEConfig, initial_weights
 from prolu.schedule import Schedule
+from synthetic import sparse_activations
 
 GOLDEN = Path(__file__).parent / "golden" / "loss.json"
 FAMILIES = [(n, p) for n in ("relu", "prolu_relu", "prolu_ste") for p in ("l1", "sqrt_l1")]
@@ -48,7 +48,10 @@ def test_decoder_rows_stay_of_unit_norm_and_every_parameter_moves():
 
 
 def test_a_step_leaves_its_batch_alone():
-    trainer, x = Trainer(RunConfig(d_sae=40, n_tokens=3200), 8, 32), sparse_activations(32, 8, dtype=torch.float32)
+    trainer, x = (
+        Trainer(RunConfig(d_sae=40, n_tokens=3200), 8, 32),
+        sparse_activations(32, 8, dtype=torch.float32),
+    )
     kept = x.clone()
     trainer.step(x)
     assert torch.equal(x, kept)
@@ -96,7 +99,8 @@ def test_schedule_scales_with_the_run():
         ("coeff", -1.0, "must be 0 or more"), ("coeff", float("nan"), "must be 0 or more"),
         ("nonlinearity", "gelu", "relu, prolu_relu, prolu_ste"), ("penalty", "l2", "l1, sqrt_l1"),
         ("lr", 0.0, "more than 0"), ("d_sae", 0, "at least 1"), ("n_tokens", -5, "at least 1"),
-        ("warmup_fraction", 0.9, "schedule"), ("lr_floor", 2.0, "between 0 and 1"), ("normalisation", "z", "per_token or none"),
+        ("warmup_fraction", 0.9, "schedule"), ("lr_floor", 2.0, "between 0 and 1"),
+        ("normalisation", "z", "per_token or none"),
     ],
 )  # fmt: skip
 def test_wrong_configs_name_the_field_and_what_is_valid(field, value, words):

@@ -85,7 +85,8 @@ def _best_family(name: str, records: Sequence[Record], low: float, high: float, 
     assert worst is not None
     excess, rival, l0 = worst
     if excess <= 0:
-        evidence = f"at matched L0 it loses less than each of {', '.join(rivals)}; the closest is {rival} ({excess:+.0%} at L0 {l0:.3g})."
+        closest = f"the closest is {rival} ({excess:+.0%} at L0 {l0:.3g})"
+        evidence = f"at matched L0 it loses less than each of {', '.join(rivals)}; {closest}."
         return Claim(statement, "holds", evidence)
     figures = f"{own.at(l0):.3f} nats against {by_family[rival].at(l0):.3f}"
     return Claim(statement, "does not hold", f"at L0 {l0:.3g} {rival} loses less ({figures}).")

@@ -51,6 +51,7 @@ class Demo:
     """Folder of the study."""
 
     def prepare(self) -> Callable[[], None]:
+        """Checks the request; gives back the work."""
         return Sweep(recipe="demo", out=self.out).prepare()
 
 
@@ -66,6 +67,7 @@ class Train:
     """Folder of the study."""
 
     def prepare(self) -> Callable[[], None]:
+        """Checks the request; gives back the work."""
         return _prepare_sweep(lambda d_in: ([self.run], self.batch_size), self.source, self.out)
 
 
@@ -80,6 +82,7 @@ class Sweep:
     """Folder of the study."""
 
     def prepare(self) -> Callable[[], None]:
+        """Checks the request; gives back the work."""
         return _prepare_sweep(recipe_named(self.recipe), self.source, self.out)
 
 
@@ -101,6 +104,7 @@ class Eval:
     """Print one JSON object instead of a table."""
 
     def prepare(self) -> Callable[[], None]:
+        """Checks the request; gives back the work."""
         return _prepare_eval(self)
 
 
@@ -112,6 +116,7 @@ class Report:
     """Folder of a study."""
 
     def prepare(self) -> Callable[[], None]:
+        """Checks the request; gives back the work."""
         from prolu.results import Results
 
         Results.load(self.study)

@@ -179,9 +179,7 @@ def _arrow_rows(file: Path) -> Iterator[Any]:
     from datasets import load_dataset
 
     try:
-        yield from load_dataset(
-            FILE_FORMATS[file.suffix], data_files=str(file), split="train", streaming=True
-        )
+        yield from load_dataset(FILE_FORMATS[file.suffix], data_files=str(file), split="train", streaming=True)
     except (pyarrow.ArrowException, OSError, ValueError) as problem:
         reason = str(problem).split("\n")[0]
         raise ValueError(f"data {str(file)!r}: not a readable {file.suffix} file ({reason})") from None

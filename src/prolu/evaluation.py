@@ -88,8 +88,8 @@ def _reconstruct(sae: SAE, held_out: HeldOut) -> tuple[dict[str, float], Float[T
             errors[suffix].update(x[:, first:].flatten(0, 1), out[:, first:].flatten(0, 1))
             raw_errors[suffix].update(raw[:, first:].flatten(0, 1), raw_out[:, first:].flatten(0, 1))
     figures = {}
-    for suffix in codes:
-        own = codes[suffix].figures()
+    for suffix, code in codes.items():
+        own = code.figures()
         own |= {"mse": errors[suffix].mse, "fvu": errors[suffix].fvu, "fvu_raw": raw_errors[suffix].fvu}
         figures |= {name + suffix: value for name, value in own.items()}
     return figures, recon

@@ -10,6 +10,8 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.typing import LineStyleType
 
 from prolu.frontiers import Record, family, pareto_mask
 
@@ -18,7 +20,7 @@ COLOURS = {"relu": "#444444", "prolu_relu": "#0072B2", "prolu_ste": "#D55E00"}
 OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
 MARKERS = {"l1": "o", "sqrt_l1": "s"}
-DASHES = {"l1": "-", "sqrt_l1": "--"}
+DASHES: dict[str, LineStyleType] = {"l1": "-", "sqrt_l1": "--"}
 
 LABELS = {
     "l0": "L0: latents on per token",
@@ -90,7 +92,14 @@ def _draw_family(axes: Axes, name: str, rows: Sequence[Record], x: str, y: str) 
     nonlinearity, penalty = name.split(" + ")
     ink, marker = colour(nonlinearity), MARKERS.get(penalty, "D")
     done = [r for r in rows if r["converged"]]
-    axes.plot([r[x] for r in done], [r[y] for r in done], DASHES.get(penalty, ":"), color=ink, linewidth=1.3, alpha=0.8)
+    axes.plot(
+        [r[x] for r in done],
+        [r[y] for r in done],
+        DASHES.get(penalty, ":"),
+        color=ink,
+        linewidth=1.3,
+        alpha=0.8,
+    )
     for hollow in (False, True):
         part = [r for r in rows if r["converged"] is not hollow]
         label = name if hollow is (not done) else None
@@ -104,7 +113,11 @@ def _draw_family(axes: Axes, name: str, rows: Sequence[Record], x: str, y: str) 
 def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], records: Sequence[Record]) -> Figure:
     """L0, MSE and latents that have gone silent, over training tokens, one line a run."""
     figure, all_axes = plt.subplots(1, 3, figsize=(13, 3.8))
-    panels = (("l0", "L0 of the batch"), ("mse", "MSE of the batch"), ("dead", "latents silent for a tenth of the run"))
+    panels = (
+        ("l0", "L0 of the batch"),
+        ("mse", "MSE of the batch"),
+        ("dead", "latents silent for a tenth of the run"),
+    )
     for axes, (name, title) in zip(all_axes, panels, strict=True):
         for record in records:
             rows = curves.get(record["run_id"], [])
@@ -117,7 +130,7 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], reco
         axes.grid(True, color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     seen = dict.fromkeys((r["nonlinearity"], r["penalty"]) for r in records)
-    handles = [plt.Line2D([], [], color=colour(n), linestyle=DASHES.get(p, ":"), label=f"{n} + {p}") for n, p in seen]
+    handles = [Line2D([], [], color=colour(n), linestyle=DASHES.get(p, ":"), label=f"{n} + {p}") for n, p in seen]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, bbox_to_anchor=(0.5, -0.09))
     return figure
 

@@ -32,9 +32,7 @@ class Family:
 
 
 _LLAMA = Family(blocks="model.layers", attn_out="self_attn", mlp_out="mlp")
-_GEMMA2 = Family(
-    blocks="model.layers", attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm"
-)
+_GEMMA2 = Family(blocks="model.layers", attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm")
 FAMILIES = {
     "gpt2": Family(blocks="transformer.h", attn_out="attn", mlp_out="mlp", layer_norm=True),
     "gpt_neox": Family(blocks="gpt_neox.layers", attn_out="attention", mlp_out="mlp", layer_norm=True),
@@ -60,7 +58,7 @@ class _Site:
     side: Literal["input", "output"]
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     """Ends a forward pass at the hook: nothing above it is computed."""
 
 
@@ -132,7 +130,8 @@ class LanguageModel:
 
     def restart_points(self, tokens: np.ndarray | Int[Tensor, "n ctx"]) -> Tensor | None:
         """What lets `cross_entropy` skip the blocks below the hook, where the splice itself does not: the
-        input of the hook's block [n, ctx, d_model]; None if it is not needed."""
+        input of the hook's block [n, ctx, d_model]; None if it is not needed.
+        """
         if self._restart is None:
             return None
         return torch.cat([self._read(part, self._restart) for part in self._batches(tokens)])
@@ -181,17 +180,17 @@ class LanguageModel:
 
         def stop(value: Tensor) -> Tensor:
             seen.append(value)
-            raise _Stop
+            raise _StopError
 
         with self._hooked(site or self._site, stop):
             try:
                 self._model.base_model(input_ids=tokens.to(self.device), use_cache=False)
-            except _Stop:
+            except _StopError:
                 return seen[0].float()
         raise ValueError(f"hook {self.hook!r}: the model's forward pass never reaches it")
 
     def _replaced(self, site: _Site, by: Tensor) -> Any:
-        return self._hooked(site, lambda value: by.to(value))
+        return self._hooked(site, by.to)
 
     @contextmanager
     def _hooked(self, site: _Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -228,9 +227,7 @@ def _passed_through(blocks: list[torch.nn.Module]) -> Iterator[None]:
             del block.forward
 
 
-def _locate(
-    model: torch.nn.Module, family: Family | None, hook: str
-) -> tuple[_Site, list[torch.nn.Module], _Site | None]:
+def _locate(model: Any, family: Family | None, hook: str) -> tuple[_Site, list[torch.nn.Module], _Site | None]:
     """The hook's site, the blocks that need not run once it is spliced, and where to restart if not there."""
     named = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", hook)
     if named is None:
@@ -241,7 +238,7 @@ def _locate(
             "name a module and its side instead, as in 'model.layers.3.output'"
         )
     layer, site = int(named[1]), named[2]
-    blocks = model.get_submodule(family.blocks)
+    blocks = list(model.get_submodule(family.blocks))
     if site not in SITES:
         raise ValueError(f"hook {hook!r}: the site is one of {', '.join('hook_' + s for s in SITES)}")
     if layer >= len(blocks):
@@ -249,13 +246,13 @@ def _locate(
     path = f"{family.blocks}.{layer}"
     entrance = _Site(path, "input")
     if site == "resid_pre":
-        return entrance, list(blocks)[:layer], None
+        return entrance, blocks[:layer], None
     if site == "resid_post":
-        return _Site(path, "output"), list(blocks)[: layer + 1], None
-    return _Site(f"{path}.{getattr(family, site)}", "output"), list(blocks)[:layer], entrance
+        return _Site(path, "output"), blocks[: layer + 1], None
+    return _Site(f"{path}.{getattr(family, site)}", "output"), blocks[:layer], entrance
 
 
-def _by_module_path(model: torch.nn.Module, hook: str) -> _Site:
+def _by_module_path(model: Any, hook: str) -> _Site:
     path, _, side = hook.rpartition(".")
     if side in ("input", "output"):
         try:
@@ -285,4 +282,5 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any
         raise ValueError(f"lm {name!r}: cannot be loaded ({reason})") from None
     if not tokenizer.is_fast:
         raise ValueError(f"lm {name!r}: its tokenizer has no fast version, which is needed to read text at speed")
-    return model.to(device).eval().requires_grad_(False), tokenizer
+    torch.nn.Module.to(model, device)
+    return model.eval().requires_grad_(False), tokenizer

@@ -48,9 +48,7 @@ class Nonlinearity(ABC):
         """The latent, on the support (elsewhere the caller puts 0)."""
 
     @abstractmethod
-    def pullback(
-        self, upstream: Float[Tensor, "..."], m: Float[Tensor, "..."], parameters: Parameters
-    ) -> Pullback:
+    def pullback(self, upstream: Float[Tensor, "..."], m: Float[Tensor, "..."], parameters: Parameters) -> Pullback:
         """The gradient `upstream` on the latent, brought back to m and the parameters, on the support."""
 
 
@@ -63,7 +61,7 @@ class ReLU(Nonlinearity):
         return m + parameters["b_enc"] > 0
 
     def value(self, m, parameters):
-        """m + b."""
+        """M + b."""
         return m + parameters["b_enc"]
 
     def pullback(self, upstream, m, parameters):
@@ -165,9 +163,7 @@ def activate(
     return _Activate.apply(nonlinearity, names, m, *(parameters[name] for name in names))  # pyright: ignore[reportReturnType]
 
 
-def prolu(
-    m: Float[Tensor, "*batch"], b: Float[Tensor, "..."], gradient: str = "ste"
-) -> Float[Tensor, "*batch"]:
+def prolu(m: Float[Tensor, "*batch"], b: Float[Tensor, "..."], gradient: str = "ste") -> Float[Tensor, "*batch"]:
     """ProLU(m, b) = m where m + b > 0 and m > 0, else 0, with a synthetic gradient for training.
 
     Args:

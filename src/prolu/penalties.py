@@ -36,7 +36,7 @@ class L1(Penalty):
     """P = sum_i f_i."""
 
     def value(self, latents, m, parameters):
-        """f."""
+        """F."""
         return latents
 
     def slope(self, latents):

@@ -45,7 +45,7 @@ class SAEConfig:
 
 
 def normalise(acts: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch d_in"], Tensor]:
-    """x sqrt(d) / norm(x) per token, and the raw norms [*batch]; x = 0 stays 0.
+    """X sqrt(d) / norm(x) per token, and the raw norms [*batch]; x = 0 stays 0.
 
     The factor is computed first and then multiplied, the association other libraries use.
     """
@@ -142,7 +142,11 @@ class SAE(torch.nn.Module):
         except (OSError, SafetensorError, struct.error) as problem:
             raise ValueError(f"{file}: not a readable safetensors file ({problem})") from None
         own_names = nonlinearity_named(config.nonlinearity).parameter_names
-        shapes = {"W_enc": (config.d_in, config.d_sae), "W_dec": (config.d_sae, config.d_in), "b_dec": (config.d_in,)}
+        shapes = {
+            "W_enc": (config.d_in, config.d_sae),
+            "W_dec": (config.d_sae, config.d_in),
+            "b_dec": (config.d_in,),
+        }
         shapes |= dict.fromkeys(own_names, (config.d_sae,))
         if tensors.keys() != shapes.keys():
             raise ValueError(f"{file}: holds {sorted(tensors)}, needs {sorted(shapes)}")

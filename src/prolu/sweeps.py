@@ -123,7 +123,11 @@ def check_folder(out: Path, study: dict[str, Any]) -> None:
     held, asked = _flat(read_study(out)), _flat(json.loads(json.dumps(study)))
     for name in sorted(held.keys() | asked.keys()):
         # Paths may change, what lies there may not: the digests are compared.
-        if not name.startswith("versions") and name not in ("stream.lm", "stream.data") and held.get(name) != asked.get(name):
+        if (
+            not name.startswith("versions")
+            and name not in ("stream.lm", "stream.data")
+            and held.get(name) != asked.get(name)
+        ):
             raise ValueError(
                 f"out {str(out)!r} holds another study: {name} is {held.get(name)!r} there, "
                 f"{asked.get(name)!r} here; choose another folder"
@@ -167,7 +171,9 @@ class _ActiveRun:
         sae.save(self.folder, self._provenance)
         write_atomically(self.folder / CURVES_FILE, "".join(self._curve))
         facts = asdict(config) | {"run_id": config.run_id, "converged": is_converged(start, end)}
-        probes = {f"{name}_probe_{when}": p[name] for when, p in (("start", start), ("end", end)) for name in ("l0", "mse")}
+        probes = {
+            f"{name}_probe_{when}": p[name] for when, p in (("start", start), ("end", end)) for name in ("l0", "mse")
+        }
         return facts | {"eval_tokens": held_out.n_tokens} | figures | probes
 
 

@@ -1,7 +1,7 @@
 """One SAE in training: its frozen config, its state, and a step."""
 
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -143,9 +143,14 @@ class Trainer:
         self.batch_size = batch_size
         self.n_steps = config.n_steps(batch_size)
         self.sae_config = SAEConfig(
-            d_in=d_in, d_sae=config.d_sae, nonlinearity=config.nonlinearity, normalisation=config.normalisation
+            d_in=d_in,
+            d_sae=config.d_sae,
+            nonlinearity=config.nonlinearity,
+            normalisation=config.normalisation,
         )
-        self._objective = Objective(nonlinearity_named(config.nonlinearity), penalty_named(config.penalty), config.coeff)
+        self._objective = Objective(
+            nonlinearity_named(config.nonlinearity), penalty_named(config.penalty), config.coeff
+        )
         self._schedule = config.schedule(batch_size)
         self._adam = AdamConfig()
         weights = initial_weights(self.sae_config, config.init_seed, dtype).map(lambda t: t.to(device))
@@ -181,6 +186,6 @@ class Trainer:
         """The SAE as it is now; shares the trainer's memory."""
         return SAE(self.sae_config, self.state.weights)
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> dict[str, Any]:
         """The resolved config of this run, for its folder."""
         return asdict(self.config) | {"d_in": self.sae_config.d_in, "n_steps": self.n_steps}

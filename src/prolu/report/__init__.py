@@ -24,7 +24,8 @@ def write_report(folder: str | Path) -> Path:
     for x, y in PLANES:
         for ending in ("svg", "png"):
             save_figure(
-                draw_frontier(results.records, x, y), results.folder / FIGURES_FOLDER / f"{y}-against-{x}.{ending}"
+                draw_frontier(results.records, x, y),
+                results.folder / FIGURES_FOLDER / f"{y}-against-{x}.{ending}",
             )
     for ending in ("svg", "png"):
         save_figure(

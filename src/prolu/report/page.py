@@ -3,31 +3,33 @@
 import html
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from prolu.claims import Claim, paper_claims, verdicts
-from prolu.figures import DASHES, FRONTIER_PLANES, LABELS, PLANES, TITLES, colour
+from prolu.figures import FRONTIER_PLANES, LABELS, PLANES, TITLES, colour
 from prolu.frontiers import Record, family, pareto_mask
 from prolu.results import Results
 
 SYMBOLS = {"l1": "circle", "sqrt_l1": "square"}
-PLOTLY_DASHES = {"-": "solid", "--": "dash", ":": "dot"}
-COLUMNS = ["run_id", "l0", "degradation", "recovered", "mse", "fvu", "l1", "sqrt_l1", "dead_fraction", "converged"]
+PLOTLY_DASHES = {"l1": "solid", "sqrt_l1": "dash"}
+COLUMNS = [
+    "run_id",
+    "l0",
+    "degradation",
+    "recovered",
+    "mse",
+    "fvu",
+    "l1",
+    "sqrt_l1",
+    "dead_fraction",
+    "converged",
+]
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 1180px; margin: 2rem auto; padding: 0 1.2rem }
-h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-.facts, .note { color: #555 } .claims { border-collapse: collapse } .claims td { padding: .25rem .9rem .25rem 0; vertical-align: top }
-.verdict { white-space: nowrap; font-weight: 600 } .holds { color: #00634a } .not { color: #a33c00 } .open { color: #555 }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 1rem }
-.scroll { overflow-x: auto } table.runs { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums }
-.runs th, .runs td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #e4e4e4 } .runs td:first-child, .runs th:first-child { text-align: left }
-.hollow td { color: #777 } pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: .8rem }
-@media (max-width: 560px) { .pair { grid-template-columns: 1fr } }
-"""
+STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
 def render_page(results: Results, study: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -62,9 +64,12 @@ at full learning rate. The others are drawn hollow. One seed a point, so small d
 def _figure_html(figure: go.Figure, first: bool = False) -> str:
     height = 560 if first else 420
     figure.update_layout(
-        template="simple_white", height=height, margin={"l": 70, "r": 20, "t": 50, "b": 60},
-        legend={"groupclick": "toggleitem"} if first else {}, showlegend=first or None,
-    )  # fmt: skip
+        template="simple_white",
+        height=height,
+        margin={"l": 70, "r": 20, "t": 50, "b": 60},
+        legend={"groupclick": "toggleitem"} if first else {},
+        showlegend=first or None,
+    )
     figure.update_xaxes(showgrid=True, gridcolor="#e4e4e4")
     figure.update_yaxes(showgrid=True, gridcolor="#e4e4e4")
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
@@ -78,17 +83,27 @@ def _plane(records: Sequence[Record], x: str, y: str) -> go.Figure:
         best = [r for r, on in zip(converged, mask, strict=True) if on]
         ring = {"size": 19, "symbol": "circle-open", "color": "#000000", "line": {"width": 1.2}}
         figure.add_scatter(
-            x=[r[x] for r in best], y=[r[y] for r in best], mode="markers", marker=ring, name="Pareto-best", hoverinfo="skip"
-        )  # fmt: skip
+            x=[r[x] for r in best],
+            y=[r[y] for r in best],
+            mode="markers",
+            marker=ring,
+            name="Pareto-best",
+            hoverinfo="skip",
+        )
     for name in dict.fromkeys(family(r) for r in records):
         rows = sorted((r for r in records if family(r) == name), key=lambda r: r[x])
         nonlinearity, penalty = name.split(" + ")
         symbols = [SYMBOLS.get(penalty, "diamond") + ("" if r["converged"] else "-open") for r in rows]
         figure.add_scatter(
-            x=[r[x] for r in rows], y=[r[y] for r in rows], mode="lines+markers", name=name,
-            line={"color": colour(nonlinearity), "dash": PLOTLY_DASHES[DASHES.get(penalty, ":")], "width": 1.3},
-            marker={"size": 9, "symbol": symbols}, text=[_hover(r) for r in rows], hovertemplate="%{text}<extra></extra>",
-        )  # fmt: skip
+            x=[r[x] for r in rows],
+            y=[r[y] for r in rows],
+            mode="lines+markers",
+            name=name,
+            line={"color": colour(nonlinearity), "dash": PLOTLY_DASHES.get(penalty, "dot"), "width": 1.3},
+            marker={"size": 9, "symbol": symbols},
+            text=[_hover(r) for r in rows],
+            hovertemplate="%{text}<extra></extra>",
+        )
     figure.update_layout(title=TITLES.get((x, y), f"{y} against {x}"))
     figure.update_xaxes(title=LABELS.get(x, x), type="log" if x == "l0" else "linear")
     if x == "l0":
@@ -110,10 +125,19 @@ def _curves(records: Sequence[Record], curves: Mapping[str, Sequence[Mapping[str
     for r in records:
         rows = curves.get(r["run_id"], [])
         figure.add_scatter(
-            x=[row["tokens"] for row in rows], y=[row[what] for row in rows], mode="lines", showlegend=False,
-            name=r["run_id"], text=r["run_id"], hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
-            line={"color": colour(r["nonlinearity"]), "dash": PLOTLY_DASHES[DASHES.get(r["penalty"], ":")], "width": 1.1},
-        )  # fmt: skip
+            x=[row["tokens"] for row in rows],
+            y=[row[what] for row in rows],
+            mode="lines",
+            showlegend=False,
+            name=r["run_id"],
+            text=r["run_id"],
+            hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
+            line={
+                "color": colour(r["nonlinearity"]),
+                "dash": PLOTLY_DASHES.get(r["penalty"], "dot"),
+                "width": 1.1,
+            },
+        )
     title = "L0 of the training batch" if what == "l0" else "MSE of the training batch"
     figure.update_layout(title=title)
     figure.update_xaxes(title="training tokens")
@@ -138,8 +162,8 @@ def _table(records: Sequence[Record]) -> str:
         return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
 
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
-    rows = "".join(
-        f"<tr{'' if r['converged'] else ' class=hollow'}>{''.join(f'<td>{cell(r[name])}</td>' for name in COLUMNS)}</tr>"
-        for r in sorted(records, key=lambda r: (family(r), r["l0"]))
-    )
+    ordered = sorted(records, key=lambda r: (family(r), r["l0"]))
+    cells = ["".join(f"<td>{cell(r[name])}</td>" for name in COLUMNS) for r in ordered]
+    kinds = ["" if r["converged"] else " class=hollow" for r in ordered]
+    rows = "".join(f"<tr{kind}>{row}</tr>" for kind, row in zip(kinds, cells, strict=True))
     return f'<table class="runs"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'

@@ -7,13 +7,20 @@ from prolu.claims import Claim, paper_claims, verdicts
 from prolu.frontiers import family, pareto_mask
 from prolu.results import Results
 
-MARKS = {"holds": "[green]holds[/green]", "does not hold": "[red]does not hold[/red]", "cannot be said": "cannot be said"}
+MARKS = {
+    "holds": "[green]holds[/green]",
+    "does not hold": "[red]does not hold[/red]",
+    "cannot be said": "cannot be said",
+}
 
 
 def print_summary(results: Results, console: Console | None = None) -> None:
     """All runs by family and L0, then one sentence a claim."""
     console = console or Console()
-    table = Table(title=f"{results.folder}: {len(results.records)} SAEs", caption="* Pareto-best in L0 and degradation among converged runs")
+    table = Table(
+        title=f"{results.folder}: {len(results.records)} SAEs",
+        caption="* Pareto-best in L0 and degradation among converged runs",
+    )
     table.add_column("family", no_wrap=True)
     for name in ("coeff", "L0", "degradation", "recovered", "MSE", "FVU", "L1", "dead", "converged"):
         table.add_column(name, justify="right")

@@ -64,9 +64,7 @@ class DenseGradients:
     def _slabs(self, n_rows: int) -> list[slice]:
         return [slice(i, min(i + self._slab, n_rows)) for i in range(0, n_rows, self._slab)]
 
-    def _activate_(
-        self, m: Tensor, latents: Tensor, own: Parameters, objective: Objective, fired: Tensor
-    ) -> Tensor:
+    def _activate_(self, m: Tensor, latents: Tensor, own: Parameters, objective: Objective, fired: Tensor) -> Tensor:
         """Fills `latents` and the support mask; counts what fired; returns the sum of the penalty."""
         penalty = m.new_zeros((), dtype=torch.float64)
         for rows in self._slabs(len(m)):
@@ -123,7 +121,8 @@ _MASKS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 def _keep_(values: Tensor, mask: Tensor) -> Tensor:
     """Values where the mask is -1, +0 where it is 0, in place. On bits: 0 * inf would be NaN, and
-    `torch.where` is twenty times slower on a CPU when the mask is irregular."""
+    `torch.where` is twenty times slower on a CPU when the mask is irregular.
+    """
     values.view(mask.dtype).bitwise_and_(mask)
     return values
 
@@ -137,4 +136,3 @@ def _sum(back: Pullback, direct: Pullback, factor: float) -> Pullback:
         for name in names
     }
     return Pullback(back.m + factor * direct.m, parameters)
-

@@ -1,0 +1,40 @@
+# Everything runs in a virtual environment that is made here; nothing else is needed but Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: help demo test test-full lint format builtin-lm clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)  ## train the demo's SAEs on the built-in language model; its report is runs/demo/report.html
+	$(BIN)/prolu demo --out runs/demo
+
+test: lint  ## checks and the fast tests, offline
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-full: lint  ## all tests: also the demo, and every command and example of the README
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## style, types, layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)  ## put the code into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+builtin-lm: $(INSTALLED)  ## train the built-in language model anew (45 minutes)
+	$(BIN)/python scripts/train_builtin.py
+
+clean:  ## remove the environment and all runs
+	rm -rf $(VENV) runs
