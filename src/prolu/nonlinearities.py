@@ -26,6 +26,15 @@ class Pullback(NamedTuple):
     parameters: dict[str, Float[Tensor, "..."]]
     """With respect to each own parameter, before the sum over tokens."""
 
+    def plus(self, other: "Pullback", factor: float) -> "Pullback":
+        """The sum of this and factor * other; a parameter that one of them leaves alone counts 0 there."""
+        nothing = torch.zeros_like(self.m)
+        parameters = {
+            name: self.parameters.get(name, nothing) + factor * other.parameters.get(name, nothing)
+            for name in self.parameters.keys() | other.parameters.keys()
+        }
+        return Pullback(self.m + factor * other.m, parameters)
+
 
 class Nonlinearity(ABC):
     """Latents as a function of m and own per-latent parameters; everything is zero off the support."""
@@ -43,6 +52,10 @@ class Nonlinearity(ABC):
     def support(self, m: Float[Tensor, "..."], parameters: Parameters) -> Bool[Tensor, "..."]:
         """Entries at which the value or any gradient may be nonzero."""
 
+    def threshold(self, parameters: Parameters) -> Float[Tensor, " d_sae"] | None:
+        """Where the support is exactly m > threshold, latent by latent: that threshold; else None."""
+        return None
+
     @abstractmethod
     def value(self, m: Float[Tensor, "..."], parameters: Parameters) -> Float[Tensor, "..."]:
         """The latent, on the support (elsewhere the caller puts 0)."""
@@ -59,6 +72,10 @@ class ReLU(Nonlinearity):
     def support(self, m, parameters):
         """[m + b > 0]."""
         return m + parameters["b_enc"] > 0
+
+    def threshold(self, parameters):
+        """-b: the sign of a floating-point sum is exact."""
+        return -parameters["b_enc"]
 
     def value(self, m, parameters):
         """M + b."""
@@ -87,6 +104,10 @@ class GeneralisedProLU(Nonlinearity):
     def support(self, m, parameters):
         """[m + b > 0] [m > 0], both strict."""
         return (m + parameters["b_enc"] > 0) & (m > 0)
+
+    def threshold(self, parameters):
+        """max(0, -b): the noise-suppression threshold."""
+        return torch.relu(-parameters["b_enc"])
 
     def value(self, m, parameters):
         """m: what passes the gate is not shifted."""

@@ -16,7 +16,7 @@ from prolu.files import read_json_lines, write_atomically
 from prolu.frontiers import is_converged
 from prolu.progress import Meter
 from prolu.results import CURVES_FILE, RESULTS_FILE, STUDY_FILE, Results, read_study
-from prolu.steps import DenseGradients
+from prolu.steps import Steps, crossover_density
 from prolu.stream import ActivationStream
 from prolu.training import RunConfig, StepReport, Trainer
 
@@ -43,6 +43,7 @@ def describe_study(runs: Sequence[RunConfig], stream: ActivationStream, eval_tok
         "stream": stream.describe(),
         "eval_tokens": eval_tokens,
         "n_threads": torch.get_num_threads(),
+        "crossovers": {str(d): crossover_density("cpu", stream.d_in, d) for d in sorted({r.d_sae for r in runs})},
         "runs": [asdict(run) for run in runs],
         "versions": {"python": platform.python_version()} | {p: version(p) for p in ("prolu", "torch", "transformers")},
     }
@@ -178,11 +179,11 @@ class _ActiveRun:
 
 
 def _train(todo: list[RunConfig], stream: ActivationStream, held_out: HeldOut, out: Path, progress: bool) -> None:
-    buffers: dict[int, DenseGradients] = {}
+    shared: dict[int, Steps] = {}
     active = []
     for config in todo:
-        trainer = Trainer(config, stream.d_in, stream.batch_size, gradients=buffers.get(config.d_sae))
-        buffers.setdefault(config.d_sae, trainer.gradients)
+        trainer = Trainer(config, stream.d_in, stream.batch_size, steps=shared.get(config.d_sae))
+        shared.setdefault(config.d_sae, trainer.steps)
         active.append(_ActiveRun(trainer, out / config.run_id, stream.describe()))
     n_steps = max(run.trainer.n_steps for run in active)
     with Meter("training", n_steps * stream.batch_size, len(active), shown=progress) as meter:

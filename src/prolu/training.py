@@ -11,7 +11,8 @@ from prolu.nonlinearities import nonlinearity_named
 from prolu.penalties import penalty_named
 from prolu.sae import SAE, SAEConfig, initial_weights
 from prolu.schedule import Schedule
-from prolu.steps import AdamConfig, DenseGradients, Objective, StepStats, adam_update_
+from prolu.steps import AdamConfig, Objective, Steps, StepStats, crossover_density, next_family
+from prolu.steps.choice import FAMILIES
 from prolu.weights import Weights
 
 
@@ -43,6 +44,8 @@ class RunConfig:
     """Seed of the initial weights."""
     normalisation: str = "per_token"
     """per_token: activations scaled to norm sqrt(d_in); none: as they are."""
+    step: str = "auto"
+    """Family of training steps: auto (by the density of the last step), dense, sparse or sparse_torch."""
 
     def __post_init__(self):
         nonlinearity_named(self.nonlinearity)
@@ -63,6 +66,8 @@ class RunConfig:
             raise ValueError(f"lr_floor {self.lr_floor}: must be between 0 and 1")
         if self.normalisation not in ("per_token", "none"):
             raise ValueError(f"normalisation {self.normalisation!r}: choose per_token or none")
+        if self.step not in FAMILIES:
+            raise ValueError(f"step {self.step!r}: choose one of {', '.join(FAMILIES)}")
 
     @property
     def family(self) -> str:
@@ -123,6 +128,8 @@ class TrainerState(NamedTuple):
     last_fired: Int[Tensor, " d_sae"]
     """Number of updates after which each latent was last seen on; 0 if never."""
     n_updates: int
+    step: str
+    """Family of the next step."""
 
 
 class Trainer:
@@ -134,11 +141,11 @@ class Trainer:
         d_in: int,
         batch_size: int,
         *,
-        gradients: DenseGradients | None = None,
+        steps: Steps | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ):
-        """Args: `gradients` lets trainers of one shape share buffers; it does not change a bit."""
+        """Args: `steps` lets trainers of one shape share buffers; it does not change a bit."""
         self.config = config
         self.batch_size = batch_size
         self.n_steps = config.n_steps(batch_size)
@@ -155,17 +162,23 @@ class Trainer:
         self._adam = AdamConfig()
         weights = initial_weights(self.sae_config, config.init_seed, dtype).map(lambda t: t.to(device))
         never = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
-        self.state = TrainerState(weights, weights.zeros_like(), weights.zeros_like(), never, 0)
-        self.gradients = gradients or DenseGradients(weights, batch_size)
+        self.state = TrainerState(weights, weights.zeros_like(), weights.zeros_like(), never, 0, config.step)
+        if config.step == "auto":
+            self.state = self.state._replace(step="dense")
+        self.crossover = crossover_density(torch.device(device).type, d_in, config.d_sae)
+        self.steps = steps or Steps(weights, batch_size)
 
     def step(self, acts: Float[Tensor, "batch d_in"]) -> StepReport:
         """One update on normalised activations."""
-        weights, first, second, last_fired, n_updates = self.state
+        weights, first, second, last_fired, n_updates, family = self.state
         lr = self.config.lr * self._schedule.factor(n_updates)
-        gradients, stats = self.gradients(weights, acts, self._objective)
-        adam_update_(weights, gradients, first, second, n_updates=n_updates, lr=lr, config=self._adam)
+        stats = self.steps[family].update_(
+            weights, first, second, acts, self._objective, n_updates=n_updates, lr=lr, adam=self._adam
+        )
         last_fired[stats.fired > 0] = n_updates + 1
-        self.state = self.state._replace(n_updates=n_updates + 1)
+        if self.config.step == "auto" and self.crossover:
+            family = next_family(family, float(stats.fired.mean()) / len(acts), self.crossover)
+        self.state = self.state._replace(n_updates=n_updates + 1, step=family)
         return StepReport(stats, lr)
 
     def summary(self, report: StepReport) -> dict[str, float | int]:
@@ -188,4 +201,8 @@ class Trainer:
 
     def describe(self) -> dict[str, Any]:
         """The resolved config of this run, for its folder."""
-        return asdict(self.config) | {"d_in": self.sae_config.d_in, "n_steps": self.n_steps}
+        return asdict(self.config) | {
+            "d_in": self.sae_config.d_in,
+            "n_steps": self.n_steps,
+            "crossover": self.crossover,
+        }

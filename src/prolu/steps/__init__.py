@@ -4,7 +4,18 @@ Every family of steps gives the same numbers from the same state; `dense.py` def
 """
 
 from prolu.steps.adam import AdamConfig, adam_update_
-from prolu.steps.dense import DenseGradients
+from prolu.steps.choice import Steps, crossover_density, next_family
+from prolu.steps.dense import DenseStep
 from prolu.steps.objective import Auxiliary, Objective, StepStats
 
-__all__ = ["AdamConfig", "Auxiliary", "DenseGradients", "Objective", "StepStats", "adam_update_"]
+__all__ = [
+    "AdamConfig",
+    "Auxiliary",
+    "DenseStep",
+    "Objective",
+    "StepStats",
+    "Steps",
+    "adam_update_",
+    "crossover_density",
+    "next_family",
+]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.optim.adam import adam
 
@@ -15,6 +16,12 @@ class AdamConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+
+    def constants(self, n_updates: int, lr: float, dtype: np.dtype) -> np.ndarray:
+        """Of update number `n_updates` (from 0): beta1, 1 - beta1, beta2, 1 - beta2, step, 1 / sqrt(bias), eps."""
+        bias1, bias2 = 1 - self.beta1 ** (n_updates + 1), 1 - self.beta2 ** (n_updates + 1)
+        values = (self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2, lr / bias1, bias2**-0.5, self.eps)
+        return np.array(values, dtype)
 
 
 def adam_update_(

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prolu.nonlinearities import Parameters, Pullback
+from prolu.steps.base import Step
 from prolu.steps.objective import Auxiliary, Objective, StepStats
 from prolu.weights import Weights
 
@@ -18,22 +19,22 @@ ENTRIES_PER_SLAB = 2**18
 """Entries per elementwise pass: temporaries of 1 MB in fp32 stay in the cache and cost no page faults."""
 
 
-class DenseGradients:
-    """Gradients of an objective for SAEs of one shape; owns the buffers, keeps no state between calls."""
+class DenseStep(Step):
+    """The dense step for SAEs of one shape."""
 
     def __init__(self, like: Weights, batch_size: int):
         rows, encoder = min(batch_size, ROWS_PER_CHUNK), like.encoder
-        self.gradients = like.zeros_like()
+        self._gradients = like.zeros_like()
         self._m, self._latents, self._upstream = (encoder.new_empty(rows, like.d_sae) for _ in range(3))
         self._support = encoder.new_empty(rows, like.d_sae, dtype=_MASKS[encoder.dtype])
         self._slab = max(1, ENTRIES_PER_SLAB // like.d_sae)
 
-    def __call__(
+    def gradients(
         self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
     ) -> tuple[Weights, StepStats]:
         """Gradients with respect to every weight, and what was seen. The gradients are the buffers' own."""
         batch, d_in = acts.shape
-        grads = self.gradients
+        grads = self._gradients
         for tensor in grads.tensors():
             tensor.zero_()
         mse, penalty, auxiliary = acts.new_zeros(3, dtype=torch.float64)
@@ -43,14 +44,14 @@ class DenseGradients:
             centred = chunk - weights.b_dec
             m, latents, upstream = (b[: len(chunk)] for b in (self._m, self._latents, self._upstream))
             torch.mm(centred, weights.encoder.T, out=m)
-            penalty += self._activate_(m, latents, weights.own, objective, fired)
+            self._activate_(m, latents, weights.own, objective, fired)
             error = torch.addmm(weights.b_dec, latents, weights.decoder).sub_(chunk)
             mse += error.square().sum(dtype=torch.float64) / (batch * d_in)
             residual = -error if objective.auxiliary else error
             error *= 2 / (batch * d_in)
             grads.decoder.addmm_(latents.T, error)
             torch.mm(error, weights.decoder.T, out=upstream)
-            self._pull_back_(m, latents, upstream, weights.own, objective, batch)
+            penalty += self._pull_back_(m, latents, upstream, weights.own, objective, batch)
             if term := objective.auxiliary:
                 target = residual if term.target == "residual" else centred
                 auxiliary += self._auxiliary_(weights, term, m, target, upstream, batch)
@@ -64,33 +65,30 @@ class DenseGradients:
     def _slabs(self, n_rows: int) -> list[slice]:
         return [slice(i, min(i + self._slab, n_rows)) for i in range(0, n_rows, self._slab)]
 
-    def _activate_(self, m: Tensor, latents: Tensor, own: Parameters, objective: Objective, fired: Tensor) -> Tensor:
-        """Fills `latents` and the support mask; counts what fired; returns the sum of the penalty."""
-        penalty = m.new_zeros((), dtype=torch.float64)
+    def _activate_(self, m: Tensor, latents: Tensor, own: Parameters, objective: Objective, fired: Tensor) -> None:
+        """Fills `latents` and the support mask; counts what fired."""
         for rows in self._slabs(len(m)):
             mask, slab = self._support[rows], latents[rows]
             torch.neg(objective.nonlinearity.support(m[rows], own).to(mask.dtype), out=mask)
             slab.copy_(objective.nonlinearity.value(m[rows], own))
             _keep_(slab, mask)
-            penalty += objective.penalty.value(slab, m[rows], own).sum(1).sum(dtype=torch.float64)
             fired += torch.gt(slab, 0, out=torch.empty_like(slab)).sum(0)
-        return penalty
 
     def _pull_back_(
         self, m: Tensor, latents: Tensor, upstream: Tensor, own: Parameters, objective: Objective, batch: int
-    ) -> None:
-        """Turns `upstream` from the gradient on latents to the gradient on m; adds to the own parameters'."""
-        per_token = objective.coeff / batch
+    ) -> Tensor:
+        """Turns `upstream` from the gradient on latents to the gradient on m; adds to the own parameters'.
+
+        Returns the sum of the penalty.
+        """
+        penalty = m.new_zeros((), dtype=torch.float64)
         for rows in self._slabs(len(m)):
-            mask = self._support[rows]
-            to_latents = upstream[rows] + per_token * objective.penalty.slope(latents[rows])
-            back = objective.nonlinearity.pullback(to_latents, m[rows], own)
-            direct = objective.penalty.pullback(m[rows], own)
-            if direct is not None:
-                back = _sum(back, direct, per_token)
+            back, part = objective.pull_back(upstream[rows], latents[rows], m[rows], own, batch)
+            penalty += part
             upstream[rows] = back.m
-            _keep_(upstream[rows], mask)
-            self._accumulate_(back, upstream[rows], mask)
+            _keep_(upstream[rows], self._support[rows])
+            self._accumulate_(back, upstream[rows], self._support[rows])
+        return penalty
 
     def _auxiliary_(
         self, weights: Weights, term: Auxiliary, m: Tensor, target: Tensor, upstream: Tensor, batch: int
@@ -102,7 +100,7 @@ class DenseGradients:
         value = term.coeff * error.square().sum(dtype=torch.float64) / (batch * target.shape[1])
         error *= 2 * term.coeff / (batch * target.shape[1])
         if term.trains_decoder:
-            self.gradients.decoder.addmm_(latents.T, error)
+            self._gradients.decoder.addmm_(latents.T, error)
         back = term.code.pullback(error @ weights.decoder.T, m, weights.own)
         to_m = _keep_(back.m.clone(), mask)
         self._accumulate_(back, to_m, mask)
@@ -113,7 +111,7 @@ class DenseGradients:
         """Adds the gradients on own parameters, summed over tokens; `to_m` is back.m, already kept."""
         for name, gradient in back.parameters.items():
             kept = to_m if gradient is back.m else _keep_(gradient.clone(), mask)
-            self.gradients.own[name].add_(kept.sum(0))
+            self._gradients.own[name].add_(kept.sum(0))
 
 
 _MASKS = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -125,14 +123,3 @@ def _keep_(values: Tensor, mask: Tensor) -> Tensor:
     """
     values.view(mask.dtype).bitwise_and_(mask)
     return values
-
-
-def _sum(back: Pullback, direct: Pullback, factor: float) -> Pullback:
-    """`back` + factor * `direct`."""
-    names = back.parameters.keys() | direct.parameters.keys()
-    parameters = {
-        name: back.parameters.get(name, torch.zeros_like(back.m))
-        + factor * direct.parameters.get(name, torch.zeros_like(back.m))
-        for name in names
-    }
-    return Pullback(back.m + factor * direct.m, parameters)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prolu.nonlinearities import Nonlinearity
+from prolu.nonlinearities import Nonlinearity, Parameters, Pullback
 from prolu.penalties import Penalty
 
 
@@ -37,6 +38,25 @@ class Objective:
     penalty: Penalty
     coeff: float
     auxiliary: Auxiliary | None = None
+
+    def pull_back(
+        self,
+        upstream: Float[Tensor, "..."],
+        latents: Float[Tensor, "..."],
+        m: Float[Tensor, "..."],
+        own: Parameters,
+        batch: int,
+    ) -> tuple[Pullback, Float[Tensor, ""]]:
+        """Reconstruction's gradient on latents, brought back to m and the parameters, the penalty's added.
+
+        Entry by entry, on the support. Also the sum of the penalty over these entries.
+        """
+        per_token = self.coeff / batch
+        upstream = upstream + per_token * self.penalty.slope(latents)
+        back = self.nonlinearity.pullback(upstream, m, own)
+        if (direct := self.penalty.pullback(m, own)) is not None:
+            back = back.plus(direct, per_token)
+        return back, self.penalty.value(latents, m, own).sum(-1).sum(dtype=torch.float64)
 
 
 class StepStats(NamedTuple):

@@ -1,0 +1,37 @@
+"""What a family of steps is."""
+
+from abc import ABC, abstractmethod
+
+from jaxtyping import Float
+from torch import Tensor
+
+from prolu.steps.adam import AdamConfig, adam_update_
+from prolu.steps.objective import Objective, StepStats
+from prolu.weights import Weights
+
+
+class Step(ABC):
+    """A training step for SAEs of one shape: owns its buffers, keeps no state between calls."""
+
+    @abstractmethod
+    def gradients(
+        self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
+    ) -> tuple[Weights, StepStats]:
+        """Gradients with respect to every weight, and what was seen. They may be the buffers' own."""
+
+    def update_(
+        self,
+        weights: Weights,
+        first: Weights,
+        second: Weights,
+        acts: Float[Tensor, "batch d_in"],
+        objective: Objective,
+        *,
+        n_updates: int,
+        lr: float,
+        adam: AdamConfig,
+    ) -> StepStats:
+        """One projected Adam update of weights and moments, in place; `n_updates` were made before."""
+        gradients, stats = self.gradients(weights, acts, objective)
+        adam_update_(weights, gradients, first, second, n_updates=n_updates, lr=lr, config=adam)
+        return stats

@@ -1,0 +1,69 @@
+"""Which family of steps a trainer uses: by the density of its own last step, never by the clock."""
+
+import json
+import math
+from pathlib import Path
+
+from prolu.steps.base import Step
+from prolu.steps.dense import DenseStep
+from prolu.weights import Weights
+
+FAMILIES = ("auto", "dense", "sparse", "sparse_torch")
+"""What a config may ask for; `auto` changes between dense and sparse."""
+
+CROSSOVERS = Path(__file__).parent / "crossovers.json"
+"""Measured densities at which dense and sparse take the same time; remade by `make calibrate`."""
+
+HYSTERESIS = 0.1
+"""The density must pass the crossover by this share before the family changes."""
+
+
+class Steps:
+    """All families for SAEs of one shape, each made when first needed; trainers may share them."""
+
+    def __init__(self, like: Weights, batch_size: int):
+        self._like, self._batch_size = like, batch_size
+        self._made: dict[str, Step] = {}
+
+    def __getitem__(self, family: str) -> Step:
+        if family not in self._made:
+            self._made[family] = self._make(family)
+        return self._made[family]
+
+    def _make(self, family: str) -> Step:
+        if family == "dense":
+            return DenseStep(self._like, self._batch_size)
+        if family == "sparse" and has_numba() and self._like.encoder.device.type == "cpu":
+            from prolu.steps.sparse_numba import SparseNumbaStep
+
+            return SparseNumbaStep(self._like, self._batch_size)
+        from prolu.steps.sparse_torch import SparseTorchStep
+
+        return SparseTorchStep(self._like, self._batch_size)
+
+
+def has_numba() -> bool:
+    """Whether the fast sparse step can be compiled here."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def crossover_density(device: str, d_in: int, d_sae: int) -> float:
+    """Share of latents on below which the sparse step is faster, from the nearest shape in the table.
+
+    0 on devices without an entry: always dense there.
+    """
+    rows = [row for row in json.loads(CROSSOVERS.read_text()) if row["device"] == device]
+    if not rows:
+        return 0.0
+    return min(rows, key=lambda r: abs(math.log(r["d_in"] / d_in)) + abs(math.log(r["d_sae"] / d_sae)))["density"]
+
+
+def next_family(last: str, density: float, crossover: float) -> str:
+    """Dense or sparse for the next step, given the last one and the density it saw."""
+    if last == "dense":
+        return "sparse" if density < crossover * (1 - HYSTERESIS) else "dense"
+    return "dense" if density > crossover * (1 + HYSTERESIS) else "sparse"

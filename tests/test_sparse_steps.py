@@ -1,0 +1,159 @@
+"""Both sparse families against the dense reference: gradients, updates, statistics, at odd sizes and all densities."""
+
+import itertools
+
+import pytest
+import torch
+from synthetic import sparse_activations
+from test_dense_step import JumpReLU, L0Penalty, TopK, random_weights, relative
+
+from prolu import RunConfig, Trainer
+from prolu.nonlinearities import NONLINEARITIES
+from prolu.penalties import L1, PENALTIES
+from prolu.steps import AdamConfig, DenseStep, Objective
+from prolu.steps.choice import crossover_density, next_family
+from prolu.steps.sparse_numba import SparseNumbaStep
+from prolu.steps.sparse_torch import SparseTorchStep
+
+COMBINATIONS = list(itertools.product(["relu", "prolu_relu", "prolu_ste"], ["l1", "sqrt_l1"]))
+FAMILIES = [SparseNumbaStep, SparseTorchStep]
+BIASES = {"nearly none on": -1.6, "sparse": -0.9, "half": 0.0, "all on": 1e3}
+
+
+def at_density(d_in, d_sae, density, dtype, seed=0):
+    """Weights whose encoder bias sets the density; the last tenth of latents never fires."""
+    weights = random_weights(d_in, d_sae, dtype)
+    g = torch.Generator().manual_seed(seed)
+    weights.own["b_enc"].copy_(BIASES[density] + 0.05 * torch.randn(d_sae, generator=g, dtype=dtype))
+    if density != "all on":
+        weights.own["b_enc"][-d_sae // 10 :] = -1e4
+    return weights
+
+
+def compare(ours, theirs, gradients, reference, limit):
+    for a, b in zip(gradients.tensors(), reference.tensors(), strict=True):
+        assert relative(a, b) < limit
+    assert relative(ours.mse, theirs.mse) < limit
+    assert relative(ours.penalty, theirs.penalty) < limit
+    assert torch.equal(ours.fired, theirs.fired)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("nonlinearity", "penalty"), COMBINATIONS)
+@pytest.mark.parametrize("density", BIASES)
+@pytest.mark.parametrize(("batch", "d_in", "d_sae"), [(1, 63, 1000), (7, 63, 1000), (130, 16, 33), (1100, 17, 70)])
+def test_one_step_gives_the_dense_steps_gradients(family, nonlinearity, penalty, density, batch, d_in, d_sae):
+    objective = Objective(NONLINEARITIES[nonlinearity], PENALTIES[penalty], 0.03)
+    for dtype, limit in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
+        weights = at_density(d_in, d_sae, density, dtype)
+        x = sparse_activations(batch, d_in, dtype=dtype)
+        reference, theirs = DenseStep(weights, batch).gradients(weights, x, objective)
+        gradients, ours = family(weights, batch).gradients(weights, x, objective)
+        compare(ours, theirs, gradients, reference, limit)
+
+
+@pytest.mark.slow  # the largest size: a quarter of a million pairs and more
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("density", BIASES)
+def test_a_batch_of_4096(family, density):
+    objective = Objective(NONLINEARITIES["prolu_ste"], PENALTIES["sqrt_l1"], 0.03)
+    weights, x = at_density(63, 1000, density, torch.float64), sparse_activations(4096, 63)
+    reference, theirs = DenseStep(weights, 4096).gradients(weights, x, objective)
+    gradients, ours = family(weights, 4096).gradients(weights, x, objective)
+    compare(ours, theirs, gradients, reference, 1e-13)
+
+
+def test_one_pair_in_the_whole_batch():
+    objective = Objective(NONLINEARITIES["prolu_ste"], L1(), 0.03)
+    weights, x = random_weights(8, 50), sparse_activations(40, 8)
+    m = (x - weights.b_dec) @ weights.encoder.T
+    best = m.flatten().sort(descending=True).values
+    weights.own["b_enc"].fill_(-(best[0] + best[1]).item() / 2)
+    reference, theirs = DenseStep(weights, 40).gradients(weights, x, objective)
+    assert theirs.fired.sum() == 1
+    for family in FAMILIES:
+        gradients, ours = family(weights, 40).gradients(weights, x, objective)
+        compare(ours, theirs, gradients, reference, 1e-13)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_on_at_all(family):
+    weights, x = random_weights(8, 50), sparse_activations(40, 8)
+    weights.own["b_enc"].fill_(-1e6)
+    gradients, stats = family(weights, 40).gradients(weights, x, Objective(NONLINEARITIES["relu"], L1(), 0.1))
+    assert not gradients.encoder.any()
+    assert not gradients.decoder.any()
+    assert gradients.b_dec.abs().sum() > 0
+    assert stats.fired.sum() == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_peoples_nonlinearities_come_for_free(family):
+    x = sparse_activations(60, 12)
+    for objective, own in (
+        (Objective(JumpReLU(), L0Penalty(), 0.01), ("b_enc", "theta")),
+        (Objective(TopK(5), L1(), 0.0), ("b_enc",)),
+    ):
+        weights = random_weights(12, 40, own=own)
+        for p in weights.own.values():
+            p.abs_()
+        reference, theirs = DenseStep(weights, 60).gradients(weights, x, objective)
+        gradients, ours = family(weights, 60).gradients(weights, x, objective)
+        compare(ours, theirs, gradients, reference, 1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("nonlinearity", "penalty"), COMBINATIONS)
+def test_twenty_updates_follow_the_dense_step(family, nonlinearity, penalty):
+    objective = Objective(NONLINEARITIES[nonlinearity], PENALTIES[penalty], 0.02)
+    steep = (nonlinearity, penalty) == ("relu", "sqrt_l1")  # slope 500 at zero: rounding is amplified
+    for dtype, limit in ((torch.float64, 1e-10), (torch.float32, 1e-3 if steep else 1e-5)):
+        ends = []
+        for step_class in (DenseStep, family):
+            weights = at_density(20, 90, "sparse", dtype)
+            first, second, step = weights.zeros_like(), weights.zeros_like(), step_class(weights, 64)
+            for n in range(20):
+                x = sparse_activations(64, 20, seed=n, dtype=dtype)
+                step.update_(weights, first, second, x, objective, n_updates=n, lr=1e-3, adam=AdamConfig())
+            ends.append((*weights.tensors(), *first.tensors(), *second.tensors()))
+        for ours, theirs in zip(*ends, strict=True):
+            assert relative(ours, theirs) < limit
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_buffers_keep_nothing_between_calls(family):
+    objective = Objective(NONLINEARITIES["prolu_ste"], PENALTIES["sqrt_l1"], 0.1)
+    weights = random_weights(8, 20)
+    shared = family(weights, 64)
+    shared.gradients(weights, sparse_activations(64, 8, seed=1), objective)
+    x = sparse_activations(40, 8, seed=2)
+    again = shared.gradients(weights, x, objective)[0].map(torch.clone)
+    fresh = family(weights, 40).gradients(weights, x, objective)[0]
+    assert all(torch.equal(a, b) for a, b in zip(again.tensors(), fresh.tensors(), strict=True))
+
+
+def test_the_choice_follows_density_with_hysteresis():
+    assert next_family("dense", 0.19, 0.2) == "dense"
+    assert next_family("dense", 0.17, 0.2) == "sparse"
+    assert next_family("sparse", 0.21, 0.2) == "sparse"
+    assert next_family("sparse", 0.23, 0.2) == "dense"
+    assert 0 < crossover_density("cpu", 768, 12_288) < 1
+    assert crossover_density("abacus", 768, 12_288) == 0
+
+
+def test_a_run_starts_dense_and_becomes_sparse():
+    trainer = Trainer(RunConfig(d_sae=256, n_tokens=64_000, coeff=0.3, lr=1e-2), 16, 64)
+    families = []
+    for seed in range(300):
+        families.append(trainer.state.step)
+        trainer.step(sparse_activations(64, 16, seed=seed % 50, dtype=torch.float32))
+    assert families[0] == "dense"
+    assert families[-1] == "sparse"
+
+
+@pytest.mark.parametrize("step", ["dense", "sparse", "sparse_torch"])
+def test_a_family_can_be_forced(step):
+    trainer = Trainer(RunConfig(d_sae=64, n_tokens=6400, step=step), 16, 64)
+    for seed in range(3):
+        trainer.step(sparse_activations(64, 16, seed=seed, dtype=torch.float32))
+    assert trainer.state.step == step
