@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full lint format builtin-lm clean
+.PHONY: help demo test test-full lint format builtin-lm bench calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,14 @@ format: $(INSTALLED)  ## put the code into shape
 
 builtin-lm: $(INSTALLED)  ## train the built-in language model anew (45 minutes)
 	$(BIN)/python scripts/train_builtin.py
+
+bench: $(INSTALLED)  ## time the training steps against the floor, with the stock allocator and with heap reuse
+	$(BIN)/python -m pytest -m 'not slow' tests/test_dense_step.py tests/test_sparse_steps.py
+	$(BIN)/python benchmarks/step.py --json benchmarks/step.json
+	$(BIN)/python benchmarks/step.py --heap-reuse --json benchmarks/step-heap-reuse.json
+
+calibrate: $(INSTALLED)  ## remake the table that decides between dense and sparse steps
+	$(BIN)/python benchmarks/calibrate.py
 
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) runs

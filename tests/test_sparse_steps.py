@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-from synthetic import sparse_activations
-from test_dense_step import JumpReLU, L0Penalty, TopK, random_weights, relative
 
 from prolu import RunConfig, Trainer
 from prolu.nonlinearities import NONLINEARITIES
@@ -14,6 +12,8 @@ from prolu.steps import AdamConfig, DenseStep, Objective
 from prolu.steps.choice import crossover_density, next_family
 from prolu.steps.sparse_numba import SparseNumbaStep
 from prolu.steps.sparse_torch import SparseTorchStep
+from synthetic import sparse_activations
+from test_dense_step import JumpReLU, L0Penalty, TopK, random_weights, relative
 
 COMBINATIONS = list(itertools.product(["relu", "prolu_relu", "prolu_ste"], ["l1", "sqrt_l1"]))
 FAMILIES = [SparseNumbaStep, SparseTorchStep]

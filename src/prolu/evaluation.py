@@ -12,8 +12,8 @@ from prolu.metrics import CodeSums, ReconstructionSums, cross_entropy_figures
 from prolu.rng import keyed_generator
 from prolu.sae import SAE, normalise
 
-ENTRIES_PER_PASS = 2**23
-"""Latents held at once: 32 MB in fp32."""
+ENTRIES_PER_PASS = 2**21
+"""Latents held at once: 8 MB in fp32, which stays in the cache."""
 
 WITHOUT_BOS = "_no_bos"
 """Suffix of the figures that leave position 0 alone: not counted, and in the splice its true activation."""
@@ -71,9 +71,7 @@ def probe(sae: SAE, held_out: HeldOut) -> dict[str, float]:
 def _reconstruct(sae: SAE, held_out: HeldOut) -> tuple[dict[str, float], Float[Tensor, "n ctx d_in"]]:
     d_in, d_sae, scaled = sae.config.d_in, sae.config.d_sae, sae.config.normalisation == "per_token"
     device = sae.W_dec.device
-    codes = {suffix: CodeSums(d_sae) for suffix in ("", WITHOUT_BOS)}
-    errors = {suffix: ReconstructionSums(d_in) for suffix in codes}
-    raw_errors = {suffix: ReconstructionSums(d_in) for suffix in codes}
+    position_0, rest = _Sums(d_in, d_sae), _Sums(d_in, d_sae)
     recon = torch.empty_like(held_out.acts)
     blocks = max(1, ENTRIES_PER_PASS // (held_out.acts.shape[1] * d_sae))
     for start in range(0, len(recon), blocks):
@@ -83,13 +81,29 @@ def _reconstruct(sae: SAE, held_out: HeldOut) -> tuple[dict[str, float], Float[T
         out = sae.decode(latents)
         raw_out = out * (norms / math.sqrt(d_in))[..., None]
         recon[start : start + blocks] = raw_out
-        for suffix, first in (("", 0), (WITHOUT_BOS, 1)):
-            codes[suffix].update(latents[:, first:].flatten(0, 1))
-            errors[suffix].update(x[:, first:].flatten(0, 1), out[:, first:].flatten(0, 1))
-            raw_errors[suffix].update(raw[:, first:].flatten(0, 1), raw_out[:, first:].flatten(0, 1))
-    figures = {}
-    for suffix, code in codes.items():
-        own = code.figures()
-        own |= {"mse": errors[suffix].mse, "fvu": errors[suffix].fvu, "fvu_raw": raw_errors[suffix].fvu}
-        figures |= {name + suffix: value for name, value in own.items()}
-    return figures, recon
+        for sums, positions in ((position_0, slice(0, 1)), (rest, slice(1, None))):
+            sums.update(*(t[:, positions].flatten(0, 1) for t in (latents, x, out, raw, raw_out)))
+    without_bos = {name + WITHOUT_BOS: value for name, value in rest.figures().items()}
+    position_0.merge(rest)
+    return position_0.figures() | without_bos, recon
+
+
+class _Sums:
+    """All that needs no language model, over some of the tokens."""
+
+    def __init__(self, d_in: int, d_sae: int):
+        self._code, self._scaled, self._raw = CodeSums(d_sae), ReconstructionSums(d_in), ReconstructionSums(d_in)
+
+    def update(self, latents: Tensor, x: Tensor, out: Tensor, raw: Tensor, raw_out: Tensor) -> None:
+        self._code.update(latents)
+        self._scaled.update(x, out)
+        self._raw.update(raw, raw_out)
+
+    def merge(self, other: "_Sums") -> None:
+        self._code.merge(other._code)
+        self._scaled.merge(other._scaled)
+        self._raw.merge(other._raw)
+
+    def figures(self) -> dict[str, float]:
+        scores = {"mse": self._scaled.mse, "fvu": self._scaled.fvu, "fvu_raw": self._raw.fvu}
+        return self._code.figures() | scores

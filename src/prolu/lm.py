@@ -159,8 +159,11 @@ class LanguageModel:
                     if self._restart is not None and restart_points is not None:
                         hooks.enter_context(self._replaced(self._restart, restart_points[rows]))
                     hooks.enter_context(self._replaced(self._site, splice[rows]))
-                logits = self._model(input_ids=part, use_cache=False).logits[:, :-1].float()
-            losses.append(torch.nn.functional.cross_entropy(logits.mT, part[:, 1:], reduction="none"))
+                logits = self._model(input_ids=part, use_cache=False).logits.float()
+                # All positions, so that nothing is copied; what the last one predicts is dropped.
+                following = part.roll(-1, dims=1).flatten()
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following, reduction="none")
+            losses.append(loss.view(part.shape)[:, :-1])
         return torch.cat(losses)
 
     def _batches(self, tokens: np.ndarray | Tensor) -> Iterator[Tensor]:

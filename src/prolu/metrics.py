@@ -21,12 +21,21 @@ class CodeSums:
 
     def update(self, latents: Float[Tensor, "n d_sae"]) -> None:
         """Adds tokens."""
-        on = latents > 0
+        on = torch.gt(latents, 0, out=torch.empty_like(latents))
+        fired = on.sum(0, dtype=torch.float64).long().cpu()
         self.n_tokens += len(latents)
-        self._l0 += on.sum().item()
-        self._l1 += latents.sum(dtype=torch.float64).item()
-        self._sqrt_l1 += latents.sqrt().sum(dtype=torch.float64).item()
-        self.fired += on.sum(0).cpu()
+        self._l0 += fired.sum().item()
+        self._l1 += latents.sum(1).sum(dtype=torch.float64).item()
+        self._sqrt_l1 += latents.sqrt().sum(1).sum(dtype=torch.float64).item()
+        self.fired += fired
+
+    def merge(self, other: "CodeSums") -> None:
+        """Adds the other's tokens."""
+        self.n_tokens += other.n_tokens
+        self._l0 += other._l0
+        self._l1 += other._l1
+        self._sqrt_l1 += other._sqrt_l1
+        self.fired += other.fired
 
     def figures(self) -> dict[str, float]:
         """Means per token of the number of latents on, of sum f and of sum sqrt(f); share never on."""
@@ -50,11 +59,18 @@ class ReconstructionSums:
     def update(self, x: Float[Tensor, "n d_in"], recon: Float[Tensor, "n d_in"]) -> None:
         """Adds tokens."""
         x, recon = x.double().cpu(), recon.double().cpu()
-        mean, n, both = x.mean(0), len(x), self._n + len(x)
-        shift = mean - self._mean
-        self._spread += (x - mean).square().sum().item() + shift.square().sum().item() * self._n * n / both
-        self._mean += shift * n / both
-        self._error += (x - recon).square().sum().item()
+        part = ReconstructionSums(x.shape[1])
+        part._n, part._mean = len(x), x.mean(0)
+        part._spread = (x - part._mean).square().sum().item()
+        part._error = (x - recon).square().sum().item()
+        self.merge(part)
+
+    def merge(self, other: "ReconstructionSums") -> None:
+        """Adds the other's tokens."""
+        both, shift = self._n + other._n, other._mean - self._mean
+        self._spread += other._spread + shift.square().sum().item() * self._n * other._n / both
+        self._mean = self._mean + shift * other._n / both
+        self._error += other._error
         self._n = both
 
     @property

@@ -16,8 +16,7 @@ from typing import Any, no_type_check
 import numpy as np
 import torch
 from jaxtyping import Float
-from numba import config as numba_config
-from numba import njit, prange, set_num_threads
+from numba import get_num_threads, njit, prange, set_num_threads
 from torch import Tensor
 
 from prolu.steps.adam import AdamConfig
@@ -27,6 +26,9 @@ from prolu.weights import Weights
 
 ROWS_PER_CHUNK = 1024
 """Tokens per encoder matmul."""
+
+MOST_THREADS = get_num_threads()
+"""As many as numba was started with."""
 
 FAST: Any = {"reassoc", "contract", "nsz", "arcp"}
 """Reorders sums for vector units; keeps infinities and NaN as they are."""
@@ -301,7 +303,7 @@ class SparseNumbaStep(Step):
         if objective.auxiliary is not None:
             raise NotImplementedError("auxiliary terms are the dense step's")
         batch, d_in = acts.shape
-        set_num_threads(min(torch.get_num_threads(), numba_config.NUMBA_NUM_THREADS))
+        set_num_threads(min(torch.get_num_threads(), MOST_THREADS))
         x, error, centred = acts.contiguous().numpy(), self._error[:batch], self._centred[:batch]
         torch.sub(acts, weights.b_dec, out=centred)
         latents, m = self._encode(weights, centred, objective)

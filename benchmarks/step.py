@@ -1,0 +1,166 @@
+"""One training step, every family side by side: interleaved in one process, against the physical floor.
+
+    python benchmarks/step.py --d-in 768 --d-sae 12288 --batch 4096 --l0 55 --json step.json
+
+The floor is the encoder matmul, at the chunking that the steps use, plus the 28 bytes that Adam must move per
+parameter (read parameter, gradient and both moments; write parameter and both moments) at the machine's measured
+triad bandwidth. Plain autograd is what one would write first: `loss.backward()` and `torch.optim.Adam`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from prolu.nonlinearities import NONLINEARITIES
+from prolu.penalties import L1
+from prolu.steps import AdamConfig, Objective, Steps
+from prolu.steps.dense import ROWS_PER_CHUNK
+from prolu.weights import Weights
+
+COEFF, LR = 1e-3, 1e-7
+"""So small a rate that L0 stays where it is put."""
+
+HEAP_REUSE = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_TOP_PAD_": "268435456"}
+"""Keeps freed memory in the process, which hides what an allocation costs; glibc reads it at the start."""
+
+
+def sparse_problem(d_in: int, d_sae: int, batch: int, l0: float) -> tuple[Weights, torch.Tensor]:
+    """An SAE that knows the data's features, its ReLU biases set to the wanted L0, and a batch."""
+    g = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=g), dim=1)
+    popularity = torch.arange(1, d_sae + 1).float().pow(-0.6)[torch.randperm(d_sae, generator=g)]
+    which = torch.multinomial(popularity, batch * 30, replacement=True, generator=g).view(batch, 30)
+    size = torch.exp(0.5 * torch.randn(batch, 30, 1, generator=g))
+    x = torch.stack([(features[w] * s).sum(0) for w, s in zip(which, size, strict=True)])
+    x += 0.025 * torch.randn(batch, d_in, generator=g)
+    m = x[:512] @ features.T
+    bias = -m.flatten().kthvalue(max(1, m.numel() - int(l0 * len(m)))).values
+    own = {"b_enc": torch.full((d_sae,), float(bias))}
+    return Weights(features.clone(), features.clone(), torch.zeros(d_in), own), x
+
+
+def our_step(family: str, weights: Weights, x: torch.Tensor) -> Callable[[], None]:
+    """One update by one of our families."""
+    weights = weights.map(torch.clone)
+    first, second, n = weights.zeros_like(), weights.zeros_like(), 0
+    step = Steps(weights, len(x))[family]
+    objective = Objective(NONLINEARITIES["relu"], L1(), COEFF)
+
+    def once() -> None:
+        nonlocal n
+        step.update_(weights, first, second, x, objective, n_updates=n, lr=LR, adam=AdamConfig())
+        n += 1
+
+    return once
+
+
+def autograd_step(weights: Weights, x: torch.Tensor) -> Callable[[], None]:
+    """The same update as plain torch code, both weight matrices in their public shapes."""
+    parameters = [
+        weights.encoder.T.clone(),
+        weights.own["b_enc"].clone(),
+        weights.decoder.clone(),
+        weights.b_dec.clone(),
+    ]
+    W_enc, b_enc, W_dec, b_dec = (p.contiguous().requires_grad_() for p in parameters)
+    adam = torch.optim.Adam([W_enc, b_enc, W_dec, b_dec], lr=LR)
+
+    def once() -> None:
+        adam.zero_grad()
+        f = torch.relu((x - b_dec) @ W_enc + b_enc)
+        x_hat = f @ W_dec + b_dec
+        ((x_hat - x).square().mean() + COEFF * f.sum(-1).mean()).backward()
+        with torch.no_grad():
+            W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec  # pyright: ignore[reportOperatorIssue]
+            adam.step()
+            W_dec.div_(W_dec.norm(dim=1, keepdim=True))
+
+    return once
+
+
+def encoder_matmul(weights: Weights, x: torch.Tensor) -> Callable[[], None]:
+    """The one matmul that nothing can avoid."""
+    out = torch.empty(min(len(x), ROWS_PER_CHUNK), weights.d_sae)
+
+    def once() -> None:
+        for chunk in x.split(ROWS_PER_CHUNK):
+            torch.mm(chunk, weights.encoder.T, out=out[: len(chunk)])
+
+    return once
+
+
+def triad_bandwidth(n: int = 2**25) -> float:
+    """Bytes per second of a = b + s c on arrays far larger than the caches."""
+    a, b, c = (torch.rand(n) for _ in range(3))
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        torch.add(b, c, alpha=3.0, out=a)
+        times.append(time.perf_counter() - start)
+    return 3 * 4 * n / statistics.median(times)
+
+
+def interleaved(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, all of them once a round, the first round not counted."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(rounds + 1):
+        for name, once in variants.items():
+            start = time.perf_counter()
+            once()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """Runs everything at one shape."""
+    torch.set_num_threads(options.threads)
+    weights, x = sparse_problem(options.d_in, options.d_sae, options.batch, options.l0)
+    pre = (x - weights.b_dec) @ weights.encoder.T + weights.own["b_enc"]
+    l0 = (pre > 0).sum().item() / len(x)
+    del pre
+    families = {"sparse_numba": "sparse", "sparse_torch": "sparse_torch", "dense": "dense"}
+    variants = {name: our_step(family, weights, x) for name, family in families.items()}
+    variants |= {"autograd": autograd_step(weights, x), "matmul": encoder_matmul(weights, x)}
+    medians = interleaved(variants, options.rounds)
+    n_parameters = sum(t.numel() for t in weights.tensors())
+    floor = medians.pop("matmul") + 28 * n_parameters / triad_bandwidth()
+    figures = {name: {"median_s": s, "x_floor": s / floor} for name, s in medians.items()}
+    shape = {name: getattr(options, name) for name in ("d_in", "d_sae", "batch", "rounds", "threads")}
+    return {"floor_s": floor, "l0": l0, **shape, "heap_reuse": options.heap_reuse, "variants": figures}
+
+
+def main() -> None:
+    """Parses, measures, prints a table, writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--d-in", type=int, default=768)
+    parser.add_argument("--d-sae", type=int, default=12_288)
+    parser.add_argument("--batch", type=int, default=4096, help="tokens per step")
+    parser.add_argument("--l0", type=float, default=55, help="latents on per token")
+    parser.add_argument("--rounds", type=int, default=9, help="times each step is timed")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--heap-reuse", action="store_true", help="let glibc keep freed memory")
+    parser.add_argument("--json", type=Path, help="file to write")
+    options = parser.parse_args()
+    if options.heap_reuse and not all(os.environ.get(k) == v for k, v in HEAP_REUSE.items()):
+        sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | HEAP_REUSE, check=False).returncode)
+    result = measure(options)
+    allocator = "heap reuse" if options.heap_reuse else "stock allocator"
+    print(f"{options.d_in} -> {options.d_sae}, batch {options.batch}, L0 {result['l0']:.1f}, {allocator}")
+    print(f"{'floor':14} {result['floor_s'] * 1e3:9.1f} ms")
+    for name, figure in result["variants"].items():
+        print(f"{name:14} {figure['median_s'] * 1e3:9.1f} ms {figure['x_floor']:7.2f} x floor")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
