@@ -23,9 +23,8 @@ class Claim(NamedTuple):
 
 def verdicts(records: Sequence[Record]) -> list[Claim]:
     """ProLU against ReLU under each penalty, by degradation at matched L0, over converged runs."""
-    by_family = curves(records)
     return [
-        _better(f"{nonlinearity} + {penalty}", f"relu + {penalty}", by_family)
+        _better(f"{nonlinearity} + {penalty}", f"relu + {penalty}", records)
         for penalty in ("l1", "sqrt_l1")
         for nonlinearity in ("prolu_relu", "prolu_ste")
         if any(family(r) == f"{nonlinearity} + {penalty}" for r in records)
@@ -42,18 +41,21 @@ def paper_claims(records: Sequence[Record]) -> list[Claim]:
     ]
 
 
-def _better(challenger: str, baseline: str, by_family: dict[str, Curve]) -> Claim:
+def _better(challenger: str, baseline: str, records: Sequence[Record]) -> Claim:
     statement = f"{challenger} loses less than {baseline} at equal L0"
-    found = _compared(challenger, baseline, by_family)
+    found = _compared(challenger, baseline, curves(records))
     if isinstance(found, str):
-        return Claim(statement, CANNOT, found)
+        anyhow = _compared(challenger, baseline, curves(records, unconverged=True))
+        so_far = "" if isinstance(anyhow, str) else f" All runs, converged or not: {_in_numbers(anyhow)}."
+        return Claim(statement, CANNOT, found + so_far)
     verdict = "holds" if found.largest < 0 else "does not hold" if found.smallest > 0 else CANNOT
     mixed = "; the sign changes within the range" if verdict == CANNOT else ""
-    evidence = (
-        f"{challenger} against {baseline}: {found.change:+.0%} degradation at matched L0 "
-        f"(from {found.smallest:+.0%} to {found.largest:+.0%} over L0 {found.low:.3g}-{found.high:.3g}){mixed}."
-    )
-    return Claim(statement, verdict, evidence)
+    return Claim(statement, verdict, f"{challenger} against {baseline}: {_in_numbers(found)}{mixed}.")
+
+
+def _in_numbers(found: Comparison) -> str:
+    reach = f"from {found.smallest:+.0%} to {found.largest:+.0%} over L0 {found.low:.3g}-{found.high:.3g}"
+    return f"{found.change:+.0%} degradation at matched L0 ({reach})"
 
 
 def _compared(challenger: str, baseline: str, by_family: dict[str, Curve]) -> Comparison | str:

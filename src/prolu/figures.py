@@ -92,14 +92,9 @@ def _draw_family(axes: Axes, name: str, rows: Sequence[Record], x: str, y: str) 
     nonlinearity, penalty = name.split(" + ")
     ink, marker = colour(nonlinearity), MARKERS.get(penalty, "D")
     done = [r for r in rows if r["converged"]]
-    axes.plot(
-        [r[x] for r in done],
-        [r[y] for r in done],
-        DASHES.get(penalty, ":"),
-        color=ink,
-        linewidth=1.3,
-        alpha=0.8,
-    )
+    for part, alpha in ((rows, 0.25), (done, 0.8)):
+        across, up = [r[x] for r in part], [r[y] for r in part]
+        axes.plot(across, up, DASHES.get(penalty, ":"), color=ink, linewidth=1.3, alpha=alpha)
     for hollow in (False, True):
         part = [r for r in rows if r["converged"] is not hollow]
         label = name if hollow is (not done) else None
@@ -122,9 +117,9 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], reco
         for record in records:
             rows = curves.get(record["run_id"], [])
             style = DASHES.get(record["penalty"], ":")
-            tokens, values = [r["tokens"] for r in rows], [r[name] for r in rows]
+            tokens, values = [r["tokens"] / 1e6 for r in rows], [r[name] for r in rows]
             axes.plot(tokens, values, style, color=colour(record["nonlinearity"]), linewidth=0.9, alpha=0.7)
-        axes.set(xlabel="training tokens", title=title)
+        axes.set(xlabel="training tokens, millions", title=title)
         if name != "dead":
             axes.set_yscale("log")
         axes.grid(True, color="#dddddd", linewidth=0.6)

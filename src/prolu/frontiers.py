@@ -40,7 +40,7 @@ class Curve(NamedTuple):
 
     def at(self, x: float | np.ndarray) -> np.ndarray:
         """The y at x within the range."""
-        return np.interp(np.log(x), np.log(self.x), self.y)
+        return np.asarray(np.interp(np.log(x), np.log(self.x), self.y))
 
 
 def curve(records: Sequence[Record], x: str = "l0", y: str = "degradation") -> Curve:
@@ -49,11 +49,13 @@ def curve(records: Sequence[Record], x: str = "l0", y: str = "degradation") -> C
     return Curve(np.array([p for p, _ in points]), np.array([q for _, q in points]))
 
 
-def curves(records: Sequence[Record], x: str = "l0", y: str = "degradation") -> dict[str, Curve]:
-    """Curves of the converged runs, by family; families with fewer than two are left out."""
+def curves(
+    records: Sequence[Record], x: str = "l0", y: str = "degradation", *, unconverged: bool = False
+) -> dict[str, Curve]:
+    """Curves of the converged runs (or of all), by family; families with fewer than two are left out."""
     by_family: dict[str, list[Record]] = {}
     for record in records:
-        if record["converged"]:
+        if record["converged"] or unconverged:
             by_family.setdefault(family(record), []).append(record)
     found = {name: curve(rows, x, y) for name, rows in by_family.items()}
     return {name: c for name, c in found.items() if len(c.x) >= 2}

@@ -62,17 +62,19 @@ at full learning rate. The others are drawn hollow. One seed a point, so small d
 
 
 def _figure_html(figure: go.Figure, first: bool = False) -> str:
-    height = 560 if first else 420
+    """The first figure carries the legend for all."""
     figure.update_layout(
         template="simple_white",
-        height=height,
+        height=560 if first else 400,
         margin={"l": 70, "r": 20, "t": 50, "b": 60},
-        legend={"groupclick": "toggleitem"} if first else {},
-        showlegend=first or None,
+        showlegend=first,
+        font={"size": 13},
+        title={"font": {"size": 17 if first else 14}},
     )
     figure.update_xaxes(showgrid=True, gridcolor="#e4e4e4")
     figure.update_yaxes(showgrid=True, gridcolor="#e4e4e4")
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    tools = {"displaylogo": False, "responsive": True, "displayModeBar": "hover" if first else False}
+    return figure.to_html(full_html=False, include_plotlyjs=False, config=tools)
 
 
 def _plane(records: Sequence[Record], x: str, y: str) -> go.Figure:

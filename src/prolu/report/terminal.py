@@ -1,11 +1,15 @@
 """The table and the verdicts, in the terminal."""
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from prolu.claims import Claim, paper_claims, verdicts
 from prolu.frontiers import family, pareto_mask
 from prolu.results import Results
+
+MIN_WIDTH = 116
+"""Columns that the table needs; a narrower terminal wraps it rather than cutting figures."""
 
 MARKS = {
     "holds": "[green]holds[/green]",
@@ -16,14 +20,16 @@ MARKS = {
 
 def print_summary(results: Results, console: Console | None = None) -> None:
     """All runs by family and L0, then one sentence a claim."""
-    console = console or Console()
+    console = console or Console(width=max(MIN_WIDTH, Console().width))
     table = Table(
         title=f"{results.folder}: {len(results.records)} SAEs",
-        caption="* Pareto-best in L0 and degradation among converged runs",
+        caption="* Pareto-best in L0 and degradation (nats per token) among converged runs",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     table.add_column("family", no_wrap=True)
-    for name in ("coeff", "L0", "degradation", "recovered", "MSE", "FVU", "L1", "dead", "converged"):
-        table.add_column(name, justify="right")
+    for name in ("coeff", "L0", "degradation", "recovered", "MSE", "L1", "dead", "converged"):
+        table.add_column(name, justify="right", no_wrap=True)
     converged = [r for r in results.records if r["converged"]]
     mask = pareto_mask([r["l0"] for r in converged], [r["degradation"] for r in converged])
     best = {r["run_id"] for r, on in zip(converged, mask, strict=True) if on}
@@ -35,7 +41,7 @@ def print_summary(results: Results, console: Console | None = None) -> None:
         star = " *" if r["run_id"] in best else ""
         table.add_row(
             "" if name == last else name, f"{r['coeff']:.3g}", f"{r['l0']:.1f}", f"{r['degradation']:.3f}{star}",
-            f"{r['recovered']:.1%}", f"{r['mse']:.4f}", f"{r['fvu']:.3f}", f"{r['l1']:.1f}",
+            f"{r['recovered']:.1%}", f"{r['mse']:.4f}", f"{r['l1']:.1f}",
             f"{r['dead_fraction']:.1%}", "yes" if r["converged"] else "no",
         )  # fmt: skip
         last = name
