@@ -170,7 +170,7 @@ def _prepare_sweep(
     n_tokens = max(run.n_tokens for run in recipe(1)[0])
     lm = LanguageModel(source.lm, source.hook)
     blocks = load_blocks(
-        source.data, lm.tokenizer, source.ctx, max_train_tokens=n_tokens, text_column=source.text_column
+        source.data, lm.tokenizer, source.ctx, max_train_tokens=n_tokens, text_column=source.text_column, progress=True
     )
     runs, batch_size = recipe(lm.d_in)
     stream = ActivationStream(lm, blocks, batch_size, source.stream_seed, source.window_tokens)
@@ -201,6 +201,7 @@ def _prepare_eval(request: Eval) -> Callable[[], None]:
         made["ctx"],
         max_train_tokens=made["max_train_tokens"],
         text_column=request.text_column or made["text_column"],
+        progress=True,
     )
 
     def job() -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prolu.builtin import stdlib_documents
+from prolu.progress import Meter
 
 HELD_OUT_FRACTION = 0.1
 """Share of documents kept for evaluation."""
@@ -68,6 +69,7 @@ def load_blocks(
     max_train_tokens: int = 100_000_000,
     text_column: str = "text",
     held_out_fraction: float = HELD_OUT_FRACTION,
+    progress: bool = False,
 ) -> TokenBlocks:
     """Reads text, tokenises it and cuts it into blocks of `ctx` tokens.
 
@@ -82,6 +84,7 @@ def load_blocks(
         max_train_tokens: stop reading when there are so many to train on.
         text_column: the column that holds the text, where there are columns.
         held_out_fraction: share of documents kept for evaluation.
+        progress: show the rate and the time left.
 
     Raises:
         ValueError: nothing there, no such column, or too little text for one block on either side.
@@ -93,13 +96,16 @@ def load_blocks(
     sides: dict[bool, list[np.ndarray]] = {False: [], True: []}
     n_tokens, n_documents = {False: 0, True: 0}, 0
     documents = iter(read_documents(source, text_column))
-    while n_tokens[False] < max_train_tokens and (some := list(islice(documents, 64))):
-        encoded = tokenizer([d.text for d in some], add_special_tokens=False, verbose=False)["input_ids"]
-        for document, ids in zip(some, encoded, strict=True):
-            side = is_held_out(document.key, held_out_fraction)
-            sides[side].append(np.array([bos, *ids], dtype=dtype))
-            n_tokens[side] += len(ids) + 1
-        n_documents += len(some)
+    with Meter("reading text", max_train_tokens, shown=progress) as meter:
+        while n_tokens[False] < max_train_tokens and (some := list(islice(documents, 64))):
+            encoded = tokenizer([d.text for d in some], add_special_tokens=False, verbose=False)["input_ids"]
+            before = n_tokens[False]
+            for document, ids in zip(some, encoded, strict=True):
+                side = is_held_out(document.key, held_out_fraction)
+                sides[side].append(np.array([bos, *ids], dtype=dtype))
+                n_tokens[side] += len(ids) + 1
+            n_documents += len(some)
+            meter.advance(n_tokens[False] - before)
     train, held_out = (_cut(sides[side], ctx, bos, dtype) for side in (False, True))
     for name, side, blocks in (("training", False, train), ("held-out", True, held_out)):
         if not len(blocks):

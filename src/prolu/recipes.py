@@ -15,11 +15,11 @@ class Recipe(NamedTuple):
 
 
 DEMO_COEFFS = {
-    "relu + l1": (1.0e-3, 1.75e-3, 3.0e-3),
-    "prolu_relu + l1": (1.0e-3, 1.75e-3, 3.0e-3),
-    "prolu_ste + l1": (1.0e-3, 1.75e-3, 3.0e-3),
-    "relu + sqrt_l1": (3.3e-4, 5.8e-4, 1.0e-3),
-    "prolu_relu + sqrt_l1": (5.0e-4, 9.0e-4, 1.7e-3),
+    "relu + l1": (8.3e-4, 1.5e-3, 2.7e-3),
+    "prolu_relu + l1": (6.7e-4, 1.2e-3, 2.1e-3),
+    "prolu_ste + l1": (6.7e-4, 1.2e-3, 2.1e-3),
+    "relu + sqrt_l1": (4.2e-4, 7.5e-4, 1.3e-3),
+    "prolu_relu + sqrt_l1": (5.0e-4, 9.2e-4, 1.7e-3),
     "prolu_ste + sqrt_l1": (4.2e-4, 7.5e-4, 1.3e-3),
 }
 """Per family, so that the families' ranges of L0 overlap: they respond very differently to one coefficient."""
@@ -30,7 +30,7 @@ def demo(d_in: int) -> Recipe:
 
     Coefficients are those of width 768, times 768 / d_in: the MSE is a mean over d_in, the penalty a sum.
     """
-    base = RunConfig(d_sae=1024, n_tokens=3800 * 512, lr=6e-3, warmup_fraction=0.03, lr_floor=0.05)
+    base = RunConfig(d_sae=512, n_tokens=4600 * 512, lr=4e-3, warmup_fraction=0.02, lr_floor=0.05)
     runs = []
     for family, coeffs in DEMO_COEFFS.items():
         nonlinearity, penalty = family.split(" + ")
