@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prolu import RunConfig, Trainer
 from prolu.nonlinearities import NONLINEARITIES
@@ -157,3 +158,33 @@ def test_a_family_can_be_forced(step):
     for seed in range(3):
         trainer.step(sparse_activations(64, 16, seed=seed, dtype=torch.float32))
     assert trainer.state.step == step
+
+
+class LargestOutput(TorchDispatchMode):
+    """Remembers the largest tensor that any operation gave back."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.entries = max(self.entries, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("family", ["sparse_numba", "sparse_torch"])
+def test_nothing_of_size_batch_by_d_sae_is_made(monkeypatch, family):
+    """Peak of a step: weights, Adam's moments, gradients, one chunk of m, error and centred input, the pairs."""
+    monkeypatch.setattr(f"prolu.steps.{family}.ROWS_PER_CHUNK", 16)
+    batch, d_in, d_sae = 512, 8, 700
+    weights, x = at_density(d_in, d_sae, "sparse", torch.float32), sparse_activations(batch, d_in, dtype=torch.float32)
+    weights.own["b_enc"].fill_(-0.25)
+    objective = Objective(NONLINEARITIES["prolu_ste"], PENALTIES["sqrt_l1"], 0.03)
+    step = {"sparse_numba": SparseNumbaStep, "sparse_torch": SparseTorchStep}[family](weights, batch)
+    first, second = weights.zeros_like(), weights.zeros_like()
+    with LargestOutput() as largest:
+        stats = step.update_(weights, first, second, x, objective, n_updates=0, lr=1e-3, adam=AdamConfig())
+    n_pairs = int(stats.fired.sum())
+    assert 0 < n_pairs < batch * d_sae / 8
+    assert largest.entries <= max(16 * d_sae, 2 * n_pairs, d_in * d_sae)

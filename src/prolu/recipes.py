@@ -30,7 +30,7 @@ def demo(d_in: int) -> Recipe:
 
     Coefficients are those of width 768, times 768 / d_in: the MSE is a mean over d_in, the penalty a sum.
     """
-    base = RunConfig(d_sae=512, n_tokens=4600 * 512, lr=4e-3, warmup_fraction=0.02, lr_floor=0.05)
+    base = RunConfig(d_sae=512, n_tokens=5000 * 512, lr=5e-3, warmup_fraction=0.02, lr_floor=0.05)
     runs = []
     for family, coeffs in DEMO_COEFFS.items():
         nonlinearity, penalty = family.split(" + ")
