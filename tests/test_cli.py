@@ -60,7 +60,7 @@ GOOD = object()
         ({"--coeff": "many"}, "--coeff"),
         ({"--nonlinearity": "gelu"}, "choose one of relu"),
         ({"--n-tokens": "5"}, "fewer than one batch"),
-        ({"--ctx": "4096"}, "takes at most 64 tokens"),
+        ({"--ctx": "100"}, "takes at most 64 tokens"),
         ({"--threads": "0"}, "threads 0"),
         ({"--eval-tokens": "0"}, "eval_tokens 0"),
         ({"--colour": "red"}, "--colour"),

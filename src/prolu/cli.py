@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -56,10 +56,18 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunFlags(RunConfig):
+    """One run: which SAE, which loss, how long."""
+
+    def __post_init__(self):
+        """Checks nothing yet: a wrong value is told in our one sentence, not in tyro's box."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """Train one SAE."""
 
-    run: OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
+    run: OmitArgPrefixes[RunFlags] = field(default_factory=RunFlags)
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     batch_size: int = 4096
     """Tokens per training step."""
@@ -68,7 +76,8 @@ class Train:
 
     def prepare(self) -> Callable[[], None]:
         """Checks the request; gives back the work."""
-        return _prepare_sweep(lambda d_in: ([self.run], self.batch_size), self.source, self.out)
+        run = RunConfig(**asdict(self.run))
+        return _prepare_sweep(lambda d_in: ([run], self.batch_size), self.source, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
