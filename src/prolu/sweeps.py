@@ -151,6 +151,7 @@ class _ActiveRun:
         self._provenance = provenance | {"run": trainer.describe()}
         self._probes: dict[int, dict[str, float]] = {}
         self._curve: list[str] = []
+        self._probe_steps = trainer.config.probe_steps(trainer.batch_size)
         self._every = max(1, trainer.n_steps // LINES_PER_CURVE)
 
     @property
@@ -161,14 +162,14 @@ class _ActiveRun:
         n_updates = self.trainer.state.n_updates
         if n_updates % self._every == 0 or self.finished:
             self._curve.append(json.dumps(self.trainer.summary(report)) + "\n")
-        if n_updates in self.trainer.config.probe_steps(self.trainer.batch_size):
+        if n_updates in self._probe_steps:
             self._probes[n_updates] = probe(self.trainer.sae(), held_out)
 
     def finish(self, held_out: HeldOut) -> dict[str, Any]:
         """Saves the SAE and its curve; returns its line of results."""
         config, sae = self.trainer.config, self.trainer.sae()
         figures = evaluate(sae, held_out)
-        start, end = (self._probes.get(n, figures) for n in config.probe_steps(self.trainer.batch_size))
+        start, end = (self._probes.get(n, figures) for n in self._probe_steps)
         sae.save(self.folder, self._provenance)
         write_atomically(self.folder / CURVES_FILE, "".join(self._curve))
         facts = asdict(config) | {"run_id": config.run_id, "converged": is_converged(start, end)}

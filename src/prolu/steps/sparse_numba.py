@@ -10,15 +10,15 @@ Nothing of size batch x d_sae is ever made. What a nonlinearity or a penalty is,
 applies their own functions to the pairs.
 """
 
-from collections.abc import Callable
-from typing import Any, no_type_check
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numba import get_num_threads, njit, prange, set_num_threads
+from numba import get_num_threads, set_num_threads
 from torch import Tensor
 
+from prolu.steps import numba_kernels as kernels
 from prolu.steps.adam import AdamConfig
 from prolu.steps.base import Step
 from prolu.steps.objective import Objective, StepStats
@@ -30,204 +30,8 @@ ROWS_PER_CHUNK = 1024
 MOST_THREADS = get_num_threads()
 """As many as numba was started with."""
 
-FAST: Any = {"reassoc", "contract", "nsz", "arcp"}
-"""Reorders sums for vector units; keeps infinities and NaN as they are."""
-
 LATENT_BLOCKS = 64
 """Blocks of latents of about equal work; fixed, so that no sum depends on the number of threads."""
-
-
-def _jit(**options: Any) -> Callable[[Callable], Callable]:
-    """Compiled once, kept on the disk. Kernels are `no_type_check`: nothing may wrap what numba compiles."""
-    return njit(cache=True, nogil=True, error_model="numpy", **options)
-
-
-@_jit(parallel=True)
-@no_type_check
-def _count(m, threshold, counts):
-    """Pairs with m > threshold in each token's row."""
-    for i in prange(m.shape[0]):
-        row, n = m[i], 0
-        for j in range(row.shape[0]):
-            n += row[j] > threshold[j]
-        counts[i] = n
-
-
-@_jit(parallel=True)
-@no_type_check
-def _fill(m, threshold, starts, latents, values):
-    """Writes those pairs, in order of latent; blocks of 16 entries without one are skipped at a glance."""
-    n_latents = m.shape[1]
-    for i in prange(m.shape[0]):
-        row, at, j = m[i], starts[i], 0
-        while j + 16 <= n_latents:
-            n = 0
-            for k in range(j, j + 16):
-                n += row[k] > threshold[k]
-            if n > 0:
-                for k in range(j, j + 16):
-                    if row[k] > threshold[k]:
-                        latents[at], values[at] = k, row[k]
-                        at += 1
-            j += 16
-        for k in range(j, n_latents):
-            if row[k] > threshold[k]:
-                latents[at], values[at] = k, row[k]
-                at += 1
-
-
-@_jit(fastmath=FAST, inline="never")
-@no_type_check
-def _add_rows(out, rows, which, weights, start, end):
-    """Out += sum of weights[t] * rows[which[t]], eight rows a pass over out."""
-    d, t = out.shape[0], start
-    while t + 8 <= end:
-        w0, w1, w2, w3 = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
-        w4, w5, w6, w7 = weights[t + 4], weights[t + 5], weights[t + 6], weights[t + 7]
-        r0, r1, r2, r3 = rows[which[t]], rows[which[t + 1]], rows[which[t + 2]], rows[which[t + 3]]
-        r4, r5, r6, r7 = rows[which[t + 4]], rows[which[t + 5]], rows[which[t + 6]], rows[which[t + 7]]
-        for k in range(d):
-            low = (w0 * r0[k] + w1 * r1[k]) + (w2 * r2[k] + w3 * r3[k])
-            out[k] += low + ((w4 * r4[k] + w5 * r5[k]) + (w6 * r6[k] + w7 * r7[k]))
-        t += 8
-    while t + 2 <= end:
-        w0, w1, r0, r1 = weights[t], weights[t + 1], rows[which[t]], rows[which[t + 1]]
-        for k in range(d):
-            out[k] += w0 * r0[k] + w1 * r1[k]
-        t += 2
-    if t < end:
-        w0, r0 = weights[t], rows[which[t]]
-        for k in range(d):
-            out[k] += w0 * r0[k]
-
-
-@_jit(fastmath=FAST, inline="never")
-@no_type_check
-def _dot(a, b):
-    total = a.dtype.type(0)
-    for k in range(a.shape[0]):
-        total += a[k] * b[k]
-    return total
-
-
-@_jit(parallel=True, fastmath=FAST)
-@no_type_check
-def _decode(starts, latents, values, decoder, b_dec, x, scale, error, upstream, squares):
-    """Error (x_hat - x) * scale and its product with the decoder row of every pair; squared error by token."""
-    for i in prange(x.shape[0]):
-        e, start, end = error[i], starts[i], starts[i + 1]
-        for k in range(e.shape[0]):
-            e[k] = b_dec[k]
-        _add_rows(e, decoder, latents, values, start, end)
-        total = x.dtype.type(0)
-        for k in range(e.shape[0]):
-            r = e[k] - x[i, k]
-            total += r * r
-            e[k] = r * scale
-        squares[i] = total
-        for t in range(start, end):
-            upstream[t] = _dot(e, decoder[latents[t]])
-
-
-@_jit(parallel=True)
-@no_type_check
-def _sort_by_latent(starts, latents, n_latents, n_parts, by_latent, tokens, source):
-    """Counting sort: pairs of latent j are by_latent[j]..by_latent[j + 1]; their tokens, and where they were."""
-    n_tokens = starts.shape[0] - 1
-    n_pairs = starts[n_tokens]
-    bounds = np.zeros(n_parts + 1, np.int64)
-    for part in range(1, n_parts):
-        bounds[part] = np.searchsorted(starts, n_pairs * part // n_parts)
-    bounds[n_parts] = n_tokens
-    counts = np.zeros((n_parts, n_latents), np.int64)
-    for part in prange(n_parts):
-        own = counts[part]
-        for t in range(starts[bounds[part]], starts[bounds[part + 1]]):
-            own[latents[t]] += 1
-    total = 0
-    for j in range(n_latents):
-        by_latent[j] = total
-        for part in range(n_parts):
-            n = counts[part, j]
-            counts[part, j] = total
-            total += n
-    by_latent[n_latents] = total
-    for part in prange(n_parts):
-        own = counts[part]
-        for i in range(bounds[part], bounds[part + 1]):
-            for t in range(starts[i], starts[i + 1]):
-                to = own[latents[t]]
-                own[latents[t]] = to + 1
-                tokens[to], source[to] = i, t
-
-
-@_jit(parallel=True)
-@no_type_check
-def _gather(source, values, out):
-    for t in prange(source.shape[0]):
-        out[t] = values[source[t]]
-
-
-@_jit(parallel=True)
-@no_type_check
-def _sum_by_latent(by_latent, values, out):
-    """Sums of consecutive runs of values, one a latent."""
-    for j in prange(by_latent.shape[0] - 1):
-        total = values.dtype.type(0)
-        for t in range(by_latent[j], by_latent[j + 1]):
-            total += values[t]
-        out[j] = total
-
-
-@_jit(fastmath=FAST, inline="never")
-@no_type_check
-def _adam_row(p, g, first, second, c):
-    """Adam on one row; c holds beta1, 1 - beta1, beta2, 1 - beta2, step size, 1 / sqrt(bias 2), eps."""
-    for k in range(p.shape[0]):
-        m = c[0] * first[k] + c[1] * g[k]
-        v = c[2] * second[k] + c[3] * g[k] * g[k]
-        first[k], second[k] = m, v
-        p[k] -= c[4] * m / (np.sqrt(v) * c[5] + c[6])
-
-
-@_jit(parallel=True, fastmath=FAST)
-@no_type_check
-def _latent_gradients(blocks, by_latent, tokens, values, to_m, centred, error, encoder_out, decoder_out):
-    """Both weight gradients, written out."""
-    for block in prange(blocks.shape[0] - 1):
-        for j in range(blocks[block], blocks[block + 1]):
-            encoder_out[j, :] = 0
-            decoder_out[j, :] = 0
-            _add_rows(encoder_out[j], centred, tokens, to_m, by_latent[j], by_latent[j + 1])
-            _add_rows(decoder_out[j], error, tokens, values, by_latent[j], by_latent[j + 1])
-
-
-@_jit(parallel=True, fastmath=FAST)
-@no_type_check
-def _latent_updates(
-    blocks, by_latent, tokens, values, to_m, centred, error,
-    encoder, decoder, encoder_first, encoder_second, decoder_first, decoder_second, constants,
-):  # fmt: skip
-    """Both weight gradients of a latent, projection, Adam, unit norm: its rows are touched once."""
-    d = encoder.shape[1]
-    for block in prange(blocks.shape[0] - 1):
-        gradient = np.empty(d, encoder.dtype)
-        for j in range(blocks[block], blocks[block + 1]):
-            start, end = by_latent[j], by_latent[j + 1]
-            gradient[:] = 0
-            _add_rows(gradient, centred, tokens, to_m, start, end)
-            _adam_row(encoder[j], gradient, encoder_first[j], encoder_second[j], constants)
-            row = decoder[j]
-            gradient[:] = 0
-            if end > start:
-                _add_rows(gradient, error, tokens, values, start, end)
-                along = _dot(gradient, row)
-                for k in range(d):
-                    gradient[k] -= along * row[k]
-            _adam_row(row, gradient, decoder_first[j], decoder_second[j], constants)
-            inverse = row.dtype.type(1) / np.sqrt(_dot(row, row))
-            for k in range(d):
-                row[k] *= inverse
 
 
 class _Pairs:
@@ -267,7 +71,7 @@ class SparseNumbaStep(Step):
         """Gradients with respect to every weight, written out, and what was seen."""
         codes, small, stats = self._pair_gradients(weights, acts, objective)
         gradients = weights.zeros_like()
-        _latent_gradients(*codes, gradients.encoder.numpy(), gradients.decoder.numpy())
+        kernels.latent_gradients(*codes, gradients.encoder.numpy(), gradients.decoder.numpy())
         gradients.b_dec.copy_(small["b_dec"])
         for name, gradient in gradients.own.items():
             gradient.copy_(small[name])
@@ -289,11 +93,11 @@ class SparseNumbaStep(Step):
         codes, small, stats = self._pair_gradients(weights, acts, objective)
         c = adam.constants(n_updates, lr, weights.encoder.numpy().dtype)
         matrices = (weights.encoder, weights.decoder, first.encoder, second.encoder, first.decoder, second.decoder)
-        _latent_updates(*codes, *(t.numpy() for t in matrices), c)
+        kernels.latent_updates(*codes, *(t.numpy() for t in matrices), c)
         vectors = [(weights.b_dec, first.b_dec, second.b_dec, small["b_dec"])]
         vectors += [(weights.own[n], first.own[n], second.own[n], small[n]) for n in weights.own]
         for p, m, v, g in vectors:
-            _adam_row(p.numpy(), g.numpy(), m.numpy(), v.numpy(), c)
+            kernels.adam_row(p.numpy(), g.numpy(), m.numpy(), v.numpy(), c)
         return stats
 
     def _pair_gradients(
@@ -314,10 +118,12 @@ class SparseNumbaStep(Step):
         squares = self._squares[:batch]
         scale = x.dtype.type(2 / (batch * d_in))
         decoder, b_dec = weights.decoder.numpy(), weights.b_dec.numpy()
-        _decode(starts, latents, values.numpy(), decoder, b_dec, x, scale, error.numpy(), upstream.numpy(), squares)
+        kernels.decode(
+            starts, latents, values.numpy(), decoder, b_dec, x, scale, error.numpy(), upstream.numpy(), squares
+        )
         back, penalty = objective.pull_back(upstream, values, m, own, batch)
         tokens, source = (self._pairs.array(name, n, np.int32) for name in ("tokens", "source"))
-        _sort_by_latent(starts, latents, weights.d_sae, 2, self._by_latent, tokens, source)
+        kernels.sort_by_latent(starts, latents, weights.d_sae, 2, self._by_latent, tokens, source)
         by_latent = self._by_latent
         to_m = self._sorted("to_m", source, back.m)
         small = {name: self._summed(self._sorted("own", source, g)) for name, g in back.parameters.items()}
@@ -348,7 +154,7 @@ class SparseNumbaStep(Step):
             if threshold is None:
                 m.masked_fill_(~objective.nonlinearity.support(m, weights.own), -torch.inf)
             bound = threshold if threshold is not None else torch.full_like(m[0], torch.finfo(m.dtype).min)
-            _count(m.numpy(), bound.numpy(), counts)
+            kernels.count(m.numpy(), bound.numpy(), counts)
             starts = self._starts[start : start + len(chunk) + 1]
             np.cumsum(counts, out=starts[1:])
             starts[1:] += n
@@ -357,15 +163,15 @@ class SparseNumbaStep(Step):
             expected = n * len(centred) // (start + len(chunk))
             latents = self._pairs.array("latents", expected, np.int32, keep=held)
             values = self._pairs.array("m", expected, keep=held)
-            _fill(m.numpy(), bound.numpy(), starts, latents, values)
+            kernels.fill(m.numpy(), bound.numpy(), starts, latents, values)
         return self._pairs.array("latents", n, np.int32), torch.from_numpy(self._pairs.array("m", n))
 
     def _sorted(self, name: str, source: np.ndarray, values: Tensor) -> np.ndarray:
         out = self._pairs.array(name, len(source))
-        _gather(source, values.numpy(), out)
+        kernels.gather(source, values.numpy(), out)
         return out
 
     def _summed(self, values: np.ndarray) -> Tensor:
         out = np.empty(len(self._by_latent) - 1, values.dtype)
-        _sum_by_latent(self._by_latent, values, out)
+        kernels.sum_by_latent(self._by_latent, values, out)
         return torch.from_numpy(out)
