@@ -15,12 +15,12 @@ class Recipe(NamedTuple):
 
 
 DEMO_COEFFS = {
-    "relu + l1": (8.3e-4, 1.5e-3, 2.7e-3),
+    "relu + l1": (1.0e-3, 1.6e-3, 2.7e-3),
     "prolu_relu + l1": (6.7e-4, 1.2e-3, 2.1e-3),
     "prolu_ste + l1": (6.7e-4, 1.2e-3, 2.1e-3),
     "relu + sqrt_l1": (4.2e-4, 7.5e-4, 1.3e-3),
     "prolu_relu + sqrt_l1": (5.0e-4, 9.2e-4, 1.7e-3),
-    "prolu_ste + sqrt_l1": (4.2e-4, 7.5e-4, 1.3e-3),
+    "prolu_ste + sqrt_l1": (5.8e-4, 9.2e-4, 1.4e-3),
 }
 """Per family, so that the families' ranges of L0 overlap: they respond very differently to one coefficient."""
 
