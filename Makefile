@@ -36,10 +36,11 @@ format: $(INSTALLED)  ## put the code into shape
 builtin-lm: $(INSTALLED)  ## train the built-in language model anew (45 minutes)
 	$(BIN)/python scripts/train_builtin.py
 
-bench: $(INSTALLED)  ## time the training steps against the floor, with the stock allocator and with heap reuse
+bench: $(INSTALLED)  ## time the training steps against the floor, with both allocators; and how a sweep grows
 	$(BIN)/python -m pytest -m 'not slow' tests/test_dense_step.py tests/test_sparse_steps.py
 	$(BIN)/python benchmarks/step.py --json benchmarks/step.json
 	$(BIN)/python benchmarks/step.py --heap-reuse --json benchmarks/step-heap-reuse.json
+	$(BIN)/python benchmarks/sweep.py --json benchmarks/sweep.json
 
 calibrate: $(INSTALLED)  ## remake the table that decides between dense and sparse steps
 	$(BIN)/python benchmarks/calibrate.py

@@ -35,7 +35,7 @@ def growth_with_count(steps: int) -> list[dict]:
     """Tokens and SAE-tokens per second of a sweep on the built-in model, harvest included."""
     lm = LanguageModel("builtin", "blocks.2.hook_resid_pre")
     blocks = load_blocks("builtin", lm.tokenizer, max_train_tokens=600_000)
-    rows = []
+    held_out, rows = HeldOut(lm, blocks, 32_768), []
     for n in COUNTS:
         stream = ActivationStream(lm, blocks, batch_size=512, window_tokens=512 * steps)
         config = RunConfig(d_sae=1024, n_tokens=512 * steps, coeff=0.01, step="sparse")
@@ -51,7 +51,7 @@ def growth_with_count(steps: int) -> list[dict]:
             for trainer in trainers:
                 trainer.step(stream[step].acts)
         stepped = time.perf_counter()
-        evaluate(trainers[0].sae(), HeldOut(lm, blocks, 32_768))
+        evaluate(trainers[0].sae(), held_out)
         evaluated = time.perf_counter()
         row = {
             "n_saes": n,
