@@ -107,6 +107,19 @@ def test_bad_requests_of_other_commands(tmp_path, monkeypatch, capsys, args, wor
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_cannot_be_read_is_a_wrong_request(source, tmp_path, monkeypatch, capsys):
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    assert main(["train", *source, *TINY_TRAIN, "--out", str(tmp_path / "a")]) == 2
+    problem = capsys.readouterr().err
+    assert problem.startswith("prolu: ")
+    assert "Permission denied" in problem
+    assert problem.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failure_while_running_is_not_a_wrong_request(source, tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise ValueError("a bug of ours")

@@ -42,6 +42,21 @@ def test_a_run_alone_is_the_same_run_to_the_bit(study, tiny_stream, tmp_path, i)
     assert bytes_of(alone.runs[0].folder) == bytes_of(study.folder / RUNS[i].run_id)
 
 
+@pytest.mark.parametrize("step", ["sparse", "sparse_torch"])
+def test_the_same_holds_for_sparse_steps_that_share_buffers(tiny_lm, tiny_blocks, tmp_path, step):
+    runs = [replace(run, step=step, coeff=coeff) for run, coeff in zip(RUNS[1:4], (0.5, 0.002, 0.05), strict=True)]
+
+    def sweep(some, name):
+        stream = ActivationStream(tiny_lm, tiny_blocks, batch_size=64, seed=3, window_tokens=2048)
+        return run_sweep(some, stream, tmp_path / name, eval_tokens=640, progress=False)
+
+    together = sweep(runs, "together")
+    for i, run in enumerate(runs):
+        alone = sweep([run], f"alone{i}")
+        assert alone.records == [together.records[i]]
+        assert bytes_of(alone.runs[0].folder) == bytes_of(together.runs[i].folder)
+
+
 def test_the_same_command_again_keeps_finished_runs_and_trains_the_rest(study, tiny_stream, tmp_path):
     out = tmp_path / "again"
     run_sweep(RUNS, tiny_stream, out, eval_tokens=640, progress=False)

@@ -146,7 +146,7 @@ def main(args: Sequence[str] | None = None) -> int:
     command = tyro.cli(Command, prog="prolu", args=args, description="Sparse autoencoders with ProLU, compared.")
     try:
         job = command.prepare()
-    except ValueError as problem:
+    except (ValueError, OSError) as problem:  # OSError: a file or folder of the request cannot be read
         print(f"prolu: {problem}", file=sys.stderr)
         return WRONG_REQUEST
     except KeyboardInterrupt:
