@@ -40,6 +40,8 @@ class RunConfig:
     """Share of the steps at which the falling line would reach 0."""
     lr_floor: float = 0.1
     """Lowest factor on the learning rate during the decay."""
+    max_grad_norm: float | None = None
+    """Largest norm of all gradients together; longer ones are scaled down to it. None: never, as in the paper."""
     init_seed: int = 0
     """Seed of the initial weights."""
     normalisation: str = "per_token"
@@ -54,6 +56,8 @@ class RunConfig:
             raise ValueError(f"coeff {self.coeff}: must be 0 or more, and finite")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr {self.lr}: must be more than 0, and finite")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm {self.max_grad_norm}: must be more than 0, or None for no clip")
         if self.d_sae < 1 or self.n_tokens < 1:
             name = "d_sae" if self.d_sae < 1 else "n_tokens"
             raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
@@ -159,7 +163,7 @@ class Trainer:
             nonlinearity_named(config.nonlinearity), penalty_named(config.penalty), config.coeff
         )
         self._schedule = config.schedule(batch_size)
-        self._adam = AdamConfig()
+        self._adam = AdamConfig(max_grad_norm=config.max_grad_norm)
         weights = initial_weights(self.sae_config, config.init_seed, dtype).map(lambda t: t.to(device))
         never = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
         self.state = TrainerState(weights, weights.zeros_like(), weights.zeros_like(), never, 0, config.step)

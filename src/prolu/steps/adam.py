@@ -1,21 +1,28 @@
-"""The update: decoder gradient projected, Adam, decoder rows renormalised."""
+"""The update: decoder gradient projected, optionally clipped, Adam, decoder rows renormalised."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.optim.adam import adam
 
 from prolu.weights import Weights
 
+ENTRIES_PER_SLAB = 2**18
+"""Entries of each matrix updated at a time: they stay in the cache, so memory is passed over once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdamConfig:
-    """Adam's constants (section 3 of the method)."""
+    """Adam's constants (section 3 of the method), and an optional clip, which the paper does not have."""
 
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    max_grad_norm: float | None = None
+    """Largest norm of all gradients together, after the projection; longer ones are scaled down to it. None: never."""
 
     def constants(self, n_updates: int, lr: float, dtype: np.dtype) -> np.ndarray:
         """Of update number `n_updates` (from 0): beta1, 1 - beta1, beta2, 1 - beta2, step, 1 / sqrt(bias), eps."""
@@ -37,7 +44,7 @@ def adam_update_(
     """One projected Adam update, in place; `gradients` are spent.
 
     The decoder gradient loses its component along each row before the step, and rows return to unit
-    norm after it: w.r.t. a unit row w, g <- g - (g . w) w.
+    norm after it: w.r.t. a unit row w, g <- g - (g . w) w. One pass over memory, two with a clip.
 
     Args:
         n_updates: updates made before this one.
@@ -45,18 +52,50 @@ def adam_update_(
         first: Adam's first moments.
         second: Adam's second moments.
     """
-    along = (gradients.decoder * weights.decoder).sum(1, keepdim=True)
-    gradients.decoder.addcmul_(along, weights.decoder, value=-1)
-    params = weights.tensors()
-    steps = [torch.tensor(float(n_updates), device=params[0].device) for _ in params]
-    adam(
-        params, gradients.tensors(), first.tensors(), second.tensors(), [], steps,
-        fused=True, amsgrad=False, beta1=config.beta1, beta2=config.beta2, lr=lr, weight_decay=0.0,
-        eps=config.eps, maximize=False,
-    )  # fmt: skip
-    normalise_rows_(weights.decoder)
+    slabs = _slabs(weights)
+    scale = None
+    if config.max_grad_norm is not None:
+        for rows in slabs:
+            project_(gradients.decoder[rows], weights.decoder[rows])
+        norms = torch.stack([torch.linalg.vector_norm(g) for g in gradients.tensors()])
+        scale = (torch.linalg.vector_norm(norms) / config.max_grad_norm).clamp_(min=1)
+    for rows in slabs:
+        params, grads, ms, vs = (_rows(w, rows) for w in (weights, gradients, first, second))
+        decoder = weights.decoder[rows]
+        if scale is None:
+            project_(gradients.decoder[rows], decoder)
+        else:
+            for g in grads:
+                g /= scale
+        steps = [torch.tensor(float(n_updates), device=p.device) for p in params]
+        adam(
+            params, grads, ms, vs, [], steps,
+            fused=True, amsgrad=False, beta1=config.beta1, beta2=config.beta2, lr=lr, weight_decay=0.0,
+            eps=config.eps, maximize=False,
+        )  # fmt: skip
+        normalise_rows_(decoder)
 
 
-def normalise_rows_(matrix: torch.Tensor) -> None:
+def _slabs(weights: Weights) -> list[slice]:
+    """Runs of latents of about `ENTRIES_PER_SLAB` entries; all of them where launches cost more than memory."""
+    if weights.encoder.device.type != "cpu":
+        return [slice(0, weights.d_sae)]
+    n = max(1, ENTRIES_PER_SLAB // weights.d_in)
+    return [slice(start, min(start + n, weights.d_sae)) for start in range(0, weights.d_sae, n)]
+
+
+def _rows(weights: Weights, rows: slice) -> list[Tensor]:
+    """These rows of both matrices; the first run takes the vectors along."""
+    vectors = [weights.b_dec, *weights.own.values()] if rows.start == 0 else []
+    return [weights.encoder[rows], weights.decoder[rows], *vectors]
+
+
+def project_(gradient: Float[Tensor, "rows d"], unit_rows: Float[Tensor, "rows d"]) -> None:
+    """Removes each row's component along the unit row beside it, in place."""
+    along = (gradient * unit_rows).sum(1, keepdim=True)
+    gradient.addcmul_(along, unit_rows, value=-1)
+
+
+def normalise_rows_(matrix: Float[Tensor, "rows d"]) -> None:
     """Rows to unit norm, in place."""
     matrix /= torch.linalg.vector_norm(matrix, dim=1, keepdim=True)

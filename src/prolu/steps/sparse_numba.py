@@ -10,6 +10,7 @@ Nothing of size batch x d_sae is ever made. What a nonlinearity or a penalty is,
 applies their own functions to the pairs.
 """
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -64,13 +65,19 @@ class SparseNumbaStep(Step):
         self._by_latent = np.empty(like.d_sae + 1, np.int64)
         self._squares = np.empty(batch_size, dtype)
         self._pairs = _Pairs(dtype)
+        self._like = like
+
+    @cached_property
+    def _gradients(self) -> Weights:
+        """Made when first asked for: the fused update does without."""
+        return self._like.zeros_like()
 
     def gradients(
         self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
     ) -> tuple[Weights, StepStats]:
-        """Gradients with respect to every weight, written out, and what was seen."""
+        """Gradients with respect to every weight, written out, and what was seen. They are the buffers' own."""
         codes, small, stats = self._pair_gradients(weights, acts, objective)
-        gradients = weights.zeros_like()
+        gradients = self._gradients
         kernels.latent_gradients(*codes, gradients.encoder.numpy(), gradients.decoder.numpy())
         gradients.b_dec.copy_(small["b_dec"])
         for name, gradient in gradients.own.items():
@@ -89,7 +96,9 @@ class SparseNumbaStep(Step):
         lr: float,
         adam: AdamConfig,
     ) -> StepStats:
-        """One projected Adam update, in place; no gradient matrix is ever made."""
+        """One projected Adam update, in place; no gradient matrix is made, unless a clip needs its norm first."""
+        if adam.max_grad_norm is not None:
+            return super().update_(weights, first, second, acts, objective, n_updates=n_updates, lr=lr, adam=adam)
         codes, small, stats = self._pair_gradients(weights, acts, objective)
         c = adam.constants(n_updates, lr, weights.encoder.numpy().dtype)
         matrices = (weights.encoder, weights.decoder, first.encoder, second.encoder, first.decoder, second.decoder)
