@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from peers import ENVIRONMENT, environment, peer_steps
 from prolu.nonlinearities import NONLINEARITIES
 from prolu.penalties import L1
 from prolu.steps import AdamConfig, Objective, Steps
@@ -129,13 +130,22 @@ def measure(options: argparse.Namespace) -> dict:
     del pre
     families = {"sparse_numba": "sparse", "sparse_torch": "sparse_torch", "dense": "dense"}
     variants = {name: our_step(family, weights, x) for name, family in families.items()}
-    variants |= {"autograd": autograd_step(weights, x), "matmul": encoder_matmul(weights, x)}
-    medians = interleaved(variants, options.rounds)
+    variants["autograd"] = autograd_step(weights, x)
+    if options.variants:
+        variants = {name: variants[name] for name in options.variants.split(",")}
+    if options.peers:
+        variants |= peer_steps(weights, x, LR)
+    medians = interleaved(variants | {"matmul": encoder_matmul(weights, x)}, options.rounds)
     n_parameters = sum(t.numel() for t in weights.tensors())
     floor = medians.pop("matmul") + 28 * n_parameters / triad_bandwidth()
     figures = {name: {"median_s": s, "x_floor": s / floor} for name, s in medians.items()}
     shape = {name: getattr(options, name) for name in ("d_in", "d_sae", "batch", "rounds", "threads")}
     return {"floor_s": floor, "l0": l0, **shape, "heap_reuse": options.heap_reuse, "variants": figures}
+
+
+def again(python: Path, extra: dict[str, str]) -> None:
+    """Runs this same command with another interpreter or environment, and ends with its exit code."""
+    sys.exit(subprocess.run([python, *sys.argv], env=os.environ | extra, check=False).returncode)
 
 
 def main() -> None:
@@ -147,17 +157,21 @@ def main() -> None:
     parser.add_argument("--l0", type=float, default=55, help="latents on per token")
     parser.add_argument("--rounds", type=int, default=9, help="times each step is timed")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--variants", help="only these of our own, comma-separated: sparse_numba,dense,...")
+    parser.add_argument("--peers", action="store_true", help="also SAELens and dictionary_learning, in .venv-peers")
     parser.add_argument("--heap-reuse", action="store_true", help="let glibc keep freed memory")
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args()
+    if options.peers and Path(sys.prefix) != ENVIRONMENT:
+        again(environment(), {})
     if options.heap_reuse and not all(os.environ.get(k) == v for k, v in HEAP_REUSE.items()):
-        sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | HEAP_REUSE, check=False).returncode)
+        again(Path(sys.executable), HEAP_REUSE)
     result = measure(options)
     allocator = "heap reuse" if options.heap_reuse else "stock allocator"
     print(f"{options.d_in} -> {options.d_sae}, batch {options.batch}, L0 {result['l0']:.1f}, {allocator}")
-    print(f"{'floor':14} {result['floor_s'] * 1e3:9.1f} ms")
+    print(f"{'floor':28} {result['floor_s'] * 1e3:9.1f} ms")
     for name, figure in result["variants"].items():
-        print(f"{name:14} {figure['median_s'] * 1e3:9.1f} ms {figure['x_floor']:7.2f} x floor")
+        print(f"{name:28} {figure['median_s'] * 1e3:9.1f} ms {figure['x_floor']:7.2f} x floor")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

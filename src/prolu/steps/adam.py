@@ -66,7 +66,7 @@ def adam_update_(
             project_(gradients.decoder[rows], decoder)
         else:
             for g in grads:
-                g /= scale
+                g.div_(scale)
         steps = [torch.tensor(float(n_updates), device=p.device) for p in params]
         adam(
             params, grads, ms, vs, [], steps,

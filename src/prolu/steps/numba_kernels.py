@@ -148,13 +148,39 @@ def gather(source, values, out):
 
 @_jit(parallel=True)
 @no_type_check
-def sum_by_latent(by_latent, values, out):
-    """Sums of consecutive runs of values, one a latent."""
-    for j in prange(by_latent.shape[0] - 1):
+def gather_and_sum(by_latent, source, values, gathered, sums):
+    """Values in the order of source, and their sum over each latent's pairs."""
+    for j in prange(sums.shape[0]):
         total = values.dtype.type(0)
         for t in range(by_latent[j], by_latent[j + 1]):
-            total += values[t]
-        out[j] = total
+            gathered[t] = values[source[t]]
+            total += gathered[t]
+        sums[j] = total
+
+
+@_jit(parallel=True)
+@no_type_check
+def gather_and_count(by_latent, source, values, gathered, counts):
+    """Values in the order of source, and how many of each latent's are positive."""
+    for j in prange(counts.shape[0]):
+        n = 0
+        for t in range(by_latent[j], by_latent[j + 1]):
+            gathered[t] = values[source[t]]
+            n += gathered[t] > 0
+        counts[j] = n
+
+
+@_jit()
+@no_type_check
+def split_evenly(by_latent, cost_of_latent, blocks):
+    """Bounds of blocks of latents with about equally many pairs, a latent counting as so many pairs itself."""
+    n_latents, n_blocks = by_latent.shape[0] - 1, blocks.shape[0] - 1
+    total, block = by_latent[n_latents] + cost_of_latent * n_latents, 0
+    for j in range(n_latents):
+        while block * total <= (by_latent[j] + cost_of_latent * j) * n_blocks:
+            blocks[block] = j
+            block += 1
+    blocks[block:] = n_latents
 
 
 @_jit(fastmath=FAST, inline="never")

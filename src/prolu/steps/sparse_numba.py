@@ -32,7 +32,10 @@ MOST_THREADS = get_num_threads()
 """As many as numba was started with."""
 
 LATENT_BLOCKS = 64
-"""Blocks of latents of about equal work; fixed, so that no sum depends on the number of threads."""
+"""Blocks of latents of about equal work, from which threads help themselves."""
+
+PAIRS_PER_LATENT = 4
+"""Work of updating a latent's rows, in pairs."""
 
 
 class _Pairs:
@@ -63,6 +66,7 @@ class SparseNumbaStep(Step):
         self._counts = np.empty(rows, np.int64)
         self._starts = np.zeros(batch_size + 1, np.int64)
         self._by_latent = np.empty(like.d_sae + 1, np.int64)
+        self._blocks = np.empty(LATENT_BLOCKS + 1, np.int64)
         self._squares = np.empty(batch_size, dtype)
         self._pairs = _Pairs(dtype)
         self._like = like
@@ -120,26 +124,24 @@ class SparseNumbaStep(Step):
         x, error, centred = acts.contiguous().numpy(), self._error[:batch], self._centred[:batch]
         torch.sub(acts, weights.b_dec, out=centred)
         latents, m = self._encode(weights, centred, objective)
-        n, starts = len(latents), self._starts[: batch + 1]
-        own = {name: p[latents.astype(np.int64)] for name, p in weights.own.items()}
+        n, starts, by_latent = len(latents), self._starts[: batch + 1], self._by_latent
+        own = {name: self._gathered(f"own {name}", latents, p) for name, p in weights.own.items()}
         values = objective.nonlinearity.value(m, own)
-        upstream = torch.from_numpy(self._pairs.array("upstream", n))
-        squares = self._squares[:batch]
+        upstream, squares = self._pairs.array("upstream", n), self._squares[:batch]
         scale = x.dtype.type(2 / (batch * d_in))
-        decoder, b_dec = weights.decoder.numpy(), weights.b_dec.numpy()
-        kernels.decode(
-            starts, latents, values.numpy(), decoder, b_dec, x, scale, error.numpy(), upstream.numpy(), squares
-        )
-        back, penalty = objective.pull_back(upstream, values, m, own, batch)
+        decoder, b_dec, e = weights.decoder.numpy(), weights.b_dec.numpy(), error.numpy()
+        kernels.decode(starts, latents, values.numpy(), decoder, b_dec, x, scale, e, upstream, squares)
+        back, penalty = objective.pull_back(torch.from_numpy(upstream), values, m, own, batch)
         tokens, source = (self._pairs.array(name, n, np.int32) for name in ("tokens", "source"))
-        kernels.sort_by_latent(starts, latents, weights.d_sae, 2, self._by_latent, tokens, source)
-        by_latent = self._by_latent
-        to_m = self._sorted("to_m", source, back.m)
-        small = {name: self._summed(self._sorted("own", source, g)) for name, g in back.parameters.items()}
-        small["b_dec"] = error.sum(0) - self._summed(to_m) @ weights.encoder
-        sorted_values = self._sorted("sorted_values", source, values)
-        on = torch.from_numpy(self._sorted("own", source, (values > 0).to(values.dtype)))
-        fired = self._summed(on.numpy())
+        kernels.sort_by_latent(starts, latents, weights.d_sae, 2, by_latent, tokens, source)
+        to_m, m_sums = self._sorted("to_m", source, back.m)
+        small = {
+            name: m_sums if gradient is back.m else self._sorted("to_own", source, gradient)[1]
+            for name, gradient in back.parameters.items()
+        }
+        small["b_dec"] = error.sum(0) - m_sums @ weights.encoder
+        sorted_values, fired = self._pairs.array("sorted_values", n), torch.empty_like(m_sums)
+        kernels.gather_and_count(by_latent, source, values.numpy(), sorted_values, fired.numpy())
         off = batch * weights.d_sae - n
         stats = StepStats(
             torch.tensor(squares.sum(dtype=np.float64) / (batch * d_in)),
@@ -147,10 +149,8 @@ class SparseNumbaStep(Step):
             torch.zeros((), dtype=torch.float64),
             fired,
         )
-        work = by_latent + 4 * np.arange(len(by_latent))
-        blocks = np.searchsorted(work, np.linspace(0, work[-1], LATENT_BLOCKS + 1)).astype(np.int64)
-        blocks[0], blocks[-1] = 0, weights.d_sae
-        return (blocks, by_latent, tokens, sorted_values, to_m, centred.numpy(), error.numpy()), small, stats
+        kernels.split_evenly(by_latent, PAIRS_PER_LATENT, self._blocks)
+        return (self._blocks, by_latent, tokens, sorted_values, to_m, centred.numpy(), e), small, stats
 
     def _encode(self, weights: Weights, centred: Tensor, objective: Objective) -> tuple[np.ndarray, Tensor]:
         """Pairs on the support by token: fills `_starts`, returns latents and m of the pairs."""
@@ -175,12 +175,13 @@ class SparseNumbaStep(Step):
             kernels.fill(m.numpy(), bound.numpy(), starts, latents, values)
         return self._pairs.array("latents", n, np.int32), torch.from_numpy(self._pairs.array("m", n))
 
-    def _sorted(self, name: str, source: np.ndarray, values: Tensor) -> np.ndarray:
+    def _gathered(self, name: str, source: np.ndarray, values: Tensor) -> Tensor:
         out = self._pairs.array(name, len(source))
         kernels.gather(source, values.numpy(), out)
-        return out
-
-    def _summed(self, values: np.ndarray) -> Tensor:
-        out = np.empty(len(self._by_latent) - 1, values.dtype)
-        kernels.sum_by_latent(self._by_latent, values, out)
         return torch.from_numpy(out)
+
+    def _sorted(self, name: str, source: np.ndarray, values: Tensor) -> tuple[np.ndarray, Tensor]:
+        """Values by latent, and their sum over each latent's pairs."""
+        out, sums = self._pairs.array(name, len(source)), values.new_empty(len(self._by_latent) - 1)
+        kernels.gather_and_sum(self._by_latent, source, values.numpy(), out, sums.numpy())
+        return out, sums
