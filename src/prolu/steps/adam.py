@@ -57,8 +57,7 @@ def adam_update_(
     if config.max_grad_norm is not None:
         for rows in slabs:
             project_(gradients.decoder[rows], weights.decoder[rows])
-        norms = torch.stack([torch.linalg.vector_norm(g) for g in gradients.tensors()])
-        scale = (torch.linalg.vector_norm(norms) / config.max_grad_norm).clamp_(min=1)
+        scale = clip_scale(gradients, config.max_grad_norm)
     for rows in slabs:
         params, grads, ms, vs = (_rows(w, rows) for w in (weights, gradients, first, second))
         decoder = weights.decoder[rows]
@@ -88,6 +87,12 @@ def _rows(weights: Weights, rows: slice) -> list[Tensor]:
     """These rows of both matrices; the first run takes the vectors along."""
     vectors = [weights.b_dec, *weights.own.values()] if rows.start == 0 else []
     return [weights.encoder[rows], weights.decoder[rows], *vectors]
+
+
+def clip_scale(gradients: Weights, max_grad_norm: float) -> Float[Tensor, ""]:
+    """What to divide all gradients by, so that their norm together is at most `max_grad_norm`."""
+    norms = torch.stack([torch.linalg.vector_norm(g) for g in gradients.tensors()])
+    return (torch.linalg.vector_norm(norms) / max_grad_norm).clamp_(min=1)
 
 
 def project_(gradient: Float[Tensor, "rows d"], unit_rows: Float[Tensor, "rows d"]) -> None:

@@ -31,6 +31,10 @@ class Steps:
         return self._made[family]
 
     def _make(self, family: str) -> Step:
+        if family == "dense" and self._like.encoder.device.type == "cuda":
+            from prolu.steps.cuda import CudaStep
+
+            return CudaStep(self._like, self._batch_size)
         if family == "dense":
             return DenseStep(self._like, self._batch_size)
         if family == "sparse" and has_numba() and self._like.encoder.device.type == "cpu":
