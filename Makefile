@@ -36,14 +36,18 @@ format: $(INSTALLED)  ## put the code into shape
 builtin-lm: $(INSTALLED)  ## train the built-in language model anew (45 minutes)
 	$(BIN)/python scripts/train_builtin.py
 
-bench: $(INSTALLED)  ## time the training steps against the floor, with both allocators; and how a sweep grows
-	$(BIN)/python -m pytest -m 'not slow' tests/test_dense_step.py tests/test_sparse_steps.py
-	$(BIN)/python benchmarks/step.py --json benchmarks/step.json
-	$(BIN)/python benchmarks/step.py --heap-reuse --json benchmarks/step-heap-reuse.json
+bench: $(INSTALLED)  ## time the training steps against the floor and the peers, with both allocators; and how a sweep grows
+	$(BIN)/python -m pytest -m 'not slow' tests/test_dense_step.py tests/test_sparse_steps.py tests/test_adam.py
+	$(BIN)/python benchmarks/step.py --peers --json benchmarks/step.json
+	$(BIN)/python benchmarks/step.py --peers --heap-reuse --json benchmarks/step-heap-reuse.json
+	$(BIN)/python benchmarks/step.py --peers --batch 1024 --l0 100 --json benchmarks/step-1024.json
+	$(BIN)/python benchmarks/step.py --variants dense,autograd --l0 6144 --json benchmarks/step-half.json
+	$(BIN)/python benchmarks/step.py --variants dense,autograd --l0 6144 --heap-reuse --json benchmarks/step-half-heap-reuse.json
 	$(BIN)/python benchmarks/sweep.py --json benchmarks/sweep.json
+	$(BIN)/python benchmarks/figure.py benchmarks/step.json benchmarks/step-heap-reuse.json docs/figures/speed.png
 
 calibrate: $(INSTALLED)  ## remake the table that decides between dense and sparse steps
 	$(BIN)/python benchmarks/calibrate.py
 
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-peers runs

@@ -42,8 +42,10 @@ def main() -> None:
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     shape = f"{results[0]['d_in']} -> {results[0]['d_sae']}, batch {results[0]['batch']}, L0 {results[0]['l0']:.0f}"
-    axes.set(xlabel="time of a training step, multiples of the floor", title=f"{shape}, fp32, 2 cores")
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.set(
+        xlabel="time of a training step, multiples of the floor", title=f"{shape}, fp32, {results[0]['threads']} cores"
+    )
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
     save_figure(figure, out)
 
 
