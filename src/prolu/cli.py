@@ -85,14 +85,17 @@ class Sweep:
     """Train a named study, all its SAEs on one stream of activations. Run again: keeps what has finished."""
 
     recipe: Positional[str]
-    """Name of the study."""
+    """Name of the study: demo, or experiment1, experiment2, experiment3 of the paper."""
+    scale: float = 1.0
+    """Share of the recipe's tokens to train on; schedule and resampling shrink with it."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     out: Path
     """Folder of the study."""
 
     def prepare(self) -> Callable[[], None]:
         """Checks the request; gives back the work."""
-        return _prepare_sweep(recipe_named(self.recipe), self.source, self.out)
+        recipe = recipe_named(self.recipe)
+        return _prepare_sweep(lambda d_in: recipe(d_in).scaled(self.scale), self.source, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,20 @@ class Recipe(NamedTuple):
     runs: list[RunConfig]
     batch_size: int
 
+    def scaled(self, factor: float) -> "Recipe":
+        """The same study on `factor` times the tokens: schedule, resampling and its candidates shrink with it."""
+        if not 0 < factor < float("inf"):
+            raise ValueError(f"scale {factor}: must be more than 0, and finite")
+        runs = [
+            replace(
+                run,
+                n_tokens=round(factor * run.n_tokens),
+                resample_candidates=max(1, round(factor * run.resample_candidates)),
+            )
+            for run in self.runs
+        ]
+        return self._replace(runs=runs) if factor != 1 else self
+
 
 DEMO_COEFFS = {
     "relu + l1": (1.0e-3, 1.6e-3, 2.7e-3),
@@ -40,7 +54,75 @@ def demo(d_in: int) -> Recipe:
     return Recipe(runs, batch_size=512)
 
 
-RECIPES: dict[str, Callable[[int], Recipe]] = {"demo": demo}
+PAPER_STEPS = 97_656
+"""400M tokens in batches of 4,096."""
+
+PAPER_FAMILIES = [(n, p) for p in ("l1", "sqrt_l1") for n in ("relu", "prolu_relu", "prolu_ste")]
+
+GPT2_WIDTH = 768
+"""Where coefficients and the cut of raw norms were chosen; elsewhere coefficients go with 1 / width, no norm is cut."""
+
+EXPERIMENT3_MULTIPLIERS = {
+    ("prolu_ste", "l1"): 0.3,
+    ("prolu_relu", "l1"): 3.0,
+    ("relu", "l1"): 3.0,  # medium-high confidence
+    ("relu", "sqrt_l1"): 2.0,
+    ("prolu_relu", "sqrt_l1"): 2.0,
+    ("prolu_ste", "sqrt_l1"): 2.0,
+}
+
+
+def experiment1(d_in: int) -> Recipe:
+    """The paper's first sweep, 30 runs: section 3 of the method."""
+    return _paper(d_in, [3e-4 * 2**i for i in range(5)], lr=1e-3, encoder_norm=0.02)
+
+
+def experiment2(d_in: int) -> Recipe:
+    """The paper's second sweep, 48 runs, at a lower learning rate."""
+    return _paper(d_in, [3e-4 * 1.58**i for i in range(8)], lr=3e-4, encoder_norm=0.02)
+
+
+def experiment3(d_in: int) -> Recipe:
+    """The paper's third sweep, 30 runs: coefficients by family, larger encoder norms at resampling."""
+    return _paper(
+        d_in, [4e-4 * 1.5**i for i in range(5)], lr=1e-3, encoder_norm=0.2, multipliers=EXPERIMENT3_MULTIPLIERS
+    )
+
+
+def _paper(
+    d_in: int,
+    coeffs: list[float],
+    *,
+    lr: float,
+    encoder_norm: float,
+    multipliers: dict[tuple[str, str], float] | None = None,
+) -> Recipe:
+    """The paper's protocol over six families. Shares of its 97,656 steps, so that another length keeps the shape."""
+    base = RunConfig(
+        d_sae=16 * d_in,
+        n_tokens=400_000_000,
+        lr=lr,
+        warmup_fraction=2_000 / PAPER_STEPS,
+        decay_start_fraction=75_000 / PAPER_STEPS,
+        decay_end_fraction=95_000 / PAPER_STEPS,
+        resample_fractions=(25_000 / PAPER_STEPS, 50_000 / PAPER_STEPS),
+        resample_count_fraction=12_500 / PAPER_STEPS,
+        resample_encoder_norm=encoder_norm,
+        resample_max_raw_norm=2500.0 if d_in == GPT2_WIDTH else None,
+    )
+    runs = []
+    for nonlinearity, penalty in PAPER_FAMILIES:
+        factor = (multipliers or {}).get((nonlinearity, penalty), 1.0) * GPT2_WIDTH / d_in
+        runs += [replace(base, nonlinearity=nonlinearity, penalty=penalty, coeff=c * factor) for c in coeffs]
+    return Recipe(runs, batch_size=4096)
+
+
+RECIPES: dict[str, Callable[[int], Recipe]] = {
+    "demo": demo,
+    "experiment1": experiment1,
+    "experiment2": experiment2,
+    "experiment3": experiment3,
+}
 """By the name that `prolu sweep` takes."""
 
 

@@ -54,8 +54,10 @@ def normalise(acts: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch
     return acts * torch.where(norms > 0, scale, 0)[..., None], norms
 
 
-def initial_weights(config: SAEConfig, init_seed: int, dtype: torch.dtype = torch.float32) -> Weights:
-    """W_enc Kaiming-uniform over the latents (bound sqrt(6 / d_sae)), W_dec = W_enc^T with unit rows, biases 0."""
+def initial_weights(
+    config: SAEConfig, init_seed: int, dtype: torch.dtype = torch.float32, initial_bias: float = 0.0
+) -> Weights:
+    """W_enc Kaiming-uniform over the latents (bound sqrt(6 / d_sae)), W_dec = W_enc^T with unit rows, b_dec = 0."""
     nonlinearity = nonlinearity_named(config.nonlinearity)
     bound = math.sqrt(6 / config.d_sae)
     draws = torch.rand(config.d_sae, config.d_in, generator=keyed_generator(init_seed, "init"))
@@ -66,6 +68,8 @@ def initial_weights(config: SAEConfig, init_seed: int, dtype: torch.dtype = torc
         name: torch.full((config.d_sae,), nonlinearity.initial(name), dtype=dtype)
         for name in nonlinearity.parameter_names
     }
+    if "b_enc" in own:
+        own["b_enc"].fill_(initial_bias)
     return Weights(encoder, decoder, torch.zeros(config.d_in, dtype=dtype), own)
 
 

@@ -1,5 +1,7 @@
 """Activations in shuffled batches: a pure function of (seed, position)."""
 
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -117,6 +119,17 @@ class ActivationStream:
         self._hold(epoch, window)
         rows = self._order[row : row + self.batch_size]
         return Batch(self._acts[rows], self._norms[rows])
+
+    def fresh(self, n_tokens: int, *key: int | str) -> Iterator[Batch]:
+        """About `n_tokens` activations of training blocks drawn by (seed, key), whatever position the stream is at.
+
+        In whole passes of the language model, so that asking for more does not change what comes first; ends
+        early where the corpus does.
+        """
+        chosen = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, *key)).numpy()
+        per_pass = max(1, self.lm.batch_tokens // self.blocks.ctx)
+        for i in range(0, min(len(chosen), math.ceil(n_tokens / self.blocks.ctx)), per_pass):
+            yield Batch(*normalise(self.lm.activations(self.blocks.train[chosen[i : i + per_pass]]).flatten(0, 1)))
 
     def _hold(self, epoch: int, window: int) -> None:
         """Harvests a window, unless it is the one at hand."""

@@ -149,6 +149,7 @@ class _ActiveRun:
     def __init__(self, trainer: Trainer, folder: Path, provenance: dict[str, Any]):
         self.trainer, self.folder = trainer, folder
         self._provenance = provenance | {"run": trainer.describe()}
+        self.resampled: list[dict[str, int]] = []
         self._probes: dict[int, dict[str, float]] = {}
         self._curve: list[str] = []
         self._probe_steps = trainer.config.probe_steps(trainer.batch_size)
@@ -173,6 +174,7 @@ class _ActiveRun:
         sae.save(self.folder, self._provenance)
         write_atomically(self.folder / CURVES_FILE, "".join(self._curve))
         facts = asdict(config) | {"run_id": config.run_id, "converged": is_converged(start, end)}
+        facts["resampled"] = self.resampled
         probes = {
             f"{name}_probe_{when}": p[name] for when, p in (("start", start), ("end", end)) for name in ("l0", "mse")
         }
@@ -180,15 +182,17 @@ class _ActiveRun:
 
 
 def _train(todo: list[RunConfig], stream: ActivationStream, held_out: HeldOut, out: Path, progress: bool) -> None:
-    shared: dict[int, Steps] = {}
+    shared: dict[tuple[int, str], Steps] = {}
     active = []
     for config in todo:
-        trainer = Trainer(config, stream.d_in, stream.batch_size, steps=shared.get(config.d_sae))
-        shared.setdefault(config.d_sae, trainer.steps)
+        shape = config.d_sae, config.precision
+        trainer = Trainer(config, stream.d_in, stream.batch_size, steps=shared.get(shape))
+        shared.setdefault(shape, trainer.steps)
         active.append(_ActiveRun(trainer, out / config.run_id, stream.describe()))
     n_steps = max(run.trainer.n_steps for run in active)
     with Meter("training", n_steps * stream.batch_size, len(active), shown=progress) as meter:
         for step in range(n_steps):
+            _resample([run for run in active if run.trainer.resamples_now], stream, step)
             batch = stream[step]
             for run in active:
                 run.after_step(run.trainer.step(batch.acts), held_out)
@@ -200,6 +204,18 @@ def _train(todo: list[RunConfig], stream: ActivationStream, held_out: HeldOut, o
         rate = {"tokens_per_second": meter.tokens_per_second, "seconds": meter.seconds, "n_saes": len(todo)}
     with (out / "log.jsonl").open("a") as log:
         log.write(json.dumps({"event": "trained"} | rate) + "\n")
+
+
+def _resample(due: list[_ActiveRun], stream: ActivationStream, step: int) -> None:
+    """Resamples the dead latents of all runs whose turn it is, on one harvest of fresh activations."""
+    rebirths = [run.trainer.rebirth() for run in due]
+    if any(rebirth.n_dead for rebirth in rebirths):
+        most = max(run.trainer.resampling.n_candidates for run in due)
+        for batch in stream.fresh(most, "resample", step):
+            for rebirth in rebirths:
+                rebirth.offer(batch.acts, batch.raw_norm)
+    for run, rebirth in zip(due, rebirths, strict=True):
+        run.resampled.append({"step": step} | run.trainer.resample_(rebirth)._asdict())
 
 
 def _conclude(finished: list[_ActiveRun], held_out: HeldOut, out: Path, progress: bool) -> None:

@@ -9,10 +9,13 @@ from torch import Tensor
 
 from prolu.nonlinearities import nonlinearity_named
 from prolu.penalties import penalty_named
+from prolu.resampling import SECOND_MOMENTS, Rebirth, Resampled, Resampling
+from prolu.rng import keyed_generator
 from prolu.sae import SAE, SAEConfig, initial_weights
 from prolu.schedule import Schedule
 from prolu.steps import AdamConfig, Objective, Steps, StepStats, crossover_density, next_family
 from prolu.steps.choice import FAMILIES
+from prolu.steps.cuda import PRECISIONS
 from prolu.weights import Weights
 
 
@@ -44,10 +47,30 @@ class RunConfig:
     """Largest norm of all gradients together; longer ones are scaled down to it. None: never, as in the paper."""
     init_seed: int = 0
     """Seed of the initial weights."""
+    initial_bias: float = 0.0
+    """Where the encoder biases start."""
     normalisation: str = "per_token"
     """per_token: activations scaled to norm sqrt(d_in); none: as they are."""
+    resample_fractions: tuple[float, ...] = ()
+    """Shares of the steps after which dead latents are resampled and the warm-up begins anew; none by default."""
+    resample_count_fraction: float = 0.128
+    """Share of the steps, before each resampling, over which firings are counted."""
+    resample_dead_below: float = 3e-6
+    """A latent is dead if it fired on a smaller share of those tokens."""
+    resample_candidates: int = 819_200
+    """Fresh activations among which new directions are drawn."""
+    resample_max_raw_norm: float | None = None
+    """Activations of this norm or more are no candidates; None: all are. GPT-2's first positions have about 3000."""
+    resample_exponent: float = 1.0
+    """Candidates are drawn with probability proportional to their squared error to this power."""
+    resample_encoder_norm: float = 0.02
+    """Norm of a new encoder column, as a share of the mean over living latents."""
+    resample_second_moment: str = "mean"
+    """Adam's second moment of what is new: mean (over living latents) or zero."""
     step: str = "auto"
     """Family of training steps: auto (by the density of the last step), dense, sparse or sparse_torch."""
+    precision: str = "fp32"
+    """Of the matmuls' inputs: fp32, tf32 or bf16; sums, weights and moments are fp32. All but fp32 are for GPUs."""
 
     def __post_init__(self):
         nonlinearity_named(self.nonlinearity)
@@ -72,6 +95,27 @@ class RunConfig:
             raise ValueError(f"normalisation {self.normalisation!r}: choose per_token or none")
         if self.step not in FAMILIES:
             raise ValueError(f"step {self.step!r}: choose one of {', '.join(FAMILIES)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
+        if self.precision != "fp32" and self.step not in ("auto", "dense"):
+            raise ValueError(
+                f"precision {self.precision!r}: the {self.step} step computes in fp32; choose auto or dense"
+            )
+        self._check_resampling()
+
+    def _check_resampling(self) -> None:
+        for name in ("resample_dead_below", "resample_exponent", "resample_encoder_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} {getattr(self, name)}: must be 0 or more, and finite")
+        if any(not 0 < fraction < 1 for fraction in (*self.resample_fractions, self.resample_count_fraction)):
+            raise ValueError(
+                f"resample_fractions {self.resample_fractions}, resample_count_fraction "
+                f"{self.resample_count_fraction}: must lie between 0 and 1"
+            )
+        if self.resample_second_moment not in SECOND_MOMENTS:
+            raise ValueError(
+                f"resample_second_moment {self.resample_second_moment!r}: choose {' or '.join(SECOND_MOMENTS)}"
+            )
 
     @property
     def family(self) -> str:
@@ -99,9 +143,24 @@ class RunConfig:
         start = round(self.decay_start_fraction * n_steps)
         return Schedule(
             warmup_steps=round(self.warmup_fraction * n_steps),
+            restart_steps=self.resampling(batch_size).steps,
             decay_start_step=start,
             decay_end_step=max(start + 1, round(self.decay_end_fraction * n_steps)),
             floor=self.lr_floor,
+        )
+
+    def resampling(self, batch_size: int) -> Resampling:
+        """Resampling in steps."""
+        n_steps = self.n_steps(batch_size)
+        return Resampling(
+            steps=tuple(round(fraction * n_steps) for fraction in self.resample_fractions),
+            count_steps=max(1, round(self.resample_count_fraction * n_steps)),
+            dead_below=self.resample_dead_below,
+            n_candidates=self.resample_candidates,
+            max_raw_norm=self.resample_max_raw_norm,
+            exponent=self.resample_exponent,
+            encoder_norm=self.resample_encoder_norm,
+            second_moment=self.resample_second_moment,
         )
 
     def probe_steps(self, batch_size: int) -> tuple[int, int]:
@@ -131,6 +190,8 @@ class TrainerState(NamedTuple):
     """Adam's second moments."""
     last_fired: Int[Tensor, " d_sae"]
     """Number of updates after which each latent was last seen on; 0 if never."""
+    fired: Float[Tensor, " d_sae"]
+    """Tokens on which each latent was on since the count for the next resampling began."""
     n_updates: int
     step: str
     """Family of the next step."""
@@ -164,26 +225,56 @@ class Trainer:
         )
         self._schedule = config.schedule(batch_size)
         self._adam = AdamConfig(max_grad_norm=config.max_grad_norm)
-        weights = initial_weights(self.sae_config, config.init_seed, dtype).map(lambda t: t.to(device))
+        self.resampling = config.resampling(batch_size)
+        weights = initial_weights(self.sae_config, config.init_seed, dtype, config.initial_bias)
+        weights = weights.map(lambda t: t.to(device))
         never = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
-        self.state = TrainerState(weights, weights.zeros_like(), weights.zeros_like(), never, 0, config.step)
+        moments = weights.zeros_like(), weights.zeros_like()
+        self.state = TrainerState(weights, *moments, never, never.double(), 0, config.step)
         if config.step == "auto":
             self.state = self.state._replace(step="dense")
-        self.crossover = crossover_density(torch.device(device).type, d_in, config.d_sae)
-        self.steps = steps or Steps(weights, batch_size)
+        self.crossover = 0.0
+        if config.precision == "fp32":
+            self.crossover = crossover_density(torch.device(device).type, d_in, config.d_sae)
+        self.steps = steps or Steps(weights, batch_size, config.precision)
 
     def step(self, acts: Float[Tensor, "batch d_in"]) -> StepReport:
         """One update on normalised activations."""
-        weights, first, second, last_fired, n_updates, family = self.state
+        weights, first, second, last_fired, fired, n_updates, family = self.state
         lr = self.config.lr * self._schedule.factor(n_updates)
         stats = self.steps[family].update_(
             weights, first, second, acts, self._objective, n_updates=n_updates, lr=lr, adam=self._adam
         )
         last_fired[stats.fired > 0] = n_updates + 1
+        if self.resampling.steps:
+            if self.resampling.restarts_count(n_updates):
+                fired.zero_()
+            fired += stats.fired
         if self.config.step == "auto" and self.crossover:
             family = next_family(family, float(stats.fired.mean()) / len(acts), self.crossover)
         self.state = self.state._replace(n_updates=n_updates + 1, step=family)
         return StepReport(stats, lr)
+
+    @property
+    def resamples_now(self) -> bool:
+        """Whether dead latents are resampled before the next update."""
+        return self.state.n_updates in self.resampling.steps
+
+    def rebirth(self) -> Rebirth:
+        """Resampling at this step, to be shown fresh activations and then finished."""
+        n_updates = self.state.n_updates
+        since = n_updates - max(0, n_updates - self.resampling.count_steps)
+        dead = self.state.fired < self.resampling.dead_below * since * self.batch_size
+        sae, generator = self.sae(), keyed_generator(self.config.run_id, "resample", n_updates)
+
+        def reconstruct(x: Tensor) -> Tensor:
+            return sae.decode(sae.encode_normalised(x)).detach()
+
+        return Rebirth(self.resampling, dead, reconstruct, generator)
+
+    def resample_(self, rebirth: Rebirth) -> Resampled:
+        """Gives dead latents their new directions, in place."""
+        return rebirth.finish_(self.state.weights, self.state.first, self.state.second)
 
     def summary(self, report: StepReport) -> dict[str, float | int]:
         """A line of `metrics.jsonl`: figures of the last step, and latents silent for a tenth of the run."""

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from prolu.steps.base import Step
+from prolu.steps.cuda import CudaStep
 from prolu.steps.dense import DenseStep
 from prolu.weights import Weights
 
@@ -21,8 +22,8 @@ HYSTERESIS = 0.1
 class Steps:
     """All families for SAEs of one shape, each made when first needed; trainers may share them."""
 
-    def __init__(self, like: Weights, batch_size: int):
-        self._like, self._batch_size = like, batch_size
+    def __init__(self, like: Weights, batch_size: int, precision: str = "fp32"):
+        self._like, self._batch_size, self._precision = like, batch_size, precision
         self._made: dict[str, Step] = {}
 
     def __getitem__(self, family: str) -> Step:
@@ -31,10 +32,8 @@ class Steps:
         return self._made[family]
 
     def _make(self, family: str) -> Step:
-        if family == "dense" and self._like.encoder.device.type == "cuda":
-            from prolu.steps.cuda import CudaStep
-
-            return CudaStep(self._like, self._batch_size)
+        if family == "dense" and (self._like.encoder.device.type == "cuda" or self._precision != "fp32"):
+            return CudaStep(self._like, self._batch_size, self._precision)
         if family == "dense":
             return DenseStep(self._like, self._batch_size)
         if family == "sparse" and has_numba() and self._like.encoder.device.type == "cpu":
