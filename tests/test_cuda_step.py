@@ -1,5 +1,6 @@
 """The GPU's step: its equations on the CPU against the dense step; compiled, captured and fast where a GPU is."""
 
+import shutil
 import subprocess
 import sys
 
@@ -84,6 +85,7 @@ for a, b in zip(*ends, strict=True):
 """
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++")
 @pytest.mark.slow  # compiles; in a process of its own, because signatures that are checked cannot be compiled
 def test_torch_compile_takes_it_whole_and_keeps_the_numbers():
     subprocess.run([sys.executable, "-c", COMPILED], check=True, timeout=600)

@@ -1,7 +1,10 @@
 """The paper's 108 configurations, written out a second time from the method's tables."""
 
+from dataclasses import replace
+
 import pytest
 
+from prolu import ActivationStream, run_sweep
 from prolu.recipes import RECIPES, recipe_named
 
 # coefficient of i, how many, learning rate, resampled encoder norm, multipliers
@@ -66,3 +69,16 @@ def test_a_scale_shrinks_everything_together():
     assert (resampling.steps, resampling.count_steps) == ((250, 500), 125)
     with pytest.raises(ValueError, match="scale 0"):
         full.scaled(0)
+
+
+@pytest.mark.slow  # trains 30 SAEs
+def test_the_first_sweep_runs_end_to_end_at_a_tiny_scale(tiny_lm, tiny_blocks, tmp_path):
+    recipe = RECIPES["experiment1"](tiny_lm.d_in).scaled(0.0004)._replace(batch_size=256)
+    runs = [replace(run, lr=0.02) for run in recipe.runs]  # so few steps kill no latent at the paper's rate
+    stream = ActivationStream(tiny_lm, tiny_blocks, batch_size=recipe.batch_size)
+    results = run_sweep(runs, stream, tmp_path / "experiment1", eval_tokens=320, progress=False)
+    assert len(results.runs) == 30
+    for run in results.runs:
+        assert [entry["step"] for entry in run.record["resampled"]] == [160, 320]
+        assert run.record["degradation"] == pytest.approx(run.record["ce_recon"] - run.record["ce_clean"])
+    assert any(entry["n_reborn"] for run in results.runs for entry in run.record["resampled"])
