@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
 import prolu
-from prolu.nonlinearities import NONLINEARITIES, GeneralisedProLU, activate
+from prolu.nonlinearities import NONLINEARITIES, GeneralisedProLU, activate, nonlinearity_named
 
 EDGES = [-math.inf, -2.0, -1.0, -0.5, -0.0, 0.0, 5e-324, 0.25, 0.5, 1.0, 3.0, math.inf]
 
@@ -123,6 +123,51 @@ def test_named_variants_are_exact_cases_of_the_generalised_one():
         torch.testing.assert_close(m_.grad, u * torch.lerp(gate, m_gg * gate + gate * m, torch.tensor(m_ste).double()))
     assert NONLINEARITIES["prolu_relu"] == GeneralisedProLU(0.0, 0.0, 1.0)
     assert NONLINEARITIES["prolu_ste"] == GeneralisedProLU(1.0, 1.0, 1.0)
+
+
+def window(x):
+    """[0 < x < 1], one of the estimators the author tried."""
+    return ((x > 0) & (x < 1)).to(x.dtype)
+
+
+def clamp(x):
+    """Another: not 0 below the gate."""
+    return x.clamp(-1, 1)
+
+
+@pytest.mark.parametrize("ste", [window, clamp, torch.ones_like, torch.exp])
+@pytest.mark.parametrize(("b_ste", "m_ste", "m_gg"), [(1.0, 1.0, 1.0), (0.3, 0.7, 0.5), (0.0, 0.0, 1.0)])
+def test_an_estimator_of_ones_own_stands_for_the_derivative_of_t(ste, b_ste, m_ste, m_gg):
+    g = torch.Generator().manual_seed(3)
+    m, b, u = (torch.randn(1000, generator=g, dtype=torch.float64) for _ in range(3))
+    m_, b_ = m.clone().requires_grad_(), b.clone().requires_grad_()
+    out = prolu.prolu(m_, b_, GeneralisedProLU(b_ste, m_ste, m_gg, ste))
+    out.backward(u)
+    gate = ((m + b > 0) & (m > 0)).double()
+    through = torch.relu(m) * ste(m + b)
+    assert torch.equal(out, gate * m)
+    torch.testing.assert_close(b_.grad, u * torch.lerp(gate, through, torch.tensor(b_ste).double()))
+    torch.testing.assert_close(m_.grad, u * torch.lerp(gate, m_gg * gate + through, torch.tensor(m_ste).double()))
+
+
+def test_the_papers_estimator_passed_as_a_function_of_ones_own_changes_nothing():
+    g = torch.Generator().manual_seed(4)
+    m, b, u = (torch.randn(1000, generator=g, dtype=torch.float64) for _ in range(3))
+    ends = []
+    for gradient in ("ste", GeneralisedProLU(1.0, 1.0, 1.0, lambda x: (x > 0).to(x.dtype))):
+        m_, b_ = m.clone().requires_grad_(), b.clone().requires_grad_()
+        out = prolu.prolu(m_, b_, gradient)
+        out.backward(u)
+        ends.append((out, m_.grad, b_.grad))
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_members_of_the_family_have_names():
+    assert nonlinearity_named("prolu(0.5,1,0)") == GeneralisedProLU(0.5, 1.0, 0.0)
+    for wrong in ("prolu", "prolu(1,1)", "prolu(1,1,x)", "prolu(1,nan,1)", "prolu(1,1,1,1)"):
+        with pytest.raises(ValueError, match="nonlinearity 'prolu"):
+            nonlinearity_named(wrong)
 
 
 def test_terms_of_weight_zero_do_not_make_nan_of_infinity():

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import prolu
 from prolu import RunConfig, Trainer
-from prolu.nonlinearities import NONLINEARITIES
+from prolu.nonlinearities import NONLINEARITIES, GeneralisedProLU
 from prolu.penalties import L1, PENALTIES
 from prolu.steps import AdamConfig, DenseStep, Objective
 from prolu.steps.choice import crossover_density, next_family
@@ -101,6 +102,23 @@ def test_other_peoples_nonlinearities_come_for_free(family):
         reference, theirs = DenseStep(weights, 60).gradients(weights, x, objective)
         gradients, ours = family(weights, 60).gradients(weights, x, objective)
         compare(ours, theirs, gradients, reference, 1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("ste", [torch.exp, lambda x: x.clamp(-1, 1), lambda x: ((x > 0) & (x < 1)).to(x.dtype)])
+def test_another_straight_through_estimator_reaches_latents_that_are_off(family, ste):
+    nonlinearity = GeneralisedProLU(0.5, 1.0, 0.5, ste)
+    weights, x = random_weights(9, 30), sparse_activations(40, 9, dtype=torch.float64)
+    objective = Objective(nonlinearity, PENALTIES["sqrt_l1"], 0.03)
+    reference, theirs = DenseStep(weights, 40).gradients(weights, x, objective)
+    gradients, ours = family(weights, 40).gradients(weights, x, objective)
+    compare(ours, theirs, gradients, reference, 1e-12)
+    leaves = weights.map(lambda t: t.clone().requires_grad_())
+    f = prolu.prolu((x - leaves.b_dec) @ leaves.encoder.T, leaves.own["b_enc"], nonlinearity)
+    penalty = torch.sqrt(f + 1e-6).sum(-1).mean()
+    ((x - f @ leaves.decoder - leaves.b_dec).square().mean() + 0.03 * penalty).backward()
+    for ours, autograds in zip(reference.tensors(), leaves.tensors(), strict=True):
+        assert relative(ours, autograds.grad) < 1e-12
 
 
 @pytest.mark.parametrize("family", FAMILIES)

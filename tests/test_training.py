@@ -110,3 +110,12 @@ def test_wrong_configs_name_the_field_and_what_is_valid(field, value, words):
 
 if __name__ == "__main__":
     GOLDEN.write_text(json.dumps({f"{n} + {p}": golden_losses(n, p) for n, p in FAMILIES}, indent=1) + "\n")
+
+
+def test_a_member_of_the_generalised_family_trains_and_has_a_folder_name_without_brackets():
+    config = RunConfig(nonlinearity="prolu(0.5,1,0)", d_sae=24, n_tokens=320)
+    assert config.run_id.startswith("prolu_0.5_1_0-l1-")
+    trainer = Trainer(config, 6, 32)
+    for seed in range(10):
+        trainer.step(sparse_activations(32, 6, seed=seed, dtype=torch.float32))
+    assert (trainer.sae().b_enc != 0).any()

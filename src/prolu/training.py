@@ -1,5 +1,6 @@
 """One SAE in training: its frozen config, its state, and a step."""
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ class RunConfig:
     """One run: which SAE, which loss, how long."""
 
     nonlinearity: str = "prolu_ste"
-    """Activation function: relu, prolu_relu or prolu_ste."""
+    """Activation function: relu, prolu_relu, prolu_ste, or prolu(b_ste,m_ste,m_gg) of the generalised family."""
     penalty: str = "l1"
     """Sparsity penalty: l1 or sqrt_l1."""
     coeff: float = 1.2e-3
@@ -125,7 +126,8 @@ class RunConfig:
     @property
     def run_id(self) -> str:
         """Name of the run's folder: what varies within a study."""
-        return f"{self.nonlinearity}-{self.penalty}-{self.coeff:.4g}-lr{self.lr:.4g}-d{self.d_sae}-s{self.init_seed}"
+        nonlinearity = re.sub(r"[^\w.+-]+", "_", self.nonlinearity).strip("_")
+        return f"{nonlinearity}-{self.penalty}-{self.coeff:.4g}-lr{self.lr:.4g}-d{self.d_sae}-s{self.init_seed}"
 
     def n_steps(self, batch_size: int) -> int:
         """Full batches in `n_tokens`.
