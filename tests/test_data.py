@@ -9,6 +9,11 @@ from datasets import Dataset
 from prolu import load_blocks
 from prolu.builtin import stdlib_documents
 from prolu.data import is_held_out, read_documents
+from prolu.rows import Rows
+
+
+def documents_of(source):
+    return list(read_documents(Rows(str(source)), "text", str(source)))
 
 
 @pytest.fixture
@@ -23,8 +28,8 @@ def test_blocks_begin_with_bos_and_hold_the_text_in_order(tokenizer, stories_fil
     assert (blocks.held_out[:, 0] == 0).all()
     assert blocks.train.dtype == np.uint16
     text = tokenizer.decode(blocks.train[0, 1:])
-    documents = [d for d in read_documents(str(stories_file)) if not is_held_out(d.key)]
-    assert documents[0].text.startswith(text)
+    documents = [d for d in documents_of(stories_file) if not is_held_out(d.key)]
+    assert documents[0].content.startswith(text)
 
 
 def test_no_document_is_on_both_sides(tokenizer, tmp_path):
@@ -40,7 +45,7 @@ def test_no_document_is_on_both_sides(tokenizer, tmp_path):
 
 
 def test_every_kind_of_file_gives_the_same_blocks(tokenizer, stories_file, tmp_path):
-    texts = [d.text for d in read_documents(str(stories_file))]
+    texts = [d.content for d in documents_of(stories_file)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "b.parquet")
     folder = tmp_path / "folder"
@@ -56,7 +61,7 @@ def test_every_kind_of_file_gives_the_same_blocks(tokenizer, stories_file, tmp_p
 def test_another_text_column(tokenizer, tmp_path):
     Dataset.from_dict({"body": [f"{i} " * 60 for i in range(100)]}).to_parquet(tmp_path / "b.parquet")
     assert len(load_blocks(str(tmp_path / "b.parquet"), tokenizer, ctx=16, text_column="body").train) > 0
-    with pytest.raises(ValueError, match="no text in column 'text'; columns: body"):
+    with pytest.raises(ValueError, match="no text or token ids in column 'text'; columns: body"):
         load_blocks(str(tmp_path / "b.parquet"), tokenizer, ctx=16)
 
 
@@ -65,7 +70,7 @@ def test_a_plain_book_is_split_by_passages(tokenizer, tmp_path):
     blocks = load_blocks(str(tmp_path / "book.txt"), tokenizer, ctx=64)
     assert blocks.n_documents > 50
     assert 0.02 < len(blocks.held_out) / len(blocks.train) < 0.4
-    text = "".join(d.text for d in read_documents(str(tmp_path / "book.txt")))
+    text = "".join(d.content for d in documents_of(tmp_path / "book.txt"))
     assert text == (tmp_path / "book.txt").read_text()
 
 
@@ -80,9 +85,10 @@ def test_reading_stops_when_there_is_enough(tokenizer, stories_file):
     [
         ("empty.txt", b"", "0 documents"), ("short.txt", b"Lily", "fewer than one block of 32"),
         ("bytes.txt", b"\xff\xfe\x00", "not UTF-8"), ("bad.jsonl", b"{", "line 1 is not JSON"),
-        ("deep.jsonl", b"[" * 100_000, "line 1 is not JSON"), ("list.jsonl", b"[1]", "no text in column"),
+        ("deep.jsonl", b"[" * 100_000, "line 1 is not JSON"), ("list.jsonl", b"[1]", "no text or token ids in column"),
         ("torn.parquet", b"PAR1", "not a readable .parquet"), ("zero.arrow", b"", "not a readable .arrow"),
-        ("numbers.jsonl", b'{"text": 3}', "no text in column"), ("what.xyz", b"hello", "no file of a known kind"),
+        ("numbers.jsonl", b'{"text": 3}', "no text or token ids in column"),
+        ("what.xyz", b"hello", "no file of a known kind"),
     ],
 )  # fmt: skip
 def test_bad_files_are_refused_with_their_name(tokenizer, tmp_path, name, content, words):
@@ -105,3 +111,95 @@ def test_the_standard_library_is_read_without_tests_and_tables():
     assert not folders & {"test", "tests", "idlelib", "encodings", "site-packages"}
     held_out = [path for path in documents if is_held_out(path)]
     assert 0.04 < len(held_out) / len(documents) < 0.2
+
+
+@pytest.fixture
+def pretokenised(tmp_path):
+    """100 rows of 32 token ids and a short one, in two shards, in the hub's layout; a split `test` beside them."""
+    folder, g = tmp_path / "pile", np.random.default_rng(0)
+    (folder / "data").mkdir(parents=True)
+    rows = [g.integers(1, 300, 32).tolist() for _ in range(100)] + [[5] * 20]
+    for i, part in enumerate((rows[:60], rows[60:])):
+        Dataset.from_dict({"input_ids": part}).to_parquet(folder / f"data/train-0000{i}-of-00002.parquet", batch_size=7)
+    Dataset.from_dict({"input_ids": rows[:3]}).to_parquet(folder / "data/test-00000-of-00001.parquet")
+    (folder / "README.md").write_text("a card\n")
+    return folder, np.array(rows[:100])
+
+
+def test_rows_of_token_ids_are_cut_each_by_itself(tokenizer, pretokenised):
+    folder, rows = pretokenised
+    blocks = load_blocks(
+        str(folder), tokenizer, ctx=16, text_column="input_ids", split="train[0:40%]", eval_split="train[90:95%]"
+    )
+    expected = rows.reshape(-1, 16)
+    expected[:, 0] = 0
+    assert np.array_equal(blocks.train, expected[:80])
+    assert np.array_equal(blocks.held_out, expected[182:192])  # of 101 rows, rounded: 91 to 96
+    assert blocks.train.dtype == np.uint16
+
+
+def test_a_slice_is_the_same_rows_whatever_the_files(tokenizer, pretokenised, tmp_path):
+    folder, rows = pretokenised
+    data = Dataset.from_dict({"input_ids": [*rows.tolist(), [5] * 20]})
+    data.save_to_disk(tmp_path / "saved", num_shards=3)
+    data.to_json(tmp_path / "rows.jsonl.gz", compression="gzip")
+    data.to_parquet(tmp_path / "rows.parquet", batch_size=9)
+    for source in (folder, tmp_path / "saved", tmp_path / "rows.jsonl.gz", tmp_path / "rows.parquet"):
+        for split, expected in (
+            ("train[0:40%]", rows[:40]),
+            ("train[55:65]", rows[55:65]),
+            ("train[:-41]", rows[:60]),
+            ("train[98:99%]", rows[99:100]),
+        ):
+            found = [np.asarray(row["input_ids"]) for row in Rows(str(source), split)]
+            assert np.array_equal(found, expected), (source, split)
+
+
+def test_slices_of_text_too(tokenizer, stories_file):
+    everything = [d.content for d in documents_of(stories_file)]
+    rows = Rows(str(stories_file), "train[25:75%]")
+    assert [d.content for d in read_documents(rows, "text", "stories")] == everything[50:150]
+    blocks = load_blocks(str(stories_file), tokenizer, ctx=32, split="train[:50%]", eval_split="train[90%:]")
+    assert tokenizer.decode(blocks.held_out[0, 1:]) in everything[180]
+
+
+def test_only_row_groups_asked_for_are_read(pretokenised, monkeypatch):
+    from pyarrow.parquet import ParquetFile
+
+    read = []
+    plain = ParquetFile.iter_batches
+    monkeypatch.setattr(ParquetFile, "iter_batches", lambda f, **k: read.append(k["row_groups"]) or plain(f, **k))
+    folder, _ = pretokenised
+    assert len(list(Rows(str(folder), "train[58:70]"))) == 12
+    assert read == [[8], [0], [1]]
+
+
+def test_other_splits_are_named_and_read(tokenizer, pretokenised):
+    folder, _ = pretokenised
+    blocks = load_blocks(str(folder), tokenizer, ctx=16, text_column="input_ids", eval_split="test")
+    assert len(blocks.held_out) == 6
+    assert len(blocks.train) == 201
+
+
+@pytest.mark.parametrize(
+    ("split", "eval_split", "words"),
+    [
+        ("validation", "", "split 'validation': .* has train, test"), ("train[0:40", "", "write a name, or a slice"),
+        ("train[0:400%]", "", r"split 'train\[0:400%\]'"), ("train[5:5]", "", "none of its 101 rows"),
+        ("train[0:40%]", "train[39:60%]", "overlaps"), ("train", "train", "overlaps"),
+        ("train[0:40%]", "train", "overlaps"), ("test", "train[0:1%]", None),
+    ],
+)  # fmt: skip
+def test_wrong_splits_are_refused(tokenizer, pretokenised, split, eval_split, words):
+    request = {"ctx": 16, "text_column": "input_ids", "split": split, "eval_split": eval_split}
+    if words is None:
+        assert len(load_blocks(str(pretokenised[0]), tokenizer, **request).train)
+        return
+    with pytest.raises(ValueError, match=words):
+        load_blocks(str(pretokenised[0]), tokenizer, **request)
+
+
+def test_another_tokenizers_ids_are_refused(tokenizer, tmp_path):
+    Dataset.from_dict({"input_ids": [[1, 300, 2, 3]]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="token ids from 1 to 300: the tokenizer has 300"):
+        load_blocks(str(tmp_path / "a.parquet"), tokenizer, ctx=2, text_column="input_ids")

@@ -1,8 +1,7 @@
 """Text to token blocks: documents go in, rows of `ctx` token ids come out, split by document."""
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,23 +9,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prolu.builtin import stdlib_documents
 from prolu.progress import Meter
+from prolu.rows import KEY, Rows
 
 HELD_OUT_FRACTION = 0.1
 """Share of documents kept for evaluation."""
 
-SEPARATOR = "<|endoftext|>"
-"""A line of its own between two documents of a .txt file."""
+MAX_EVAL_SPLIT_TOKENS = 2**20
+"""Tokens read of a split for evaluation: a little more than the paper's 819,200."""
 
-FILE_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
+DOCUMENTS_PER_CALL = 64
+"""Texts that the tokenizer gets at once."""
 
 
 class Document(NamedTuple):
-    """One text. `key` decides on which side of the split it falls."""
+    """One text, or one row of token ids. `key` decides on which side of the split it falls."""
 
-    key: str
-    text: str
+    key: str | bytes
+    content: str | np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +40,11 @@ class TokenBlocks:
     source: str
     """The name or path that the text came from."""
     text_column: str = "text"
-    """The column of the text."""
+    """The column of the text or of the token ids."""
+    split: str = "train"
+    """Rows trained on."""
+    eval_split: str = ""
+    """Rows scored on; empty: a part of the documents of `split`."""
     max_train_tokens: int
     """Reading stopped when there were so many to train on."""
     n_documents: int
@@ -56,9 +60,10 @@ class TokenBlocks:
         return hashlib.sha256(self.train.tobytes() + self.held_out.tobytes()).hexdigest()
 
 
-def is_held_out(key: str, fraction: float = HELD_OUT_FRACTION) -> bool:
+def is_held_out(key: str | bytes, fraction: float = HELD_OUT_FRACTION) -> bool:
     """Whether a document is kept for evaluation: by the hash of its key, so for ever the same side."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") < fraction * 2**64
+    name = key.encode() if isinstance(key, str) else key
+    return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") < fraction * 2**64
 
 
 def load_blocks(
@@ -68,13 +73,16 @@ def load_blocks(
     *,
     max_train_tokens: int = 100_000_000,
     text_column: str = "text",
+    split: str = "train",
+    eval_split: str = "",
     held_out_fraction: float = HELD_OUT_FRACTION,
     progress: bool = False,
 ) -> TokenBlocks:
-    """Reads text, tokenises it and cuts it into blocks of `ctx` tokens.
+    """Reads text, or token ids, and cuts it into blocks of `ctx` tokens.
 
-    Documents are joined with BOS between them, cut into rows of `ctx`, and the first token of each row
-    is overwritten with BOS. A tail shorter than a row is dropped.
+    Texts are tokenised, joined with BOS between them and cut into blocks; a tail shorter than a block is
+    dropped. Rows that are token ids already are cut each by itself: one of 256 gives two blocks of 128.
+    The first token of every block is overwritten with BOS.
 
     Args:
         source: `builtin` (the interpreter's own standard library), a .txt, .jsonl, .parquet or .arrow
@@ -82,41 +90,91 @@ def load_blocks(
         tokenizer: a fast transformers tokenizer.
         ctx: tokens per block.
         max_train_tokens: stop reading when there are so many to train on.
-        text_column: the column that holds the text, where there are columns.
-        held_out_fraction: share of documents kept for evaluation.
+        text_column: the column that holds the text, or the token ids, where there are columns.
+        split: rows to train on: a split, or a slice of one, as in `train[0:40%]`.
+        eval_split: rows to evaluate on, as in `train[90:95%]`; empty: a tenth of the documents of `split`.
+        held_out_fraction: that tenth, where `eval_split` is empty.
         progress: show the rate and the time left.
 
     Raises:
-        ValueError: nothing there, no such column, or too little text for one block on either side.
+        ValueError: nothing there, no such column or split, splits that overlap, token ids that the tokenizer
+            does not have, or too little text for one block on either side.
     """
     if ctx < 2:
         raise ValueError(f"ctx {ctx}: a block holds at least 2 tokens")
-    bos = bos_token_id(tokenizer)
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    sides: dict[bool, list[np.ndarray]] = {False: [], True: []}
-    n_tokens, n_documents = {False: 0, True: 0}, 0
-    documents = iter(read_documents(source, text_column))
+    rows, others = Rows(source, split), Rows(source, eval_split) if eval_split else None
+    if others and rows.overlaps(others):
+        raise ValueError(f"eval_split {eval_split!r}: overlaps split {split!r}, so what is trained on would be scored")
+    packer = _Packer(tokenizer, ctx)
     with Meter("reading text", max_train_tokens, shown=progress) as meter:
-        while n_tokens[False] < max_train_tokens and (some := list(islice(documents, 64))):
-            encoded = tokenizer([d.text for d in some], add_special_tokens=False, verbose=False)["input_ids"]
-            before = n_tokens[False]
-            for document, ids in zip(some, encoded, strict=True):
-                side = is_held_out(document.key, held_out_fraction)
-                sides[side].append(np.array([bos, *ids], dtype=dtype))
-                n_tokens[side] += len(ids) + 1
-            n_documents += len(some)
-            meter.advance(n_tokens[False] - before)
-    train, held_out = (_cut(sides[side], ctx, bos, dtype) for side in (False, True))
+        for some in batched(read_documents(rows, text_column, source), DOCUMENTS_PER_CALL):
+            sides = [not others and is_held_out(document.key, held_out_fraction) for document in some]
+            before = packer.n_tokens[False]
+            packer.add(some, sides)
+            meter.advance(packer.n_tokens[False] - before)
+            if packer.n_tokens[False] >= max_train_tokens:
+                break
+    if others:
+        for some in batched(read_documents(others, text_column, source), DOCUMENTS_PER_CALL):
+            packer.add(some, [True] * len(some))
+            if packer.n_tokens[True] >= MAX_EVAL_SPLIT_TOKENS:
+                break
+    train, held_out = (packer.blocks(side) for side in (False, True))
     for name, side, blocks in (("training", False, train), ("held-out", True, held_out)):
         if not len(blocks):
             raise ValueError(
-                f"data {source!r}: {n_documents} documents give {n_tokens[side]} {name} tokens, "
+                f"data {source!r}: {packer.n_documents} documents give {packer.n_tokens[side]} {name} tokens, "
                 f"fewer than one block of {ctx}; pass more text or a smaller --ctx"
             )
     return TokenBlocks(
         train=train, held_out=held_out, source=str(Path(source).resolve()) if Path(source).exists() else source,
-        text_column=text_column, max_train_tokens=max_train_tokens, n_documents=n_documents,
+        text_column=text_column, split=split, eval_split=eval_split, max_train_tokens=max_train_tokens,
+        n_documents=packer.n_documents,
     )  # fmt: skip
+
+
+class _Packer:
+    """Documents become rows of `ctx` token ids, on either side of the split."""
+
+    def __init__(self, tokenizer: Any, ctx: int):
+        self._tokenizer, self._ctx, self._bos = tokenizer, ctx, bos_token_id(tokenizer)
+        self._n_ids = len(tokenizer)
+        self._dtype = np.uint16 if self._n_ids <= 2**16 else np.uint32
+        self._pieces: dict[bool, list[np.ndarray]] = {False: [], True: []}
+        self.n_tokens, self.n_documents = {False: 0, True: 0}, 0
+
+    def add(self, documents: Sequence[Document], held_out: Sequence[bool]) -> None:
+        texts = [d.content for d in documents if isinstance(d.content, str)]
+        encoded = iter(self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else ())
+        for document, side in zip(documents, held_out, strict=True):
+            if isinstance(document.content, str):
+                piece = np.array([self._bos, *next(encoded)], dtype=self._dtype)
+            else:
+                piece = self._checked(document.content[: len(document.content) // self._ctx * self._ctx])
+            self._pieces[side].append(piece)
+            self.n_tokens[side] += len(piece)
+        self.n_documents += len(documents)
+
+    def _checked(self, ids: np.ndarray) -> np.ndarray:
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self._n_ids:
+            raise ValueError(
+                f"token ids from {ids.min()} to {ids.max()}: the tokenizer has {self._n_ids}, so another one wrote them"
+            )
+        return ids.astype(self._dtype)
+
+    def blocks(self, held_out: bool) -> np.ndarray:
+        pieces = self._pieces[held_out]
+        tokens = np.concatenate(pieces) if pieces else np.empty(0, self._dtype)
+        blocks = tokens[: len(tokens) // self._ctx * self._ctx].reshape(-1, self._ctx)
+        blocks[:, 0] = self._bos
+        return blocks
+
+
+def batched(items: Iterable[Document], n: int) -> Iterator[list[Document]]:
+    """Lists of `n` items, the last perhaps shorter."""
+    rest = iter(items)
+    while some := list(islice(rest, n)):
+        yield some
 
 
 def bos_token_id(tokenizer: Any) -> int:
@@ -127,88 +185,26 @@ def bos_token_id(tokenizer: Any) -> int:
     raise ValueError("the tokenizer has neither a BOS nor an EOS token to begin a block with")
 
 
-def read_documents(source: str, text_column: str = "text") -> Iterator[Document]:
-    """Documents of `source` (see `load_blocks`), in order, read as they are asked for."""
-    path = Path(source)
-    if source == "builtin":
-        return (Document(key, text) for key, text in stdlib_documents())
-    if path.is_file() or path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix in FILE_FORMATS) if path.is_dir() else [path]
-        if not files or files[0].suffix not in FILE_FORMATS:
-            raise ValueError(f"data {source!r}: no file of a known kind; known: {', '.join(FILE_FORMATS)}")
-        return (document for file in files for document in _read_file(file, text_column))
-    return _read_hub(source, text_column)
+def read_documents(rows: Iterable[Any], column: str, source: str) -> Iterator[Document]:
+    """Documents in a column of rows; rows without text are left out.
 
-
-def _cut(pieces: list[np.ndarray], ctx: int, bos: int, dtype: type) -> np.ndarray:
-    tokens = np.concatenate(pieces) if pieces else np.empty(0, dtype)
-    blocks = tokens[: len(tokens) // ctx * ctx].reshape(-1, ctx)
-    blocks[:, 0] = bos
-    return blocks
-
-
-def _read_file(file: Path, text_column: str) -> Iterator[Document]:
-    if file.suffix == ".txt":
-        try:
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ValueError(f"data {str(file)!r}: not UTF-8 text") from None
-        texts = text.split(f"\n{SEPARATOR}\n") if SEPARATOR in text else _passages(text)
-        return (Document(t, t) for t in texts if t.strip())
-    if file.suffix in (".jsonl", ".json"):
-        return _documents(_json_rows(file), text_column, str(file))
-    return _documents(_arrow_rows(file), text_column, str(file))
-
-
-def _passages(text: str, n_characters: int = 4000) -> Iterator[str]:
-    """A text without separators as passages of about `n_characters`, cut where a line ends."""
-    start = 0
-    while start < len(text):
-        newline = text.find("\n", start + n_characters)
-        end = len(text) if newline < 0 else newline + 1
-        yield text[start:end]
-        start = end
-
-
-def _json_rows(file: Path) -> Iterator[Any]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except (ValueError, RecursionError):
-                    raise ValueError(f"data {str(file)!r}: line {number} is not JSON") from None
-
-
-def _arrow_rows(file: Path) -> Iterator[Any]:
-    import pyarrow
-    from datasets import load_dataset
-
-    try:
-        yield from load_dataset(FILE_FORMATS[file.suffix], data_files=str(file), split="train", streaming=True)
-    except (pyarrow.ArrowException, OSError, ValueError) as problem:
-        reason = str(problem).split("\n")[0]
-        raise ValueError(f"data {str(file)!r}: not a readable {file.suffix} file ({reason})") from None
-
-
-def _read_hub(name: str, text_column: str) -> Iterator[Document]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(name, split="train", streaming=True)
-    except Exception as problem:  # the hub client raises many kinds; each means: not to be had
-        reason = str(problem).split("\n")[0]
-        raise ValueError(
-            f"data {name!r}: neither a file, a folder, 'builtin', nor a dataset the hub gives ({reason})"
-        ) from None
-    return _documents(rows, text_column, name)
-
-
-def _documents(rows: Iterable[Any], text_column: str, source: str) -> Iterator[Document]:
+    Raises:
+        ValueError: a row has neither text nor token ids there.
+    """
     for row in rows:
-        text = row.get(text_column) if isinstance(row, dict) else None
-        if not isinstance(text, str):
+        content = row.get(column) if isinstance(row, dict) else None
+        if isinstance(content, str):
+            if content.strip():
+                yield Document(row.get(KEY, content), content)
+        elif (tokens := _token_ids(content)) is not None:
+            yield Document(tokens.tobytes(), tokens)
+        else:
             columns = ", ".join(row) if isinstance(row, dict) else "none"
-            raise ValueError(f"data {source!r}: no text in column {text_column!r}; columns: {columns}")
-        if text.strip():
-            yield Document(text, text)
+            raise ValueError(f"data {source!r}: no text or token ids in column {column!r}; columns: {columns}")
+
+
+def _token_ids(content: Any) -> np.ndarray | None:
+    if not isinstance(content, np.ndarray | list):
+        return None
+    ids = np.asarray(content)
+    return ids if ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer) else None

@@ -177,7 +177,8 @@ def nonlinearity_named(name: str) -> Nonlinearity:
         return NONLINEARITIES[name]
     if written := GENERALISED.fullmatch(name):
         try:
-            return GeneralisedProLU(*map(float, written.groups()))
+            b_ste, m_ste, m_gg = map(float, written.groups())
+            return GeneralisedProLU(b_ste, m_ste, m_gg)
         except ValueError as problem:
             raise ValueError(f"nonlinearity {name!r}: {problem}") from None
     raise ValueError(f"nonlinearity {name!r}: choose one of {', '.join(NONLINEARITIES)}, or prolu(b_ste,m_ste,m_gg)")

@@ -98,6 +98,8 @@ class ActivationStream:
             "lm_batch_tokens": self.lm.batch_tokens,
             "data": self.blocks.source,
             "text_column": self.blocks.text_column,
+            "split": self.blocks.split,
+            "eval_split": self.blocks.eval_split,
             "max_train_tokens": self.blocks.max_train_tokens,
             "data_digest": self._data_digest,
             "ctx": self.blocks.ctx,
