@@ -13,7 +13,7 @@ from prolu.rows import Rows
 
 
 def documents_of(source):
-    return list(read_documents(Rows(str(source)), "text", str(source)))
+    return list(read_documents(Rows(str(source)), "text"))
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_a_slice_is_the_same_rows_whatever_the_files(tokenizer, pretokenised, tm
 def test_slices_of_text_too(tokenizer, stories_file):
     everything = [d.content for d in documents_of(stories_file)]
     rows = Rows(str(stories_file), "train[25:75%]")
-    assert [d.content for d in read_documents(rows, "text", "stories")] == everything[50:150]
+    assert [d.content for d in read_documents(rows, "text")] == everything[50:150]
     blocks = load_blocks(str(stories_file), tokenizer, ctx=32, split="train[:50%]", eval_split="train[90%:]")
     assert tokenizer.decode(blocks.held_out[0, 1:]) in everything[180]
 

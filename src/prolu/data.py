@@ -107,7 +107,7 @@ def load_blocks(
         raise ValueError(f"eval_split {eval_split!r}: overlaps split {split!r}, so what is trained on would be scored")
     packer = _Packer(tokenizer, ctx)
     with Meter("reading text", max_train_tokens, shown=progress) as meter:
-        for some in batched(read_documents(rows, text_column, source), DOCUMENTS_PER_CALL):
+        for some in batched(read_documents(rows, text_column), DOCUMENTS_PER_CALL):
             sides = [not others and is_held_out(document.key, held_out_fraction) for document in some]
             before = packer.n_tokens[False]
             packer.add(some, sides)
@@ -115,7 +115,7 @@ def load_blocks(
             if packer.n_tokens[False] >= max_train_tokens:
                 break
     if others:
-        for some in batched(read_documents(others, text_column, source), DOCUMENTS_PER_CALL):
+        for some in batched(read_documents(others, text_column), DOCUMENTS_PER_CALL):
             packer.add(some, [True] * len(some))
             if packer.n_tokens[True] >= MAX_EVAL_SPLIT_TOKENS:
                 break
@@ -145,7 +145,10 @@ class _Packer:
 
     def add(self, documents: Sequence[Document], held_out: Sequence[bool]) -> None:
         texts = [d.content for d in documents if isinstance(d.content, str)]
-        encoded = iter(self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else ())
+        ids: list[list[int]] = []
+        if texts:
+            ids = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = iter(ids)
         for document, side in zip(documents, held_out, strict=True):
             if isinstance(document.content, str):
                 piece = np.array([self._bos, *next(encoded)], dtype=self._dtype)
@@ -185,7 +188,7 @@ def bos_token_id(tokenizer: Any) -> int:
     raise ValueError("the tokenizer has neither a BOS nor an EOS token to begin a block with")
 
 
-def read_documents(rows: Iterable[Any], column: str, source: str) -> Iterator[Document]:
+def read_documents(rows: Rows, column: str) -> Iterator[Document]:
     """Documents in a column of rows; rows without text are left out.
 
     Raises:
@@ -200,7 +203,7 @@ def read_documents(rows: Iterable[Any], column: str, source: str) -> Iterator[Do
             yield Document(tokens.tobytes(), tokens)
         else:
             columns = ", ".join(row) if isinstance(row, dict) else "none"
-            raise ValueError(f"data {source!r}: no text or token ids in column {column!r}; columns: {columns}")
+            raise ValueError(f"data {rows.source!r}: no text or token ids in column {column!r}; columns: {columns}")
 
 
 def _token_ids(content: Any) -> np.ndarray | None:
