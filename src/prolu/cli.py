@@ -5,14 +5,15 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, subcommand
+from tyro.conf import OmitArgPrefixes, Positional, Suppress, subcommand
 
-from prolu.recipes import RECIPES, recipe_named
+from prolu.recipes import GPT2_WIDTH, RECIPES, recipe_named
 from prolu.training import RunConfig
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
@@ -30,7 +31,11 @@ class Source:
     """Text: a .txt, .jsonl, .parquet or .arrow file, a folder of them, a hub dataset, or `builtin`
     (the Python standard library's own source)."""
     text_column: str = "text"
-    """Column that holds the text, where there are columns."""
+    """Column that holds the text, or token ids already made, where there are columns; the paper's: input_ids."""
+    split: str = "train"
+    """Rows to train on: a split, or a slice of one, as in 'train[0:40%]', which is the paper's."""
+    eval_split: str = ""
+    """Rows to score on, as in 'train[90:95%]', the paper's; empty: a tenth of the documents of the split."""
     ctx: int = 128
     """Tokens per block."""
     stream_seed: int = 0
@@ -43,6 +48,10 @@ class Source:
     """CPU threads; part of what decides the last bits."""
 
 
+DATA_FIELDS = ("text_column", "split", "eval_split")
+"""What goes with one dataset and no other."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Demo:
     """The whole pipeline on the built-in language model: minutes, offline, nothing downloaded."""
@@ -52,7 +61,7 @@ class Demo:
 
     def prepare(self) -> Callable[[], None]:
         """Checks the request; gives back the work."""
-        return Sweep(recipe="demo", out=self.out).prepare()
+        return replace(_default_study("demo"), out=self.out).prepare()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,21 +90,72 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """Train a named study, all its SAEs on one stream of activations. Run again: keeps what has finished."""
+class Study:
+    """One named study, with its own source of activations as the default."""
 
-    recipe: Positional[str]
-    """Name of the study: demo, or experiment1, experiment2, experiment3 of the paper."""
+    recipe: Suppress[str]
     scale: float = 1.0
-    """Share of the recipe's tokens to train on; schedule and resampling shrink with it."""
+    """Share of the study's tokens to train on; schedule and resampling shrink with it."""
+    batch_size: int
+    """Tokens per training step. A smaller one gives more steps from the same tokens."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the matmuls' inputs; sums, weights and moments are fp32. All but fp32 are for GPUs."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     out: Path
     """Folder of the study."""
+    dry_run: bool = False
+    """Only say what would be trained, and what it would cost here; nothing is loaded or written."""
+    json: bool = False
+    """With --dry-run: one JSON object, {"runs": [...], "estimate": {...}}."""
 
     def prepare(self) -> Callable[[], None]:
         """Checks the request; gives back the work."""
-        recipe = recipe_named(self.recipe)
-        return _prepare_sweep(lambda d_in: recipe(d_in).scaled(self.scale), self.source, self.out)
+        if self.json and not self.dry_run:
+            raise ValueError("json: only with --dry-run")
+        return (
+            _prepare_dry_run(self) if self.dry_run else _prepare_sweep(self.at_width, self.resolved_source(), self.out)
+        )
+
+    def resolved_source(self) -> Source:
+        """On the study's own data also its own column and splits, where they were not set."""
+        own, plain = RECIPES[self.recipe](GPT2_WIDTH).source, Source()
+        if self.source.data != own["data"]:
+            return self.source
+        unset = {name for name in DATA_FIELDS if getattr(self.source, name) == getattr(plain, name)}
+        return replace(self.source, **{name: own[name] for name in unset & own.keys()})  # pyright: ignore[reportArgumentType]
+
+    def at_width(self, d_in: int) -> tuple[list[RunConfig], int]:
+        """What it trains on activations of that width, and in batches of which size."""
+        runs = recipe_named(self.recipe)(d_in).scaled(self.scale).runs
+        return [replace(run, precision=self.precision) for run in runs], self.batch_size
+
+
+def _default_study(name: str) -> Study:
+    recipe = RECIPES[name](GPT2_WIDTH)
+    kept = {key: value for key, value in recipe.source.items() if key not in DATA_FIELDS}
+    source = replace(Source(), **kept)  # pyright: ignore[reportArgumentType]
+    return Study(recipe=name, batch_size=recipe.batch_size, source=source, out=Path("runs") / name)
+
+
+def _study(name: str) -> Any:
+    described = cleandoc(RECIPES[name].__doc__ or "")
+    return subcommand(name, default=_default_study(name), description=described)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Train a named study, all its SAEs on one stream of activations. Run again: keeps what has finished."""
+
+    study: OmitArgPrefixes[
+        Annotated[Study, _study("demo")]
+        | Annotated[Study, _study("experiment1")]
+        | Annotated[Study, _study("experiment2")]
+        | Annotated[Study, _study("experiment3")]
+    ]
+
+    def prepare(self) -> Callable[[], None]:
+        """Checks the request; gives back the work."""
+        return self.study.prepare()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +198,7 @@ class Report:
 Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Train, subcommand("train")]
-    | Annotated[Sweep, subcommand("sweep", description=f"{Sweep.__doc__} Studies: {', '.join(RECIPES)}.")]
+    | Annotated[Sweep, subcommand("sweep")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Report, subcommand("report")]
 )
@@ -182,8 +242,9 @@ def _prepare_sweep(
     n_tokens = max(run.n_tokens for run in recipe(1)[0])
     lm = LanguageModel(source.lm, source.hook)
     blocks = load_blocks(
-        source.data, lm.tokenizer, source.ctx, max_train_tokens=n_tokens, text_column=source.text_column, progress=True
-    )
+        source.data, lm.tokenizer, source.ctx, max_train_tokens=n_tokens, text_column=source.text_column,
+        split=source.split, eval_split=source.eval_split, progress=True,
+    )  # fmt: skip
     runs, batch_size = recipe(lm.d_in)
     stream = ActivationStream(lm, blocks, batch_size, source.stream_seed, source.window_tokens)
     prepare_folder(out, runs, stream, source.eval_tokens)
@@ -191,6 +252,33 @@ def _prepare_sweep(
     def job() -> None:
         run_sweep(runs, stream, out, eval_tokens=source.eval_tokens)
         _report(out)
+
+    return job
+
+
+def _prepare_dry_run(request: Study) -> Callable[[], None]:
+    from prolu.estimates import estimate, outline
+    from prolu.report import print_estimate
+    from prolu.sweeps import check_runs
+
+    source = request.source
+    lm = outline(source.lm, source.hook)
+    runs, batch_size = request.at_width(lm.d_model)
+    check_runs(runs, batch_size)
+    cost = estimate(
+        runs,
+        lm,
+        batch_size=batch_size,
+        window_tokens=source.window_tokens,
+        eval_tokens=source.eval_tokens,
+        ctx=source.ctx,
+    )
+
+    def job() -> None:
+        if request.json:
+            print(json.dumps({"runs": [asdict(run) for run in runs], "estimate": cost.describe()}))
+        else:
+            print_estimate(runs, cost)
 
     return job
 
@@ -213,6 +301,8 @@ def _prepare_eval(request: Eval) -> Callable[[], None]:
         made["ctx"],
         max_train_tokens=made["max_train_tokens"],
         text_column=request.text_column or made["text_column"],
+        split="train" if request.data else made.get("split", "train"),
+        eval_split="" if request.data else made.get("eval_split", ""),
         progress=True,
     )
 

@@ -51,7 +51,7 @@ SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """A place in the forward pass: what a module takes or gives."""
 
     path: str
@@ -60,6 +60,10 @@ class _Site:
 
 class _StopError(Exception):
     """Ends a forward pass at the hook: nothing above it is computed."""
+
+
+BATCH_TOKENS = 8192
+"""Tokens per forward pass."""
 
 
 class LanguageModel:
@@ -77,7 +81,7 @@ class LanguageModel:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        batch_tokens: int = 8192,
+        batch_tokens: int = BATCH_TOKENS,
     ):
         """Loads weights (safetensors only) and tokenizer from a folder or from the hub.
 
@@ -99,7 +103,7 @@ class LanguageModel:
         self._model, self.tokenizer = _load(folder, self.device, dtype)
         family = FAMILIES.get(self._model.config.model_type)
         self.centred = bool(family and family.layer_norm)
-        self._site, self._skipped, self._restart = _locate(self._model, family, hook)
+        self._site, self._skipped, self._restart = locate(self._model, family, hook)
         self.bos = bos_token_id(self.tokenizer)
         self.d_in = self._read(torch.tensor([[self.bos]])).shape[-1]
 
@@ -178,7 +182,7 @@ class LanguageModel:
         return acts - acts.mean(-1, keepdim=True) if self.centred else acts
 
     @torch.no_grad()
-    def _read(self, tokens: Tensor, site: _Site | None = None) -> Tensor:
+    def _read(self, tokens: Tensor, site: Site | None = None) -> Tensor:
         seen: list[Tensor] = []
 
         def stop(value: Tensor) -> Tensor:
@@ -192,11 +196,11 @@ class LanguageModel:
                 return seen[0].float()
         raise ValueError(f"hook {self.hook!r}: the model's forward pass never reaches it")
 
-    def _replaced(self, site: _Site, by: Tensor) -> Any:
+    def _replaced(self, site: Site, by: Tensor) -> Any:
         return self._hooked(site, by.to)
 
     @contextmanager
-    def _hooked(self, site: _Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def _hooked(self, site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """For a while, what passes the site goes through `change`."""
         module = self._model.get_submodule(site.path)
 
@@ -230,7 +234,7 @@ def _passed_through(blocks: list[torch.nn.Module]) -> Iterator[None]:
             del block.forward
 
 
-def _locate(model: Any, family: Family | None, hook: str) -> tuple[_Site, list[torch.nn.Module], _Site | None]:
+def locate(model: Any, family: Family | None, hook: str) -> tuple[Site, list[torch.nn.Module], Site | None]:
     """The hook's site, the blocks that need not run once it is spliced, and where to restart if not there."""
     named = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", hook)
     if named is None:
@@ -247,22 +251,22 @@ def _locate(model: Any, family: Family | None, hook: str) -> tuple[_Site, list[t
     if layer >= len(blocks):
         raise ValueError(f"hook {hook!r}: this model has blocks 0-{len(blocks) - 1}")
     path = f"{family.blocks}.{layer}"
-    entrance = _Site(path, "input")
+    entrance = Site(path, "input")
     if site == "resid_pre":
         return entrance, blocks[:layer], None
     if site == "resid_post":
-        return _Site(path, "output"), blocks[: layer + 1], None
-    return _Site(f"{path}.{getattr(family, site)}", "output"), blocks[:layer], entrance
+        return Site(path, "output"), blocks[: layer + 1], None
+    return Site(f"{path}.{getattr(family, site)}", "output"), blocks[:layer], entrance
 
 
-def _by_module_path(model: Any, hook: str) -> _Site:
+def _by_module_path(model: Any, hook: str) -> Site:
     path, _, side = hook.rpartition(".")
     if side in ("input", "output"):
         try:
             model.get_submodule(path)
         except AttributeError:
             raise ValueError(f"hook {hook!r}: the model has no module {path!r}") from None
-        return _Site(path, side)
+        return Site(path, side)
     raise ValueError(
         f"hook {hook!r}: write blocks.L.hook_SITE with SITE one of {', '.join(SITES)}, "
         "or a module's path followed by .input or .output"

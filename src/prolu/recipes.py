@@ -1,6 +1,6 @@
 """Named studies: functions from the width of the activations to runs and the batch they train on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,6 +12,8 @@ class Recipe(NamedTuple):
 
     runs: list[RunConfig]
     batch_size: int
+    source: Mapping[str, str | int]
+    """Where its activations come from, unless one says otherwise: lm, hook, data and what goes with them."""
 
     def scaled(self, factor: float) -> "Recipe":
         """The same study on `factor` times the tokens: schedule, resampling and its candidates shrink with it."""
@@ -27,6 +29,19 @@ class Recipe(NamedTuple):
         ]
         return self._replace(runs=runs) if factor != 1 else self
 
+
+BUILTIN: Mapping[str, str | int] = {"lm": "builtin", "hook": "blocks.2.hook_resid_pre", "data": "builtin"}
+
+PAPER_SOURCE: Mapping[str, str | int] = {
+    "lm": "gpt2",
+    "hook": "blocks.6.hook_resid_pre",
+    "data": "alancooney/sae-monology-pile-uncopyrighted-tokenizer-gpt2",
+    "text_column": "input_ids",
+    "split": "train[0:40%]",
+    "eval_split": "train[90:95%]",
+    "eval_tokens": 819_200,
+}
+"""Sections 3 and 4 of the method."""
 
 DEMO_COEFFS = {
     "relu + l1": (1.0e-3, 1.6e-3, 2.7e-3),
@@ -51,7 +66,7 @@ def demo(d_in: int) -> Recipe:
         for coeff in coeffs:
             scaled = float(f"{coeff * 768 / d_in:.3g}")
             runs.append(replace(base, nonlinearity=nonlinearity, penalty=penalty, coeff=scaled))
-    return Recipe(runs, batch_size=512)
+    return Recipe(runs, batch_size=512, source=BUILTIN)
 
 
 PAPER_STEPS = 97_656
@@ -114,7 +129,7 @@ def _paper(
     for nonlinearity, penalty in PAPER_FAMILIES:
         factor = (multipliers or {}).get((nonlinearity, penalty), 1.0) * GPT2_WIDTH / d_in
         runs += [replace(base, nonlinearity=nonlinearity, penalty=penalty, coeff=c * factor) for c in coeffs]
-    return Recipe(runs, batch_size=4096)
+    return Recipe(runs, batch_size=4096, source=PAPER_SOURCE)
 
 
 RECIPES: dict[str, Callable[[int], Recipe]] = {

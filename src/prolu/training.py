@@ -135,6 +135,8 @@ class RunConfig:
         Raises:
             ValueError: not one.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size}: must be at least 1")
         if self.n_tokens < batch_size:
             raise ValueError(f"n_tokens {self.n_tokens}: fewer than one batch of {batch_size}")
         return self.n_tokens // batch_size

@@ -5,10 +5,10 @@ from pathlib import Path
 from prolu.figures import PLANES, draw_frontier, draw_training_curves, save_figure
 from prolu.files import read_json_lines, write_atomically
 from prolu.report.page import render_page
-from prolu.report.terminal import print_summary
+from prolu.report.terminal import print_estimate, print_summary
 from prolu.results import CURVES_FILE, Results, read_study
 
-__all__ = ["print_summary", "write_report"]
+__all__ = ["print_estimate", "print_summary", "write_report"]
 
 FIGURES_FOLDER, PAGE_FILE = "figures", "report.html"
 

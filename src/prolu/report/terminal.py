@@ -1,12 +1,16 @@
-"""The table and the verdicts, in the terminal."""
+"""The table and the verdicts, in the terminal; and what a study will cost."""
+
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from prolu.claims import Claim, paper_claims, verdicts
+from prolu.estimates import DENSE_SHARE, TYPICAL_L0, Estimate
 from prolu.frontiers import family, pareto_mask
 from prolu.results import Results
+from prolu.training import RunConfig
 
 MIN_WIDTH = 116
 """Columns that the table needs; a narrower terminal wraps it rather than cutting figures."""
@@ -50,6 +54,48 @@ def print_summary(results: Results, console: Console | None = None) -> None:
     _print_claims(console, verdicts(results.records))
     console.print("The paper's claims", style="bold")
     _print_claims(console, paper_claims(results.records))
+
+
+def print_estimate(runs: Sequence[RunConfig], cost: Estimate, console: Console | None = None) -> None:
+    """What would be trained, a line a family, and what it would cost."""
+    console = console or Console(width=max(MIN_WIDTH + 20, Console().width))
+    table = Table(title=f"{cost.n_runs} runs", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("family", no_wrap=True)
+    for name in ("coefficients", "lr", "d_sae", "new norm"):
+        table.add_column(name, justify="right", no_wrap=True)
+    rows: dict[tuple[str, str, str, str], list[str]] = {}
+    for run in runs:
+        norm = f"{run.resample_encoder_norm:g}" if run.resample_fractions else "-"
+        key = run.family, f"{run.lr:g}", f"{run.d_sae:,}", norm
+        rows.setdefault(key, []).append(f"{run.coeff:.3g}")
+    for (name, *rest), coeffs in rows.items():
+        table.add_row(name, "  ".join(coeffs), *rest)
+    console.print(table)
+    console.print(
+        "  new norm: of a resampled latent's encoder column, as a share of the living ones'\n", highlight=False
+    )
+    for name, text in _cost_lines(cost):
+        console.print(f"  {name:16} {text}", highlight=False)
+
+
+def _cost_lines(cost: Estimate) -> list[tuple[str, str]]:
+    rates, memory, state = cost.rates, cost.memory / 1e9, cost.checkpoint / 1e9
+    measured = f"dense step {rates.dense_step:.3g} s, sparse step {rates.sparse_step:.3g} s at L0 {TYPICAL_L0}, "
+    return [
+        ("steps", f"{cost.steps_per_run:,} a run, on {cost.tokens:,} tokens ({cost.sae_tokens:,} SAE-tokens)"),
+        ("FLOPs", f"{cost.flops_training:.2g} SAEs, {cost.flops_language_model:.2g} language model"),
+        ("memory", f"{memory:.3g} GB, of which {state:.3g} are the runs' weights and moments"),
+        ("disk", f"{cost.disk / 1e9:.3g} GB of SAEs; a checkpoint of the whole study is {state:.3g} GB"),
+        ("time", f"{_duration(cost.seconds)} on this CPU for all runs, if {DENSE_SHARE:.0%} of the steps are dense"),
+        ("measured here", measured + f"{rates.flops / 1e9:.3g} GFLOP/s"),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def _print_claims(console: Console, claims: list[Claim]) -> None:
