@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prolu.claims import paper_claims, verdicts
-from prolu.frontiers import compare, curve, is_converged, pareto_mask
+from prolu.frontiers import compare, curve, curves, is_converged, pareto_mask
 
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=25)
 
@@ -104,3 +104,21 @@ def test_interpolation_stays_within_the_points():
     c = curve(family_of("relu", "l1", 1.0))
     grid = np.geomspace(5, 40, 50)
     assert (np.diff(c.at(grid)) < 0).all()
+
+
+def test_pooled_studies_stand_for_their_familys_best_runs():
+    first = [r | {"study": "a"} for r in family_of("relu", "l1", 1.0)]
+    second = [r | {"study": "b"} for r in family_of("relu", "l1", 0.8)]
+    alone, pooled = curves(second)["relu + l1"], curves(first + second)["relu + l1"]
+    assert np.array_equal(alone.x, pooled.x)
+    assert np.array_equal(alone.y, pooled.y)
+
+
+def test_relu_is_beaten_in_l1_and_mse_only_by_other_families():
+    relu = [record("relu", "l1", l0, 0.1, l1) | {"mse": mse} for l0, l1, mse in ((10, 5.0, 0.2), (9, 5.5, 0.3))]
+    other = record("prolu_ste", "l1", 10, 0.1, 9.0) | {"mse": 0.4}
+    assert paper_claims([*relu, other])[2].verdict == "holds"
+    better = other | {"l1": 4.0, "mse": 0.25}
+    (claim,) = [c for c in paper_claims([*relu, better]) if "MSE against L1" in c.statement]
+    assert claim.verdict == "does not hold"
+    assert claim.evidence == "1 of its 2 converged runs are beaten, by prolu_ste + l1."

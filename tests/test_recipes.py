@@ -24,9 +24,11 @@ TABLE = {
 @pytest.mark.parametrize(("name", "n_runs"), [("experiment1", 30), ("experiment2", 48), ("experiment3", 30)])
 def test_the_papers_configurations(name, n_runs):
     coefficient, n, lr, encoder_norm, multipliers = TABLE[name]
-    runs, batch_size = RECIPES[name](768)
+    runs, batch_size, source = RECIPES[name](768)
     assert len(runs) == n_runs
     assert batch_size == 4096
+    assert (source["lm"], source["hook"]) == ("gpt2", "blocks.6.hook_resid_pre")
+    assert (source["split"], source["eval_split"], source["eval_tokens"]) == ("train[0:40%]", "train[90:95%]", 819_200)
     found = {(run.nonlinearity, run.penalty, f"{run.coeff:.10e}") for run in runs}
     expected = {
         (nonlinearity, penalty, f"{coefficient(i) * multipliers.get(f'{nonlinearity} + {penalty}', 1):.10e}")

@@ -94,7 +94,7 @@ def test_frontier_and_best(study, tmp_path):
 
 
 def test_the_report_is_one_page_with_all_figures(study):
-    page = write_report(study.folder).read_text()
+    page = write_report([study.folder]).read_text()
     assert "http" not in page.split("<body>")[1].replace("http://www.w3.org", "")
     for run in study.runs:
         assert run.record["run_id"] in page
@@ -189,3 +189,24 @@ def test_a_torn_results_file_is_named(study, tmp_path):
     (tmp_path / "results.jsonl").write_text('{"run_id": "a"\n')
     with pytest.raises(ValueError, match="line 1 is not a JSON object"):
         Results.load(tmp_path)
+
+
+def test_several_studies_are_pooled_with_their_names(tiny_stream, tmp_path, capsys):
+    from prolu.cli import main
+
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder, lr in zip(folders, (1e-3, 2e-3), strict=True):
+        runs = grid(RunConfig(d_sae=40, n_tokens=1280, lr=lr), nonlinearity=["relu", "prolu_ste"], coeff=[0.01, 0.04])
+        run_sweep(runs, tiny_stream, folder, eval_tokens=320, progress=False)
+    capsys.readouterr()
+    assert main(["report", *map(str, folders), "--out", str(tmp_path / "both")]) == 0
+    shown = capsys.readouterr().out
+    assert "8 SAEs" in shown
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert "first: 4 of 4 SAEs finished" in page
+    assert "second: 4 of 4 SAEs finished" in page
+    assert (tmp_path / "both" / "figures" / "degradation-against-l0.png").stat().st_size > 10_000
+    assert main(["report", str(folders[0]), str(folders[0])]) == 2
+    assert "listed twice" in capsys.readouterr().err
+    assert main(["report", *map(str, folders)]) == 0
+    assert (tmp_path / "pooled" / "report.html").exists()

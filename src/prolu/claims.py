@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from prolu.frontiers import Comparison, Curve, Record, compare, curves, family, pareto_mask
+from prolu.frontiers import Comparison, Curve, Record, compare, curves, family
 
 CANNOT = "cannot be said"
 L0_BOUNDARY = 25
@@ -97,14 +97,19 @@ def _best_family(name: str, records: Sequence[Record], low: float, high: float, 
 def _relu_on_l1_mse_frontier(records: Sequence[Record]) -> Claim:
     statement = "relu + l1 is on the frontier of MSE against L1 everywhere"
     rows = [r for r in records if r["converged"]]
-    on = pareto_mask([r["l1"] for r in rows], [r["mse"] for r in rows])
-    relu = [mask for mask, r in zip(on, rows, strict=True) if family(r) == "relu + l1"]
-    if len(relu) < 2 or len(relu) == len(rows):
+    relu, others = ([r for r in rows if (family(r) == "relu + l1") is own] for own in (True, False))
+    if len(relu) < 2 or not others:
         return Claim(statement, CANNOT, "fewer than two converged runs of relu + l1, or of nothing else.")
-    others = sorted({family(r) for mask, r in zip(on, rows, strict=True) if mask and family(r) != "relu + l1"})
-    beside = f"; also on it: {', '.join(others)}" if others else "; nothing else is"
-    verdict = "holds" if all(relu) else "does not hold"
-    return Claim(statement, verdict, f"{sum(relu)} of its {len(relu)} converged runs are on the frontier{beside}.")
+    beaten = [(r, better) for r in relu if (better := [o for o in others if _beats(o, r)])]
+    if not beaten:
+        return Claim(statement, "holds", f"no converged run of another family beats any of its {len(relu)}.")
+    by = ", ".join(sorted({family(o) for _, better in beaten for o in better}))
+    return Claim(statement, "does not hold", f"{len(beaten)} of its {len(relu)} converged runs are beaten, by {by}.")
+
+
+def _beats(a: Record, b: Record) -> bool:
+    """Whether run a is as low as b in both L1 and MSE, and lower in one."""
+    return a["l1"] <= b["l1"] and a["mse"] <= b["mse"] and (a["l1"], a["mse"]) != (b["l1"], b["mse"])
 
 
 def _higher_l1(records: Sequence[Record]) -> Claim:

@@ -182,17 +182,22 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Draw a study's figures and page, and print its table and verdicts."""
+    """Draw the figures and the page of a study, or of several together, and print table and verdicts."""
 
-    study: Positional[Path]
-    """Folder of a study."""
+    studies: Positional[tuple[Path, ...]]
+    """Folders of studies."""
+    out: Path | None = None
+    """Folder of the report; by default the study's own, or `pooled` beside the first of several."""
 
     def prepare(self) -> Callable[[], None]:
         """Checks the request; gives back the work."""
+        from prolu.report import records_of
         from prolu.results import Results
 
-        Results.load(self.study)
-        return lambda: _report(self.study)
+        if not self.studies:
+            raise ValueError("studies: name at least one folder")
+        records_of([Results.load(study) for study in self.studies])
+        return lambda: _report(self.studies, self.out)
 
 
 Command = (
@@ -206,6 +211,10 @@ Command = (
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0 done, 1 failed while running, 2 wrong request, 130 interrupted."""
+    args = sys.argv[1:] if args is None else args
+    if args[:1] == ["sweep"] and args[1:] and not args[1].startswith("-") and args[1] not in RECIPES:
+        print(f"prolu: study {args[1]!r}: choose one of {', '.join(RECIPES)}", file=sys.stderr)
+        return WRONG_REQUEST
     command = tyro.cli(Command, prog="prolu", args=args, description="Sparse autoencoders with ProLU, compared.")
     try:
         job = command.prepare()
@@ -251,7 +260,7 @@ def _prepare_sweep(
 
     def job() -> None:
         run_sweep(runs, stream, out, eval_tokens=source.eval_tokens)
-        _report(out)
+        _report([out])
 
     return job
 
@@ -313,12 +322,12 @@ def _prepare_eval(request: Eval) -> Callable[[], None]:
     return job
 
 
-def _report(folder: Path) -> None:
-    from prolu.report import print_summary, write_report
+def _report(folders: Sequence[Path], out: Path | None = None) -> None:
+    from prolu.report import print_summary, records_of, write_report
     from prolu.results import Results
 
-    page = write_report(folder)
-    print_summary(Results.load(folder))
+    page = write_report(folders, out)
+    print_summary(records_of([Results.load(folder) for folder in folders]), " + ".join(map(str, folders)))
     print(f"report: {page}")
 
 

@@ -13,13 +13,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.typing import LineStyleType
 
-from prolu.frontiers import Record, family, pareto_mask
+from prolu.frontiers import Record, family, pareto_mask, studies
 
 COLOURS = {"relu": "#444444", "prolu_relu": "#0072B2", "prolu_ste": "#D55E00"}
 """By nonlinearity, told apart by every kind of colour vision (Okabe and Ito)."""
+GREY = "#777777"
 OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
 MARKERS = {"l1": "o", "sqrt_l1": "s"}
+"""By penalty, in a figure of one study."""
+SHAPES = "os^Dv*P"
+"""By study, in a figure of several."""
 DASHES: dict[str, LineStyleType] = {"l1": "-", "sqrt_l1": "--"}
 
 LABELS = {
@@ -65,9 +69,8 @@ def draw_frontier(records: Sequence[Record], x: str, y: str) -> Figure:
     """Runs by family in one plane: filled where converged, hollow where not, ringed where Pareto-best."""
     figure, axes = plt.subplots(figsize=(7.2, 5.0))
     converged = [r for r in records if r["converged"]]
-    for name in dict.fromkeys(family(r) for r in records):
-        rows = sorted((r for r in records if family(r) == name), key=lambda r: r[x])
-        _draw_family(axes, name, rows, x, y)
+    for rows in series(records, x):
+        _draw_series(axes, rows, x, y, marker(rows[0], studies(records)))
     if (x, y) in FRONTIER_PLANES:
         mask = pareto_mask([r[x] for r in converged], [r[y] for r in converged])
         best = [r for r, on in zip(converged, mask, strict=True) if on]
@@ -75,8 +78,6 @@ def draw_frontier(records: Sequence[Record], x: str, y: str) -> Figure:
             [r[x] for r in best], [r[y] for r in best], s=150, facecolors="none", edgecolors="#000000",
             linewidths=1.1, zorder=4, label="Pareto-best",
         )  # fmt: skip
-    if len(converged) < len(records):
-        axes.scatter([], [], s=40, facecolors="none", edgecolors="#777777", label="not converged")
     axes.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y), title=TITLES.get((x, y), f"{y} against {x}"))
     if x == "l0":
         axes.set_xscale("log")
@@ -84,25 +85,56 @@ def draw_frontier(records: Sequence[Record], x: str, y: str) -> Figure:
     axes.grid(True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    _legend(axes, records)
     return figure
 
 
-def _draw_family(axes: Axes, name: str, rows: Sequence[Record], x: str, y: str) -> None:
-    nonlinearity, penalty = name.split(" + ")
-    ink, marker = colour(nonlinearity), MARKERS.get(penalty, "D")
+def series(records: Sequence[Record], x: str) -> list[list[Record]]:
+    """What one line joins: the runs of one family in one study, in order of x."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for r in sorted(records, key=lambda r: r[x]):
+        found.setdefault((family(r), r.get("study", "")), []).append(r)
+    keys = dict.fromkeys((family(r), r.get("study", "")) for r in records)
+    return [found[key] for key in keys]
+
+
+def marker(record: Record, pooled: Sequence[str]) -> str:
+    """By study where several are pooled, else by penalty."""
+    if len(pooled) > 1:
+        return SHAPES[pooled.index(record["study"]) % len(SHAPES)]
+    return MARKERS.get(record["penalty"], "D")
+
+
+def _draw_series(axes: Axes, rows: Sequence[Record], x: str, y: str, shape: str) -> None:
+    ink, dash = colour(rows[0]["nonlinearity"]), DASHES.get(rows[0]["penalty"], ":")
     done = [r for r in rows if r["converged"]]
     for part, alpha in ((rows, 0.25), (done, 0.8)):
-        across, up = [r[x] for r in part], [r[y] for r in part]
-        axes.plot(across, up, DASHES.get(penalty, ":"), color=ink, linewidth=1.3, alpha=alpha)
-    for hollow in (False, True):
-        part = [r for r in rows if r["converged"] is not hollow]
-        label = name if hollow is (not done) else None
-        face = "none" if hollow else ink
+        axes.plot([r[x] for r in part], [r[y] for r in part], dash, color=ink, linewidth=1.3, alpha=alpha)
+    for part, face in ((done, ink), ([r for r in rows if not r["converged"]], "none")):
         axes.scatter(
-            [r[x] for r in part], [r[y] for r in part], s=42, marker=marker, facecolors=face, edgecolors=ink,
-            linewidths=1.3, label=label, zorder=3,
+            [r[x] for r in part], [r[y] for r in part], s=42, marker=shape, facecolors=face, edgecolors=ink,
+            linewidths=1.3, zorder=3,
         )  # fmt: skip
+
+
+def _legend(axes: Axes, records: Sequence[Record]) -> None:
+    pooled, first = studies(records), {family(r): r for r in reversed(records)}
+    handles = []
+    for name in dict.fromkeys(family(r) for r in records):
+        ink, dash = colour(first[name]["nonlinearity"]), DASHES.get(first[name]["penalty"], ":")
+        shape = "" if len(pooled) > 1 else marker(first[name], pooled)
+        handles.append(Line2D([], [], color=ink, linestyle=dash, marker=shape, label=name))
+    if len(pooled) > 1:
+        shapes = (SHAPES[i % len(SHAPES)] for i in range(len(pooled)))
+        handles += [_point(shape, GREY, name) for shape, name in zip(shapes, pooled, strict=True)]
+    if not all(r["converged"] for r in records):
+        handles.append(_point("o", "none", "not converged"))
+    axes.legend(handles=[*handles, *axes.get_legend_handles_labels()[0]], frameon=False, fontsize=9)
+
+
+def _point(shape: str, face: str, label: str) -> Line2D:
+    """A grey marker for a legend."""
+    return Line2D([], [], color=GREY, linestyle="", marker=shape, markerfacecolor=face, label=label)
 
 
 def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], records: Sequence[Record]) -> Figure:

@@ -32,6 +32,16 @@ def pareto_mask(x: Sequence[float], y: Sequence[float]) -> list[bool]:
     return [not any(a <= p and b <= q and (a, b) != (p, q) for a, b in points) for p, q in points]
 
 
+def studies(records: Sequence[Record]) -> list[str]:
+    """Names of the studies that the runs come from, in order of appearance; one empty name for a single study."""
+    return list(dict.fromkeys(r.get("study", "") for r in records))
+
+
+def _best(records: Sequence[Record]) -> list[Record]:
+    mask = pareto_mask([r["l0"] for r in records], [r["degradation"] for r in records])
+    return [r for r, on in zip(records, mask, strict=True) if on]
+
+
 class Curve(NamedTuple):
     """A family's points in order of x; between them, y is read linearly in log x."""
 
@@ -52,11 +62,17 @@ def curve(records: Sequence[Record], x: str = "l0", y: str = "degradation") -> C
 def curves(
     records: Sequence[Record], x: str = "l0", y: str = "degradation", *, unconverged: bool = False
 ) -> dict[str, Curve]:
-    """Curves of the converged runs (or of all), by family; families with fewer than two are left out."""
+    """Curves of the converged runs (or of all), by family; families with fewer than two are left out.
+
+    Where several studies are pooled, a family stands for its own best: the runs that no other of the family
+    beats in L0 and degradation.
+    """
     by_family: dict[str, list[Record]] = {}
     for record in records:
         if record["converged"] or unconverged:
             by_family.setdefault(family(record), []).append(record)
+    if len(studies(records)) > 1:
+        by_family = {name: _best(rows) for name, rows in by_family.items()}
     found = {name: curve(rows, x, y) for name, rows in by_family.items()}
     return {name: c for name, c in found.items() if len(c.x) >= 2}
 

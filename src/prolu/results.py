@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,25 @@ class Results:
     def families(self) -> list[str]:
         """Families present, in order of appearance."""
         return list(dict.fromkeys(family(r) for r in self.records))
+
+
+def pool(studies: Sequence[Results]) -> list[dict[str, Any]]:
+    """The runs of several studies as one list: `study` names where each comes from, and `run_id` begins with it.
+
+    Raises:
+        ValueError: one study twice.
+    """
+    folders = [results.folder.resolve() for results in studies]
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"studies {', '.join(map(str, folders))}: one is listed twice")
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
+    return [
+        record | {"study": name, "run_id": f"{name}/{record['run_id']}"}
+        for name, results in zip(names, studies, strict=True)
+        for record in results.records
+    ]
 
 
 def read_study(folder: Path) -> dict[str, Any]:

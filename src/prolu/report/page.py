@@ -10,11 +10,19 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from prolu.claims import Claim, paper_claims, verdicts
-from prolu.figures import FRONTIER_PLANES, LABELS, PLANES, TITLES, colour
-from prolu.frontiers import Record, family, pareto_mask
-from prolu.results import Results
+from prolu.figures import FRONTIER_PLANES, LABELS, PLANES, SHAPES, TITLES, colour, marker, series
+from prolu.frontiers import Record, family, pareto_mask, studies
 
-SYMBOLS = {"l1": "circle", "sqrt_l1": "square"}
+SYMBOLS = {
+    "o": "circle",
+    "s": "square",
+    "^": "triangle-up",
+    "D": "diamond",
+    "v": "triangle-down",
+    "*": "star",
+    "P": "cross",
+}
+"""Plotly's names of the other figures' markers."""
 PLOTLY_DASHES = {"l1": "solid", "sqrt_l1": "dash"}
 COLUMNS = [
     "run_id",
@@ -32,33 +40,54 @@ COLUMNS = [
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
-def render_page(results: Results, study: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The whole page as text; opens offline, from the disk."""
-    records, stream = results.records, study["stream"]
-    n_converged = sum(r["converged"] for r in records)
-    name = html.escape(results.folder.resolve().name)
+def render_page(
+    name: str,
+    records: Sequence[Record],
+    configs: Mapping[str, Mapping[str, Any]],
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> str:
+    """The whole page as text; opens offline, from the disk.
+
+    Args:
+        name: title of the page.
+        records: runs of one study or, pooled, of several.
+        configs: each study's resolved config, by name.
+        curves: training curves by run_id.
+    """
+    title = html.escape(name)
     planes = [_figure_html(_plane(records, x, y), first=i == 0) for i, (x, y) in enumerate(PLANES)]
-    facts = (
-        f"{len(records)} of {len(study['runs'])} SAEs finished, {n_converged} converged; {stream['lm']} at "
-        f"{stream['hook']}, {records[0]['n_tokens']:,} training tokens of {stream['data']}, scored on "
-        f"{records[0]['eval_tokens']:,} held-out tokens."
-    )
+    facts = "".join(f'<p class="facts">{html.escape(fact)}</p>' for fact in _facts(records, configs))
+    subject = "this study" if len(configs) == 1 else "these studies, each family by its own best runs"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}: SAE frontiers</title><style>{STYLE}</style>
+<title>{title}: SAE frontiers</title><style>{STYLE}</style>
 <script>{get_plotlyjs()}</script></head><body>
-<h1>{name}: SAE frontiers</h1><p class="facts">{html.escape(facts)}</p>
+<h1>{title}: SAE frontiers</h1>{facts}
 <h2>ProLU against ReLU, at equal L0</h2>{_claims_html(verdicts(records))}
-<h2>The paper's claims (Taggart 2024), on this study</h2>{_claims_html(paper_claims(records))}
+<h2>The paper's claims (Taggart 2024), on {subject}</h2>{_claims_html(paper_claims(records))}
 <p class="note">Only converged runs count: held-out L0 and MSE moved less than 5% over the last fifth of training
 at full learning rate. The others are drawn hollow. One seed a point, so small differences are not findings.</p>
 <h2>Frontiers</h2>{planes[0]}<div class="pair">{"".join(planes[1:])}</div>
 <h2>Training</h2><div class="pair">{"".join(_figure_html(_curves(records, curves, n)) for n in ("l0", "mse"))}</div>
 <h2>Runs</h2><div class="scroll">{_table(records)}</div>
 <h2>Config</h2><details><summary>Everything that decides these numbers</summary>
-<pre>{html.escape(json.dumps(study, indent=1))}</pre></details>
+<pre>{html.escape(json.dumps(configs, indent=1))}</pre></details>
 </body></html>
 """
+
+
+def _facts(records: Sequence[Record], configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence a study."""
+    facts = []
+    for name, config in configs.items():
+        own, stream = [r for r in records if r.get("study", name) == name], config["stream"]
+        prefix = f"{name}: " if len(configs) > 1 else ""
+        facts.append(
+            f"{prefix}{len(own)} of {len(config['runs'])} SAEs finished, {sum(r['converged'] for r in own)} converged; "
+            f"{stream['lm']} at {stream['hook']}, {own[0]['n_tokens']:,} training tokens of {stream['data']}, scored "
+            f"on {own[0]['eval_tokens']:,} held-out tokens."
+        )
+    return facts
 
 
 def _figure_html(figure: go.Figure, first: bool = False) -> str:
@@ -92,20 +121,25 @@ def _plane(records: Sequence[Record], x: str, y: str) -> go.Figure:
             name="Pareto-best",
             hoverinfo="skip",
         )
-    for name in dict.fromkeys(family(r) for r in records):
-        rows = sorted((r for r in records if family(r) == name), key=lambda r: r[x])
-        nonlinearity, penalty = name.split(" + ")
-        symbols = [SYMBOLS.get(penalty, "diamond") + ("" if r["converged"] else "-open") for r in rows]
+    pooled, named = studies(records), set[str]()
+    for rows in series(records, x):
+        name, shape = family(rows[0]), SYMBOLS[marker(rows[0], pooled)]
         figure.add_scatter(
             x=[r[x] for r in rows],
             y=[r[y] for r in rows],
             mode="lines+markers",
             name=name,
-            line={"color": colour(nonlinearity), "dash": PLOTLY_DASHES.get(penalty, "dot"), "width": 1.3},
-            marker={"size": 9, "symbol": symbols},
+            legendgroup=name,
+            showlegend=name not in named,
+            line={"color": colour(rows[0]["nonlinearity"]), "dash": _dash(rows[0]), "width": 1.3},
+            marker={"size": 9, "symbol": [shape + ("" if r["converged"] else "-open") for r in rows]},
             text=[_hover(r) for r in rows],
             hovertemplate="%{text}<extra></extra>",
         )
+        named.add(name)
+    for i, study in enumerate(pooled if len(pooled) > 1 else ()):
+        shape = {"symbol": SYMBOLS[SHAPES[i % len(SHAPES)]], "color": "#777777", "size": 9}
+        figure.add_scatter(x=[None], y=[None], mode="markers", name=study, marker=shape)
     figure.update_layout(title=TITLES.get((x, y), f"{y} against {x}"))
     figure.update_xaxes(title=LABELS.get(x, x), type="log" if x == "l0" else "linear")
     if x == "l0":
@@ -114,10 +148,16 @@ def _plane(records: Sequence[Record], x: str, y: str) -> go.Figure:
     return figure
 
 
+def _dash(record: Record) -> str:
+    return PLOTLY_DASHES.get(record["penalty"], "dot")
+
+
 def _hover(r: Record) -> str:
     state = "" if r["converged"] else "<br>not converged"
+    study = f", {r['study']}" if "study" in r else ""
     return (
-        f"<b>{family(r)}</b><br>coeff {r['coeff']:.4g}, seed {r['init_seed']}<br>L0 {r['l0']:.2f}, L1 {r['l1']:.2f}<br>"
+        f"<b>{family(r)}</b>{study}<br>coeff {r['coeff']:.4g}, seed {r['init_seed']}<br>"
+        f"L0 {r['l0']:.2f}, L1 {r['l1']:.2f}<br>"
         f"degradation {r['degradation']:.4f} nats, MSE {r['mse']:.4f}{state}"
     )
 
@@ -136,7 +176,7 @@ def _curves(records: Sequence[Record], curves: Mapping[str, Sequence[Mapping[str
             hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
             line={
                 "color": colour(r["nonlinearity"]),
-                "dash": PLOTLY_DASHES.get(r["penalty"], "dot"),
+                "dash": _dash(r),
                 "width": 1.1,
             },
         )

@@ -8,8 +8,7 @@ from rich.table import Table
 
 from prolu.claims import Claim, paper_claims, verdicts
 from prolu.estimates import DENSE_SHARE, TYPICAL_L0, Estimate
-from prolu.frontiers import family, pareto_mask
-from prolu.results import Results
+from prolu.frontiers import Record, family, pareto_mask, studies
 from prolu.training import RunConfig
 
 MIN_WIDTH = 116
@@ -22,38 +21,39 @@ MARKS = {
 }
 
 
-def print_summary(results: Results, console: Console | None = None) -> None:
-    """All runs by family and L0, then one sentence a claim."""
+def print_summary(records: Sequence[Record], title: str, console: Console | None = None) -> None:
+    """All runs of one study, or of several pooled, by family and L0; then one sentence a claim."""
     console = console or Console(width=max(MIN_WIDTH, Console().width))
     table = Table(
-        title=f"{results.folder}: {len(results.records)} SAEs",
+        title=f"{title}: {len(records)} SAEs",
         caption="* Pareto-best in L0 and degradation (nats per token) among converged runs",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
     table.add_column("family", no_wrap=True)
+    pooled = len(studies(records)) > 1
+    if pooled:
+        table.add_column("study", no_wrap=True)
     for name in ("coeff", "L0", "degradation", "recovered", "MSE", "L1", "dead", "converged"):
         table.add_column(name, justify="right", no_wrap=True)
-    converged = [r for r in results.records if r["converged"]]
+    converged = [r for r in records if r["converged"]]
     mask = pareto_mask([r["l0"] for r in converged], [r["degradation"] for r in converged])
     best = {r["run_id"] for r, on in zip(converged, mask, strict=True) if on}
-    last = ""
-    for r in sorted(results.records, key=lambda r: (results.families().index(family(r)), r["l0"])):
+    last, order = "", list(dict.fromkeys(family(r) for r in records))
+    for r in sorted(records, key=lambda r: (order.index(family(r)), r["l0"])):
         name = family(r)
         if last and name != last:
             table.add_section()
         star = " *" if r["run_id"] in best else ""
-        table.add_row(
-            "" if name == last else name, f"{r['coeff']:.3g}", f"{r['l0']:.1f}", f"{r['degradation']:.3f}{star}",
-            f"{r['recovered']:.1%}", f"{r['mse']:.4f}", f"{r['l1']:.1f}",
-            f"{r['dead_fraction']:.1%}", "yes" if r["converged"] else "no",
-        )  # fmt: skip
+        cells = [f"{r['coeff']:.3g}", f"{r['l0']:.1f}", f"{r['degradation']:.3f}{star}", f"{r['recovered']:.1%}"]
+        cells += [f"{r['mse']:.4f}", f"{r['l1']:.1f}", f"{r['dead_fraction']:.1%}", "yes" if r["converged"] else "no"]
+        table.add_row("" if name == last else name, *([r["study"]] if pooled else []), *cells)
         last = name
     console.print(table)
     console.print("ProLU against ReLU", style="bold")
-    _print_claims(console, verdicts(results.records))
+    _print_claims(console, verdicts(records))
     console.print("The paper's claims", style="bold")
-    _print_claims(console, paper_claims(results.records))
+    _print_claims(console, paper_claims(records))
 
 
 def print_estimate(runs: Sequence[RunConfig], cost: Estimate, console: Console | None = None) -> None:
