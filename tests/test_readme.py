@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language):
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(language, text=README):
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     return [text for kind, text in found if kind == language]
 
 
@@ -29,7 +29,7 @@ def test_the_tree_is_the_disk():
 
 def test_every_file_named_in_the_docs_exists():
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]:
-        for path in re.findall(r"\b(?:docs|tests|src|benchmarks|scripts)/[\w./-]+\w", document.read_text()):
+        for path in re.findall(r"\b(?:docs|tests|src|benchmarks|scripts|examples)/[\w./-]+\w", document.read_text()):
             assert (ROOT / path).exists(), f"{document.name} names {path}"
 
 
@@ -39,7 +39,8 @@ def test_contributing_is_short():
 
 @pytest.mark.slow  # trains SAEs
 def test_python_examples_run(tmp_path):
-    for example in blocks("python"):
+    documents = [README, *(file.read_text() for file in (ROOT / "docs").glob("*.md"))]
+    for example in (example for text in documents for example in blocks("python", text)):
         subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True, timeout=600)
     assert (tmp_path / "runs/first/frontier.svg").exists()
 

@@ -1,0 +1,80 @@
+"""L0, MSE and degradation of a saved run, computed from the file format alone: nothing of prolu is imported.
+
+    python examples/evaluate_saved_run.py RUN TOKENS.npy [--lm FOLDER_OR_NAME]
+
+RUN is a run's folder, TOKENS.npy its held-out blocks [n, ctx] (`docs/format.md` says how to write them).
+"""
+
+import argparse
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+LAYER_NORM = {"gpt2", "gpt_neox"}  # these read the residual stream less its mean, so the SAE was trained without it
+BLOCKS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}  # else model.layers
+
+
+def latents(x, sae, nonlinearity):
+    """Latents of normalised activations: ReLU(m + b), or ProLU(m, b) = m where m + b > 0 and m > 0."""
+    m, b = (x - sae["b_dec"]) @ sae["W_enc"], sae["b_enc"]
+    return torch.relu(m + b) if nonlinearity == "relu" else torch.where((m + b > 0) & (m > 0), m, 0)
+
+
+def cross_entropy(logits, tokens):
+    """Nats, summed over every token after the first."""
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+
+
+@torch.no_grad()
+def evaluate(model, layer, sae, config, tokens, centred):
+    """The three figures, each a sum over tokens divided once."""
+    block = model.get_submodule(f"{BLOCKS.get(model.config.model_type, 'model.layers')}.{layer}")
+    state = {"splice": False, "l0": 0.0, "squared": 0.0}
+
+    def at_the_hook(_, args, kwargs):
+        acts = args[0] if args else kwargs["hidden_states"]
+        if not state["splice"]:
+            return args, kwargs
+        acts = acts - acts.mean(-1, keepdim=True) if centred else acts
+        norm = acts.norm(dim=-1, keepdim=True) if config["normalisation"] == "per_token" else math.sqrt(acts.shape[-1])
+        scale = math.sqrt(acts.shape[-1]) / norm
+        x = acts * scale
+        f = latents(x, sae, config["nonlinearity"])
+        x_hat = f @ sae["W_dec"] + sae["b_dec"]
+        state["l0"] += (f > 0).sum().item()
+        state["squared"] += (x - x_hat).double().square().sum().item()
+        spliced = x_hat / scale
+        return ((spliced, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": spliced})
+
+    block.register_forward_pre_hook(at_the_hook, with_kwargs=True)
+    nats = {False: 0.0, True: 0.0}
+    for part in tokens.split(max(1, 4096 // tokens.shape[1])):
+        for state["splice"] in nats:
+            nats[state["splice"]] += cross_entropy(model(part, use_cache=False).logits.float(), part).item()
+    predicted = tokens[:, 1:].numel()
+    ce_clean, ce_recon = (nats[splice] / predicted for splice in (False, True))
+    mse = state["squared"] / (tokens.numel() * config["d_in"])
+    figures = {"l0": state["l0"] / tokens.numel(), "mse": mse, "ce_clean": ce_clean, "ce_recon": ce_recon}
+    return figures | {"degradation": ce_recon - ce_clean}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("tokens", type=Path)
+    parser.add_argument("--lm", default="")
+    request = parser.parse_args()
+    facts = json.loads((request.run / "config.json").read_text())
+    site = re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", facts["provenance"]["hook"])
+    if site is None:
+        parser.error(f"hook {facts['provenance']['hook']}: blocks.L.hook_resid_pre only")
+    lm = AutoModelForCausalLM.from_pretrained(request.lm or facts["provenance"]["lm"], dtype=torch.float32).eval()
+    ids = torch.from_numpy(np.load(request.tokens).astype(np.int64))
+    tensors, is_centred = load_file(request.run / "sae.safetensors"), lm.config.model_type in LAYER_NORM
+    print(json.dumps(evaluate(lm, int(site[1]), tensors, facts["sae"], ids, is_centred)))
