@@ -26,10 +26,8 @@ def write_tokenizer(folder, vocab_size=300):
     tokenizer.save_pretrained(folder)
 
 
-@pytest.fixture(scope="session")
-def tiny_lm_folder(tmp_path_factory):
+def write_model(folder):
     """A randomly initialised GPT-2 of width 16 and 3 blocks, in the hub's layout."""
-    folder = tmp_path_factory.mktemp("tiny-gpt2")
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=300, n_positions=64, n_embd=16, n_layer=3, n_head=2, bos_token_id=0, eos_token_id=0,
@@ -40,14 +38,22 @@ def tiny_lm_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def stories_file(tmp_path_factory):
+def write_stories(file):
     """200 documents of a few sentences, no two alike."""
-    file = tmp_path_factory.mktemp("text") / "stories.txt"
     words = STORY.split()
     stories = (" ".join(words[(7 * i + j * (1 + i % 5)) % len(words)] for j in range(90)) for i in range(200))
     file.write_text("\n<|endoftext|>\n".join(f"{i} {story}" for i, story in enumerate(stories)))
     return file
+
+
+@pytest.fixture(scope="session")
+def tiny_lm_folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("tiny-gpt2"))
+
+
+@pytest.fixture(scope="session")
+def stories_file(tmp_path_factory):
+    return write_stories(tmp_path_factory.mktemp("text") / "stories.txt")
 
 
 @pytest.fixture(scope="session")

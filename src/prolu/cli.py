@@ -13,10 +13,13 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, subcommand
 
+from prolu.files import FolderBusyError
+from prolu.interrupts import INTERRUPTED
 from prolu.recipes import GPT2_WIDTH, RECIPES, recipe_named
+from prolu.sweeps import SweepFailedError
 from prolu.training import RunConfig
 
-DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_REQUEST = 0, 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class Source:
     """Tokens that are shuffled together; their activations are held in memory."""
     eval_tokens: int = 32_768
     """Held-out tokens to score on."""
+    checkpoint_minutes: float | None = None
+    """Between two checkpoints; by default one or more, so that writing them takes less than 3% of the time."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads; part of what decides the last bits."""
 
@@ -59,7 +64,7 @@ class Demo:
     out: Path = Path("runs/demo")
     """Folder of the study."""
 
-    def prepare(self) -> Callable[[], None]:
+    def prepare(self) -> Callable[[], int | None]:
         """Checks the request; gives back the work."""
         return replace(_default_study("demo"), out=self.out).prepare()
 
@@ -83,7 +88,7 @@ class Train:
     out: Path
     """Folder of the study."""
 
-    def prepare(self) -> Callable[[], None]:
+    def prepare(self) -> Callable[[], int | None]:
         """Checks the request; gives back the work."""
         run = RunConfig(**asdict(self.run))
         return _prepare_sweep(lambda d_in: ([run], self.batch_size), self.source, self.out)
@@ -108,7 +113,7 @@ class Study:
     json: bool = False
     """With --dry-run: one JSON object, {"runs": [...], "estimate": {...}}."""
 
-    def prepare(self) -> Callable[[], None]:
+    def prepare(self) -> Callable[[], int | None]:
         """Checks the request; gives back the work."""
         if self.json and not self.dry_run:
             raise ValueError("json: only with --dry-run")
@@ -153,7 +158,7 @@ class Sweep:
         | Annotated[Study, _study("experiment3")]
     ]
 
-    def prepare(self) -> Callable[[], None]:
+    def prepare(self) -> Callable[[], int | None]:
         """Checks the request; gives back the work."""
         return self.study.prepare()
 
@@ -175,7 +180,7 @@ class Eval:
     json: bool = False
     """Print one JSON object instead of a table."""
 
-    def prepare(self) -> Callable[[], None]:
+    def prepare(self) -> Callable[[], int | None]:
         """Checks the request; gives back the work."""
         return _prepare_eval(self)
 
@@ -189,7 +194,7 @@ class Report:
     out: Path | None = None
     """Folder of the report; by default the study's own, or `pooled` beside the first of several."""
 
-    def prepare(self) -> Callable[[], None]:
+    def prepare(self) -> Callable[[], int | None]:
         """Checks the request; gives back the work."""
         from prolu.report import records_of
         from prolu.results import Results
@@ -223,21 +228,30 @@ def main(args: Sequence[str] | None = None) -> int:
         return WRONG_REQUEST
     except KeyboardInterrupt:
         return INTERRUPTED
+    return _finish(job)
+
+
+def _finish(job: Callable[[], int | None]) -> int:
+    """Does the work; a failure is one sentence where it is the world's, a traceback where it is ours."""
+    kept = "what was finished is kept, the same command goes on"
     try:
-        job()
+        return job() or DONE
     except KeyboardInterrupt:
-        print("prolu: interrupted; finished runs are kept, the same command trains the rest", file=sys.stderr)
-        return INTERRUPTED
+        sentence, code = f"interrupted; {kept}", INTERRUPTED
+    except FolderBusyError as problem:
+        sentence, code = str(problem), WRONG_REQUEST
+    except (OSError, FloatingPointError, SweepFailedError) as problem:
+        sentence, code = f"{problem}; {kept}", FAILED
     except Exception:
         traceback.print_exc()
-        print("prolu: failed while running; finished runs are kept", file=sys.stderr)
-        return FAILED
-    return DONE
+        sentence, code = f"failed while running; {kept}", FAILED
+    print(f"prolu: {sentence}", file=sys.stderr)
+    return code
 
 
 def _prepare_sweep(
     recipe: Callable[[int], tuple[list[RunConfig], int]], source: Source, out: Path
-) -> Callable[[], None]:
+) -> Callable[[], int | None]:
     import torch
 
     from prolu.data import load_blocks
@@ -247,6 +261,9 @@ def _prepare_sweep(
 
     if source.threads < 1:
         raise ValueError(f"threads {source.threads}: must be at least 1")
+    seconds = None if source.checkpoint_minutes is None else 60 * source.checkpoint_minutes
+    if seconds is not None and seconds < 0:
+        raise ValueError(f"checkpoint_minutes {source.checkpoint_minutes}: must be 0 or more")
     torch.set_num_threads(source.threads)
     n_tokens = max(run.n_tokens for run in recipe(1)[0])
     lm = LanguageModel(source.lm, source.hook)
@@ -258,14 +275,17 @@ def _prepare_sweep(
     stream = ActivationStream(lm, blocks, batch_size, source.stream_seed, source.window_tokens)
     prepare_folder(out, runs, stream, source.eval_tokens)
 
-    def job() -> None:
-        run_sweep(runs, stream, out, eval_tokens=source.eval_tokens)
+    def job() -> int:
+        results = run_sweep(runs, stream, out, eval_tokens=source.eval_tokens, checkpoint_seconds=seconds)
         _report([out])
+        for run_id, reason in results.failures.items():
+            print(f"prolu: {run_id} failed ({reason}); the same command tries it again", file=sys.stderr)
+        return FAILED if results.failures else DONE
 
     return job
 
 
-def _prepare_dry_run(request: Study) -> Callable[[], None]:
+def _prepare_dry_run(request: Study) -> Callable[[], int | None]:
     from prolu.estimates import estimate, outline
     from prolu.report import print_estimate
     from prolu.sweeps import check_runs
@@ -292,7 +312,7 @@ def _prepare_dry_run(request: Study) -> Callable[[], None]:
     return job
 
 
-def _prepare_eval(request: Eval) -> Callable[[], None]:
+def _prepare_eval(request: Eval) -> Callable[[], int | None]:
     from prolu.data import load_blocks
     from prolu.evaluation import HeldOut, evaluate
     from prolu.lm import LanguageModel

@@ -61,7 +61,8 @@ def colour(nonlinearity: str) -> str:
 def save_figure(figure: Figure, file: Path) -> None:
     """Writes by the file's ending (svg, png, pdf) and closes the figure."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, bbox_inches="tight", dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
+    with matplotlib.rc_context({"svg.hashsalt": "prolu"}):  # names within the file that are the same every time
+        figure.savefig(file, bbox_inches="tight", dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
     plt.close(figure)
 
 

@@ -1,20 +1,91 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and folders that one process owns."""
 
+import fcntl
 import json
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+before_operation: list[Callable[[str, Path], None]] = []
+"""Called before every write, fsync, rename and unlink with its name and path. For tests that kill or fail there."""
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
     """Writes to a temporary name beside `file`, flushes to the disk, renames."""
-    data = content.encode() if isinstance(content, str) else content
     partial = file.with_name(f".{file.name}.partial")
-    with partial.open("wb") as out:
+    try:
+        write_flushed(partial, content)
+        _announce("rename", file)
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    _flush_folder(file.parent)
+
+
+def write_flushed(file: Path, content: str | bytes) -> None:
+    """Writes a file and flushes it to the disk."""
+    data = content.encode() if isinstance(content, str) else content
+    with file.open("wb") as out:
+        _announce("write", file)
         out.write(data)
         out.flush()
+        _announce("fsync", file)
         os.fsync(out.fileno())
-    partial.replace(file)
+
+
+def rename_folder(partial: Path, final: Path) -> None:
+    """Gives a finished folder its name."""
+    _flush_folder(partial)
+    _announce("rename", final)
+    partial.replace(final)
+    _flush_folder(final.parent)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    _announce("unlink", path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _announce(operation: str, path: Path) -> None:
+    for observe in before_operation:
+        observe(operation, path)
+
+
+class FolderBusyError(ValueError):
+    """Another process is working in a folder."""
+
+
+@contextmanager
+def owned(folder: Path, file: str = ".lock") -> Iterator[None]:
+    """Keeps other processes out of a folder for a while; the system lets go when its owner dies, however it dies.
+
+    Raises:
+        FolderBusyError: another process has it.
+    """
+    with (folder / file).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FolderBusyError(
+                f"out {str(folder)!r}: another process is working there; wait for it or stop it"
+            ) from None
+        yield
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:

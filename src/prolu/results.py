@@ -12,6 +12,8 @@ from prolu.frontiers import Record, family, pareto_mask
 from prolu.sae import SAE
 
 RESULTS_FILE, STUDY_FILE, CURVES_FILE = "results.jsonl", "config.json", "metrics.jsonl"
+FAILURE_FILE = "failure.json"
+"""In the folder of a run that was stopped because it failed."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ class Results:
         """All finished runs."""
         return [Run(self.folder / r["run_id"], r) for r in self.records]
 
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why the runs that failed did, by run_id."""
+        return failures(self.folder)
+
     def frontier(self, x: str = "l0", y: str = "degradation") -> Frontier:
         """The Pareto frontier of converged runs; x and y are names of results."""
         for name in (x, y):
@@ -100,6 +107,12 @@ class Results:
     def families(self) -> list[str]:
         """Families present, in order of appearance."""
         return list(dict.fromkeys(family(r) for r in self.records))
+
+
+def failures(folder: Path) -> dict[str, str]:
+    """Why the runs of a study that failed did, by run_id."""
+    files = sorted(folder.glob(f"*/{FAILURE_FILE}"))
+    return {file.parent.name: json.loads(file.read_text(encoding="utf-8"))["reason"] for file in files}
 
 
 def pool(studies: Sequence[Results]) -> list[dict[str, Any]]:

@@ -146,6 +146,11 @@ class ActivationStream:
             raw = self.lm.activations(self.blocks.train[chosen[i : i + per_pass]]).flatten(0, 1)
             end = start + len(raw)
             self._acts[start:end], self._norms[start:end] = normalise(raw)
+            if not self._norms[start:end].isfinite().all():
+                raise FloatingPointError(
+                    f"activations at {self.lm.hook} are not finite in epoch {epoch}, window {window}, among blocks "
+                    f"{sorted(chosen[i : i + per_pass].tolist())[:8]}...; try another dtype of the language model"
+                )
             start = end
         self._order = torch.randperm(start, generator=keyed_generator(self.seed, "rows", epoch, window))
         self._held = (epoch, window)

@@ -2,8 +2,11 @@
 
 import itertools
 import json
+import math
 import platform
-from collections.abc import Iterable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,17 +14,30 @@ from typing import Any
 
 import torch
 
+from prolu.checkpoints import (
+    CHECKPOINTS_FOLDER,
+    Clock,
+    Saved,
+    read_checkpoint,
+    remove_checkpoints,
+    write_checkpoint,
+)
 from prolu.evaluation import HeldOut, evaluate, probe
-from prolu.files import read_json_lines, write_atomically
+from prolu.files import owned, read_json_lines, remove, write_atomically
 from prolu.frontiers import is_converged
+from prolu.interrupts import Interrupt
 from prolu.progress import Meter
-from prolu.results import CURVES_FILE, RESULTS_FILE, STUDY_FILE, Results, read_study
+from prolu.results import CURVES_FILE, FAILURE_FILE, RESULTS_FILE, STUDY_FILE, Results, failures, read_study
 from prolu.steps import Steps, crossover_density
-from prolu.stream import ActivationStream
-from prolu.training import RunConfig, StepReport, Trainer
+from prolu.stream import ActivationStream, Batch
+from prolu.training import RunConfig, Trainer
 
 LINES_PER_CURVE = 100
 """Lines of metrics.jsonl that a run writes."""
+
+
+class SweepFailedError(RuntimeError):
+    """No run of a sweep could be finished."""
 
 
 def grid(base: RunConfig, **values: Sequence[Any]) -> list[RunConfig]:
@@ -55,30 +71,41 @@ def run_sweep(
     out: str | Path,
     *,
     eval_tokens: int = 32_768,
+    checkpoint_seconds: float | None = None,
     progress: bool = True,
 ) -> Results:
     """Trains all runs on one stream, evaluates each when it ends, and writes the study's folder.
 
     A run's bits do not depend on the runs beside it. Called again with the same arguments, it keeps the
-    runs that have finished and trains the others.
+    runs that have finished, and goes on with the others where the last checkpoint left them: to the bit what
+    an uninterrupted sweep gives. A run that fails (its loss not finite, memory gone) is stopped and listed
+    under `Results.failures`; the others go on.
 
     Args:
         runs: what to train; `train` is a sweep of one.
         stream: activations, shared by all.
         out: the study's folder: config.json, results.jsonl, and a folder for each run.
         eval_tokens: held-out tokens to score on.
+        checkpoint_seconds: between two checkpoints; None: a minute or more, and under 3% of the time.
         progress: show rates and time left.
 
     Raises:
-        ValueError: two runs alike, a run shorter than a batch, or a folder that holds something else.
-            Nothing is written then.
+        ValueError: two runs alike, a run shorter than a batch, a folder that holds something else, or one in
+            which another process is working. Nothing is written then.
+        SweepFailedError: every run failed.
+        KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written.
     """
     runs, out = list(runs), Path(out)
     prepare_folder(out, runs, stream, eval_tokens)
-    done = {record["run_id"] for record in read_json_lines(out / RESULTS_FILE)}
-    todo = [run for run in runs if run.run_id not in done]
-    if todo:
-        _train(todo, stream, HeldOut(stream.lm, stream.blocks, eval_tokens), out, progress)
+    with owned(out):
+        done = {record["run_id"] for record in read_json_lines(out / RESULTS_FILE)}
+        todo = [run for run in runs if run.run_id not in done]
+        if todo:
+            _Sweep(todo, stream, out, eval_tokens, Clock(checkpoint_seconds), progress).train()
+        done = {record["run_id"] for record in read_json_lines(out / RESULTS_FILE)}
+        _tidy([run for run in runs if run.run_id in done], out)
+        if not done:
+            raise SweepFailedError(f"every run failed; the first: {next(iter(failures(out).values()))}")
     return Results.load(out)
 
 
@@ -95,7 +122,8 @@ def prepare_folder(out: Path, runs: Sequence[RunConfig], stream: ActivationStrea
     check_folder(out, study)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / STUDY_FILE, json.dumps(study, indent=1) + "\n")
+        if not (out / STUDY_FILE).exists():
+            write_atomically(out / STUDY_FILE, json.dumps(study, indent=1) + "\n")
     except OSError as problem:
         raise ValueError(f"out {str(out)!r}: cannot be written ({problem.strerror})") from None
 
@@ -117,8 +145,8 @@ def check_folder(out: Path, study: dict[str, Any]) -> None:
     nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not nearest.is_dir():
         raise ValueError(f"out {str(out)!r}: {nearest} is a file")
-    if not out.exists() or not any(out.iterdir()):
-        return
+    if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
+        return  # nothing but what a process leaves that died before its first file was whole
     if not (out / STUDY_FILE).is_file():
         raise ValueError(f"out {str(out)!r}: not empty, and not a study; choose another folder")
     held, asked = _flat(read_study(out)), _flat(json.loads(json.dumps(study)))
@@ -156,15 +184,44 @@ class _ActiveRun:
         self._every = max(1, trainer.n_steps // LINES_PER_CURVE)
 
     @property
+    def run_id(self) -> str:
+        return self.trainer.config.run_id
+
+    @property
     def finished(self) -> bool:
         return self.trainer.state.n_updates >= self.trainer.n_steps
 
-    def after_step(self, report: StepReport, held_out: HeldOut) -> None:
+    def step(self, batch: Batch, held_out: HeldOut) -> None:
+        """One step and what follows it.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the weights may not be either.
+        """
+        report = self.trainer.step(batch.acts)
+        if not math.isfinite(float(report.stats.mse)):
+            raise FloatingPointError("the loss is not finite")
         n_updates = self.trainer.state.n_updates
         if n_updates % self._every == 0 or self.finished:
             self._curve.append(json.dumps(self.trainer.summary(report)) + "\n")
         if n_updates in self._probe_steps:
             self._probes[n_updates] = probe(self.trainer.sae(), held_out)
+        if self.finished and not all(t.isfinite().all() for t in self.trainer.state.weights.tensors()):
+            raise FloatingPointError("the weights are not finite")
+
+    def saved(self) -> Saved:
+        """All that it takes to go on."""
+        seen = {"curve": self._curve, "probes": sorted(self._probes.items()), "resampled": self.resampled}
+        return Saved(self.trainer.state.tensors(), self.trainer.state.counters() | seen)
+
+    def restore_(self, saved: Saved) -> None:
+        """Takes up what `saved` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not a state of this run.
+        """
+        self.trainer.restore_(saved.tensors, saved.facts)
+        self._curve, self._probes = list(saved.facts["curve"]), {int(n): p for n, p in saved.facts["probes"]}
+        self.resampled = list(saved.facts["resampled"])
 
     def finish(self, held_out: HeldOut) -> dict[str, Any]:
         """Saves the SAE and its curve; returns its line of results."""
@@ -181,29 +238,132 @@ class _ActiveRun:
         return facts | {"eval_tokens": held_out.n_tokens} | figures | probes
 
 
-def _train(todo: list[RunConfig], stream: ActivationStream, held_out: HeldOut, out: Path, progress: bool) -> None:
-    shared: dict[tuple[int, str], Steps] = {}
-    active = []
-    for config in todo:
-        shape = config.d_sae, config.precision
-        trainer = Trainer(config, stream.d_in, stream.batch_size, steps=shared.get(shape))
-        shared.setdefault(shape, trainer.steps)
-        active.append(_ActiveRun(trainer, out / config.run_id, stream.describe()))
-    n_steps = max(run.trainer.n_steps for run in active)
-    with Meter("training", n_steps * stream.batch_size, len(active), shown=progress) as meter:
-        for step in range(n_steps):
-            _resample([run for run in active if run.trainer.resamples_now], stream, step)
-            batch = stream[step]
-            for run in active:
-                run.after_step(run.trainer.step(batch.acts), held_out)
-            finished = [run for run in active if run.finished]
-            active = [run for run in active if not run.finished]
-            meter.advance(stream.batch_size)
-            if finished:
-                _conclude(finished, held_out, out, progress)
-        rate = {"tokens_per_second": meter.tokens_per_second, "seconds": meter.seconds, "n_saes": len(todo)}
-    with (out / "log.jsonl").open("a") as log:
-        log.write(json.dumps({"event": "trained"} | rate) + "\n")
+class _Sweep:
+    """The loop: trainers on one stream, checkpoints, results, and what to do when a run or the disk fails."""
+
+    def __init__(
+        self, todo: list[RunConfig], stream: ActivationStream, out: Path, eval_tokens: int, clock: Clock, progress: bool
+    ):
+        self._stream, self._out, self._clock, self._progress = stream, out, clock, progress
+        self._held_out = HeldOut(stream.lm, stream.blocks, eval_tokens)
+        self._active = self._prepared(todo)
+
+    def train(self) -> None:
+        """Trains all that is left to train.
+
+        Raises:
+            KeyboardInterrupt: asked to stop; a checkpoint is written.
+        """
+        if not self._active:
+            return
+        first = min(run.trainer.state.n_updates for run in self._active)
+        n_steps, batch_size = max(run.trainer.n_steps for run in self._active), self._stream.batch_size
+        n_saes = len(self._active)
+        with (
+            Interrupt() as interrupt,
+            Meter("training", (n_steps - first) * batch_size, n_saes, shown=self._progress) as meter,
+        ):
+            for step in range(first, n_steps):
+                due = [run for run in self._active if run.trainer.state.n_updates == step]
+                _resample([run for run in due if run.trainer.resamples_now], self._stream, step)
+                batch = self._stream[step]
+                for run in due:
+                    self._attempt(run, lambda run=run, batch=batch: run.step(batch, self._held_out))
+                meter.advance(batch_size)
+                self._conclude([run for run in self._active if run.finished])
+                if self._active and (interrupt.requested or self._clock.is_due):
+                    self._checkpoint(step + 1)
+                if interrupt.requested:
+                    raise KeyboardInterrupt
+            rate = {"tokens_per_second": meter.tokens_per_second, "seconds": meter.seconds, "n_saes": n_saes}
+        self._log("trained", **rate, seconds_checkpointing=self._clock.writing)
+
+    def _prepared(self, todo: list[RunConfig]) -> list[_ActiveRun]:
+        """Trainers, each where it was left."""
+        shared: dict[tuple[int, str], Steps] = {}
+        together = self._read(self._out)
+        active: list[_ActiveRun] = []
+        for config in todo:
+            folder, shape = self._out / config.run_id, (config.d_sae, config.precision)
+            try:
+                trainer = Trainer(config, self._stream.d_in, self._stream.batch_size, steps=shared.get(shape))
+            except (MemoryError, RuntimeError) as problem:
+                self._record_failure(config.run_id, 0, problem)
+                continue
+            shared.setdefault(shape, trainer.steps)
+            run = _ActiveRun(trainer, folder, self._stream.describe())
+            alone = together if config.run_id in together else self._read(folder)
+            if config.run_id in alone:
+                try:
+                    run.restore_(alone[config.run_id])
+                except (ValueError, KeyError, TypeError) as problem:
+                    self._say(f"{config.run_id}: its checkpoint does not fit ({problem}); it starts anew")
+            active.append(run)
+        return active
+
+    def _read(self, folder: Path) -> Mapping[str, Saved]:
+        found = read_checkpoint(folder)
+        if found is None:
+            return {}
+        for complaint in found.complaints:
+            self._say(f"{complaint}; the one before is used" if found.runs else f"{complaint}; training starts anew")
+        if found.runs:
+            self._log("resumed", step=found.step, runs=len(found.runs))
+        return found.runs
+
+    def _checkpoint(self, step: int) -> None:
+        started = time.monotonic()
+        try:
+            write_checkpoint(self._out, step, {run.run_id: run.saved() for run in self._active})
+        except OSError as problem:
+            self._say(f"no checkpoint at step {step} ({problem.strerror or problem}); training goes on")
+        self._clock.wrote(started)
+        self._log("checkpoint", step=step, seconds=time.monotonic() - started)
+
+    def _attempt(self, run: _ActiveRun, work: Callable[[], None]) -> None:
+        """Does some work of one run; if it fails, the run is stopped and the others go on."""
+        try:
+            work()
+        except (FloatingPointError, MemoryError, RuntimeError) as problem:
+            self._active.remove(run)
+            self._keep_last_good(run)
+            self._record_failure(run.run_id, run.trainer.state.n_updates, problem)
+
+    def _keep_last_good(self, run: _ActiveRun) -> None:
+        """The run's part of the last checkpoint moves into its own folder, where later ones do not replace it."""
+        found = read_checkpoint(self._out)
+        if found and run.run_id in found.runs:
+            write_checkpoint(run.folder, found.step, {run.run_id: found.runs[run.run_id]})
+
+    def _record_failure(self, run_id: str, step: int, problem: Exception) -> None:
+        reason = str(problem).split("\n")[0] or type(problem).__name__
+        self._say(f"{run_id}: failed at step {step} ({reason}); the other runs go on")
+        (self._out / run_id).mkdir(exist_ok=True)
+        write_atomically(self._out / run_id / FAILURE_FILE, json.dumps({"step": step, "reason": reason}) + "\n")
+        self._log("failed", run_id=run_id, step=step, reason=reason)
+
+    def _conclude(self, finished: list[_ActiveRun]) -> None:
+        """Evaluates runs that have ended; each is on the disk before the next is looked at."""
+        if not finished:
+            return
+        n_tokens = self._held_out.n_tokens
+        with Meter("evaluating", n_tokens * len(finished), shown=self._progress) as meter:
+            for run in finished:
+                self._attempt(run, lambda run=run: self._write_result(run))
+                meter.advance(n_tokens)
+        self._active = [run for run in self._active if run not in finished]
+
+    def _write_result(self, run: _ActiveRun) -> None:
+        record = run.finish(self._held_out)
+        records = [*read_json_lines(self._out / RESULTS_FILE), record]
+        write_atomically(self._out / RESULTS_FILE, "".join(json.dumps(r) + "\n" for r in records))
+
+    def _say(self, sentence: str) -> None:
+        print(f"prolu: {sentence}", file=sys.stderr, flush=True)
+
+    def _log(self, event: str, **facts: Any) -> None:
+        with (self._out / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"event": event, "time": time.time()} | facts) + "\n")
 
 
 def _resample(due: list[_ActiveRun], stream: ActivationStream, step: int) -> None:
@@ -218,11 +378,10 @@ def _resample(due: list[_ActiveRun], stream: ActivationStream, step: int) -> Non
         run.resampled.append({"step": step} | run.trainer.resample_(rebirth)._asdict())
 
 
-def _conclude(finished: list[_ActiveRun], held_out: HeldOut, out: Path, progress: bool) -> None:
-    """Evaluates runs that have ended; each is on the disk before the next is looked at."""
-    with Meter("evaluating", held_out.n_tokens * len(finished), shown=progress) as meter:
-        for run in finished:
-            record = run.finish(held_out)
-            records = [*read_json_lines(out / RESULTS_FILE), record]
-            write_atomically(out / RESULTS_FILE, "".join(json.dumps(r) + "\n" for r in records))
-            meter.advance(held_out.n_tokens)
+def _tidy(runs: Sequence[RunConfig], out: Path) -> None:
+    """Removes what only an unfinished study needs."""
+    remove_checkpoints(out)
+    for run in runs:
+        if (out / run.run_id / FAILURE_FILE).exists() or (out / run.run_id / CHECKPOINTS_FOLDER).exists():
+            remove(out / run.run_id / FAILURE_FILE)
+            remove_checkpoints(out / run.run_id)

@@ -1,6 +1,7 @@
 """One SAE in training: its frozen config, its state, and a step."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -200,6 +201,16 @@ class TrainerState(NamedTuple):
     step: str
     """Family of the next step."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        parts = {"weights": self.weights, "first": self.first, "second": self.second}
+        named = {f"{part}.{name}": t for part, weights in parts.items() for name, t in weights.named().items()}
+        return named | {"last_fired": self.last_fired, "fired": self.fired}
+
+    def counters(self) -> dict[str, Any]:
+        """The rest of it."""
+        return {"n_updates": self.n_updates, "step": self.step}
+
 
 class Trainer:
     """Trains one SAE, a batch at a time. It never sees a language model."""
@@ -293,6 +304,27 @@ class Trainer:
             "dead": int((self.state.last_fired <= silent_since).sum()) if silent_since >= 0 else 0,
             "lr": report.lr,
         }
+
+    def restore_(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        """Takes up a state that `TrainerState.tensors` and `.counters` gave, in place.
+
+        Raises:
+            ValueError: it is not a state of this trainer.
+        """
+        own = self.state.tensors()
+        if tensors.keys() != own.keys():
+            raise ValueError(f"a state of {sorted(tensors)}, needed are {sorted(own)}")
+        for name, tensor in own.items():
+            if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
+                raise ValueError(f"{name} is {tensors[name].dtype} {tuple(tensors[name].shape)}")
+            if not tensors[name].isfinite().all():
+                raise ValueError(f"{name} holds values that are not finite")
+        n_updates, step = counters["n_updates"], counters["step"]
+        if not isinstance(n_updates, int) or not 0 <= n_updates <= self.n_steps or step not in FAMILIES[1:]:
+            raise ValueError(f"n_updates {n_updates!r}, step {step!r}")
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+        self.state = self.state._replace(n_updates=n_updates, step=step)
 
     def sae(self) -> SAE:
         """The SAE as it is now; shares the trainer's memory."""

@@ -35,6 +35,11 @@ class Weights:
         """All tensors in one fixed order."""
         return [self.encoder, self.decoder, self.b_dec, *self.own.values()]
 
+    def named(self) -> dict[str, Tensor]:
+        """All tensors by name, as a checkpoint has them."""
+        names = ["encoder", "decoder", "b_dec", *(f"own.{name}" for name in self.own)]
+        return dict(zip(names, self.tensors(), strict=True))
+
     def map(self, f: Callable[[Tensor], Tensor]) -> "Weights":
         """The same structure with `f` of each tensor."""
         own = {name: f(tensor) for name, tensor in self.own.items()}

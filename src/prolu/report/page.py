@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,10 @@ def _figure_html(figure: go.Figure, first: bool = False) -> str:
     figure.update_xaxes(showgrid=True, gridcolor="#e4e4e4")
     figure.update_yaxes(showgrid=True, gridcolor="#e4e4e4")
     tools = {"displaylogo": False, "responsive": True, "displayModeBar": "hover" if first else False}
-    return figure.to_html(full_html=False, include_plotlyjs=False, config=tools)
+    name = re.sub(
+        r"\W+", "-", figure.to_dict()["layout"]["title"]["text"].lower()
+    )  # plotly's own would differ from time to time
+    return figure.to_html(full_html=False, include_plotlyjs=False, config=tools, div_id=name)
 
 
 def _plane(records: Sequence[Record], x: str, y: str) -> go.Figure:
