@@ -31,11 +31,11 @@ def runs() -> list[RunConfig]:
     """Six runs that differ in all that a state can hold, each with a resampling step."""
     families = itertools.product(["relu", "prolu_relu", "prolu_ste"], ["l1", "sqrt_l1"])
     steps = ["dense", "sparse", "sparse_torch", "auto", "sparse", "auto"]
-    lengths = [2560, 2560, 1920, 2560, 2560, 1920]
+    lengths = [10240, 10240, 7680, 10240, 10240, 7680]
     return [
         RunConfig(
             nonlinearity=n, penalty=p, coeff=0.05, d_sae=48, n_tokens=length, lr=0.02, step=step,
-            resample_fractions=(0.5,), resample_count_fraction=0.4, resample_candidates=640,
+            resample_fractions=(0.5,), resample_count_fraction=0.4, resample_candidates=640, resample_dead_below=0.01,
         )
         for (n, p), step, length in zip(families, steps, lengths, strict=True)
     ]  # fmt: skip
@@ -78,7 +78,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def kill_at(operation: int, checkpoint: int) -> None:
-    """From now on this process dies just before its operation number `operation` once checkpoint `checkpoint` begins."""
+    """From now on this process dies just before that operation of that checkpoint."""
     seen = {"checkpoints": 0, "operations": -1}
 
     def observe(name: str, path: Path) -> None:
@@ -134,8 +134,10 @@ def main() -> int:
     wanted = contents(folder / "whole")
     n_finished = len(wanted["results.jsonl"].splitlines())
     resampled = [json.loads(line)["resampled"] for line in wanted["results.jsonl"].splitlines()]
-    print(f"uninterrupted: {seconds:.1f} s, {n_finished} runs, resampled {resampled}")
+    reborn = [entry["n_reborn"] for entries in resampled for entry in entries]
+    print(f"uninterrupted: {seconds:.1f} s, {n_finished} runs, latents resampled {reborn}")
     assert n_finished == len(runs())
+    assert any(reborn)
 
     kills: list[tuple[str, Callable[[Path], int]]] = []
     for operation in range(0, n_operations(folder, request.checkpoint), request.every):
@@ -150,7 +152,7 @@ def main() -> int:
         kills.append((f"operation {operation}", at_operation))
     moments = random.Random(0)
     for _ in range(request.random):
-        delay = moments.uniform(0, 1.5 * seconds)
+        delay = moments.uniform(0.1 * seconds, 1.2 * seconds)
 
         def at_moment(out: Path, delay: float = delay) -> int:
             child = in_a_process(lambda: command(folder, out, 0.05))
