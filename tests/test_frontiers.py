@@ -121,4 +121,11 @@ def test_relu_is_beaten_in_l1_and_mse_only_by_other_families():
     better = other | {"l1": 4.0, "mse": 0.25}
     (claim,) = [c for c in paper_claims([*relu, better]) if "MSE against L1" in c.statement]
     assert claim.verdict == "does not hold"
-    assert claim.evidence == "1 of its 2 converged runs are beaten, by prolu_ste + l1."
+    assert claim.evidence == "1 of its 2 runs are beaten, by prolu_ste + l1."
+
+
+def test_what_all_runs_would_say_is_added_where_too_few_converged():
+    records = family_of("relu", "l1", 1.0) + family_of("prolu_ste", "l1", 0.7)
+    claim = paper_claims([r | {"converged": False} for r in records])[0]
+    assert claim.verdict == "cannot be said"
+    assert "All runs, converged or not: holds; at matched L0 it loses less than each of relu + l1" in claim.evidence

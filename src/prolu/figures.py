@@ -75,9 +75,10 @@ def draw_frontier(records: Sequence[Record], x: str, y: str) -> Figure:
     if (x, y) in FRONTIER_PLANES:
         mask = pareto_mask([r[x] for r in converged], [r[y] for r in converged])
         best = [r for r, on in zip(converged, mask, strict=True) if on]
+        label = "Pareto-best" if best else None
         axes.scatter(
             [r[x] for r in best], [r[y] for r in best], s=150, facecolors="none", edgecolors="#000000",
-            linewidths=1.1, zorder=4, label="Pareto-best",
+            linewidths=1.1, zorder=4, label=label,
         )  # fmt: skip
     axes.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y), title=TITLES.get((x, y), f"{y} against {x}"))
     if x == "l0":

@@ -23,7 +23,9 @@ MARKS = {
 
 def print_summary(records: Sequence[Record], title: str, console: Console | None = None) -> None:
     """All runs of one study, or of several pooled, by family and L0; then one sentence a claim."""
-    console = console or Console(width=max(MIN_WIDTH, Console().width))
+    pooled = len(studies(records)) > 1
+    longest = max(map(len, studies(records))) if pooled else 0
+    console = console or Console(width=max(MIN_WIDTH + longest, Console().width))
     table = Table(
         title=f"{title}: {len(records)} SAEs",
         caption="* Pareto-best in L0 and degradation (nats per token) among converged runs",
@@ -31,7 +33,6 @@ def print_summary(records: Sequence[Record], title: str, console: Console | None
         pad_edge=False,
     )
     table.add_column("family", no_wrap=True)
-    pooled = len(studies(records)) > 1
     if pooled:
         table.add_column("study", no_wrap=True)
     for name in ("coeff", "L0", "degradation", "recovered", "MSE", "L1", "dead", "converged"):
