@@ -300,3 +300,42 @@ def test_kills_at_disk_operations_and_at_random_moments(tmp_path):
     done = subprocess.run(command, cwd=script.parent, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"kills (\d+), identical \1/\1$", done.stdout.strip())
+
+
+LENGTHS = {"d_sae": 40, "coeff": 0.03, "lr": 0.02, "decay_start_fraction": 1.0, "decay_end_fraction": 2.0}
+
+
+def test_a_run_whose_schedule_permits_is_extended_to_the_same_bits(tiny_stream, tmp_path):
+    def runs(n_tokens, **changes):
+        return grid(
+            RunConfig(n_tokens=n_tokens, warmup_fraction=640 / n_tokens, **LENGTHS, **changes), coeff=[0.02, 0.05]
+        )
+
+    kept = {"eval_tokens": 320, "keep_state": True, "progress": False}
+    short = run_sweep(runs(2560), tiny_stream, tmp_path / "a", **kept)
+    longer = run_sweep(runs(5120), tiny_stream, tmp_path / "a", **kept)
+    whole = run_sweep(runs(5120), tiny_stream, tmp_path / "b", **kept)
+    assert {r["n_tokens"] for r in longer.records} == {5120}
+    for one, other in zip(longer.runs, whole.runs, strict=True):
+        assert (one.folder / "sae.safetensors").read_bytes() == (other.folder / "sae.safetensors").read_bytes()
+        assert one.record == other.record
+    assert short.records != longer.records
+    for changed, words in (
+        (runs(2560), "it would be shorter"),
+        (grid(RunConfig(n_tokens=10240, **LENGTHS), coeff=[0.02, 0.05]), "learning rate at step 0 was"),
+        (runs(5760), "go on to 6400 tokens or more"),
+        (runs(10240, resample_fractions=(0.6,), resample_count_fraction=0.3), "it would have been resampled"),
+        (runs(10240)[:1], "holds another study"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run_sweep(changed, tiny_stream, tmp_path / "a", **kept)
+
+
+def test_a_run_that_did_not_keep_its_state_cannot_be_extended(tiny_stream, tmp_path):
+    for n_tokens in (2560, 5120):
+        runs = [RunConfig(n_tokens=n_tokens, warmup_fraction=0.0, **LENGTHS)]
+        if n_tokens == 2560:
+            run_sweep(runs, tiny_stream, tmp_path / "a", eval_tokens=320, progress=False)
+            continue
+        with pytest.raises(ValueError, match="cannot be extended: it was finished without keeping its state"):
+            run_sweep(runs, tiny_stream, tmp_path / "a", eval_tokens=320, progress=False)

@@ -49,6 +49,8 @@ class Source:
     """Held-out tokens to score on."""
     checkpoint_minutes: float | None = None
     """Between two checkpoints; by default one or more, so that writing them takes less than 3% of the time."""
+    keep_state: bool = False
+    """Keep Adam's moments of finished runs (twice the size of their weights), so that they can be extended."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads; part of what decides the last bits."""
 
@@ -256,8 +258,10 @@ def _prepare_sweep(
 
     from prolu.data import load_blocks
     from prolu.lm import LanguageModel
+    from prolu.results import STUDY_FILE, read_study
     from prolu.stream import ActivationStream
-    from prolu.sweeps import prepare_folder, run_sweep
+    from prolu.study import prepare_folder
+    from prolu.sweeps import run_sweep
 
     if source.threads < 1:
         raise ValueError(f"threads {source.threads}: must be at least 1")
@@ -266,6 +270,8 @@ def _prepare_sweep(
         raise ValueError(f"checkpoint_minutes {source.checkpoint_minutes}: must be 0 or more")
     torch.set_num_threads(source.threads)
     n_tokens = max(run.n_tokens for run in recipe(1)[0])
+    if (out / STUDY_FILE).is_file():  # a study that is extended keeps its text, and with it its stream
+        n_tokens = read_study(out)["stream"].get("max_train_tokens", n_tokens)
     lm = LanguageModel(source.lm, source.hook)
     blocks = load_blocks(
         source.data, lm.tokenizer, source.ctx, max_train_tokens=n_tokens, text_column=source.text_column,
@@ -276,7 +282,9 @@ def _prepare_sweep(
     prepare_folder(out, runs, stream, source.eval_tokens)
 
     def job() -> int:
-        results = run_sweep(runs, stream, out, eval_tokens=source.eval_tokens, checkpoint_seconds=seconds)
+        results = run_sweep(
+            runs, stream, out, eval_tokens=source.eval_tokens, checkpoint_seconds=seconds, keep_state=source.keep_state
+        )
         _report([out])
         for run_id, reason in results.failures.items():
             print(f"prolu: {run_id} failed ({reason}); the same command tries it again", file=sys.stderr)
@@ -288,7 +296,7 @@ def _prepare_sweep(
 def _prepare_dry_run(request: Study) -> Callable[[], int | None]:
     from prolu.estimates import estimate, outline
     from prolu.report import print_estimate
-    from prolu.sweeps import check_runs
+    from prolu.study import check_runs
 
     source = request.source
     lm = outline(source.lm, source.hook)

@@ -3,16 +3,12 @@
 import itertools
 import json
 import math
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from prolu.checkpoints import (
     CHECKPOINTS_FOLDER,
@@ -27,9 +23,10 @@ from prolu.files import owned, read_json_lines, remove, write_atomically
 from prolu.frontiers import is_converged
 from prolu.interrupts import Interrupt
 from prolu.progress import Meter
-from prolu.results import CURVES_FILE, FAILURE_FILE, RESULTS_FILE, STUDY_FILE, Results, failures, read_study
-from prolu.steps import Steps, crossover_density
+from prolu.results import CURVES_FILE, FAILURE_FILE, RESULTS_FILE, Results, failures, read_study
+from prolu.steps import Steps
 from prolu.stream import ActivationStream, Batch
+from prolu.study import FINAL_FOLDER, describe_study, prepare_folder, write_study
 from prolu.training import RunConfig, Trainer
 
 LINES_PER_CURVE = 100
@@ -53,18 +50,6 @@ def grid(base: RunConfig, **values: Sequence[Any]) -> list[RunConfig]:
     return [replace(base, **dict(zip(values, point, strict=True))) for point in itertools.product(*values.values())]
 
 
-def describe_study(runs: Sequence[RunConfig], stream: ActivationStream, eval_tokens: int) -> dict[str, Any]:
-    """All that decides a study's numbers, and the versions that computed them."""
-    return {
-        "stream": stream.describe(),
-        "eval_tokens": eval_tokens,
-        "n_threads": torch.get_num_threads(),
-        "crossovers": {str(d): crossover_density("cpu", stream.d_in, d) for d in sorted({r.d_sae for r in runs})},
-        "runs": [asdict(run) for run in runs],
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("prolu", "torch", "transformers")},
-    }
-
-
 def run_sweep(
     runs: Iterable[RunConfig],
     stream: ActivationStream,
@@ -72,6 +57,7 @@ def run_sweep(
     *,
     eval_tokens: int = 32_768,
     checkpoint_seconds: float | None = None,
+    keep_state: bool = False,
     progress: bool = True,
 ) -> Results:
     """Trains all runs on one stream, evaluates each when it ends, and writes the study's folder.
@@ -79,7 +65,8 @@ def run_sweep(
     A run's bits do not depend on the runs beside it. Called again with the same arguments, it keeps the
     runs that have finished, and goes on with the others where the last checkpoint left them: to the bit what
     an uninterrupted sweep gives. A run that fails (its loss not finite, memory gone) is stopped and listed
-    under `Results.failures`; the others go on.
+    under `Results.failures`; the others go on. With more tokens, and a schedule by which every step so far
+    stays what it was, finished runs whose state was kept are extended.
 
     Args:
         runs: what to train; `train` is a sweep of one.
@@ -87,6 +74,7 @@ def run_sweep(
         out: the study's folder: config.json, results.jsonl, and a folder for each run.
         eval_tokens: held-out tokens to score on.
         checkpoint_seconds: between two checkpoints; None: a minute or more, and under 3% of the time.
+        keep_state: keep the moments of finished runs, so that they can be extended to more tokens.
         progress: show rates and time left.
 
     Raises:
@@ -98,77 +86,24 @@ def run_sweep(
     runs, out = list(runs), Path(out)
     prepare_folder(out, runs, stream, eval_tokens)
     with owned(out):
-        done = {record["run_id"] for record in read_json_lines(out / RESULTS_FILE)}
-        todo = [run for run in runs if run.run_id not in done]
-        if todo:
-            _Sweep(todo, stream, out, eval_tokens, Clock(checkpoint_seconds), progress).train()
-        done = {record["run_id"] for record in read_json_lines(out / RESULTS_FILE)}
-        _tidy([run for run in runs if run.run_id in done], out)
+        study = describe_study(runs, stream, eval_tokens)
+        if json.loads(json.dumps(study["runs"])) != read_study(out)["runs"]:
+            write_study(out, study)  # a longer one
+        done = _done(runs, out)
+        if todo := [run for run in runs if run not in done]:
+            clock = Clock(checkpoint_seconds)
+            _Sweep(todo, stream, out, eval_tokens, clock, keep_state=keep_state, progress=progress).train()
+        done = _done(runs, out)
+        _tidy(done, out)
         if not done:
             raise SweepFailedError(f"every run failed; the first: {next(iter(failures(out).values()))}")
     return Results.load(out)
 
 
-def prepare_folder(out: Path, runs: Sequence[RunConfig], stream: ActivationStream, eval_tokens: int) -> None:
-    """Checks a request and, only if it is good, creates the study's folder with its config.
-
-    Raises:
-        ValueError: as `run_sweep`.
-    """
-    check_runs(runs, stream.batch_size)
-    if eval_tokens < 1:
-        raise ValueError(f"eval_tokens {eval_tokens}: must be at least 1")
-    study = describe_study(runs, stream, eval_tokens)
-    check_folder(out, study)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not (out / STUDY_FILE).exists():
-            write_atomically(out / STUDY_FILE, json.dumps(study, indent=1) + "\n")
-    except OSError as problem:
-        raise ValueError(f"out {str(out)!r}: cannot be written ({problem.strerror})") from None
-
-
-def check_runs(runs: Sequence[RunConfig], batch_size: int) -> None:
-    """Raises ValueError if there is nothing to train, two runs are alike, or one is shorter than a batch."""
-    if not runs:
-        raise ValueError("no runs: pass at least one RunConfig")
-    seen: set[str] = set()
-    for run in runs:
-        run.n_steps(batch_size)
-        if run.run_id in seen:
-            raise ValueError(f"run {run.run_id}: listed twice, or two runs differ only in what is not in a run's name")
-        seen.add(run.run_id)
-
-
-def check_folder(out: Path, study: dict[str, Any]) -> None:
-    """Raises ValueError unless `out` can be created, or holds this very study."""
-    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"out {str(out)!r}: {nearest} is a file")
-    if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
-        return  # nothing but what a process leaves that died before its first file was whole
-    if not (out / STUDY_FILE).is_file():
-        raise ValueError(f"out {str(out)!r}: not empty, and not a study; choose another folder")
-    held, asked = _flat(read_study(out)), _flat(json.loads(json.dumps(study)))
-    for name in sorted(held.keys() | asked.keys()):
-        # Paths may change, what lies there may not: the digests are compared.
-        if (
-            not name.startswith("versions")
-            and name not in ("stream.lm", "stream.data")
-            and held.get(name) != asked.get(name)
-        ):
-            raise ValueError(
-                f"out {str(out)!r} holds another study: {name} is {held.get(name)!r} there, "
-                f"{asked.get(name)!r} here; choose another folder"
-            )
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested dicts and lists as one dict of dotted names, `runs.3.coeff` for example."""
-    if not isinstance(value, dict | list):
-        return {name: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {k: v for key, part in items for k, v in _flat(part, f"{name}.{key}".strip(".")).items()}
+def _done(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
+    """Those that have a result at their full length."""
+    lengths = {record["run_id"]: record["n_tokens"] for record in read_json_lines(out / RESULTS_FILE)}
+    return [run for run in runs if lengths.get(run.run_id) == run.n_tokens]
 
 
 class _ActiveRun:
@@ -242,9 +177,18 @@ class _Sweep:
     """The loop: trainers on one stream, checkpoints, results, and what to do when a run or the disk fails."""
 
     def __init__(
-        self, todo: list[RunConfig], stream: ActivationStream, out: Path, eval_tokens: int, clock: Clock, progress: bool
+        self,
+        todo: list[RunConfig],
+        stream: ActivationStream,
+        out: Path,
+        eval_tokens: int,
+        clock: Clock,
+        *,
+        keep_state: bool,
+        progress: bool,
     ):
-        self._stream, self._out, self._clock, self._progress = stream, out, clock, progress
+        self._stream, self._out, self._clock = stream, out, clock
+        self._keep_state, self._progress = keep_state, progress
         self._held_out = HeldOut(stream.lm, stream.blocks, eval_tokens)
         self._active = self._prepared(todo)
 
@@ -292,10 +236,11 @@ class _Sweep:
                 continue
             shared.setdefault(shape, trainer.steps)
             run = _ActiveRun(trainer, folder, self._stream.describe())
-            alone = together if config.run_id in together else self._read(folder)
-            if config.run_id in alone:
+            places = (lambda: together, lambda f=folder: self._read(f), lambda f=folder: self._read(f / FINAL_FOLDER))
+            saved = next((found[config.run_id] for place in places if config.run_id in (found := place())), None)
+            if saved is not None:
                 try:
-                    run.restore_(alone[config.run_id])
+                    run.restore_(saved)
                 except (ValueError, KeyError, TypeError) as problem:
                     self._say(f"{config.run_id}: its checkpoint does not fit ({problem}); it starts anew")
             active.append(run)
@@ -354,8 +299,10 @@ class _Sweep:
         self._active = [run for run in self._active if run not in finished]
 
     def _write_result(self, run: _ActiveRun) -> None:
+        if self._keep_state:
+            write_checkpoint(run.folder / FINAL_FOLDER, run.trainer.state.n_updates, {run.run_id: run.saved()})
         record = run.finish(self._held_out)
-        records = [*read_json_lines(self._out / RESULTS_FILE), record]
+        records = [r for r in read_json_lines(self._out / RESULTS_FILE) if r["run_id"] != run.run_id] + [record]
         write_atomically(self._out / RESULTS_FILE, "".join(json.dumps(r) + "\n" for r in records))
 
     def _say(self, sentence: str) -> None:

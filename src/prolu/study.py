@@ -1,0 +1,145 @@
+"""A study's folder: whether a request fits what it holds, and what may grow."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prolu.checkpoints import CHECKPOINTS_FOLDER
+from prolu.files import write_atomically
+from prolu.results import STUDY_FILE, read_study
+from prolu.sae import CONFIG_FILE
+from prolu.steps import crossover_density
+from prolu.stream import ActivationStream
+from prolu.training import RunConfig
+
+FINAL_FOLDER = "final"
+"""In a run's folder: the state it ended with, if it was asked to keep that."""
+
+LENGTH_FIELDS = {f.name for f in fields(RunConfig) if f.name.endswith(("_fraction", "_fractions"))} | {"n_tokens"}
+"""What may change when a run is extended, if every step that it has made stays what it was."""
+
+
+def describe_study(runs: Sequence[RunConfig], stream: ActivationStream, eval_tokens: int) -> dict[str, Any]:
+    """All that decides a study's numbers, and the versions that computed them."""
+    return {
+        "stream": stream.describe(),
+        "eval_tokens": eval_tokens,
+        "n_threads": torch.get_num_threads(),
+        "crossovers": {str(d): crossover_density("cpu", stream.d_in, d) for d in sorted({r.d_sae for r in runs})},
+        "runs": [asdict(run) for run in runs],
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("prolu", "torch", "transformers")},
+    }
+
+
+def prepare_folder(out: Path, runs: Sequence[RunConfig], stream: ActivationStream, eval_tokens: int) -> None:
+    """Checks a request and, only if it is good, creates the study's folder with its config.
+
+    Raises:
+        ValueError: as `run_sweep`.
+    """
+    check_runs(runs, stream.batch_size)
+    if eval_tokens < 1:
+        raise ValueError(f"eval_tokens {eval_tokens}: must be at least 1")
+    study = describe_study(runs, stream, eval_tokens)
+    check_folder(out, study, stream.batch_size)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / STUDY_FILE).exists():
+            write_study(out, study)
+    except OSError as problem:
+        raise ValueError(f"out {str(out)!r}: cannot be written ({problem.strerror})") from None
+
+
+def check_runs(runs: Sequence[RunConfig], batch_size: int) -> None:
+    """Raises ValueError if there is nothing to train, two runs are alike, or one is shorter than a batch."""
+    if not runs:
+        raise ValueError("no runs: pass at least one RunConfig")
+    seen: set[str] = set()
+    for run in runs:
+        run.n_steps(batch_size)
+        if run.run_id in seen:
+            raise ValueError(f"run {run.run_id}: listed twice, or two runs differ only in what is not in a run's name")
+        seen.add(run.run_id)
+
+
+def write_study(out: Path, study: Mapping[str, Any]) -> None:
+    """Writes a study's config into its folder."""
+    write_atomically(out / STUDY_FILE, json.dumps(study, indent=1) + "\n")
+
+
+def check_folder(out: Path, study: dict[str, Any], batch_size: int) -> None:
+    """Raises ValueError unless `out` can be created, or holds this very study, or a shorter one that it extends."""
+    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"out {str(out)!r}: {nearest} is a file")
+    if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
+        return  # nothing but what a process leaves that died before its first file was whole
+    if not (out / STUDY_FILE).is_file():
+        raise ValueError(f"out {str(out)!r}: not empty, and not a study; choose another folder")
+    held, asked = read_study(out), json.loads(json.dumps(study))
+    flat_held, flat_asked = _flat(held), _flat(asked)
+    for name in sorted(flat_held.keys() | flat_asked.keys()):
+        # Paths may change, what lies there may not: the digests are compared.
+        if name.startswith("versions") or name in ("stream.lm", "stream.data"):
+            continue
+        if flat_held.get(name) == flat_asked.get(name):
+            continue
+        reason = "choose another folder"
+        if name.startswith("runs.") and name.split(".")[2] in LENGTH_FIELDS and len(held["runs"]) == len(asked["runs"]):
+            i = int(name.split(".")[1])
+            refusal = extension_refusal(out, _as_config(held["runs"][i]), _as_config(asked["runs"][i]), batch_size)
+            if refusal is None:
+                continue
+            reason = f"the run cannot be extended: {refusal}"
+        raise ValueError(
+            f"out {str(out)!r} holds another study: {name} is {flat_held.get(name)!r} there, "
+            f"{flat_asked.get(name)!r} here; {reason}"
+        )
+
+
+def extension_refusal(out: Path, old: RunConfig, new: RunConfig, batch_size: int) -> str | None:
+    """Why a run cannot go on from what it was to more tokens; None if it can, to the bits of the longer run."""
+    if new.n_tokens < old.n_tokens:
+        return "it would be shorter"
+    made = old.n_steps(batch_size)
+    before, after = old.schedule(batch_size), new.schedule(batch_size)
+    for step in range(made):
+        if before.factor(step) != after.factor(step):
+            return (
+                f"its learning rate at step {step} was {before.factor(step) * old.lr:.4g} and would have been "
+                f"{after.factor(step) * new.lr:.4g}; only a run whose rate had not begun to fall, and whose warm-up "
+                "stays as many steps, can go on"
+            )
+    then, now = old.resampling(batch_size), new.resampling(batch_size)
+    made_steps = [tuple(s for s in r.steps if s < made) for r in (then, now)]
+    counted = [[n for n in range(made) if r.restarts_count(n)] for r in (then, now)]
+    if made_steps[0] != made_steps[1] or counted[0] != counted[1]:
+        return "it would have been resampled, or its firings counted, at other steps"
+    if new.probe_steps(batch_size)[0] < made:
+        return f"its convergence could not be told; go on to {made * batch_size * 5 // 4} tokens or more"
+    if (
+        not any((out / old.run_id / FINAL_FOLDER / CHECKPOINTS_FOLDER).glob("*"))
+        and (out / old.run_id / CONFIG_FILE).exists()
+    ):
+        return "it was finished without keeping its state (keep_state)"
+    return None
+
+
+def _as_config(values: Mapping[str, Any]) -> RunConfig:
+    """A run's settings as JSON gave them back."""
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return RunConfig(**settings)
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested dicts and lists as one dict of dotted names, `runs.3.coeff` for example."""
+    if not isinstance(value, dict | list):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {k: v for key, part in items for k, v in _flat(part, f"{name}.{key}".strip(".")).items()}
