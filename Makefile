@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full lint format builtin-lm bench crash calibrate clean
+.PHONY: help demo test test-full lint format builtin-lm bench crash fuzz calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ bench: $(INSTALLED)  ## time the training steps against the floor and the peers,
 
 crash: $(INSTALLED)  ## kill a sweep at every disk operation and at 40 random moments; each must end as if nothing had happened
 	cd tests && ../$(BIN)/python crash.py
+
+fuzz: $(INSTALLED)  ## malformed inputs, some hundreds, against everything that reads
+	cd tests && ../$(BIN)/python fuzz.py
 
 calibrate: $(INSTALLED)  ## remake the table that decides between dense and sparse steps
 	$(BIN)/python benchmarks/calibrate.py

@@ -258,9 +258,9 @@ def _prepare_sweep(
 
     from prolu.data import load_blocks
     from prolu.lm import LanguageModel
-    from prolu.results import STUDY_FILE, read_study
+    from prolu.results import read_study
     from prolu.stream import ActivationStream
-    from prolu.study import prepare_folder
+    from prolu.study import holds_study, prepare_folder
     from prolu.sweeps import run_sweep
 
     if source.threads < 1:
@@ -270,7 +270,7 @@ def _prepare_sweep(
         raise ValueError(f"checkpoint_minutes {source.checkpoint_minutes}: must be 0 or more")
     torch.set_num_threads(source.threads)
     n_tokens = max(run.n_tokens for run in recipe(1)[0])
-    if (out / STUDY_FILE).is_file():  # a study that is extended keeps its text, and with it its stream
+    if holds_study(out):  # a study that is extended keeps its text, and with it its stream
         n_tokens = read_study(out)["stream"].get("max_train_tokens", n_tokens)
     lm = LanguageModel(source.lm, source.hook)
     blocks = load_blocks(

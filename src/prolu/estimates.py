@@ -80,12 +80,12 @@ def _config(name: str) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name, local_files_only=True)
+        return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except Exception:  # many kinds, each means: not on this disk
         if name in CONFIG_MAPPING:
             return AutoConfig.for_model(name)
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as problem:  # the same of the hub
         reason = str(problem).strip().split("\n")[0]
         raise ValueError(f"lm {name!r}: its config cannot be loaded ({reason})") from None

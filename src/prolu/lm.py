@@ -282,8 +282,8 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any
     if is_path and not (Path(name) / "config.json").is_file():
         raise ValueError(f"lm {name!r}: no such folder with a config.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
     except Exception as problem:  # the libraries raise many kinds; each means: cannot be loaded
         reason = str(problem).strip().split("\n")[0]
         raise ValueError(f"lm {name!r}: cannot be loaded ({reason})") from None

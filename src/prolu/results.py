@@ -12,6 +12,8 @@ from prolu.frontiers import Record, family, pareto_mask
 from prolu.sae import SAE
 
 RESULTS_FILE, STUDY_FILE, CURVES_FILE = "results.jsonl", "config.json", "metrics.jsonl"
+NEEDED = {"run_id", "nonlinearity", "penalty", "coeff", "converged", "l0", "l1", "mse", "degradation", "recovered"}
+"""What a line of results must have to be shown."""
 FAILURE_FILE = "failure.json"
 """In the folder of a run that was stopped because it failed."""
 
@@ -65,6 +67,9 @@ class Results:
         records = read_json_lines(folder / RESULTS_FILE)
         if not records:
             raise ValueError(f"{folder}: no run has finished yet")
+        for number, record in enumerate(records, 1):
+            if missing := NEEDED - record.keys():
+                raise ValueError(f"{folder / RESULTS_FILE}: line {number} lacks {', '.join(sorted(missing))}")
         return cls(folder, records)
 
     @property

@@ -2,6 +2,7 @@
 
 import json
 import re
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
@@ -22,6 +23,9 @@ SEPARATOR = "<|endoftext|>"
 """A line of its own between two documents of a .txt file."""
 
 COMPRESSIONS = {".gz", ".zst", ".xz", ".bz2"}
+BROKEN = (OSError, EOFError, zlib.error)
+"""What reading a damaged or vanished file raises."""
+
 NOT_DATA = {"dataset_info.json", "state.json", "dataset_dict.json"}
 """What `datasets` writes beside the rows."""
 
@@ -121,11 +125,13 @@ class _Text(_Shard):
     """Documents between lines that hold `SEPARATOR` only; without one, passages."""
 
     def rows(self, low: int = 0, high: int | None = None) -> Iterator[Row]:
-        with self._open() as file:
-            try:
+        try:
+            with self._open() as file:
                 text = file.read().decode("utf-8").replace("\r\n", "\n")
-            except UnicodeDecodeError:
-                raise ValueError(f"data {self.file!r}: not UTF-8 text") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"data {self.file!r}: not UTF-8 text") from None
+        except BROKEN as problem:
+            raise _unreadable(self.file, _ending(self.file), problem) from None
         texts = text.split(f"\n{SEPARATOR}\n") if SEPARATOR in text else _passages(text)
         return islice(({"text": t} for t in texts if t.strip()), low, high)
 
@@ -147,13 +153,16 @@ class _JsonLines(_Shard):
         return islice(self._all(), low, high)
 
     def _all(self) -> Iterator[Row]:
-        with self._open() as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    try:
+        number = 0
+        try:
+            with self._open() as lines:
+                for number, line in enumerate(lines, 1):  # noqa: B007  # the error names it
+                    if line.strip():
                         yield json.loads(line)
-                    except (ValueError, RecursionError):
-                        raise ValueError(f"data {self.file!r}: line {number} is not JSON") from None
+        except (ValueError, RecursionError):
+            raise ValueError(f"data {self.file!r}: line {number} is not JSON") from None
+        except BROKEN as problem:
+            raise _unreadable(self.file, _ending(self.file), problem) from None
 
 
 class _Parquet(_Shard):

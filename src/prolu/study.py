@@ -73,15 +73,26 @@ def write_study(out: Path, study: Mapping[str, Any]) -> None:
     write_atomically(out / STUDY_FILE, json.dumps(study, indent=1) + "\n")
 
 
-def check_folder(out: Path, study: dict[str, Any], batch_size: int) -> None:
-    """Raises ValueError unless `out` can be created, or holds this very study, or a shorter one that it extends."""
+def holds_study(out: Path) -> bool:
+    """Whether there is a study already, whichever.
+
+    Raises:
+        ValueError: something else is there.
+    """
     nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not nearest.is_dir():
         raise ValueError(f"out {str(out)!r}: {nearest} is a file")
     if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
-        return  # nothing but what a process leaves that died before its first file was whole
+        return False  # nothing but what a process leaves that died before its first file was whole
     if not (out / STUDY_FILE).is_file():
         raise ValueError(f"out {str(out)!r}: not empty, and not a study; choose another folder")
+    return True
+
+
+def check_folder(out: Path, study: dict[str, Any], batch_size: int) -> None:
+    """Raises ValueError unless `out` can be created, or holds this very study, or a shorter one that it extends."""
+    if not holds_study(out):
+        return
     held, asked = read_study(out), json.loads(json.dumps(study))
     flat_held, flat_asked = _flat(held), _flat(asked)
     for name in sorted(flat_held.keys() | flat_asked.keys()):

@@ -1,5 +1,6 @@
 """One SAE in training: its frozen config, its state, and a step."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from prolu.checks import check_types
 from prolu.nonlinearities import nonlinearity_named
 from prolu.penalties import penalty_named
 from prolu.resampling import SECOND_MOMENTS, Rebirth, Resampled, Resampling
@@ -75,18 +77,21 @@ class RunConfig:
     """Of the matmuls' inputs: fp32, tf32 or bf16; sums, weights and moments are fp32. All but fp32 are for GPUs."""
 
     def __post_init__(self):
+        check_types(self)
         nonlinearity_named(self.nonlinearity)
         penalty_named(self.penalty)
         if not 0 <= self.coeff < float("inf"):
             raise ValueError(f"coeff {self.coeff}: must be 0 or more, and finite")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr {self.lr}: must be more than 0, and finite")
+        if not math.isfinite(self.initial_bias):
+            raise ValueError(f"initial_bias {self.initial_bias}: must be finite")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm {self.max_grad_norm}: must be more than 0, or None for no clip")
         if self.d_sae < 1 or self.n_tokens < 1:
             name = "d_sae" if self.d_sae < 1 else "n_tokens"
             raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
-        if not 0 <= self.warmup_fraction <= self.decay_start_fraction < self.decay_end_fraction:
+        if not 0 <= self.warmup_fraction <= self.decay_start_fraction < self.decay_end_fraction < float("inf"):
             raise ValueError(
                 f"schedule: needs 0 <= warmup_fraction {self.warmup_fraction} <= decay_start_fraction "
                 f"{self.decay_start_fraction} < decay_end_fraction {self.decay_end_fraction}"
@@ -109,6 +114,10 @@ class RunConfig:
         for name in ("resample_dead_below", "resample_exponent", "resample_encoder_norm"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} {getattr(self, name)}: must be 0 or more, and finite")
+        if self.resample_candidates < 1:
+            raise ValueError(f"resample_candidates {self.resample_candidates}: must be at least 1")
+        if self.resample_max_raw_norm is not None and not self.resample_max_raw_norm > 0:
+            raise ValueError(f"resample_max_raw_norm {self.resample_max_raw_norm}: must be more than 0, or None")
         if any(not 0 < fraction < 1 for fraction in (*self.resample_fractions, self.resample_count_fraction)):
             raise ValueError(
                 f"resample_fractions {self.resample_fractions}, resample_count_fraction "
