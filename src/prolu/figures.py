@@ -167,6 +167,8 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], reco
 def _plain_log_ticks(axes: Axes) -> None:
     ticks = [1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000]
     low, high = axes.get_xlim()
+    if high > 100 * low:
+        ticks = [1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000]
     axes.set_xticks([t for t in ticks if low <= t <= high], minor=False)
     axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter("{x:g}")
