@@ -1,0 +1,47 @@
+"""What a checkpoint costs: seconds and bytes to write and to read, and the interval that keeps writing under 3%.
+
+python benchmarks/checkpoint.py --d-in 768 --d-sae 12288 --runs 4
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from prolu import RunConfig, Trainer
+from prolu.checkpoints import LARGEST_SHARE, SHORTEST_SECONDS, Saved, read_checkpoint, write_checkpoint
+
+
+def main() -> None:
+    """Writes and reads one study's state several times; prints medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--d-in", type=int, default=128)
+    parser.add_argument("--d-sae", type=int, default=512)
+    parser.add_argument("--runs", type=int, default=18)
+    parser.add_argument("--rounds", type=int, default=5)
+    request = parser.parse_args()
+    trainers = [
+        Trainer(RunConfig(d_sae=request.d_sae, n_tokens=512, init_seed=i), request.d_in, 512)
+        for i in range(request.runs)
+    ]
+    saved = {t.config.run_id: Saved(t.state.tensors(), t.state.counters()) for t in trainers}
+    n_bytes = sum(tensor.nbytes for run in saved.values() for tensor in run.tensors.values())
+    writing, reading = [], []
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        for step in range(request.rounds):
+            start = time.perf_counter()
+            write_checkpoint(Path(folder), step, saved)
+            written = time.perf_counter()
+            read_checkpoint(Path(folder))
+            writing.append(written - start)
+            reading.append(time.perf_counter() - written)
+    seconds = statistics.median(writing)
+    interval = max(SHORTEST_SECONDS, seconds / LARGEST_SHARE)
+    print(f"{request.runs} runs of {request.d_in} -> {request.d_sae}: {n_bytes / 1e6:,.0f} MB")
+    print(f"write {seconds:.3f} s ({n_bytes / seconds / 1e6:,.0f} MB/s), read {statistics.median(reading):.3f} s")
+    print(f"one every {interval:,.0f} s: {seconds / (seconds + interval):.2%} of the time")
+
+
+if __name__ == "__main__":
+    main()
