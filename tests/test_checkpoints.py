@@ -293,6 +293,7 @@ def test_checkpoints_take_less_than_three_percent_of_the_time(monkeypatch):
     assert 0 < clock.writing < 0.03 * now[0]
 
 
+@pytest.mark.slow  # some processes, a minute
 def test_kills_at_disk_operations_and_at_random_moments(tmp_path):
     """A few of `make crash`'s kills."""
     script = Path(__file__).with_name("crash.py")
@@ -300,6 +301,43 @@ def test_kills_at_disk_operations_and_at_random_moments(tmp_path):
     done = subprocess.run(command, cwd=script.parent, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"kills (\d+), identical \1/\1$", done.stdout.strip())
+
+
+@pytest.mark.parametrize("keep_state", [False, True])
+def test_a_run_that_ended_but_was_not_recorded_is(wanted, tiny_stream, tmp_path, keep_state):
+    """The sweep dies between the last step and the second line of results."""
+    asked = {"eval_tokens": 320, "checkpoint_seconds": 1e9, "keep_state": keep_state, "progress": False}
+
+    def die(name, path):
+        if name == "rename" and path.name == "results.jsonl" and path.exists():
+            raise KeyError("power cut")
+
+    before_operation.append(die)
+    try:
+        with pytest.raises(KeyError):
+            run_sweep(RUNS, tiny_stream, tmp_path / "a", **asked)
+    finally:
+        before_operation.remove(die)
+    assert len((tmp_path / "a" / "results.jsonl").read_text().splitlines()) == 1
+    run_sweep(RUNS, tiny_stream, tmp_path / "a", **asked)
+    found = contents(tmp_path / "a")
+    assert {name: found[name] for name in wanted} == wanted
+
+
+def test_a_signal_while_runs_are_scored_keeps_those_that_wait(wanted, tiny_stream, tmp_path):
+    def interrupt(name, path):
+        if name == "rename" and path.name == "results.jsonl":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before_operation.append(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sweep(tiny_stream, tmp_path / "a", seconds=1e9)
+    finally:
+        before_operation.remove(interrupt)
+    assert len(read_checkpoint(tmp_path / "a").runs) == 2
+    sweep(tiny_stream, tmp_path / "a", seconds=1e9)
+    assert contents(tmp_path / "a") == wanted
 
 
 LENGTHS = {"d_sae": 40, "coeff": 0.03, "lr": 0.02, "decay_start_fraction": 1.0, "decay_end_fraction": 2.0}

@@ -189,6 +189,7 @@ class _Sweep:
     ):
         self._stream, self._out, self._clock = stream, out, clock
         self._keep_state, self._progress = keep_state, progress
+        self._interrupt = Interrupt()
         self._held_out = HeldOut(stream.lm, stream.blocks, eval_tokens)
         self._active = self._prepared(todo)
 
@@ -198,15 +199,18 @@ class _Sweep:
         Raises:
             KeyboardInterrupt: asked to stop; a checkpoint is written.
         """
-        if not self._active:
-            return
+        with Interrupt() as self._interrupt:
+            self._conclude()  # what had ended, but was not yet recorded
+            if self._active:
+                self._loop()
+            elif self._interrupt.requested:
+                raise KeyboardInterrupt
+
+    def _loop(self) -> None:
         first = min(run.trainer.state.n_updates for run in self._active)
         n_steps, batch_size = max(run.trainer.n_steps for run in self._active), self._stream.batch_size
         n_saes = len(self._active)
-        with (
-            Interrupt() as interrupt,
-            Meter("training", (n_steps - first) * batch_size, n_saes, shown=self._progress) as meter,
-        ):
+        with Meter("training", (n_steps - first) * batch_size, n_saes, shown=self._progress) as meter:
             for step in range(first, n_steps):
                 due = [run for run in self._active if run.trainer.state.n_updates == step]
                 _resample([run for run in due if run.trainer.resamples_now], self._stream, step)
@@ -214,10 +218,10 @@ class _Sweep:
                 for run in due:
                     self._attempt(run, lambda run=run, batch=batch: run.step(batch, self._held_out))
                 meter.advance(batch_size)
-                self._conclude([run for run in self._active if run.finished])
-                if self._active and (interrupt.requested or self._clock.is_due):
+                self._conclude()
+                if self._active and (self._interrupt.requested or self._clock.is_due):
                     self._checkpoint(step + 1)
-                if interrupt.requested:
+                if self._interrupt.requested:
                     raise KeyboardInterrupt
             rate = {"tokens_per_second": meter.tokens_per_second, "seconds": meter.seconds, "n_saes": n_saes}
         self._log("trained", **rate, seconds_checkpointing=self._clock.writing)
@@ -287,16 +291,19 @@ class _Sweep:
         write_atomically(self._out / run_id / FAILURE_FILE, json.dumps({"step": step, "reason": reason}) + "\n")
         self._log("failed", run_id=run_id, step=step, reason=reason)
 
-    def _conclude(self, finished: list[_ActiveRun]) -> None:
+    def _conclude(self) -> None:
         """Evaluates runs that have ended; each is on the disk before the next is looked at."""
+        finished = [run for run in self._active if run.finished]
         if not finished:
             return
         n_tokens = self._held_out.n_tokens
         with Meter("evaluating", n_tokens * len(finished), shown=self._progress) as meter:
             for run in finished:
+                if self._interrupt.requested:
+                    return
                 self._attempt(run, lambda run=run: self._write_result(run))
+                self._active = [other for other in self._active if other is not run]
                 meter.advance(n_tokens)
-        self._active = [run for run in self._active if run not in finished]
 
     def _write_result(self, run: _ActiveRun) -> None:
         if self._keep_state:
