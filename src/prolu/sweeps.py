@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from prolu.active import ActiveRun
 from prolu.checkpoints import (
     CHECKPOINTS_FOLDER,
     Clock,
@@ -18,19 +18,15 @@ from prolu.checkpoints import (
     remove_checkpoints,
     write_checkpoint,
 )
-from prolu.evaluation import HeldOut, evaluate, probe
+from prolu.evaluation import HeldOut
 from prolu.files import owned, read_json_lines, remove, write_atomically
-from prolu.frontiers import is_converged
 from prolu.interrupts import Interrupt
 from prolu.progress import Meter
-from prolu.results import CURVES_FILE, FAILURE_FILE, RESULTS_FILE, Results, failures, read_study
+from prolu.results import FAILURE_FILE, RESULTS_FILE, Results, failures, read_study
 from prolu.steps import Steps
-from prolu.stream import ActivationStream, Batch
+from prolu.stream import ActivationStream
 from prolu.study import FINAL_FOLDER, describe_study, prepare_folder, write_study
 from prolu.training import RunConfig, Trainer
-
-LINES_PER_CURVE = 100
-"""Lines of metrics.jsonl that a run writes."""
 
 
 class SweepFailedError(RuntimeError):
@@ -106,73 +102,6 @@ def _done(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
     return [run for run in runs if lengths.get(run.run_id) == run.n_tokens]
 
 
-class _ActiveRun:
-    """A trainer with what the world sees of it: its folder, its curve, its probes."""
-
-    def __init__(self, trainer: Trainer, folder: Path, provenance: dict[str, Any]):
-        self.trainer, self.folder = trainer, folder
-        self._provenance = provenance | {"run": trainer.describe()}
-        self.resampled: list[dict[str, int]] = []
-        self._probes: dict[int, dict[str, float]] = {}
-        self._curve: list[str] = []
-        self._probe_steps = trainer.config.probe_steps(trainer.batch_size)
-        self._every = max(1, trainer.n_steps // LINES_PER_CURVE)
-
-    @property
-    def run_id(self) -> str:
-        return self.trainer.config.run_id
-
-    @property
-    def finished(self) -> bool:
-        return self.trainer.state.n_updates >= self.trainer.n_steps
-
-    def step(self, batch: Batch, held_out: HeldOut) -> None:
-        """One step and what follows it.
-
-        Raises:
-            FloatingPointError: the loss is not finite; the weights may not be either.
-        """
-        report = self.trainer.step(batch.acts)
-        if not math.isfinite(float(report.stats.mse)):
-            raise FloatingPointError("the loss is not finite")
-        n_updates = self.trainer.state.n_updates
-        if n_updates % self._every == 0 or self.finished:
-            self._curve.append(json.dumps(self.trainer.summary(report)) + "\n")
-        if n_updates in self._probe_steps:
-            self._probes[n_updates] = probe(self.trainer.sae(), held_out)
-        if self.finished and not all(t.isfinite().all() for t in self.trainer.state.weights.tensors()):
-            raise FloatingPointError("the weights are not finite")
-
-    def saved(self) -> Saved:
-        """All that it takes to go on."""
-        seen = {"curve": self._curve, "probes": sorted(self._probes.items()), "resampled": self.resampled}
-        return Saved(self.trainer.state.tensors(), self.trainer.state.counters() | seen)
-
-    def restore_(self, saved: Saved) -> None:
-        """Takes up what `saved` gave.
-
-        Raises:
-            ValueError, KeyError, TypeError: it is not a state of this run.
-        """
-        self.trainer.restore_(saved.tensors, saved.facts)
-        self._curve, self._probes = list(saved.facts["curve"]), {int(n): p for n, p in saved.facts["probes"]}
-        self.resampled = list(saved.facts["resampled"])
-
-    def finish(self, held_out: HeldOut) -> dict[str, Any]:
-        """Saves the SAE and its curve; returns its line of results."""
-        config, sae = self.trainer.config, self.trainer.sae()
-        figures = evaluate(sae, held_out)
-        start, end = (self._probes.get(n, figures) for n in self._probe_steps)
-        sae.save(self.folder, self._provenance)
-        write_atomically(self.folder / CURVES_FILE, "".join(self._curve))
-        facts = asdict(config) | {"run_id": config.run_id, "converged": is_converged(start, end)}
-        facts["resampled"] = self.resampled
-        probes = {
-            f"{name}_probe_{when}": p[name] for when, p in (("start", start), ("end", end)) for name in ("l0", "mse")
-        }
-        return facts | {"eval_tokens": held_out.n_tokens} | figures | probes
-
-
 class _Sweep:
     """The loop: trainers on one stream, checkpoints, results, and what to do when a run or the disk fails."""
 
@@ -226,11 +155,11 @@ class _Sweep:
             rate = {"tokens_per_second": meter.tokens_per_second, "seconds": meter.seconds, "n_saes": n_saes}
         self._log("trained", **rate, seconds_checkpointing=self._clock.writing)
 
-    def _prepared(self, todo: list[RunConfig]) -> list[_ActiveRun]:
+    def _prepared(self, todo: list[RunConfig]) -> list[ActiveRun]:
         """Trainers, each where it was left."""
         shared: dict[tuple[int, str], Steps] = {}
         together = self._read(self._out)
-        active: list[_ActiveRun] = []
+        active: list[ActiveRun] = []
         for config in todo:
             folder, shape = self._out / config.run_id, (config.d_sae, config.precision)
             try:
@@ -239,7 +168,7 @@ class _Sweep:
                 self._record_failure(config.run_id, 0, problem)
                 continue
             shared.setdefault(shape, trainer.steps)
-            run = _ActiveRun(trainer, folder, self._stream.describe())
+            run = ActiveRun(trainer, folder, self._stream.describe())
             places = (lambda: together, lambda f=folder: self._read(f), lambda f=folder: self._read(f / FINAL_FOLDER))
             saved = next((found[config.run_id] for place in places if config.run_id in (found := place())), None)
             if saved is not None:
@@ -269,7 +198,7 @@ class _Sweep:
         self._clock.wrote(started)
         self._log("checkpoint", step=step, seconds=time.monotonic() - started)
 
-    def _attempt(self, run: _ActiveRun, work: Callable[[], None]) -> None:
+    def _attempt(self, run: ActiveRun, work: Callable[[], None]) -> None:
         """Does some work of one run; if it fails, the run is stopped and the others go on."""
         try:
             work()
@@ -278,7 +207,7 @@ class _Sweep:
             self._keep_last_good(run)
             self._record_failure(run.run_id, run.trainer.state.n_updates, problem)
 
-    def _keep_last_good(self, run: _ActiveRun) -> None:
+    def _keep_last_good(self, run: ActiveRun) -> None:
         """The run's part of the last checkpoint moves into its own folder, where later ones do not replace it."""
         found = read_checkpoint(self._out)
         if found and run.run_id in found.runs:
@@ -305,7 +234,7 @@ class _Sweep:
                 self._active = [other for other in self._active if other is not run]
                 meter.advance(n_tokens)
 
-    def _write_result(self, run: _ActiveRun) -> None:
+    def _write_result(self, run: ActiveRun) -> None:
         if self._keep_state:
             write_checkpoint(run.folder / FINAL_FOLDER, run.trainer.state.n_updates, {run.run_id: run.saved()})
         record = run.finish(self._held_out)
@@ -320,7 +249,7 @@ class _Sweep:
             log.write(json.dumps({"event": event, "time": time.time()} | facts) + "\n")
 
 
-def _resample(due: list[_ActiveRun], stream: ActivationStream, step: int) -> None:
+def _resample(due: list[ActiveRun], stream: ActivationStream, step: int) -> None:
     """Resamples the dead latents of all runs whose turn it is, on one harvest of fresh activations."""
     rebirths = [run.trainer.rebirth() for run in due]
     if any(rebirth.n_dead for rebirth in rebirths):

@@ -1,0 +1,87 @@
+"""One run while it trains: its trainer, and what the world sees of it."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prolu.checkpoints import Saved
+from prolu.evaluation import HeldOut, evaluate, probe
+from prolu.files import write_atomically
+from prolu.frontiers import is_converged
+from prolu.results import CURVES_FILE
+from prolu.stream import Batch
+from prolu.training import Trainer
+
+LINES_PER_CURVE = 100
+"""Lines of metrics.jsonl that a run writes."""
+
+
+class ActiveRun:
+    """A trainer with what the world sees of it: its folder, its curve, its probes."""
+
+    def __init__(self, trainer: Trainer, folder: Path, provenance: dict[str, Any]):
+        self.trainer, self.folder = trainer, folder
+        self._provenance = provenance | {"run": trainer.describe()}
+        self.resampled: list[dict[str, int]] = []
+        self._probes: dict[int, dict[str, float]] = {}
+        self._curve: list[str] = []
+        self._probe_steps = trainer.config.probe_steps(trainer.batch_size)
+        self._every = max(1, trainer.n_steps // LINES_PER_CURVE)
+
+    @property
+    def run_id(self) -> str:
+        """Name of its folder."""
+        return self.trainer.config.run_id
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its steps are made."""
+        return self.trainer.state.n_updates >= self.trainer.n_steps
+
+    def step(self, batch: Batch, held_out: HeldOut) -> None:
+        """One step and what follows it.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the weights may not be either.
+        """
+        report = self.trainer.step(batch.acts)
+        if not math.isfinite(float(report.stats.mse)):
+            raise FloatingPointError("the loss is not finite")
+        n_updates = self.trainer.state.n_updates
+        if n_updates % self._every == 0 or self.finished:
+            self._curve.append(json.dumps(self.trainer.summary(report)) + "\n")
+        if n_updates in self._probe_steps:
+            self._probes[n_updates] = probe(self.trainer.sae(), held_out)
+        if self.finished and not all(t.isfinite().all() for t in self.trainer.state.weights.tensors()):
+            raise FloatingPointError("the weights are not finite")
+
+    def saved(self) -> Saved:
+        """All that it takes to go on."""
+        seen = {"curve": self._curve, "probes": sorted(self._probes.items()), "resampled": self.resampled}
+        return Saved(self.trainer.state.tensors(), self.trainer.state.counters() | seen)
+
+    def restore_(self, saved: Saved) -> None:
+        """Takes up what `saved` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not a state of this run.
+        """
+        self.trainer.restore_(saved.tensors, saved.facts)
+        self._curve, self._probes = list(saved.facts["curve"]), {int(n): p for n, p in saved.facts["probes"]}
+        self.resampled = list(saved.facts["resampled"])
+
+    def finish(self, held_out: HeldOut) -> dict[str, Any]:
+        """Saves the SAE and its curve; returns its line of results."""
+        config, sae = self.trainer.config, self.trainer.sae()
+        figures = evaluate(sae, held_out)
+        start, end = (self._probes.get(n, figures) for n in self._probe_steps)
+        sae.save(self.folder, self._provenance)
+        write_atomically(self.folder / CURVES_FILE, "".join(self._curve))
+        facts = asdict(config) | {"run_id": config.run_id, "converged": is_converged(start, end)}
+        facts["resampled"] = self.resampled
+        probes = {
+            f"{name}_probe_{when}": p[name] for when, p in (("start", start), ("end", end)) for name in ("l0", "mse")
+        }
+        return facts | {"eval_tokens": held_out.n_tokens} | figures | probes
