@@ -152,7 +152,7 @@ def main() -> int:
         kills.append((f"operation {operation}", at_operation))
     moments = random.Random(0)
     for _ in range(request.random):
-        delay = moments.uniform(0.1 * seconds, 1.2 * seconds)
+        delay = moments.uniform(0.1 * seconds, 0.95 * seconds)
 
         def at_moment(out: Path, delay: float = delay) -> int:
             child = in_a_process(lambda: command(folder, out, 0.05))

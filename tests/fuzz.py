@@ -227,6 +227,20 @@ def api_cases(lm: prolu.LanguageModel, blocks: prolu.TokenBlocks, folder: Path) 
     x = torch.zeros(3, sae.config.d_in)
     for shape in ((3, 5), (0,), (), (sae.config.d_in, 3)):
         yield f"encode {shape}", lambda s=shape: sae.encode(torch.zeros(s))
+    for dtype in (torch.int64, torch.bool, torch.float64, torch.complex64):
+        yield f"encode {dtype}", lambda t=dtype: sae.encode(torch.zeros(3, sae.config.d_in, dtype=t))
+    yield "encode on meta", lambda: sae.encode(torch.zeros(3, sae.config.d_in, device="meta"))
+    trainer = prolu.Trainer(prolu.RunConfig(d_sae=16, n_tokens=640), 6, 64)
+    for acts in (
+        torch.zeros(64, 5),
+        torch.zeros(6),
+        torch.zeros(0, 6),
+        torch.zeros(2, 64, 6),
+        torch.zeros(64, 6).double(),
+    ):
+        yield f"step {tuple(acts.shape)} {acts.dtype}", lambda a=acts: trainer.step(a)
+    yield "step of integers", lambda: trainer.step(torch.zeros(64, 6, dtype=torch.int64))
+    yield "step on meta", lambda: trainer.step(torch.zeros(64, 6, device="meta"))
     yield "forward of the wrong width", lambda: sae(x[:, :-1])
     for m, b in (((3,), (4,)), ((2, 3), (2,)), ((3,), (2, 3)), ((), (3,))):
         yield f"prolu {m} {b}", lambda m=m, b=b: prolu.prolu(torch.zeros(m), torch.zeros(b))

@@ -119,3 +119,16 @@ def test_a_member_of_the_generalised_family_trains_and_has_a_folder_name_without
     for seed in range(10):
         trainer.step(sparse_activations(32, 6, seed=seed, dtype=torch.float32))
     assert (trainer.sae().b_enc != 0).any()
+
+
+@pytest.mark.parametrize("step", ["dense", "sparse", "sparse_torch"])
+def test_activations_may_be_strided_and_carry_gradients(step):
+    x = sparse_activations(32, 6, dtype=torch.float32)
+    ends = []
+    for acts in (x, x.T.contiguous().T, torch.cat([x, x], 1)[:, :6], x.clone().requires_grad_()):
+        trainer = Trainer(RunConfig(d_sae=24, n_tokens=320, step=step), 6, 32)
+        for _ in range(3):
+            trainer.step(acts)
+        ends.append(trainer.state.weights.tensors())
+    for other in ends[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(ends[0], other, strict=True))

@@ -118,6 +118,10 @@ class SAE(torch.nn.Module):
     def _scaled(self, acts: Tensor) -> tuple[Tensor, Tensor | float]:
         if acts.shape[-1:] != (self.config.d_in,):
             raise ValueError(f"acts of shape {tuple(acts.shape)}: the last dimension must be d_in = {self.config.d_in}")
+        if torch.promote_types(acts.dtype, self.W_enc.dtype) != self.W_enc.dtype or not acts.is_floating_point():
+            raise ValueError(f"acts are {acts.dtype}, the SAE is {self.W_enc.dtype}: convert one to the other")
+        if acts.device != self.W_enc.device:
+            raise ValueError(f"acts are on {acts.device}, the SAE on {self.W_enc.device}: move one to the other")
         if self.config.normalisation == "none":
             return acts, 1.0
         x, norms = normalise(acts)

@@ -263,7 +263,12 @@ class Trainer:
         self.steps = steps or Steps(weights, batch_size, config.precision)
 
     def step(self, acts: Float[Tensor, "batch d_in"]) -> StepReport:
-        """One update on normalised activations."""
+        """One update on normalised activations.
+
+        Raises:
+            ValueError: no activations, or of another width, dtype or device than the SAE.
+        """
+        acts = self._checked(acts)
         weights, first, second, last_fired, fired, n_updates, family = self.state
         lr = self.config.lr * self._schedule.factor(n_updates)
         stats = self.steps[family].update_(
@@ -299,6 +304,14 @@ class Trainer:
     def resample_(self, rebirth: Rebirth) -> Resampled:
         """Gives dead latents their new directions, in place."""
         return rebirth.finish_(self.state.weights, self.state.first, self.state.second)
+
+    def _checked(self, acts: Tensor) -> Tensor:
+        like = self.state.weights.encoder
+        if acts.ndim != 2 or acts.shape[1] != like.shape[1] or not len(acts):
+            raise ValueError(f"acts of shape {tuple(acts.shape)}: must be [batch, d_in] with d_in = {like.shape[1]}")
+        if acts.dtype != like.dtype or acts.device != like.device:
+            raise ValueError(f"acts are {acts.dtype} on {acts.device}: the trainer is {like.dtype} on {like.device}")
+        return acts.detach().contiguous()
 
     def summary(self, report: StepReport) -> dict[str, float | int]:
         """A line of `metrics.jsonl`: figures of the last step, and latents silent for a tenth of the run."""
