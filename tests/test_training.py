@@ -96,7 +96,7 @@ def test_schedule_scales_with_the_run():
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("coeff", -1.0, "must be 0 or more"), ("coeff", float("nan"), "must be 0 or more"),
+        ("coeff", -1.0, "must be 0 or more"), ("coeff", float("nan"), "must be a number"),
         ("nonlinearity", "gelu", "relu, prolu_relu, prolu_ste"), ("penalty", "l2", "l1, sqrt_l1"),
         ("lr", 0.0, "more than 0"), ("d_sae", 0, "at least 1"), ("n_tokens", -5, "at least 1"),
         ("warmup_fraction", 0.9, "schedule"), ("lr_floor", 2.0, "between 0 and 1"),

@@ -5,6 +5,8 @@ from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False", NoneType: "None"}
+
 
 def check_types(config: Any) -> None:
     """Raises ValueError for the first field whose value is not of its declared type; NaN is no number.
@@ -14,8 +16,7 @@ def check_types(config: Any) -> None:
     for field in fields(config):
         value = getattr(config, field.name)
         if not _fits(value, field.type):
-            name = getattr(field.type, "__name__", None) if get_origin(field.type) is None else None
-            raise ValueError(f"{field.name} {value!r}: must be {name or field.type}")
+            raise ValueError(f"{field.name} {value!r}: must be {_in_words(field.type)}")
 
 
 def _fits(value: Any, declared: Any) -> bool:
@@ -25,4 +26,12 @@ def _fits(value: Any, declared: Any) -> bool:
         return isinstance(value, tuple) and all(_fits(one, get_args(declared)[0]) for one in value)
     if declared is float:
         return type(value) in (int, float) and not math.isnan(value)
-    return type(value) is (NoneType if declared is None else declared)
+    return type(value) is declared
+
+
+def _in_words(declared: Any) -> str:
+    if isinstance(declared, UnionType):
+        return " or ".join(map(_in_words, get_args(declared)))
+    if get_origin(declared) is tuple:
+        return f"a tuple, each {_in_words(get_args(declared)[0])}"
+    return WORDS[declared]
