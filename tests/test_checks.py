@@ -29,7 +29,8 @@ def test_what_fits_passes():
         ({"x": float("nan")}, "x nan: must be a number"), ({"x": "1"}, "x '1': must be a number"),
         ({"name": 3}, "name 3: must be text"), ({"on": 1}, "on 1: must be True or False"),
         ({"limit": "x"}, "limit 'x': must be a number or None"),
-        ({"shares": [0.5]}, r"shares \[0.5\]: must be a tuple, each a number"), ({"shares": (0.5, "x")}, "must be a tuple"),
+        ({"shares": [0.5]}, r"shares \[0.5\]: must be a tuple, each a number"),
+        ({"shares": (0.5, "x")}, "must be a tuple"),
     ],
 )  # fmt: skip
 def test_what_does_not_is_told_in_words(change, words):
