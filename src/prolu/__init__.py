@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from prolu.config import RunConfig
 from prolu.data import TokenBlocks, load_blocks
 from prolu.evaluation import HeldOut, evaluate
 from prolu.lm import LanguageModel
@@ -10,7 +11,7 @@ from prolu.results import Results
 from prolu.sae import SAE, SAEConfig
 from prolu.stream import ActivationStream
 from prolu.sweeps import grid, run_sweep
-from prolu.training import RunConfig, Trainer
+from prolu.training import Trainer
 
 __version__ = version("prolu")
 

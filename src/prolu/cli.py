@@ -22,11 +22,11 @@ from prolu.commands import (
     prepare_report,
     prepare_sweep,
 )
+from prolu.config import RunConfig
 from prolu.files import FolderBusyError
 from prolu.interrupts import INTERRUPTED
 from prolu.recipes import GPT2_WIDTH, RECIPES, recipe_named
 from prolu.sweeps import SweepFailedError
-from prolu.training import RunConfig
 
 DATA_FIELDS = ("text_column", "split", "eval_split")
 """What goes with one dataset and no other."""

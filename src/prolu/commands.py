@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from prolu.config import RunConfig
 from prolu.data import load_blocks
 from prolu.estimates import estimate, outline
 from prolu.evaluation import HeldOut, evaluate
@@ -18,7 +19,6 @@ from prolu.sae import SAE, read_provenance
 from prolu.stream import ActivationStream
 from prolu.study import check_runs, holds_study, prepare_folder
 from prolu.sweeps import run_sweep
-from prolu.training import RunConfig
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
 

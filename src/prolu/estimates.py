@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from prolu.builtin import MODEL_DIR
+from prolu.config import RunConfig
 from prolu.lm import BATCH_TOKENS, FAMILIES, locate
 from prolu.nonlinearities import nonlinearity_named
 from prolu.penalties import penalty_named
@@ -15,7 +16,6 @@ from prolu.sae import SAEConfig, initial_weights
 from prolu.steps import AdamConfig, Objective, Steps
 from prolu.steps.choice import has_numba
 from prolu.steps.dense import ROWS_PER_CHUNK
-from prolu.training import RunConfig
 
 BYTES = 4
 """Of a number in fp32."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from prolu.training import RunConfig
+from prolu.config import RunConfig
 
 
 class Recipe(NamedTuple):

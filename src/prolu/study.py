@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from prolu.checkpoints import CHECKPOINTS_FOLDER
+from prolu.config import RunConfig
 from prolu.files import write_atomically
 from prolu.results import STUDY_FILE, read_study
 from prolu.sae import CONFIG_FILE
 from prolu.steps import crossover_density
 from prolu.stream import ActivationStream
-from prolu.training import RunConfig
 
 FINAL_FOLDER = "final"
 """In a run's folder: the state it ended with, if it was asked to keep that."""

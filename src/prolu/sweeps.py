@@ -18,6 +18,7 @@ from prolu.checkpoints import (
     remove_checkpoints,
     write_checkpoint,
 )
+from prolu.config import RunConfig
 from prolu.evaluation import HeldOut
 from prolu.files import owned, read_json_lines, remove, write_atomically
 from prolu.interrupts import Interrupt
@@ -26,7 +27,7 @@ from prolu.results import FAILURE_FILE, RESULTS_FILE, Results, failures, read_st
 from prolu.steps import Steps
 from prolu.stream import ActivationStream
 from prolu.study import FINAL_FOLDER, describe_study, prepare_folder, write_study
-from prolu.training import RunConfig, Trainer
+from prolu.training import Trainer
 
 
 class SweepFailedError(RuntimeError):

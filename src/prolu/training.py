@@ -1,189 +1,22 @@
-"""One SAE in training: its frozen config, its state, and a step."""
+"""One SAE in training: its state, and a step."""
 
-import math
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prolu.checks import check_types
+from prolu.config import RunConfig
 from prolu.nonlinearities import nonlinearity_named
 from prolu.penalties import penalty_named
-from prolu.resampling import SECOND_MOMENTS, Rebirth, Resampled, Resampling
+from prolu.resampling import Rebirth, Resampled
 from prolu.rng import keyed_generator
 from prolu.sae import SAE, SAEConfig, initial_weights
-from prolu.schedule import Schedule
 from prolu.steps import AdamConfig, Objective, Steps, StepStats, crossover_density, next_family
 from prolu.steps.choice import FAMILIES
-from prolu.steps.cuda import PRECISIONS
 from prolu.weights import Weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """One run: which SAE, which loss, how long."""
-
-    nonlinearity: str = "prolu_ste"
-    """Activation function: relu, prolu_relu, prolu_ste, or prolu(b_ste,m_ste,m_gg) of the generalised family."""
-    penalty: str = "l1"
-    """Sparsity penalty: l1 or sqrt_l1."""
-    coeff: float = 1.2e-3
-    """Penalty coefficient lambda. The MSE is a mean over d_in, so scale it by about 768 / d_in."""
-    d_sae: int = 12_288
-    """Number of latents."""
-    n_tokens: int = 100_000_000
-    """Training tokens; the rest that does not fill a batch is dropped."""
-    lr: float = 1e-3
-    """Peak learning rate."""
-    warmup_fraction: float = 0.02
-    """Share of the steps over which the learning rate rises."""
-    decay_start_fraction: float = 0.8
-    """Share of the steps after which the learning rate falls linearly."""
-    decay_end_fraction: float = 1.0
-    """Share of the steps at which the falling line would reach 0."""
-    lr_floor: float = 0.1
-    """Lowest factor on the learning rate during the decay."""
-    max_grad_norm: float | None = None
-    """Largest norm of all gradients together; longer ones are scaled down to it. None: never, as in the paper."""
-    init_seed: int = 0
-    """Seed of the initial weights."""
-    initial_bias: float = 0.0
-    """Where the encoder biases start."""
-    normalisation: str = "per_token"
-    """per_token: activations scaled to norm sqrt(d_in); none: as they are."""
-    resample_fractions: tuple[float, ...] = ()
-    """Shares of the steps after which dead latents are resampled and the warm-up begins anew; none by default."""
-    resample_count_fraction: float = 0.128
-    """Share of the steps, before each resampling, over which firings are counted."""
-    resample_dead_below: float = 3e-6
-    """A latent is dead if it fired on a smaller share of those tokens."""
-    resample_candidates: int = 819_200
-    """Fresh activations among which new directions are drawn."""
-    resample_max_raw_norm: float | None = None
-    """Activations of this norm or more are no candidates; None: all are. GPT-2's first positions have about 3000."""
-    resample_exponent: float = 1.0
-    """Candidates are drawn with probability proportional to their squared error to this power."""
-    resample_encoder_norm: float = 0.02
-    """Norm of a new encoder column, as a share of the mean over living latents."""
-    resample_second_moment: str = "mean"
-    """Adam's second moment of what is new: mean (over living latents) or zero."""
-    step: str = "auto"
-    """Family of training steps: auto (by the density of the last step), dense, sparse or sparse_torch."""
-    precision: str = "fp32"
-    """Of the matmuls' inputs: fp32, tf32 or bf16; sums, weights and moments are fp32. All but fp32 are for GPUs."""
-
-    def __post_init__(self):
-        check_types(self)
-        nonlinearity_named(self.nonlinearity)
-        penalty_named(self.penalty)
-        if not 0 <= self.coeff < float("inf"):
-            raise ValueError(f"coeff {self.coeff}: must be 0 or more, and finite")
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr {self.lr}: must be more than 0, and finite")
-        if not math.isfinite(self.initial_bias):
-            raise ValueError(f"initial_bias {self.initial_bias}: must be finite")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm {self.max_grad_norm}: must be more than 0, or None for no clip")
-        if self.d_sae < 1 or self.n_tokens < 1:
-            name = "d_sae" if self.d_sae < 1 else "n_tokens"
-            raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
-        if not 0 <= self.warmup_fraction <= self.decay_start_fraction < self.decay_end_fraction < float("inf"):
-            raise ValueError(
-                f"schedule: needs 0 <= warmup_fraction {self.warmup_fraction} <= decay_start_fraction "
-                f"{self.decay_start_fraction} < decay_end_fraction {self.decay_end_fraction}"
-            )
-        if not 0 <= self.lr_floor <= 1:
-            raise ValueError(f"lr_floor {self.lr_floor}: must be between 0 and 1")
-        if self.normalisation not in ("per_token", "none"):
-            raise ValueError(f"normalisation {self.normalisation!r}: choose per_token or none")
-        if self.step not in FAMILIES:
-            raise ValueError(f"step {self.step!r}: choose one of {', '.join(FAMILIES)}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
-        if self.precision != "fp32" and self.step not in ("auto", "dense"):
-            raise ValueError(
-                f"precision {self.precision!r}: the {self.step} step computes in fp32; choose auto or dense"
-            )
-        self._check_resampling()
-
-    def _check_resampling(self) -> None:
-        for name in ("resample_dead_below", "resample_exponent", "resample_encoder_norm"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} {getattr(self, name)}: must be 0 or more, and finite")
-        if self.resample_candidates < 1:
-            raise ValueError(f"resample_candidates {self.resample_candidates}: must be at least 1")
-        if self.resample_max_raw_norm is not None and not self.resample_max_raw_norm > 0:
-            raise ValueError(f"resample_max_raw_norm {self.resample_max_raw_norm}: must be more than 0, or None")
-        if any(not 0 < fraction < 1 for fraction in (*self.resample_fractions, self.resample_count_fraction)):
-            raise ValueError(
-                f"resample_fractions {self.resample_fractions}, resample_count_fraction "
-                f"{self.resample_count_fraction}: must lie between 0 and 1"
-            )
-        if self.resample_second_moment not in SECOND_MOMENTS:
-            raise ValueError(
-                f"resample_second_moment {self.resample_second_moment!r}: choose {' or '.join(SECOND_MOMENTS)}"
-            )
-
-    @property
-    def family(self) -> str:
-        """What is compared: nonlinearity and penalty."""
-        return f"{self.nonlinearity} + {self.penalty}"
-
-    @property
-    def run_id(self) -> str:
-        """Name of the run's folder: what varies within a study."""
-        nonlinearity = re.sub(r"[^\w.+-]+", "_", self.nonlinearity).strip("_")
-        return f"{nonlinearity}-{self.penalty}-{self.coeff:.4g}-lr{self.lr:.4g}-d{self.d_sae}-s{self.init_seed}"
-
-    def n_steps(self, batch_size: int) -> int:
-        """Full batches in `n_tokens`.
-
-        Raises:
-            ValueError: not one.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size {batch_size}: must be at least 1")
-        if self.n_tokens < batch_size:
-            raise ValueError(f"n_tokens {self.n_tokens}: fewer than one batch of {batch_size}")
-        return self.n_tokens // batch_size
-
-    def schedule(self, batch_size: int) -> Schedule:
-        """The learning-rate schedule in steps."""
-        n_steps = self.n_steps(batch_size)
-        start = round(self.decay_start_fraction * n_steps)
-        return Schedule(
-            warmup_steps=round(self.warmup_fraction * n_steps),
-            restart_steps=self.resampling(batch_size).steps,
-            decay_start_step=start,
-            decay_end_step=max(start + 1, round(self.decay_end_fraction * n_steps)),
-            floor=self.lr_floor,
-        )
-
-    def resampling(self, batch_size: int) -> Resampling:
-        """Resampling in steps."""
-        n_steps = self.n_steps(batch_size)
-        return Resampling(
-            steps=tuple(round(fraction * n_steps) for fraction in self.resample_fractions),
-            count_steps=max(1, round(self.resample_count_fraction * n_steps)),
-            dead_below=self.resample_dead_below,
-            n_candidates=self.resample_candidates,
-            max_raw_norm=self.resample_max_raw_norm,
-            exponent=self.resample_exponent,
-            encoder_norm=self.resample_encoder_norm,
-            second_moment=self.resample_second_moment,
-        )
-
-    def probe_steps(self, batch_size: int) -> tuple[int, int]:
-        """Steps after which held-out L0 and MSE are compared for the convergence rule.
-
-        They begin and end the last fifth of training at full learning rate.
-        """
-        end = min(self.schedule(batch_size).decay_start_step, self.n_steps(batch_size))
-        return round(0.8 * end), end
 
 
 class StepReport(NamedTuple):

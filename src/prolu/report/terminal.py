@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from prolu.claims import Claim, paper_claims, verdicts
+from prolu.config import RunConfig
 from prolu.estimates import DENSE_SHARE, TYPICAL_L0, Estimate
 from prolu.frontiers import Record, family, pareto_mask, studies
-from prolu.training import RunConfig
 
 MIN_WIDTH = 116
 """Columns that the table needs; a narrower terminal wraps it rather than cutting figures."""
