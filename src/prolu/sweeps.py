@@ -131,10 +131,9 @@ class _Sweep:
         """
         with Interrupt() as self._interrupt:
             self._conclude()  # what had ended, but was not yet recorded
+            self._stop_if_asked()
             if self._active:
                 self._loop()
-            elif self._interrupt.requested:
-                raise KeyboardInterrupt
 
     def _loop(self) -> None:
         first = min(run.trainer.state.n_updates for run in self._active)
@@ -149,10 +148,9 @@ class _Sweep:
                     self._attempt(run, lambda run=run, batch=batch: run.step(batch, self._held_out))
                 meter.advance(batch_size)
                 self._conclude()
-                if self._active and (self._interrupt.requested or self._clock.is_due):
-                    self._checkpoint(step + 1)
-                if self._interrupt.requested:
-                    raise KeyboardInterrupt
+                self._stop_if_asked()
+                if self._active and self._clock.is_due:
+                    self._checkpoint()
             rate = {"tokens_per_second": meter.tokens_per_second, "seconds": meter.seconds, "n_saes": n_saes}
         self._log("trained", **rate, seconds_checkpointing=self._clock.writing)
 
@@ -190,8 +188,14 @@ class _Sweep:
             self._log("resumed", step=found.step, runs=len(found.runs))
         return found.runs
 
-    def _checkpoint(self, step: int) -> None:
-        started = time.monotonic()
+    def _stop_if_asked(self) -> None:
+        if self._interrupt.requested:
+            if self._active:
+                self._checkpoint()
+            raise KeyboardInterrupt
+
+    def _checkpoint(self) -> None:
+        started, step = time.monotonic(), min(run.trainer.state.n_updates for run in self._active)
         try:
             write_checkpoint(self._out, step, {run.run_id: run.saved() for run in self._active})
         except OSError as problem:
