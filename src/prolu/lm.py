@@ -1,10 +1,12 @@
-"""A Hugging Face causal language model with one named hook: read activations there, splice others in."""
+"""A Hugging Face causal language model with named hooks: read activations there, splice others in at one."""
 
+import copy
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +82,7 @@ class LanguageModel:
         hook: str,
         *,
         device: str | torch.device = "cpu",
+        device_map: str | dict[str, Any] | None = None,
         dtype: torch.dtype = torch.float32,
         batch_tokens: int = BATCH_TOKENS,
     ):
@@ -90,6 +93,8 @@ class LanguageModel:
             hook: `blocks.L.hook_resid_pre`, `_resid_post`, `_attn_out` or `_mlp_out`; or any module's
                 path followed by `.input` or `.output`, as in `model.layers.3.mlp.output`.
             device: where the model runs.
+            device_map: its parts over several devices, as transformers takes it (needs accelerate); `device` is
+                then where its input goes.
             dtype: of the model's arithmetic; activations come out in float32.
             batch_tokens: tokens per forward pass.
 
@@ -98,14 +103,29 @@ class LanguageModel:
         """
         path = Path(name_or_path).expanduser()
         self.name = str(path.resolve()) if path.is_dir() and name_or_path != "builtin" else str(name_or_path)
-        self.hook, self.batch_tokens, self.device = hook, batch_tokens, torch.device(device)
+        self.batch_tokens, self.device, self.hook = batch_tokens, torch.device(device), hook
         folder = str(builtin.MODEL_DIR) if self.name == "builtin" else self.name
-        self._model, self.tokenizer = _load(folder, self.device, dtype)
-        family = FAMILIES.get(self._model.config.model_type)
-        self.centred = bool(family and family.layer_norm)
-        self._site, self._skipped, self._restart = locate(self._model, family, hook)
+        self._model, self.tokenizer = _load(folder, self.device, device_map, dtype)
+        self.dtype = dtype
+        self._family = FAMILIES.get(self._model.config.model_type)
+        self.centred = bool(self._family and self._family.layer_norm)
         self.bos = bos_token_id(self.tokenizer)
-        self.d_in = self._read(torch.tensor([[self.bos]])).shape[-1]
+        self._locate(hook)
+
+    def _locate(self, hook: str) -> None:
+        self.hook = hook
+        self._site, self._skipped, self._restart = locate(self._model, self._family, hook)
+        self.d_in = self._read(torch.tensor([[self.bos]]), [self._site])[0].shape[-1]
+
+    def at(self, hook: str) -> "LanguageModel":
+        """The same model, weights shared, at another hook.
+
+        Raises:
+            ValueError: no such hook.
+        """
+        other = copy.copy(self)
+        other._locate(hook)
+        return other
 
     @property
     def max_ctx(self) -> int:
@@ -130,7 +150,12 @@ class LanguageModel:
         if isinstance(tokens, str):
             ids = self.tokenizer(tokens, add_special_tokens=False)["input_ids"]
             return self.activations(torch.tensor([[self.bos, *ids]]))[0]
-        return torch.cat([self._centre(self._read(part)) for part in self._batches(tokens)])
+        return torch.cat([self.activations_at([self.hook], part)[0] for part in self._batches(tokens)])
+
+    def activations_at(self, hooks: Sequence[str], tokens: Int[Tensor, "n ctx"]) -> list[Float[Tensor, "n ctx d_in"]]:
+        """Activations at several hooks, float32, in one pass that stops at the last of them."""
+        sites = [locate(self._model, self._family, hook)[0] for hook in hooks]
+        return [self._centre(acts) for acts in self._read(tokens, sites)]
 
     def restart_points(self, tokens: np.ndarray | Int[Tensor, "n ctx"]) -> Tensor | None:
         """What lets `cross_entropy` skip the blocks below the hook, where the splice itself does not: the
@@ -138,7 +163,7 @@ class LanguageModel:
         """
         if self._restart is None:
             return None
-        return torch.cat([self._read(part, self._restart) for part in self._batches(tokens)])
+        return torch.cat([self._read(part, [self._restart])[0] for part in self._batches(tokens)])
 
     def cross_entropy(
         self,
@@ -182,18 +207,22 @@ class LanguageModel:
         return acts - acts.mean(-1, keepdim=True) if self.centred else acts
 
     @torch.no_grad()
-    def _read(self, tokens: Tensor, site: Site | None = None) -> Tensor:
-        seen: list[Tensor] = []
+    def _read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
+        seen: dict[Site, Tensor] = {}
 
-        def stop(value: Tensor) -> Tensor:
-            seen.append(value)
-            raise _StopError
+        def note(site: Site, value: Tensor) -> Tensor:
+            seen[site] = value
+            if len(seen) == len(set(sites)):
+                raise _StopError
+            return value
 
-        with self._hooked(site or self._site, stop):
+        with ExitStack() as hooks:
+            for site in dict.fromkeys(sites):
+                hooks.enter_context(self._hooked(site, partial(note, site)))
             try:
                 self._model.base_model(input_ids=tokens.to(self.device), use_cache=False)
             except _StopError:
-                return seen[0].float()
+                return [seen[site].float() for site in sites]
         raise ValueError(f"hook {self.hook!r}: the model's forward pass never reaches it")
 
     def _replaced(self, site: Site, by: Tensor) -> Any:
@@ -273,7 +302,9 @@ def _by_module_path(model: Any, hook: str) -> Site:
     )
 
 
-def _load(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+def _load(
+    name: str, device: torch.device, device_map: str | dict[str, Any] | None, dtype: torch.dtype
+) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -283,11 +314,14 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any
         raise ValueError(f"lm {name!r}: no such folder with a config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, device_map=device_map
+        )
     except Exception as problem:  # the libraries raise many kinds; each means: cannot be loaded
         reason = str(problem).strip().split("\n")[0]
         raise ValueError(f"lm {name!r}: cannot be loaded ({reason})") from None
     if not tokenizer.is_fast:
         raise ValueError(f"lm {name!r}: its tokenizer has no fast version, which is needed to read text at speed")
-    torch.nn.Module.to(model, device)
+    if device_map is None:
+        torch.nn.Module.to(model, device)
     return model.eval().requires_grad_(False), tokenizer
