@@ -200,15 +200,16 @@ def test_when_every_run_fails_it_says_why(tiny_stream, tmp_path):
 
 def test_activations_that_are_not_finite_stop_the_sweep_in_one_sentence(tiny_lm, tiny_blocks, tmp_path, monkeypatch):
     stream = ActivationStream(tiny_lm, tiny_blocks, 64, 3, 2048)
-    plain = tiny_lm.activations
+    plain = tiny_lm.activations_at
 
-    def poisoned(tokens):
-        acts = plain(tokens)
+    def poisoned(hooks, tokens):
+        (acts,) = plain(hooks, tokens)
         acts[0, 3, 2] = float("nan")
-        return acts
+        return [acts]
 
-    monkeypatch.setattr(tiny_lm, "activations", poisoned)
-    with pytest.raises(FloatingPointError, match=r"activations at blocks\.1\.hook_resid_pre are not finite in epoch 0"):
+    monkeypatch.setattr(tiny_lm, "activations_at", poisoned)
+    words = r"activations at blocks\.1\.hook_resid_pre are not finite as fp32, among blocks"
+    with pytest.raises(FloatingPointError, match=words):
         sweep(stream, tmp_path / "a")
 
 

@@ -1,6 +1,7 @@
 """Text to blocks."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from datasets import Dataset
 from prolu import load_blocks
 from prolu.builtin import stdlib_documents
 from prolu.data import is_held_out, read_documents
+from prolu.files import before_operation
 from prolu.rows import Rows
 
 
@@ -203,3 +205,96 @@ def test_another_tokenizers_ids_are_refused(tokenizer, tmp_path):
     Dataset.from_dict({"input_ids": [[1, 300, 2, 3]]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="token ids from 1 to 300: the tokenizer has 300"):
         load_blocks(str(tmp_path / "a.parquet"), tokenizer, ctx=2, text_column="input_ids")
+
+
+def on_disk(source, tokenizer, folder, **request):
+    return load_blocks(str(source), tokenizer, ctx=16, folder=folder, **request)
+
+
+@pytest.mark.parametrize("request_", [{}, {"split": "train[:50%]", "eval_split": "train[90%:]"}])
+def test_blocks_in_a_folder_are_those_in_memory(tokenizer, stories_file, tmp_path, request_):
+    kept = on_disk(stories_file, tokenizer, tmp_path / "blocks", **request_)
+    held = load_blocks(str(stories_file), tokenizer, ctx=16, **request_)
+    assert isinstance(kept.train, np.memmap)
+    assert kept.digest() == held.digest()
+    assert kept.n_documents == held.n_documents
+    assert (kept.source, kept.split, kept.eval_split) == (held.source, held.split, held.eval_split)
+    again = load_blocks(str(tmp_path / "blocks"), tokenizer, ctx=16)
+    assert again.digest() == held.digest()
+    raw = np.fromfile(tmp_path / "blocks/train.bin", "<u2").reshape(-1, 16)
+    assert np.array_equal(raw, held.train)
+
+
+@pytest.mark.parametrize("column", ["text", "input_ids"])
+def test_reading_that_dies_anywhere_goes_on_to_the_same_bytes(
+    tokenizer, stories_file, pretokenised, tmp_path, monkeypatch, column
+):
+    monkeypatch.setattr("prolu.data.TOKENS_BETWEEN_SAVES", 2000)
+    monkeypatch.setattr("prolu.data.DOCUMENTS_PER_CALL", 16)
+    source = stories_file if column == "text" else pretokenised[0]
+    request_ = {"text_column": column, "split": "train[:50%]", "eval_split": "train[70%:]"}
+    whole = on_disk(source, tokenizer, tmp_path / "whole", **request_)
+    operations = []
+    before_operation.append(lambda *what: operations.append(what))
+    on_disk(source, tokenizer, tmp_path / "counted", **request_)
+    before_operation.clear()
+    assert len(operations) > 15
+    for at in range(len(operations)):
+        left = iter(range(at))
+        before_operation.append(lambda *_, left=left: next(left))
+        try:
+            with pytest.raises((StopIteration, RuntimeError)):
+                on_disk(source, tokenizer, tmp_path / "killed", **request_)
+        finally:
+            before_operation.clear()
+        assert on_disk(source, tokenizer, tmp_path / "killed", **request_).digest() == whole.digest()
+        for name in ("blocks.json", "train.bin", "held_out.bin"):
+            assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), (at, name)
+        shutil.rmtree(tmp_path / "killed")
+
+
+def test_other_blocks_and_changed_text_are_refused(tokenizer, stories_file, tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text(stories_file.read_text())
+    folder = tmp_path / "blocks"
+    on_disk(text, tokenizer, folder)
+    with pytest.raises(ValueError, match="holds other blocks: max_train_tokens is 100000000 there, 2000 here"):
+        on_disk(text, tokenizer, folder, max_train_tokens=2000)
+    with pytest.raises(ValueError, match=r"ctx 32: the blocks in .* have 16 tokens"):
+        load_blocks(str(folder), tokenizer, ctx=32)
+    text.write_text(stories_file.read_text() + " more")
+    with pytest.raises(ValueError, match="holds other blocks: files"):
+        on_disk(text, tokenizer, folder)
+    with pytest.raises(ValueError, match="not empty, and no token blocks"):
+        on_disk(stories_file, tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="fewer than one block"):
+        load_blocks(str(stories_file), tokenizer, ctx=10**6, folder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_damaged_blocks_are_refused(tokenizer, stories_file, tmp_path):
+    folder = tmp_path / "blocks"
+    on_disk(stories_file, tokenizer, folder)
+    whole, index = (folder / "train.bin").read_bytes(), (folder / "blocks.json").read_text()
+    for damaged, words in (
+        (whole[:-2] + b"\1\2", "not what was written"), (whole[:-2], "not the .* blocks of 16 tokens"),
+        (b"", "not the .* blocks"),
+    ):  # fmt: skip
+        (folder / "train.bin").write_bytes(damaged)
+        with pytest.raises(ValueError, match=words):
+            load_blocks(str(folder), tokenizer, ctx=16)
+    (folder / "train.bin").write_bytes(whole)
+    for broken, words in (
+        ("{", "not JSON"), ("{}", "not an index"), ("[]", "not an index"),
+        (index.replace('"uint16"', '"object"'), "not the"), (index.replace('"uint16"', '"nonsense"'), "not an index"),
+        (index.replace("0,", "-1,"), "not"),
+    ):  # fmt: skip
+        if broken == index:
+            continue
+        (folder / "blocks.json").write_text(broken)
+        with pytest.raises(ValueError, match=words):
+            load_blocks(str(folder), tokenizer, ctx=16)
+    unfinished = json.loads(index) | {"sha256": None}
+    (folder / "blocks.json").write_text(json.dumps(unfinished))
+    with pytest.raises(ValueError, match="interrupted; run the command that began it again"):
+        load_blocks(str(folder), tokenizer, ctx=16)

@@ -2,13 +2,15 @@
 
 from importlib.metadata import version
 
+from prolu.blocks import TokenBlocks
 from prolu.config import RunConfig
-from prolu.data import TokenBlocks, load_blocks
+from prolu.data import load_blocks
 from prolu.evaluation import HeldOut, evaluate
 from prolu.lm import LanguageModel
 from prolu.nonlinearities import ProLU, prolu
 from prolu.results import Results
 from prolu.sae import SAE, SAEConfig
+from prolu.store import ActivationStore, harvest
 from prolu.stream import ActivationStream
 from prolu.sweeps import grid, run_sweep
 from prolu.training import Trainer
@@ -17,6 +19,7 @@ __version__ = version("prolu")
 
 __all__ = [
     "SAE",
+    "ActivationStore",
     "ActivationStream",
     "HeldOut",
     "LanguageModel",
@@ -28,6 +31,7 @@ __all__ = [
     "Trainer",
     "evaluate",
     "grid",
+    "harvest",
     "load_blocks",
     "prolu",
     "run_sweep",

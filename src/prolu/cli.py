@@ -15,10 +15,13 @@ from prolu.commands import (
     DONE,
     FAILED,
     WRONG_REQUEST,
+    HarvestSource,
     Job,
     Source,
     prepare_dry_run,
     prepare_eval,
+    prepare_harvest,
+    prepare_harvest_dry_run,
     prepare_report,
     prepare_sweep,
 )
@@ -139,6 +142,27 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Harvest:
+    """Write activations at one or several hooks to the disk, once; `--store` trains from them. Run again: goes on."""
+
+    request: OmitArgPrefixes[HarvestSource] = field(default_factory=HarvestSource)
+    out: Path
+    """Folder of the store."""
+    dry_run: bool = False
+    """Only say what it would cost here: disk and time; nothing is loaded or written."""
+    json: bool = False
+    """With --dry-run: one JSON object, {"tokens": ..., "disk": ..., "seconds": ...}."""
+
+    def prepare(self) -> Job:
+        """Checks the request; gives back the work."""
+        if self.json and not self.dry_run:
+            raise ValueError("json: only with --dry-run")
+        if self.dry_run:
+            return prepare_harvest_dry_run(self.request, as_json=self.json)
+        return prepare_harvest(self.request, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Eval:
     """Score a saved SAE on held-out text, on what it was trained for or on other text."""
 
@@ -181,6 +205,7 @@ Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Sweep, subcommand("sweep")]
+    | Annotated[Harvest, subcommand("harvest")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Report, subcommand("report")]
 )

@@ -6,16 +6,28 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from prolu.blocks import holds_blocks
 from prolu.config import RunConfig
 from prolu.data import load_blocks
-from prolu.estimates import estimate, outline
+from prolu.estimates import estimate, harvest_seconds, outline
 from prolu.evaluation import HeldOut, evaluate
-from prolu.lm import LanguageModel
+from prolu.lm import DTYPES, LanguageModel
 from prolu.results import Results, read_study
 from prolu.sae import SAE, read_provenance
+from prolu.store import (
+    STORE_FILE,
+    TOKENS_FOLDER,
+    ActivationStore,
+    HarvestRequest,
+    check_disk,
+    check_store_folder,
+    harvest,
+    store_bytes,
+)
 from prolu.stream import ActivationStream
 from prolu.study import check_runs, holds_study, prepare_folder
 from prolu.sweeps import run_sweep
@@ -35,6 +47,8 @@ class Source:
 
     lm: str = "builtin"
     """Language model: a Hugging Face folder or hub name; `builtin` ships with the package."""
+    lm_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the language model's arithmetic."""
     hook: str = "blocks.2.hook_resid_pre"
     """blocks.L.hook_resid_pre, _resid_post, _attn_out or _mlp_out; or a module's path and .input or .output."""
     data: str = "builtin"
@@ -48,6 +62,16 @@ class Source:
     """Rows to score on, as in 'train[90:95%]', the paper's; empty: a tenth of the documents of the split."""
     ctx: int = 128
     """Tokens per block."""
+    tokens: Path | None = None
+    """Folder for the text as token blocks: written there, gone on with, or read, so that it is tokenised once.
+    As --data, such a folder is taken as it is."""
+    store: Path | None = None
+    """Activations that `prolu harvest` wrote. Its model, text, ctx and number format then stand in place of --lm,
+    --data, --ctx and the like; --hook is one of its hooks, and need not be said if it has one only."""
+    acts_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format that activations are rounded to before they are normalised, as a store of them would."""
+    train_on_bos: bool = True
+    """Whether the first position of every block is trained on. Scored are always both."""
     stream_seed: int = 0
     """Seed of the order of activations."""
     window_tokens: int = 262_144
@@ -64,22 +88,15 @@ class Source:
 
 def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path) -> Job:
     """Trains runs on one stream, then draws their report."""
-    if source.threads < 1:
-        raise ValueError(f"threads {source.threads}: must be at least 1")
+    torch.set_num_threads(_at_least_1("threads", source.threads))
     seconds = None if source.checkpoint_minutes is None else 60 * source.checkpoint_minutes
     if seconds is not None and seconds < 0:
         raise ValueError(f"checkpoint_minutes {source.checkpoint_minutes}: must be 0 or more")
-    torch.set_num_threads(source.threads)
     n_tokens = max(run.n_tokens for run in runs_at(1)[0])
     if holds_study(out):  # a study that is extended keeps its text, and with it its stream
         n_tokens = read_study(out)["stream"].get("max_train_tokens", n_tokens)
-    lm = LanguageModel(source.lm, source.hook)
-    blocks = load_blocks(
-        source.data, lm.tokenizer, source.ctx, max_train_tokens=n_tokens, text_column=source.text_column,
-        split=source.split, eval_split=source.eval_split, progress=True,
-    )  # fmt: skip
-    runs, batch_size = runs_at(lm.d_in)
-    stream = ActivationStream(lm, blocks, batch_size, source.stream_seed, source.window_tokens)
+    stream = _stream(source, n_tokens, runs_at(1)[1])
+    runs, _ = runs_at(stream.d_in)
     prepare_folder(out, runs, stream, source.eval_tokens)
 
     def job() -> int:
@@ -92,6 +109,111 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path) -> Job:
         return FAILED if results.failures else DONE
 
     return job
+
+
+def _stream(source: Source, n_tokens: int, batch_size: int) -> ActivationStream:
+    """The activations that a source describes."""
+    order = {"window_tokens": source.window_tokens, "train_on_bos": source.train_on_bos}
+    if source.store is not None:
+        store = ActivationStore(source.store)
+        hook = store.hooks[0] if len(store.hooks) == 1 else source.hook
+        made = store.made
+        lm = LanguageModel(made["lm"], hook, dtype=DTYPES[made["lm_dtype"]], batch_tokens=made["lm_batch_tokens"])
+        return ActivationStream(lm, store.blocks(), batch_size, source.stream_seed, source=store, **order)
+    lm = LanguageModel(source.lm, source.hook, dtype=DTYPES[source.lm_dtype])
+    blocks = load_blocks(
+        source.data, lm.tokenizer, source.ctx, max_train_tokens=n_tokens, text_column=source.text_column,
+        split=source.split, eval_split=source.eval_split, folder=source.tokens, progress=True,
+    )  # fmt: skip
+    return ActivationStream(lm, blocks, batch_size, source.stream_seed, acts_dtype=source.acts_dtype, **order)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestSource:
+    """Which activations to keep."""
+
+    lm: str = "builtin"
+    """Language model: a Hugging Face folder or hub name; `builtin` ships with the package."""
+    lm_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the language model's arithmetic."""
+    hook: tuple[str, ...] = ("blocks.2.hook_resid_pre",)
+    """One or several, read in one pass: blocks.L.hook_resid_pre, _resid_post, _attn_out or _mlp_out; or a module's
+    path and .input or .output."""
+    data: str = "builtin"
+    """Text, as `prolu train` takes it, or a folder of token blocks."""
+    text_column: str = "text"
+    """Column that holds the text, or token ids already made."""
+    split: str = "train"
+    """Rows to train on: a split, or a slice of one, as in 'train[0:40%]'."""
+    eval_split: str = ""
+    """Rows to score on; empty: a tenth of the documents of the split."""
+    ctx: int = 128
+    """Tokens per block."""
+    n_tokens: int = 10_000_000
+    """Tokens to harvest, if the text has so many."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
+    """Number format on the disk."""
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """CPU threads."""
+
+
+def prepare_harvest(request: HarvestSource, out: Path) -> Job:
+    """Writes activations into a store."""
+    torch.set_num_threads(_at_least_1("threads", request.threads))
+    check_store_folder(out)
+    lm = LanguageModel(request.lm, _first(request.hook), dtype=DTYPES[request.lm_dtype])
+    widths = [lm.at(hook).d_in for hook in request.hook]
+    if not (out / STORE_FILE).is_file():  # else what is there already counts
+        check_disk(out, store_bytes(_at_least_1("n_tokens", request.n_tokens), widths, request.dtype))
+    blocks = load_blocks(
+        request.data, lm.tokenizer, request.ctx, max_train_tokens=request.n_tokens, text_column=request.text_column,
+        split=request.split, eval_split=request.eval_split, progress=True,
+        folder=None if holds_blocks(request.data) else out / TOKENS_FOLDER,
+    )  # fmt: skip
+
+    HarvestRequest(lm, blocks, request.hook, request.dtype).begun(out)
+
+    def job() -> None:
+        store = harvest(lm, blocks, out, hooks=request.hook, dtype=request.dtype)
+        print(f"{blocks.train.size:,} tokens at {', '.join(store.hooks)} in {out}")
+
+    return job
+
+
+def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:
+    """Says what a harvest would cost."""
+    lms = [outline(request.lm, hook) for hook in request.hook]
+    _first(request.hook)
+    n_tokens, widths = _at_least_1("n_tokens", request.n_tokens), [lm.d_model for lm in lms]
+    cost = {
+        "tokens": n_tokens,
+        "disk": store_bytes(n_tokens, widths, request.dtype),
+        "seconds": harvest_seconds(n_tokens, max(lms, key=lambda lm: lm.blocks_below), request.ctx),
+    }
+
+    def job() -> None:
+        if as_json:
+            print(json.dumps(cost))
+        else:
+            hours = cost["seconds"] / 3600
+            print(
+                f"{n_tokens:,} tokens at {len(widths)} hooks: {cost['disk'] / 1e9:,.1f} GB on the disk, about "
+                f"{hours:,.1f} hours of the language model here"
+            )
+
+    return job
+
+
+def _at_least_1(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name} {value}: must be at least 1")
+    return value
+
+
+def _first(hooks: Sequence[str]) -> str:
+    if not hooks:
+        raise ValueError("hook: name at least one")
+    return hooks[0]
 
 
 def prepare_dry_run(runs_at: RunsAtWidth, source: Source, *, as_json: bool) -> Job:
@@ -120,7 +242,7 @@ def prepare_eval(run: Path, *, lm_name: str, data: str, text_column: str, eval_t
     sae, made = SAE.load(run), read_provenance(run)
     if missing := {"lm", "hook", "data", "ctx", "text_column", "max_train_tokens"} - made.keys():
         raise ValueError(f"{run}: its config does not say {', '.join(sorted(missing))}")
-    lm = LanguageModel(lm_name or made["lm"], made["hook"])
+    lm = LanguageModel(lm_name or made["lm"], made["hook"], dtype=DTYPES[made.get("lm_dtype", "fp32")])
     if lm.d_in != sae.config.d_in:
         raise ValueError(f"{run}: takes activations of width {sae.config.d_in}, {lm.name} gives {lm.d_in}")
     blocks = load_blocks(

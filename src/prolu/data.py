@@ -2,13 +2,13 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from prolu.blocks import BlocksFolder, TokenBlocks, holds_blocks, read_blocks
 from prolu.progress import Meter
 from prolu.rows import KEY, Rows
 
@@ -21,43 +21,15 @@ MAX_EVAL_SPLIT_TOKENS = 2**20
 DOCUMENTS_PER_CALL = 64
 """Texts that the tokenizer gets at once."""
 
+TOKENS_BETWEEN_SAVES = 2**20
+"""What a kill may cost, where blocks are written to the disk."""
+
 
 class Document(NamedTuple):
     """One text, or one row of token ids. `key` decides on which side of the split it falls."""
 
     key: str | bytes
     content: str | np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TokenBlocks:
-    """A corpus as two arrays of token ids, [n_blocks, ctx] each; every block begins with BOS."""
-
-    train: np.ndarray
-    """Blocks that SAEs train on."""
-    held_out: np.ndarray
-    """Blocks of other documents, for evaluation only."""
-    source: str
-    """The name or path that the text came from."""
-    text_column: str = "text"
-    """The column of the text or of the token ids."""
-    split: str = "train"
-    """Rows trained on."""
-    eval_split: str = ""
-    """Rows scored on; empty: a part of the documents of `split`."""
-    max_train_tokens: int
-    """Reading stopped when there were so many to train on."""
-    n_documents: int
-    """Documents read, both sides together."""
-
-    @property
-    def ctx(self) -> int:
-        """Tokens per block."""
-        return self.train.shape[1]
-
-    def digest(self) -> str:
-        """SHA-256 of all token ids: names the data of a study."""
-        return hashlib.sha256(self.train.tobytes() + self.held_out.tobytes()).hexdigest()
 
 
 def is_held_out(key: str | bytes, fraction: float = HELD_OUT_FRACTION) -> bool:
@@ -76,6 +48,7 @@ def load_blocks(
     split: str = "train",
     eval_split: str = "",
     held_out_fraction: float = HELD_OUT_FRACTION,
+    folder: str | Path | None = None,
     progress: bool = False,
 ) -> TokenBlocks:
     """Reads text, or token ids, and cuts it into blocks of `ctx` tokens.
@@ -86,7 +59,8 @@ def load_blocks(
 
     Args:
         source: `builtin` (the interpreter's own standard library), a .txt, .jsonl, .parquet or .arrow
-            file, a folder of such files, or the name of a dataset on the Hugging Face hub.
+            file, a folder of such files, the name of a dataset on the Hugging Face hub, or a folder of token
+            blocks, which are then taken as they are.
         tokenizer: a fast transformers tokenizer.
         ctx: tokens per block.
         max_train_tokens: stop reading when there are so many to train on.
@@ -94,56 +68,103 @@ def load_blocks(
         split: rows to train on: a split, or a slice of one, as in `train[0:40%]`.
         eval_split: rows to evaluate on, as in `train[90:95%]`; empty: a tenth of the documents of `split`.
         held_out_fraction: that tenth, where `eval_split` is empty.
+        folder: where to write the blocks, which are then memory-mapped; a folder that was begun is gone on with.
         progress: show the rate and the time left.
 
     Raises:
         ValueError: nothing there, no such column or split, splits that overlap, token ids that the tokenizer
-            does not have, or too little text for one block on either side.
+            does not have, too little text for one block on either side, or a folder that holds something else.
     """
     if ctx < 2:
         raise ValueError(f"ctx {ctx}: a block holds at least 2 tokens")
+    if holds_blocks(source):
+        return _as_they_are(source, tokenizer, ctx)
     rows, others = Rows(source, split), Rows(source, eval_split) if eval_split else None
     if others and rows.overlaps(others):
         raise ValueError(f"eval_split {eval_split!r}: overlaps split {split!r}, so what is trained on would be scored")
-    packer = _Packer(tokenizer, ctx)
-    with Meter("reading text", max_train_tokens, shown=progress) as meter:
-        for some in batched(read_documents(rows, text_column), DOCUMENTS_PER_CALL):
-            sides = [not others and is_held_out(document.key, held_out_fraction) for document in some]
-            before = packer.n_tokens[False]
-            packer.add(some, sides)
-            meter.advance(packer.n_tokens[False] - before)
+    made = {
+        "source": str(Path(source).resolve()) if Path(source).exists() else source,
+        "text_column": text_column, "split": split, "eval_split": eval_split, "max_train_tokens": max_train_tokens,
+    }  # fmt: skip
+    if folder is None:
+        packer = _Packer(tokenizer, ctx, _dtype(tokenizer), None)
+        _pack(packer, rows, others, text_column, max_train_tokens, held_out_fraction, progress)
+        packer.check(source)
+        return TokenBlocks(
+            train=packer.blocks(False), held_out=packer.blocks(True), n_documents=packer.n_documents, **made
+        )
+    decides = {"ctx": ctx, "held_out_fraction": held_out_fraction, "tokenizer": tokenizer_digest(tokenizer)}
+    decides["files"] = [part.fingerprint() for part in (rows, others) if part is not None]
+    with BlocksFolder(Path(folder), made | decides, _dtype(tokenizer)) as on_disk:
+        if not on_disk.finished:
+            packer = _Packer(tokenizer, ctx, _dtype(tokenizer), on_disk)
+            _pack(packer, rows, others, text_column, max_train_tokens, held_out_fraction, progress)
+            packer.check(source)
+            packer.save()
+            on_disk.finish()
+    return read_blocks(folder)
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of all that a fast tokenizer does."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def _dtype(tokenizer: Any) -> np.dtype:
+    return np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+
+
+def _as_they_are(folder: str, tokenizer: Any, ctx: int) -> TokenBlocks:
+    blocks = read_blocks(folder)
+    if blocks.ctx != ctx:
+        raise ValueError(f"ctx {ctx}: the blocks in {folder} have {blocks.ctx} tokens")
+    bos = bos_token_id(tokenizer)
+    if (blocks.train[:, 0] != bos).any() or (blocks.held_out[:, 0] != bos).any():
+        raise ValueError(
+            f"data {folder!r}: its blocks do not begin with this tokenizer's BOS, so another one made them"
+        )
+    return blocks
+
+
+def _pack(
+    packer: "_Packer", rows: Rows, others: Rows | None, column: str, max_train_tokens: int, fraction: float, shown: bool
+) -> None:
+    """Reads until there is enough; what the packer has already is passed over."""
+    with Meter("reading text", max_train_tokens, shown=shown) as meter:
+        meter.advance(packer.n_tokens[False])
+        for some in packer.missing(rows, column, others=False):
             if packer.n_tokens[False] >= max_train_tokens:
                 break
+            before = packer.n_tokens[False]
+            packer.add(some, [not others and is_held_out(document.key, fraction) for document in some])
+            meter.advance(packer.n_tokens[False] - before)
     if others:
-        for some in batched(read_documents(others, text_column), DOCUMENTS_PER_CALL):
-            packer.add(some, [True] * len(some))
+        for some in packer.missing(others, column, others=True):
             if packer.n_tokens[True] >= MAX_EVAL_SPLIT_TOKENS:
                 break
-    train, held_out = (packer.blocks(side) for side in (False, True))
-    for name, side, blocks in (("training", False, train), ("held-out", True, held_out)):
-        if not len(blocks):
-            raise ValueError(
-                f"data {source!r}: {packer.n_documents} documents give {packer.n_tokens[side]} {name} tokens, "
-                f"fewer than one block of {ctx}; pass more text or a smaller --ctx"
-            )
-    return TokenBlocks(
-        train=train, held_out=held_out, source=str(Path(source).resolve()) if Path(source).exists() else source,
-        text_column=text_column, split=split, eval_split=eval_split, max_train_tokens=max_train_tokens,
-        n_documents=packer.n_documents,
-    )  # fmt: skip
+            packer.add(some, [True] * len(some), others=True)
 
 
 class _Packer:
-    """Documents become rows of `ctx` token ids, on either side of the split."""
+    """Documents become rows of `ctx` token ids, on either side of the split; in memory, or in a folder."""
 
-    def __init__(self, tokenizer: Any, ctx: int):
+    def __init__(self, tokenizer: Any, ctx: int, dtype: np.dtype, folder: BlocksFolder | None):
         self._tokenizer, self._ctx, self._bos = tokenizer, ctx, bos_token_id(tokenizer)
-        self._n_ids = len(tokenizer)
-        self._dtype = np.uint16 if self._n_ids <= 2**16 else np.uint32
-        self._pieces: dict[bool, list[np.ndarray]] = {False: [], True: []}
-        self.n_tokens, self.n_documents = {False: 0, True: 0}, 0
+        self._n_ids, self._dtype, self._folder = len(tokenizer), dtype, folder
+        self._pieces: list[list[np.ndarray]] = [[], []]
+        self._unsaved = 0
+        self.n_tokens, self.n_documents, self._n_calls = [0, 0], 0, [0, 0]
+        if folder is not None and folder.progress:
+            done = folder.progress
+            self.n_documents, self._n_calls = done["n_documents"], list(done["n_calls"])
+            self._pieces = [[np.array(tail, dtype)] for tail in done["tails"]]
+            self.n_tokens = [n * ctx + len(tail) for n, tail in zip(folder.n_blocks, done["tails"], strict=True)]
 
-    def add(self, documents: Sequence[Document], held_out: Sequence[bool]) -> None:
+    def missing(self, rows: Rows, column: str, *, others: bool) -> Iterator[list[Document]]:
+        """Documents that have not been added yet, some at a time; `others` are those of a split for evaluation."""
+        return islice(batched(read_documents(rows, column), DOCUMENTS_PER_CALL), self._n_calls[others], None)
+
+    def add(self, documents: Sequence[Document], held_out: Sequence[bool], *, others: bool = False) -> None:
         texts = [d.content for d in documents if isinstance(d.content, str)]
         ids: list[list[int]] = []
         if texts:
@@ -156,7 +177,20 @@ class _Packer:
                 piece = self._checked(document.content[: len(document.content) // self._ctx * self._ctx])
             self._pieces[side].append(piece)
             self.n_tokens[side] += len(piece)
+            self._unsaved += len(piece)
         self.n_documents += len(documents)
+        self._n_calls[others] += 1
+        if self._unsaved >= TOKENS_BETWEEN_SAVES:
+            self.save()
+
+    def check(self, source: str) -> None:
+        """Raises ValueError if a side has not even one block."""
+        for name, side in (("training", False), ("held-out", True)):
+            if self.n_tokens[side] < self._ctx:
+                raise ValueError(
+                    f"data {source!r}: {self.n_documents} documents give {self.n_tokens[side]} {name} tokens, "
+                    f"fewer than one block of {self._ctx}; pass more text or a smaller --ctx"
+                )
 
     def _checked(self, ids: np.ndarray) -> np.ndarray:
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._n_ids:
@@ -165,12 +199,27 @@ class _Packer:
             )
         return ids.astype(self._dtype)
 
+    def save(self) -> None:
+        """Moves whole blocks to the disk, if there is a folder for them."""
+        self._unsaved = 0
+        if self._folder is not None:
+            for side in (False, True):
+                self._folder.append(self.blocks(side), side)
+            tails = [np.concatenate([*pieces, self._none]).tolist() for pieces in self._pieces]
+            self._folder.note({"n_documents": self.n_documents, "n_calls": self._n_calls, "tails": tails})
+
     def blocks(self, held_out: bool) -> np.ndarray:
-        pieces = self._pieces[held_out]
-        tokens = np.concatenate(pieces) if pieces else np.empty(0, self._dtype)
-        blocks = tokens[: len(tokens) // self._ctx * self._ctx].reshape(-1, self._ctx)
+        """Whole blocks since the last call; the tokens that do not fill one stay."""
+        tokens = np.concatenate([*self._pieces[held_out], self._none])
+        n_whole = len(tokens) // self._ctx * self._ctx
+        self._pieces[held_out] = [tokens[n_whole:].copy()]
+        blocks = tokens[:n_whole].reshape(-1, self._ctx)
         blocks[:, 0] = self._bos
         return blocks
+
+    @property
+    def _none(self) -> np.ndarray:
+        return np.empty(0, self._dtype)
 
 
 def batched(items: Iterable[Document], n: int) -> Iterator[list[Document]]:

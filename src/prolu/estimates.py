@@ -161,7 +161,7 @@ def estimate(
     encode = 2 * d  # per token and latent
     scored = sum((n + eval_tokens) * f for n, f in zip(candidates, d_saes, strict=True))
     flops_training = encode * (batch_size * steps_times_latents * (1 + 5 * DENSE_SHARE) + 2 * scored)
-    block = 2 * lm.n_per_block + 4 * ctx * d  # per token; attention's scores and weighted sums
+    block = _block_flops(lm, ctx)
     flops_harvest = (tokens + max(candidates) + eval_tokens) * lm.blocks_below * block
     flops_splices = (len(runs) + CROSS_ENTROPIES) * eval_tokens * (lm.blocks_above * block + 2 * d * lm.n_vocabulary)
 
@@ -188,6 +188,16 @@ def estimate(
     )
 
 
+def harvest_seconds(n_tokens: int, lm: Outline, ctx: int) -> float:
+    """Time of reading so many tokens at a hook, at a rate measured here and now."""
+    return n_tokens * lm.blocks_below * _block_flops(lm, ctx) / _flops(lm.d_model)
+
+
+def _block_flops(lm: Outline, ctx: int) -> int:
+    """Of one block of the model, per token; attention's scores and weighted sums included."""
+    return 2 * lm.n_per_block + 4 * ctx * lm.d_model
+
+
 def measure(run: RunConfig, d_in: int, batch_size: int) -> Rates:
     """Times a dense and a sparse step of this run's shape, and a matmul of the language model's, here and now."""
     generator = torch.Generator().manual_seed(0)
@@ -204,10 +214,14 @@ def measure(run: RunConfig, d_in: int, batch_size: int) -> Rates:
     on = min(TYPICAL_L0 * len(m), m.numel())
     weights.own["b_enc"].fill_(-float(m.flatten().kthvalue(m.numel() - on + 1).values))
     sparse = _seconds(lambda: step("sparse" if has_numba() else "sparse_torch"), 3)
+    return Rates(_flops(d_in), dense, sparse)
+
+
+def _flops(d_in: int) -> float:
+    """Per second, in a matmul of a language model's shape."""
     a, b = torch.randn(1024, d_in), torch.randn(d_in, 4 * d_in)
     out = torch.empty(1024, 4 * d_in)
-    flops = 2 * a.numel() * b.shape[1] / _seconds(lambda: torch.mm(a, b, out=out), 9)
-    return Rates(flops, dense, sparse)
+    return 2 * a.numel() * b.shape[1] / _seconds(lambda: torch.mm(a, b, out=out), 9)
 
 
 def _seconds(work: Callable[[], object], n: int) -> float:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prolu.data import TokenBlocks
+from prolu.blocks import TokenBlocks
 from prolu.lm import LanguageModel
 from prolu.metrics import CodeSums, ReconstructionSums, cross_entropy_figures
 from prolu.rng import keyed_generator

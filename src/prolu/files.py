@@ -37,6 +37,18 @@ def write_flushed(file: Path, content: str | bytes) -> None:
         os.fsync(out.fileno())
 
 
+def write_at(file: Path, at: int, content: bytes) -> None:
+    """Writes at byte `at`, cuts off whatever lay behind, and flushes to the disk."""
+    with file.open("r+b" if file.exists() else "wb") as out:
+        _announce("write", file)
+        out.truncate(at)
+        out.seek(at)
+        out.write(content)
+        out.flush()
+        _announce("fsync", file)
+        os.fsync(out.fileno())
+
+
 def rename_folder(partial: Path, final: Path) -> None:
     """Gives a finished folder its name."""
     _flush_folder(partial)

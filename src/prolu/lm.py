@@ -64,6 +64,9 @@ class _StopError(Exception):
     """Ends a forward pass at the hook: nothing above it is computed."""
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Number formats by name: of a model's arithmetic, and of activations that are kept."""
+
 BATCH_TOKENS = 8192
 """Tokens per forward pass."""
 

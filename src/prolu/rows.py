@@ -1,5 +1,6 @@
 """Rows of a dataset, wherever it lies: any split, any slice of it, read as they are asked for."""
 
+import hashlib
 import json
 import re
 import zlib
@@ -60,6 +61,14 @@ class Rows:
             return False
         ends = [rows.stop for rows in (self, other) if rows.stop is not None]
         return max(self.start, other.start) < min(ends, default=self.start + other.start + 1)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the names and, on this disk, the sizes of the files: text that was changed has another."""
+        files = [
+            (shard.file, Path(shard.file).stat().st_size if Path(shard.file).is_file() else -1)
+            for shard in self._shards
+        ]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
     def __iter__(self) -> Iterator[Row]:
         if self.stop is None:

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prolu.data import TokenBlocks
+from prolu.blocks import TokenBlocks
 from prolu.lm import LanguageModel
+from prolu.passes import Harvest, describe_activations
 from prolu.rng import keyed_generator
 from prolu.sae import normalise
 
@@ -33,12 +35,30 @@ class Place(NamedTuple):
     """First row of the batch in the window's shuffled order."""
 
 
+@runtime_checkable
+class Source(Protocol):
+    """Where raw activations come from: the language model (`Harvest`), or the disk (`ActivationStore`)."""
+
+    dtype: str
+    """Number format they were rounded to."""
+
+    def check(self, facts: dict[str, Any]) -> None:
+        """Raises ValueError unless it has the activations that `facts` describe."""
+
+    def at(self, hook: str, chosen: np.ndarray) -> Iterator[Float[Tensor, "n ctx d_in"]]:
+        """Activations of these training blocks, in this order, some at a time."""
+        ...
+
+    def expect(self, hook: str, chosen: np.ndarray) -> None:
+        """These blocks will be asked for next."""
+
+
 class ActivationStream:
     """An endless sequence of batches; `stream[i]` is batch number i, whenever and wherever it is asked for.
 
     Every epoch, a seeded permutation assigns blocks to windows. A window is harvested with the language
-    model, and its rows are shuffled by a permutation seeded by (seed, epoch, window). Only one window is
-    held in memory, so asking in order is fast and jumping costs one window's harvest.
+    model, or read from a store, and its rows are shuffled by a permutation seeded by (seed, epoch, window). Only
+    one window is held in memory, so asking in order is fast and jumping costs one window.
     """
 
     def __init__(
@@ -48,35 +68,49 @@ class ActivationStream:
         batch_size: int = 4096,
         seed: int = 0,
         window_tokens: int = 262_144,
+        *,
+        acts_dtype: str = "fp32",
+        train_on_bos: bool = True,
+        source: Source | None = None,
     ):
-        """Args: sizes are in tokens; a corpus smaller than a window is one window.
+        """Args:
+            lm: the model at the hook to train on.
+            blocks: its text.
+            batch_size: tokens per batch.
+            seed: of the order.
+            window_tokens: tokens shuffled together; a corpus smaller than that is one window.
+            acts_dtype: fp32, bf16 or fp16: activations are rounded so before they are normalised, in fp32. Of a
+                source, its own.
+            train_on_bos: whether the first position of every block is trained on.
+            source: a store of these activations, or a harvest shared with streams at other hooks; by default a
+                harvest of its own.
 
         Raises:
-            ValueError: a batch does not fit into a window, or a block into the model.
+            ValueError: a batch does not fit into a window, a block not into the model, or the store holds other
+                activations.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: must be at least 1")
-        if blocks.ctx > lm.max_ctx:
-            raise ValueError(f"ctx {blocks.ctx}: {lm.name} takes at most {lm.max_ctx} tokens")
-        if len(lm.tokenizer) <= int(blocks.train.max()):
-            raise ValueError("the blocks hold token ids that the language model's tokenizer does not have")
-        self.lm, self.blocks, self.batch_size, self.seed = lm, blocks, batch_size, seed
+        self.lm, self.blocks, self.batch_size, self.seed, self.train_on_bos = lm, blocks, batch_size, seed, train_on_bos
+        self._source: Source = source or Harvest(lm, blocks, dtype=acts_dtype)
+        self._facts = describe_activations(lm, blocks) | {"hook": lm.hook, "acts_dtype": self._source.dtype}
+        self._source.check(self._facts)
         self._blocks_per_window = min(window_tokens // blocks.ctx, len(blocks.train))
         self.window_tokens = self._blocks_per_window * blocks.ctx
-        if batch_size > self.window_tokens:
+        self._first = 0 if train_on_bos else 1
+        per_block = blocks.ctx - self._first
+        self._rows_per_window = self._blocks_per_window * per_block
+        if batch_size > self._rows_per_window:
             raise ValueError(
-                f"batch_size {batch_size}: larger than a window of {self.window_tokens} tokens "
+                f"batch_size {batch_size}: larger than a window of {self._rows_per_window} tokens "
                 f"(window_tokens {window_tokens}, training text of {blocks.train.size})"
             )
-        full, rest = divmod(len(blocks.train), self._blocks_per_window)
-        self._batches_per_window = self.window_tokens // batch_size
-        self._batches_in_rest = rest * blocks.ctx // batch_size
-        self._n_full = full
-        self.batches_per_epoch = full * self._batches_per_window + self._batches_in_rest
-        self._lm_digest, self._data_digest = lm.digest(), blocks.digest()
+        self._n_full, rest = divmod(len(blocks.train), self._blocks_per_window)
+        self._batches_per_window = self._rows_per_window // batch_size
+        self.batches_per_epoch = self._n_full * self._batches_per_window + rest * per_block // batch_size
         self._held: tuple[int, int] | None = None
-        self._acts = torch.empty(self.window_tokens, lm.d_in)
-        self._norms = torch.empty(self.window_tokens)
+        self._acts = torch.empty(self._rows_per_window, lm.d_in)
+        self._norms = torch.empty(self._rows_per_window)
 
     @property
     def d_in(self) -> int:
@@ -85,26 +119,15 @@ class ActivationStream:
 
     @property
     def dropped_tokens_per_epoch(self) -> int:
-        """Tokens at the ends of windows that do not fill a batch."""
-        return self.blocks.train.size - self.batches_per_epoch * self.batch_size
+        """Tokens at the ends of windows that do not fill a batch; first positions, if not trained on, not counted."""
+        return len(self.blocks.train) * (self.blocks.ctx - self._first) - self.batches_per_epoch * self.batch_size
 
     def describe(self) -> dict[str, Any]:
         """All that decides the stream's numbers."""
-        return {
-            "lm": self.lm.name,
-            "lm_digest": self._lm_digest,
-            "hook": self.lm.hook,
-            "centred": self.lm.centred,
-            "lm_batch_tokens": self.lm.batch_tokens,
-            "data": self.blocks.source,
-            "text_column": self.blocks.text_column,
-            "split": self.blocks.split,
-            "eval_split": self.blocks.eval_split,
-            "max_train_tokens": self.blocks.max_train_tokens,
-            "data_digest": self._data_digest,
-            "ctx": self.blocks.ctx,
+        return self._facts | {
             "batch_size": self.batch_size,
             "window_tokens": self.window_tokens,
+            "train_on_bos": self.train_on_bos,
             "seed": self.seed,
         }
 
@@ -128,29 +151,32 @@ class ActivationStream:
         In whole passes of the language model, so that asking for more does not change what comes first; ends
         early where the corpus does.
         """
-        chosen = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, *key)).numpy()
+        order = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, *key)).numpy()
         per_pass = max(1, self.lm.batch_tokens // self.blocks.ctx)
-        for i in range(0, min(len(chosen), math.ceil(n_tokens / self.blocks.ctx)), per_pass):
-            yield Batch(*normalise(self.lm.activations(self.blocks.train[chosen[i : i + per_pass]]).flatten(0, 1)))
+        per_block = self.blocks.ctx - self._first
+        for i in range(0, min(len(order), math.ceil(n_tokens / per_block)), per_pass):
+            for piece in self._source.at(self.lm.hook, order[i : i + per_pass]):
+                yield Batch(*normalise(self._rows(piece)))
+
+    def _rows(self, piece: Float[Tensor, "n ctx d_in"]) -> Float[Tensor, "rows d_in"]:
+        return piece[:, self._first :].float().flatten(0, 1)
+
+    def _blocks_of(self, epoch: int, window: int) -> np.ndarray:
+        order = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, "blocks", epoch))
+        return order[window * self._blocks_per_window :][: self._blocks_per_window].numpy()
 
     def _hold(self, epoch: int, window: int) -> None:
-        """Harvests a window, unless it is the one at hand."""
+        """Fills the window, unless it is the one at hand."""
         if self._held == (epoch, window):
             return
         self._held = None
-        order = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, "blocks", epoch))
-        chosen = order[window * self._blocks_per_window :][: self._blocks_per_window].numpy()
-        start = 0
-        per_pass = max(1, self.lm.batch_tokens // self.blocks.ctx)
-        for i in range(0, len(chosen), per_pass):
-            raw = self.lm.activations(self.blocks.train[chosen[i : i + per_pass]]).flatten(0, 1)
+        chosen, start = self._blocks_of(epoch, window), 0
+        for piece in self._source.at(self.lm.hook, chosen):
+            raw = self._rows(piece)
             end = start + len(raw)
             self._acts[start:end], self._norms[start:end] = normalise(raw)
-            if not self._norms[start:end].isfinite().all():
-                raise FloatingPointError(
-                    f"activations at {self.lm.hook} are not finite in epoch {epoch}, window {window}, among blocks "
-                    f"{sorted(chosen[i : i + per_pass].tolist())[:8]}...; try another dtype of the language model"
-                )
             start = end
+        last = (window + 1) * self._blocks_per_window >= len(self.blocks.train)
+        self._source.expect(self.lm.hook, self._blocks_of(*((epoch + 1, 0) if last else (epoch, window + 1))))
         self._order = torch.randperm(start, generator=keyed_generator(self.seed, "rows", epoch, window))
         self._held = (epoch, window)
