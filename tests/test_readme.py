@@ -57,9 +57,13 @@ def test_commands_run(tmp_path, tiny_lm_folder, stories_file):
             continue  # the tests that `make test` runs are running
         replaced = [{"gpt2": tiny_lm_folder, "my_text.parquet": stories_file}.get(part, part) for part in command[1:]]
         replaced = ["blocks.1.hook_resid_pre" if part == "blocks.6.hook_resid_pre" else part for part in replaced]
-        extra = ["--ctx", "32", "--eval-tokens", "640"] if "--lm" in command else []
+        extra = ["--ctx", "32"] if "--lm" in command else []
+        if command[1] in ("sweep", "train") and "--dry-run" not in command:
+            extra += ["--eval-tokens", "640"]
         if command[1] == "train":
             extra += ["--n-tokens", "20000", "--d-sae", "64", "--batch-size", "256"]
+        if command[1] == "harvest":
+            extra += ["--n-tokens", "20000"]
         run([bin_folder / command[0], *replaced, *extra], tmp_path)
     assert (tmp_path / "runs/demo/report.html").stat().st_size > 1e6
     assert len((tmp_path / "runs/demo/results.jsonl").read_text().splitlines()) == 18
