@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -163,11 +164,8 @@ def reading(store: ActivationStore, rounds: int) -> dict[str, float]:
         return n / (time.perf_counter() - start)
 
     rates: dict[str, list[float]] = {}
-    ways = {
-        "sequential": sequential,
-        "window": lambda: window(announced=True),
-        "plain": lambda: window(announced=False),
-    }
+    plain = partial(window, announced=False)
+    ways = {"sequential": sequential, "window": partial(window, announced=True), "window_unannounced": plain}
     for _ in range(rounds):
         for name, read in ways.items():
             forget()

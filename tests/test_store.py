@@ -77,7 +77,7 @@ def test_the_store_holds_what_the_model_gives_in_one_pass_for_all_hooks(lm, tiny
     store = harvest(lm, tiny_blocks, tmp_path / "s", hooks=HOOKS, dtype="fp32", shard_tokens=1024, progress=False)
     assert len(passes) - widths_known_after == -(-len(tiny_blocks.train) // 8)
     for hook in HOOKS:
-        kept = torch.cat(list(store.at(hook, np.arange(len(tiny_blocks.train)))))
+        kept = torch.cat([piece.clone() for piece in store.at(hook, np.arange(len(tiny_blocks.train)))])
         torch.testing.assert_close(kept, lm.at(hook).activations(tiny_blocks.train), rtol=1e-6, atol=1e-6)
     assert store.verify() == []
     names = sorted(p.name for p in (tmp_path / "s").iterdir() if not p.name.startswith("."))
@@ -208,7 +208,14 @@ def test_damage_is_named(small):
         shard.write_bytes(broken)
         with pytest.raises(ValueError, match=r"00001.safetensors cannot be read"):
             ActivationStore(small)
+    shard.write_bytes(whole)
+    opened, chosen = ActivationStore(small), np.array([40])
+    shard.write_bytes(whole[:-2000])
+    with pytest.raises(OSError, match=r"00001.safetensors: shorter than it was"):
+        [list(opened.at(HOOKS[0], np.array([i]))) for i in range(32, 64)]
     shard.unlink()
+    with pytest.raises(FileNotFoundError, match=r"00001.safetensors"):
+        next(opened.at(HOOKS[0], chosen))
     with pytest.raises(ValueError, match=r"00001.safetensors cannot be read"):
         ActivationStore(small)
     for index in ("{", "[]", "{}", '{"made": {"hooks": 3}, "shards": []}'):

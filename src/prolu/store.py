@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -37,7 +38,7 @@ BLOCKS_PER_READ = 64
 
 
 class ActivationStore:
-    """Activations that `harvest` wrote, complete; shards are memory-mapped."""
+    """Activations that `harvest` wrote, complete; blocks are read as they are asked for."""
 
     def __init__(self, folder: str | Path):
         """Opens a store; no shard is read but its header.
@@ -56,7 +57,9 @@ class ActivationStore:
             raise ValueError(f"{self.folder / STORE_FILE}: not the index of a store") from None
         if missing:
             raise ValueError(f"store {str(folder)!r}: {missing} of {self.n_shards} shards are missing; harvest goes on")
-        self._mapped = {hook: [self._map(i, hook, widths[hook]) for i in range(self.n_shards)] for hook in self.hooks}
+        self._widths = widths
+        self._starts = {hook: [self._start(i, hook) for i in range(self.n_shards)] for hook in self.hooks}
+        self._buffers: dict[str, Tensor] = {}
 
     @property
     def n_shards(self) -> int:
@@ -78,26 +81,46 @@ class ActivationStore:
         if facts["hook"] not in self.hooks:
             raise ValueError(f"hook {facts['hook']!r}: the store {self.folder} has {', '.join(self.hooks)}")
 
-    def at(self, hook: str, chosen: np.ndarray) -> Iterator[Tensor]:
-        """Activations [n, ctx, d_in] of these blocks, in the order of the store, some at a time, as they are kept.
+    def at(self, hook: str, chosen: np.ndarray) -> Iterator[Float[Tensor, "n ctx d_in"]]:
+        """Activations of these blocks, some at a time, as they are kept; the next ones overwrite them.
 
         Raises:
-            ValueError: a shard has vanished, or cannot be read.
+            OSError: a shard has vanished, or has become shorter.
         """
-        for start in range(0, len(chosen), BLOCKS_PER_READ):
-            some = chosen[start : start + BLOCKS_PER_READ]
-            yield torch.stack([self._mapped[hook][i // self._per_shard][i % self._per_shard] for i in some.tolist()])
+        shape = (BLOCKS_PER_READ, self.made["ctx"], self._widths[hook])
+        if hook not in self._buffers:
+            self._buffers[hook] = torch.empty(shape, dtype=DTYPES[self.dtype])
+        buffer = self._buffers[hook]
+        into = buffer.view(torch.uint8).numpy().data.cast("B")
+        size = buffer[0].nbytes
+        for first in range(0, len(chosen), BLOCKS_PER_READ):
+            some = chosen[first : first + BLOCKS_PER_READ].tolist()
+            for i, block in enumerate(some):
+                file, at = self._place(hook, block, size)
+                handle = os.open(file, os.O_RDONLY)
+                try:
+                    if os.preadv(handle, [into[i * size : (i + 1) * size]], at) < size:
+                        raise OSError(f"{file}: shorter than it was when the store was opened")
+                finally:
+                    os.close(handle)
+            yield buffer[: len(some)]
 
     def expect(self, hook: str, chosen: np.ndarray) -> None:
-        """Asks the system to begin reading these blocks from the disk, in its order; returns at once."""
-        for number, some in itertools.groupby(np.sort(chosen).tolist(), lambda i: i // self._per_shard):
-            acts = self._mapped[hook][number]
-            size = acts[0].nbytes
-            with (self.folder / hook / _name(number)).open("rb") as file:
-                start = 8 + int.from_bytes(file.read(8), "little")  # the format's header
-                for i in some:
-                    at = start + i % self._per_shard * size
-                    os.posix_fadvise(file.fileno(), at, size, os.POSIX_FADV_WILLNEED)
+        """Asks the system to begin reading these blocks from the disk, in the store's order; returns at once."""
+        size = self.made["ctx"] * self._widths[hook] * DTYPES[self.dtype].itemsize
+        places = (self._place(hook, block, size) for block in np.sort(chosen).tolist())
+        for file, some in itertools.groupby(places, lambda place: place[0]):
+            handle = os.open(file, os.O_RDONLY)
+            try:
+                for _, at in some:
+                    os.posix_fadvise(handle, at, size, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(handle)
+
+    def _place(self, hook: str, block: int, size: int) -> tuple[Path, int]:
+        """File and byte where a block begins."""
+        number, row = divmod(block, self._per_shard)
+        return self.folder / hook / _name(number), self._starts[hook][number] + row * size
 
     def verify(self) -> list[str]:
         """Reads all; names the files that are not what was written."""
@@ -108,18 +131,20 @@ class ActivationStore:
             if hashlib.sha256((self.folder / shard["file"]).read_bytes()).hexdigest() != shard["sha256"]
         ]
 
-    def _map(self, number: int, hook: str, d_in: int) -> Tensor:
+    def _start(self, number: int, hook: str) -> int:
+        """Where a shard's activations begin, once its header has been found right."""
         file = self.folder / hook / _name(number)
         rows = min(self._per_shard, self._n_blocks - number * self._per_shard)
-        shape = (rows, self.made["ctx"], d_in)
         try:
             with safe_open(file, "pt") as shard:
                 acts = shard.get_tensor("acts")
+            with file.open("rb") as header:
+                start = 8 + int.from_bytes(header.read(8), "little")
         except (OSError, SafetensorError) as problem:
             raise ValueError(f"store {str(self.folder)!r}: {hook}/{file.name} cannot be read ({problem})") from None
-        if tuple(acts.shape) != shape or acts.dtype != DTYPES[self.dtype]:
+        if acts.shape != (rows, self.made["ctx"], self._widths[hook]) or acts.dtype != DTYPES[self.dtype]:
             raise ValueError(f"store {str(self.folder)!r}: {hook}/{file.name} is {acts.dtype} {tuple(acts.shape)}")
-        return acts
+        return start
 
 
 def store_bytes(n_tokens: int, widths: Sequence[int], dtype: str) -> int:

@@ -46,7 +46,7 @@ class Source(Protocol):
         """Raises ValueError unless it has the activations that `facts` describe."""
 
     def at(self, hook: str, chosen: np.ndarray) -> Iterator[Float[Tensor, "n ctx d_in"]]:
-        """Activations of these training blocks, in this order, some at a time."""
+        """Activations of these training blocks, in this order, some at a time; the next may overwrite them."""
         ...
 
     def expect(self, hook: str, chosen: np.ndarray) -> None:
