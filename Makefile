@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full lint format builtin-lm bench crash fuzz calibrate clean
+.PHONY: help demo test test-full lint format builtin-lm bench bench-stream crash fuzz calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,10 @@ bench: $(INSTALLED)  ## time the training steps against the floor and the peers,
 	$(BIN)/python benchmarks/step.py --variants dense,autograd --l0 6144 --heap-reuse --json benchmarks/step-half-heap-reuse.json
 	$(BIN)/python benchmarks/sweep.py --json benchmarks/sweep.json
 	$(BIN)/python benchmarks/figure.py benchmarks/step.json benchmarks/step-heap-reuse.json docs/figures/speed.png
+
+bench-stream: $(INSTALLED)  ## the activation stream against the bare model, the training step and the disk
+	$(BIN)/python -m pytest -m 'not slow' tests/test_store.py tests/test_stream.py
+	$(BIN)/python benchmarks/stream.py --json benchmarks/stream.json
 
 crash: $(INSTALLED)  ## kill a sweep at every disk operation and at 40 random moments; each must end as if nothing had happened
 	cd tests && ../$(BIN)/python crash.py
