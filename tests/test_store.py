@@ -199,7 +199,8 @@ def test_other_requests_are_refused(small, lm, tiny_blocks, tiny_lm, stories_fil
     assert contents(small) == before
 
 
-def test_damage_is_named(small):
+def test_damage_is_named(small, lm, tiny_blocks):
+    good = (small / "store.json").read_text()
     shard = small / HOOKS[0] / "00001.safetensors"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-40] + b"\1" * 40)
@@ -222,6 +223,17 @@ def test_damage_is_named(small):
         (small / "store.json").write_text(index)
         with pytest.raises(ValueError, match=r"store\.json: not"):
             ActivationStore(small)
+    for name, value in (
+        ("n_blocks", "many"), ("blocks_per_shard", 0), ("ctx", None), ("dtype", "int8"), ("hooks", []),
+        ("hooks", ["x"]), ("d_in", {}), ("d_in", 3), ("lm", None), ("lm_dtype", 16), ("lm_batch_tokens", True),
+    ):  # fmt: skip
+        index = json.loads(good)
+        index["made"][name] = value
+        (small / "store.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match=r"store\.json: not the index of a store"):
+            ActivationStore(small)
+        with pytest.raises(ValueError, match=r"store\.json: not the index of a store"):
+            harvest(lm, tiny_blocks, small, dtype="fp16", shard_tokens=1024, progress=False)
     with pytest.raises(ValueError, match="no store there"):
         ActivationStore(small / "nothing")
 

@@ -78,7 +78,7 @@ def both(their_python, gpt2_folder, tmp_path_factory):
     for hook in HOOKS:
         lm = LanguageModel(gpt2_folder, hook)
         acts, restart = lm.activations(tokens), lm.restart_points(tokens)
-        ours |= {hook: acts, f"raw/{hook}": lm._read(tokens), "clean": lm.cross_entropy(tokens)}
+        ours |= {hook: acts, f"raw/{hook}": lm._read(tokens, [lm._site])[0], "clean": lm.cross_entropy(tokens)}
         for name in SPLICES:
             splice = splices[f"{hook}/{name}"] = replacement(name, acts, g)
             ours[f"{hook}/{name}"] = lm.cross_entropy(tokens, splice, restart)

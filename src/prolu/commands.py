@@ -118,6 +118,10 @@ def _stream(source: Source, n_tokens: int, batch_size: int) -> ActivationStream:
         store = ActivationStore(source.store)
         hook = store.hooks[0] if len(store.hooks) == 1 else source.hook
         made = store.made
+        if made["lm_dtype"] not in DTYPES:
+            raise ValueError(
+                f"store {str(source.store)!r}: made by a model in {made['lm_dtype']}; train from it in Python"
+            )
         lm = LanguageModel(made["lm"], hook, dtype=DTYPES[made["lm_dtype"]], batch_tokens=made["lm_batch_tokens"])
         return ActivationStream(lm, store.blocks(), batch_size, source.stream_seed, source=store, **order)
     lm = LanguageModel(source.lm, source.hook, dtype=DTYPES[source.lm_dtype])

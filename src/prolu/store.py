@@ -48,16 +48,12 @@ class ActivationStore:
         """
         self.folder = Path(folder)
         index = _read_index(self.folder)
-        try:
-            self.made, self.hooks, self.dtype = index["made"], tuple(index["made"]["hooks"]), index["made"]["dtype"]
-            self._n_blocks, self._per_shard = index["made"]["n_blocks"], index["made"]["blocks_per_shard"]
-            self._shards, missing = index["shards"], self.n_shards - len(index["shards"])
-            widths = index["made"]["d_in"]
-        except (KeyError, TypeError):
-            raise ValueError(f"{self.folder / STORE_FILE}: not the index of a store") from None
+        self.made, self._shards = index["made"], index["shards"]
+        self.hooks, self.dtype, self._widths = tuple(self.made["hooks"]), self.made["dtype"], self.made["d_in"]
+        self._n_blocks, self._per_shard = self.made["n_blocks"], self.made["blocks_per_shard"]
+        missing = self.n_shards - len(self._shards)
         if missing:
             raise ValueError(f"store {str(folder)!r}: {missing} of {self.n_shards} shards are missing; harvest goes on")
-        self._widths = widths
         self._starts = {hook: [self._start(i, hook) for i in range(self.n_shards)] for hook in self.hooks}
         self._buffers: dict[str, Tensor] = {}
 
@@ -264,9 +260,7 @@ def _prepare(out: Path, made: dict[str, Any]) -> dict[str, Any]:
     """The index of an unfinished store that this very request began, or a new one."""
     if (out / STORE_FILE).is_file():
         index = _read_index(out)
-        held = index.get("made") if isinstance(index.get("shards"), list) else None
-        if not isinstance(held, dict):
-            raise ValueError(f"{out / STORE_FILE}: not the index of a store")
+        held = index["made"]
         for name in sorted(held.keys() | made.keys()):
             if held.get(name) != made.get(name) and name not in ("lm", "data"):
                 raise ValueError(
@@ -312,6 +306,24 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise ValueError(f"store {str(folder)!r}: no store there (no {STORE_FILE})") from None
     except (ValueError, RecursionError):
         raise ValueError(f"{folder / STORE_FILE}: not JSON") from None
-    if not isinstance(index, dict):
+    if not _is_index(index):
         raise ValueError(f"{folder / STORE_FILE}: not the index of a store")
     return index
+
+
+def _is_index(index: Any) -> bool:
+    """Whether it is of the form that `harvest` writes; what lies in the folder is another question."""
+    try:
+        made, shards = index["made"], index["shards"]
+        numbers = [made[name] for name in ("ctx", "lm_batch_tokens", "n_blocks", "blocks_per_shard")]
+        numbers += [made["d_in"][hook] for hook in made["hooks"]]
+        names = [made[name] for name in ("lm", "lm_digest", "lm_dtype", "data_digest")]
+        names += [*made["hooks"], *(shard[key] for some in shards for shard in some for key in ("file", "sha256"))]
+        return (
+            all(type(number) is int and number > 0 for number in numbers)
+            and all(isinstance(name, str) for name in names)
+            and made["dtype"] in DTYPES
+            and len(made["hooks"]) > 0
+        )
+    except (KeyError, TypeError, IndexError):
+        return False
