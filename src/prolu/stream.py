@@ -94,7 +94,8 @@ class ActivationStream:
         self.lm, self.blocks, self.batch_size, self.seed, self.train_on_bos = lm, blocks, batch_size, seed, train_on_bos
         self._source: Source = source or Harvest(lm, blocks, dtype=acts_dtype)
         self._facts = describe_activations(lm, blocks) | {"hook": lm.hook, "acts_dtype": self._source.dtype}
-        self._source.check(self._facts)
+        if source is not None:
+            source.check(self._facts)
         self._blocks_per_window = min(window_tokens // blocks.ctx, len(blocks.train))
         self.window_tokens = self._blocks_per_window * blocks.ctx
         self._first = 0 if train_on_bos else 1
