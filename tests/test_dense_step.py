@@ -1,15 +1,14 @@
-"""The step by hand against autograd and torch.optim.Adam, and the interface proved on three test doubles."""
+"""The step by hand against autograd and torch.optim.Adam."""
 
 import itertools
-from dataclasses import dataclass
 
 import pytest
 import torch
 
-from prolu.nonlinearities import NONLINEARITIES, Nonlinearity, Pullback, prolu
-from prolu.penalties import L1, PENALTIES, Penalty
+from prolu.nonlinearities import NONLINEARITIES, prolu
+from prolu.penalties import L1, PENALTIES
 from prolu.sae import SAEConfig, initial_weights
-from prolu.steps import Auxiliary, DenseStep, Objective, adam_update_, dense
+from prolu.steps import DenseStep, Objective, adam_update_, dense
 from prolu.weights import Weights
 from synthetic import sparse_activations
 
@@ -106,158 +105,3 @@ def test_infinite_activations_off_the_gate_do_not_poison_other_latents():
     )
     assert all(t.isfinite().all() for t in gradients.tensors())
     assert gradients.encoder.count_nonzero() == 0
-
-
-# Test doubles: other people's activation functions through the same interface.
-
-BAND = 0.4
-
-
-@dataclass(frozen=True)
-class JumpReLU(Nonlinearity):
-    """f = z [z > theta] with z = m + b; theta learns from a rectangle kernel of width BAND around it."""
-
-    parameter_names = ("b_enc", "theta")
-
-    def support(self, m, parameters):
-        z = m + parameters["b_enc"]
-        return (z > parameters["theta"]) | ((z - parameters["theta"]).abs() < BAND / 2)
-
-    def value(self, m, parameters):
-        z = m + parameters["b_enc"]
-        return torch.where(z > parameters["theta"], z, 0)
-
-    def pullback(self, upstream, m, parameters):
-        z, theta = m + parameters["b_enc"], parameters["theta"]
-        to_z = torch.where(z > theta, upstream, 0)
-        inside = ((z - theta).abs() < BAND / 2).to(m.dtype)
-        return Pullback(to_z, {"b_enc": to_z, "theta": -theta / BAND * inside * upstream})
-
-
-@dataclass(frozen=True)
-class L0Penalty(Penalty):
-    """P = sum [z > theta], whose only gradient is the kernel's on theta."""
-
-    def value(self, latents, m, parameters):
-        return (m + parameters["b_enc"] > parameters["theta"]).to(m.dtype)
-
-    def pullback(self, m, parameters):
-        inside = ((m + parameters["b_enc"] - parameters["theta"]).abs() < BAND / 2).to(m.dtype)
-        return Pullback(torch.zeros_like(m), {"theta": -inside / BAND})
-
-
-class Heaviside(torch.autograd.Function):
-    """[z > theta], with the kernel's pseudo-gradient on theta (Rajamanoharan 2024b), by plain autograd."""
-
-    @staticmethod
-    def forward(ctx, z, theta):
-        ctx.save_for_backward(z, theta)
-        return (z > theta).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx, g):
-        z, theta = ctx.saved_tensors
-        return torch.zeros_like(z), (-((z - theta).abs() < BAND / 2).to(z.dtype) / BAND * g).sum(0)
-
-
-class Jump(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z, theta):
-        ctx.save_for_backward(z, theta)
-        return z * (z > theta)
-
-    @staticmethod
-    def backward(ctx, g):
-        z, theta = ctx.saved_tensors
-        inside = ((z - theta).abs() < BAND / 2).to(z.dtype)
-        return g * (z > theta), (-theta / BAND * inside * g).sum(0)
-
-
-def check(objective, own, batch, loss_of):
-    """The interface's gradients of a test double equal plain autograd's of `loss_of`; all tensors move."""
-    weights, x = random_weights(12, 40, own=own), sparse_activations(batch, 12)
-    if "theta" in own:
-        weights.own["theta"].abs_()
-    leaves = weights.map(lambda t: t.clone().requires_grad_())
-    loss_of(leaves, x).backward()
-    gradients, _ = DenseStep(weights, batch).gradients(weights, x, objective)
-    for ours, theirs in zip(gradients.tensors(), leaves.tensors(), strict=True):
-        assert theirs.grad is not None
-        assert relative(ours, theirs.grad) < 1e-12
-        assert ours.abs().max() > 0
-
-
-def test_jumprelu_with_its_kernel_band_goes_through_the_interface():
-    def loss_of(w, x):
-        z = (x - w.b_dec) @ w.encoder.T + w.own["b_enc"]
-        x_hat = Jump.apply(z, w.own["theta"]) @ w.decoder + w.b_dec
-        return ((x - x_hat) ** 2).mean() + 0.01 * Heaviside.apply(z, w.own["theta"]).sum(-1).mean()
-
-    check(Objective(JumpReLU(), L0Penalty(), 0.01), ("b_enc", "theta"), 32, loss_of)
-
-
-@dataclass(frozen=True)
-class TopK(Nonlinearity):
-    """The k largest of a row of ReLU(m + b)."""
-
-    k: int
-
-    def support(self, m, parameters):
-        z = m + parameters["b_enc"]
-        chosen = torch.zeros_like(z, dtype=torch.bool).scatter(-1, z.topk(self.k).indices, True)
-        return chosen & (z > 0)
-
-    def value(self, m, parameters):
-        return m + parameters["b_enc"]
-
-    def pullback(self, upstream, m, parameters):
-        return Pullback(upstream, {"b_enc": upstream})
-
-
-def top_k(z, k):
-    best = z.topk(k)
-    return torch.zeros_like(z).scatter(-1, best.indices, torch.relu(best.values))
-
-
-def test_topk_goes_through_the_interface():
-    def loss_of(w, x):
-        f = top_k((x - w.b_dec) @ w.encoder.T + w.own["b_enc"], 5)
-        return ((x - f @ w.decoder - w.b_dec) ** 2).mean()
-
-    check(Objective(TopK(5), L1(), 0.0), ("b_enc",), 32, loss_of)
-
-
-@dataclass(frozen=True, eq=False)
-class TopKOf(TopK):
-    """TopK among some latents only: AuxK's dead ones."""
-
-    dead: torch.Tensor
-
-    def support(self, m, parameters):
-        return super().support(m.masked_fill(~self.dead, -1e9), parameters)
-
-
-@pytest.mark.parametrize("batch", [16, 40])
-def test_an_auxiliary_loss_on_latents_that_are_off_moves_them(batch):
-    dead = torch.arange(40) % 3 == 0
-    aux = Auxiliary(TopKOf(4, dead), "residual", 1 / 32, trains_decoder=True)
-
-    def loss_of(w, x):
-        z = (x - w.b_dec) @ w.encoder.T + w.own["b_enc"]
-        residual = x - top_k(z, 3) @ w.decoder - w.b_dec
-        second = top_k(z.masked_fill(~dead, -1e9), 4) @ w.decoder
-        return (residual**2).mean() + ((second - residual.detach()) ** 2).mean() / 32
-
-    check(Objective(TopK(3), L1(), 0.0, aux), ("b_enc",), batch, loss_of)
-
-
-def test_an_auxiliary_loss_with_a_frozen_decoder_leaves_it_alone():
-    aux = Auxiliary(NONLINEARITIES["relu"], "centred_input", 0.7, trains_decoder=False)
-
-    def loss_of(w, x):
-        z = (x - w.b_dec) @ w.encoder.T + w.own["b_enc"]
-        main = ((x - top_k(z, 3) @ w.decoder - w.b_dec) ** 2).mean()
-        frozen = torch.relu(z) @ w.decoder.detach() + w.b_dec.detach()
-        return main + 0.7 * ((x - frozen) ** 2).mean()
-
-    check(Objective(TopK(3), L1(), 0.0, aux), ("b_enc",), 24, loss_of)

@@ -15,7 +15,7 @@ from prolu.steps.choice import crossover_density, next_family
 from prolu.steps.sparse_numba import SparseNumbaStep
 from prolu.steps.sparse_torch import SparseTorchStep
 from synthetic import sparse_activations
-from test_dense_step import JumpReLU, L0Penalty, TopK, random_weights, relative
+from test_dense_step import random_weights, relative
 
 COMBINATIONS = list(itertools.product(["relu", "prolu_relu", "prolu_ste"], ["l1", "sqrt_l1"]))
 FAMILIES = [SparseNumbaStep, SparseTorchStep]
@@ -90,21 +90,6 @@ def test_nothing_on_at_all(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_other_peoples_nonlinearities_come_for_free(family):
-    x = sparse_activations(60, 12)
-    for objective, own in (
-        (Objective(JumpReLU(), L0Penalty(), 0.01), ("b_enc", "theta")),
-        (Objective(TopK(5), L1(), 0.0), ("b_enc",)),
-    ):
-        weights = random_weights(12, 40, own=own)
-        for p in weights.own.values():
-            p.abs_()
-        reference, theirs = DenseStep(weights, 60).gradients(weights, x, objective)
-        gradients, ours = family(weights, 60).gradients(weights, x, objective)
-        compare(ours, theirs, gradients, reference, 1e-12)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("ste", [torch.exp, lambda x: x.clamp(-1, 1), lambda x: ((x > 0) & (x < 1)).to(x.dtype)])
 def test_another_straight_through_estimator_reaches_latents_that_are_off(family, ste):
     nonlinearity = GeneralisedProLU(0.5, 1.0, 0.5, ste)
@@ -125,18 +110,26 @@ def test_another_straight_through_estimator_reaches_latents_that_are_off(family,
 @pytest.mark.parametrize(("nonlinearity", "penalty"), COMBINATIONS)
 def test_twenty_updates_follow_the_dense_step(family, nonlinearity, penalty):
     objective = Objective(NONLINEARITIES[nonlinearity], PENALTIES[penalty], 0.02)
-    steep = (nonlinearity, penalty) == ("relu", "sqrt_l1")  # slope 500 at zero: rounding is amplified
-    for dtype, limit in ((torch.float64, 1e-10), (torch.float32, 1e-3 if steep else 1e-5)):
-        ends = []
-        for step_class in (DenseStep, family):
-            weights = at_density(20, 90, "sparse", dtype)
-            first, second, step = weights.zeros_like(), weights.zeros_like(), step_class(weights, 64)
-            for n in range(20):
-                x = sparse_activations(64, 20, seed=n, dtype=dtype)
-                step.update_(weights, first, second, x, objective, n_updates=n, lr=1e-3, adam=AdamConfig())
-            ends.append((*weights.tensors(), *first.tensors(), *second.tensors()))
-        for ours, theirs in zip(*ends, strict=True):
-            assert relative(ours, theirs) < limit
+    exact = twenty_updates(DenseStep, objective, torch.float64)
+    for ours, theirs in zip(twenty_updates(family, objective, torch.float64), exact, strict=True):
+        assert relative(ours, theirs) < 1e-10
+    dense = twenty_updates(DenseStep, objective, torch.float32)
+    steep = (nonlinearity, penalty) == ("relu", "sqrt_l1")  # slope 500 at zero: both amplify rounding, by chance
+    for ours, theirs, true in zip(twenty_updates(family, objective, torch.float32), dense, exact, strict=True):
+        if steep:
+            assert relative(ours, true) < max(1e-5, 3 * relative(theirs, true))
+        else:
+            assert relative(ours, theirs) < 1e-5
+
+
+def twenty_updates(step_class, objective, dtype):
+    """Weights and both moments after them."""
+    weights = at_density(20, 90, "sparse", dtype)
+    first, second, step = weights.zeros_like(), weights.zeros_like(), step_class(weights, 64)
+    for n in range(20):
+        x = sparse_activations(64, 20, seed=n, dtype=dtype)
+        step.update_(weights, first, second, x, objective, n_updates=n, lr=1e-3, adam=AdamConfig())
+    return (*weights.tensors(), *first.tensors(), *second.tensors())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

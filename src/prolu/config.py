@@ -5,12 +5,19 @@ import re
 from dataclasses import dataclass
 
 from prolu.checks import check_types
-from prolu.nonlinearities import nonlinearity_named
+from prolu.nonlinearities import TAKES_L0, nonlinearity_named
 from prolu.penalties import penalty_named
 from prolu.resampling import SECOND_MOMENTS, Resampling
 from prolu.schedule import Schedule
+from prolu.steering import Steering
 from prolu.steps.choice import FAMILIES
 from prolu.steps.cuda import PRECISIONS
+
+STEERED_FRACTION = 0.7
+"""Of a run: so long the coefficient may change."""
+
+STEERING_FRACTION = 0.05
+"""Of a run: in so many steps a steered coefficient changes by as much as L0 is off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +25,17 @@ class RunConfig:
     """One run: which SAE, which loss, how long."""
 
     nonlinearity: str = "prolu_ste"
-    """Activation function: relu, prolu_relu, prolu_ste, or prolu(b_ste,m_ste,m_gg) of the generalised family."""
+    """Activation function: relu, prolu_relu, prolu_ste, gated, jumprelu, topk(k), batchtopk(k), jumprelu(bandwidth), or
+    prolu(b_ste,m_ste,m_gg) of the generalised family. With a target L0 also plain topk and batchtopk."""
     penalty: str = "l1"
-    """Sparsity penalty: l1 or sqrt_l1."""
+    """Sparsity penalty: l1, sqrt_l1, l0 (for jumprelu), or none (for topk and batchtopk)."""
     coeff: float = 1.2e-3
     """Penalty coefficient lambda. The MSE is a mean over d_in, so scale it by about 768 / d_in."""
+    target_l0: float | None = None
+    """L0 to reach: the coefficient is steered by the run's own L0, and frozen for the last 30%; of topk and batchtopk
+    the k. None: the coefficient stays as it is, as in the paper."""
+    coeff_warmup_fraction: float = 0.0
+    """Share of the steps over which the coefficient rises from 0, linearly."""
     d_sae: int = 12_288
     """Number of latents."""
     n_tokens: int = 100_000_000
@@ -37,6 +50,8 @@ class RunConfig:
     """Share of the steps at which the falling line would reach 0."""
     lr_floor: float = 0.1
     """Lowest factor on the learning rate during the decay."""
+    beta1: float = 0.9
+    """Adam's decay of the first moment; Gated and JumpReLU SAEs had 0 in their papers."""
     max_grad_norm: float | None = None
     """Largest norm of all gradients together; longer ones are scaled down to it. None: never, as in the paper."""
     init_seed: int = 0
@@ -61,6 +76,8 @@ class RunConfig:
     """Norm of a new encoder column, as a share of the mean over living latents."""
     resample_second_moment: str = "mean"
     """Adam's second moment of what is new: mean (over living latents) or zero."""
+    aux_dead_tokens: int = 10_000_000
+    """AuxK, of topk and batchtopk, trains latents that have been silent for so many tokens."""
     step: str = "auto"
     """Family of training steps: auto (by the density of the last step), dense, sparse or sparse_torch."""
     precision: str = "fp32"
@@ -68,26 +85,28 @@ class RunConfig:
 
     def __post_init__(self):
         check_types(self)
-        nonlinearity_named(self.nonlinearity)
-        penalty_named(self.penalty)
+        self._check_sparsity()
         if not 0 <= self.coeff < float("inf"):
             raise ValueError(f"coeff {self.coeff}: must be 0 or more, and finite")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr {self.lr}: must be more than 0, and finite")
         if not math.isfinite(self.initial_bias):
             raise ValueError(f"initial_bias {self.initial_bias}: must be finite")
+        if not 0 <= self.beta1 < 1:
+            raise ValueError(f"beta1 {self.beta1}: must be 0 or more, and less than 1")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm {self.max_grad_norm}: must be more than 0, or None for no clip")
-        if self.d_sae < 1 or self.n_tokens < 1:
-            name = "d_sae" if self.d_sae < 1 else "n_tokens"
-            raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
+        for name in ("d_sae", "n_tokens", "aux_dead_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
         if not 0 <= self.warmup_fraction <= self.decay_start_fraction < self.decay_end_fraction < float("inf"):
             raise ValueError(
                 f"schedule: needs 0 <= warmup_fraction {self.warmup_fraction} <= decay_start_fraction "
                 f"{self.decay_start_fraction} < decay_end_fraction {self.decay_end_fraction}"
             )
-        if not 0 <= self.lr_floor <= 1:
-            raise ValueError(f"lr_floor {self.lr_floor}: must be between 0 and 1")
+        for name in ("lr_floor", "coeff_warmup_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be between 0 and 1")
         if self.normalisation not in ("per_token", "none"):
             raise ValueError(f"normalisation {self.normalisation!r}: choose per_token or none")
         if self.step not in FAMILIES:
@@ -99,6 +118,20 @@ class RunConfig:
                 f"precision {self.precision!r}: the {self.step} step computes in fp32; choose auto or dense"
             )
         self._check_resampling()
+
+    def _check_sparsity(self) -> None:
+        if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
+            raise ValueError(f"target_l0 {self.target_l0}: must be more than 0 and less than d_sae, or None")
+        nonlinearity, penalty = nonlinearity_named(self.code), penalty_named(self.penalty)
+        if (reason := penalty.check(nonlinearity)) is not None:
+            raise ValueError(f"penalty {self.penalty!r}: {reason}; nonlinearity is {self.nonlinearity!r}")
+        if self.precision != "fp32" and (nonlinearity.auxiliary or nonlinearity.in_training.selection):
+            raise ValueError(f"precision {self.precision!r}: {self.nonlinearity} is trained in fp32")
+        if self.is_steered and (self.penalty == "none" or not self.coeff > 0):
+            raise ValueError(
+                f"target_l0 {self.target_l0}: there must be a penalty to steer, with a coeff above 0 to start from; "
+                f"penalty is {self.penalty!r}, coeff {self.coeff}"
+            )
 
     def _check_resampling(self) -> None:
         for name in ("resample_dead_below", "resample_exponent", "resample_encoder_norm"):
@@ -119,15 +152,28 @@ class RunConfig:
             )
 
     @property
+    def code(self) -> str:
+        """The nonlinearity with its arguments: topk with a target L0 of 32 is topk(32)."""
+        if self.nonlinearity in TAKES_L0 and self.target_l0 is not None:
+            return f"{self.nonlinearity}({max(1, round(self.target_l0))})"
+        return self.nonlinearity
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether the coefficient follows the run's L0."""
+        return self.target_l0 is not None and self.nonlinearity not in TAKES_L0
+
+    @property
     def family(self) -> str:
-        """What is compared: nonlinearity and penalty."""
-        return f"{self.nonlinearity} + {self.penalty}"
+        """What is compared."""
+        return family_of(self.nonlinearity, self.penalty)
 
     @property
     def run_id(self) -> str:
         """Name of the run's folder: what varies within a study."""
         nonlinearity = re.sub(r"[^\w.+-]+", "_", self.nonlinearity).strip("_")
-        return f"{nonlinearity}-{self.penalty}-{self.coeff:.4g}-lr{self.lr:.4g}-d{self.d_sae}-s{self.init_seed}"
+        sparsity = f"{self.coeff:.4g}" if self.target_l0 is None else f"L{self.target_l0:g}"
+        return f"{nonlinearity}-{self.penalty}-{sparsity}-lr{self.lr:.4g}-d{self.d_sae}-s{self.init_seed}"
 
     def n_steps(self, batch_size: int) -> int:
         """Full batches in `n_tokens`.
@@ -153,6 +199,18 @@ class RunConfig:
             floor=self.lr_floor,
         )
 
+    def steering(self, batch_size: int) -> Steering | None:
+        """Of the coefficient, in steps: from the end of the warm-up until 70% of the run."""
+        if self.target_l0 is None or not self.is_steered:
+            return None
+        n_steps = self.n_steps(batch_size)
+        return Steering(
+            target=self.target_l0,
+            start_step=round(max(self.warmup_fraction, self.coeff_warmup_fraction) * n_steps),
+            end_step=round(STEERED_FRACTION * n_steps),
+            steps=max(1.0, STEERING_FRACTION * n_steps),
+        )
+
     def resampling(self, batch_size: int) -> Resampling:
         """Resampling in steps."""
         n_steps = self.n_steps(batch_size)
@@ -174,3 +232,10 @@ class RunConfig:
         """
         end = min(self.schedule(batch_size).decay_start_step, self.n_steps(batch_size))
         return round(0.8 * end), end
+
+
+def family_of(nonlinearity: str, penalty: str) -> str:
+    """What is compared: nonlinearity and penalty; where a nonlinearity says its L0 itself, whichever that is."""
+    name = nonlinearity.partition("(")[0]
+    code = name if name in TAKES_L0 else nonlinearity
+    return code if penalty == "none" else f"{code} + {penalty}"

@@ -199,12 +199,12 @@ def _block_flops(lm: Outline, ctx: int) -> int:
 
 
 def measure(run: RunConfig, d_in: int, batch_size: int) -> Rates:
-    """Times a dense and a sparse step of this run's shape, and a matmul of the language model's, here and now."""
+    """Times a dense and a sparse step of a ReLU SAE of this shape, and a matmul of the language model's, here and now."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size, d_in, generator=generator)
-    weights = initial_weights(SAEConfig(d_in=d_in, d_sae=run.d_sae, nonlinearity=run.nonlinearity), 0)
+    weights = initial_weights(SAEConfig(d_in=d_in, d_sae=run.d_sae, nonlinearity="relu"), 0)
     first, second, steps = weights.zeros_like(), weights.zeros_like(), Steps(weights, batch_size)
-    objective = Objective(nonlinearity_named(run.nonlinearity), penalty_named(run.penalty), run.coeff)
+    objective = Objective(nonlinearity_named("relu"), penalty_named("l1"), run.coeff)
 
     def step(family: str) -> None:
         steps[family].update_(weights, first, second, x, objective, n_updates=0, lr=0.0, adam=AdamConfig())

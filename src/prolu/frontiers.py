@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from prolu.config import family_of
+
 Record = Mapping[str, Any]
 """One finished run: a line of results.jsonl."""
 
@@ -15,7 +17,7 @@ CONVERGENCE_TOLERANCE = 0.05
 
 def family(record: Record) -> str:
     """What is compared: nonlinearity and penalty."""
-    return f"{record['nonlinearity']} + {record['penalty']}"
+    return family_of(record["nonlinearity"], record["penalty"])
 
 
 def is_converged(before: Mapping[str, float], after: Mapping[str, float]) -> bool:

@@ -1,6 +1,6 @@
 """Dead latents and their rebirth as directions that the SAE reconstructs badly (section 5 of the method)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -83,11 +83,11 @@ class Rebirth:
         self._keys, best = every.topk(min(self.n_dead, len(every)))
         self._rows = torch.cat([self._rows.to(acts).view(-1, acts.shape[1]), acts])[best.to(acts.device)]
 
-    def finish_(self, weights: Weights, first: Weights, second: Weights) -> Resampled:
+    def finish_(self, weights: Weights, first: Weights, second: Weights, starts: Mapping[str, float]) -> Resampled:
         """Writes the new directions into weights and moments, in place.
 
         With u the drawn activation scaled to unit norm: W_dec row u, W_enc column u times `encoder_norm`
-        times the mean norm of the living columns, own parameters 0, first moments 0.
+        times the mean norm of the living columns, own parameters as in `starts` (b_enc 0), first moments 0.
         """
         directions = self._rows[(self._keys > -torch.inf).to(self._rows.device)]
         dead = self._dead.nonzero().squeeze(1)[: len(directions)]
@@ -97,8 +97,8 @@ class Rebirth:
             unit = directions / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
             weights.encoder[dead] = unit * (self._config.encoder_norm * norm)
             weights.decoder[dead] = unit
-            for parameter in weights.own.values():
-                parameter[dead] = 0
+            for name, parameter in weights.own.items():
+                parameter[dead] = starts[name]
             self._reset_moments_(dead, first, second)
         return Resampled(self.n_dead, len(dead))
 

@@ -31,7 +31,7 @@ class SAEConfig:
     d_sae: int
     """Number of latents."""
     nonlinearity: str = "prolu_ste"
-    """relu, prolu_relu, prolu_ste, or prolu(b_ste,m_ste,m_gg)."""
+    """relu, prolu_relu, prolu_ste, gated, jumprelu, or with arguments, as in topk(32) (see `nonlinearities`)."""
     normalisation: str = "per_token"
     """per_token: inputs are scaled to norm sqrt(d_in) first and the output scaled back; none: not."""
 

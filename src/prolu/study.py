@@ -132,6 +132,9 @@ def extension_refusal(out: Path, old: RunConfig, new: RunConfig, batch_size: int
     counted = [[n for n in range(made) if r.restarts_count(n)] for r in (then, now)]
     if made_steps[0] != made_steps[1] or counted[0] != counted[1]:
         return "it would have been resampled, or its firings counted, at other steps"
+    warm = [round(run.coeff_warmup_fraction * run.n_steps(batch_size)) for run in (old, new)]
+    if old.steering(batch_size) != new.steering(batch_size) or warm[0] != warm[1]:
+        return "its coefficient would have been another"
     if new.probe_steps(batch_size)[0] < made:
         return f"its convergence could not be told; go on to {made * batch_size * 5 // 4} tokens or more"
     if (

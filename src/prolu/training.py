@@ -1,7 +1,8 @@
 """One SAE in training: its state, and a step."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +43,10 @@ class TrainerState(NamedTuple):
     n_updates: int
     step: str
     """Family of the next step."""
+    coeff: float
+    """Penalty coefficient, where it is steered; else what the config says."""
+    l0: float
+    """Running mean of the batches' L0, by which it is steered."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name."""
@@ -51,7 +56,7 @@ class TrainerState(NamedTuple):
 
     def counters(self) -> dict[str, Any]:
         """The rest of it."""
-        return {"n_updates": self.n_updates, "step": self.step}
+        return {"n_updates": self.n_updates, "step": self.step, "coeff": self.coeff, "l0": self.l0}
 
 
 class Trainer:
@@ -74,20 +79,20 @@ class Trainer:
         self.sae_config = SAEConfig(
             d_in=d_in,
             d_sae=config.d_sae,
-            nonlinearity=config.nonlinearity,
+            nonlinearity=config.code,
             normalisation=config.normalisation,
         )
-        self._objective = Objective(
-            nonlinearity_named(config.nonlinearity), penalty_named(config.penalty), config.coeff
-        )
-        self._schedule = config.schedule(batch_size)
-        self._adam = AdamConfig(max_grad_norm=config.max_grad_norm)
+        code = nonlinearity_named(config.code).in_training
+        self._objective = Objective(code, penalty_named(config.penalty), config.coeff, code.auxiliary)
+        self._schedule, self._steering = config.schedule(batch_size), config.steering(batch_size)
+        self._coeff_warmup_steps = round(config.coeff_warmup_fraction * self.n_steps)
+        self._adam = AdamConfig(beta1=config.beta1, max_grad_norm=config.max_grad_norm)
         self.resampling = config.resampling(batch_size)
         weights = initial_weights(self.sae_config, config.init_seed, dtype, config.initial_bias)
         weights = weights.map(lambda t: t.to(device))
         never = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
         moments = weights.zeros_like(), weights.zeros_like()
-        self.state = TrainerState(weights, *moments, never, never.double(), 0, config.step)
+        self.state = TrainerState(weights, *moments, never, never.double(), 0, config.step, config.coeff, 0.0)
         if config.step == "auto":
             self.state = self.state._replace(step="dense")
         self.crossover = 0.0
@@ -102,20 +107,35 @@ class Trainer:
             ValueError: no activations, or of another width, dtype or device than the SAE.
         """
         acts = self._checked(acts)
-        weights, first, second, last_fired, fired, n_updates, family = self.state
+        weights, first, second, last_fired, fired, n_updates, family, coeff, l0 = self.state
         lr = self.config.lr * self._schedule.factor(n_updates)
         stats = self.steps[family].update_(
-            weights, first, second, acts, self._objective, n_updates=n_updates, lr=lr, adam=self._adam
+            weights, first, second, acts, self._objective_now(), n_updates=n_updates, lr=lr, adam=self._adam
         )
         last_fired[stats.fired > 0] = n_updates + 1
+        nonlinearity_named(self.config.code).observe_(weights.own, stats.smallest, n_updates + 1)
         if self.resampling.steps:
             if self.resampling.restarts_count(n_updates):
                 fired.zero_()
             fired += stats.fired
         if self.config.step == "auto" and self.crossover:
             family = next_family(family, float(stats.fired.mean()) / len(acts), self.crossover)
-        self.state = self.state._replace(n_updates=n_updates + 1, step=family)
+        if self._steering is not None:
+            l0 = self._steering.average(l0, float(stats.fired.sum()) / len(acts), n_updates)
+            coeff = self._steering.next(coeff, l0, n_updates + 1)
+        self.state = self.state._replace(n_updates=n_updates + 1, step=family, coeff=coeff, l0=l0)
         return StepReport(stats, lr)
+
+    def _objective_now(self) -> Objective:
+        """With this step's coefficient, and the latents that an auxiliary term is to revive."""
+        objective, n_updates = self._objective, self.state.n_updates
+        warm = min(1.0, (n_updates + 1) / self._coeff_warmup_steps) if self._coeff_warmup_steps else 1.0
+        if (coeff := warm * self.state.coeff) != objective.coeff:
+            objective = replace(objective, coeff=coeff)
+        if (term := objective.auxiliary) is not None and term.of_dead:
+            dead = (n_updates - self.state.last_fired) * self.batch_size >= self.config.aux_dead_tokens
+            objective = replace(objective, auxiliary=replace(term, among=dead) if dead.any() else None)
+        return objective
 
     @property
     def resamples_now(self) -> bool:
@@ -136,7 +156,9 @@ class Trainer:
 
     def resample_(self, rebirth: Rebirth) -> Resampled:
         """Gives dead latents their new directions, in place."""
-        return rebirth.finish_(self.state.weights, self.state.first, self.state.second)
+        code = nonlinearity_named(self.config.code)
+        starts = {name: code.initial(name) for name in code.parameter_names}
+        return rebirth.finish_(self.state.weights, self.state.first, self.state.second, starts)
 
     def _checked(self, acts: Tensor) -> Tensor:
         like = self.state.weights.encoder
@@ -158,6 +180,7 @@ class Trainer:
             "l0": float(stats.fired.sum()) / self.batch_size,
             "dead": int((self.state.last_fired <= silent_since).sum()) if silent_since >= 0 else 0,
             "lr": report.lr,
+            "coeff": self._objective_now().coeff,
         }
 
     def restore_(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
@@ -177,9 +200,12 @@ class Trainer:
         n_updates, step = counters["n_updates"], counters["step"]
         if not isinstance(n_updates, int) or not 0 <= n_updates <= self.n_steps or step not in FAMILIES[1:]:
             raise ValueError(f"n_updates {n_updates!r}, step {step!r}")
+        coeff, l0 = counters["coeff"], counters["l0"]
+        if not all(isinstance(value, float) and 0 <= value < math.inf for value in (coeff, l0)):
+            raise ValueError(f"coeff {coeff!r}, l0 {l0!r}")
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
-        self.state = self.state._replace(n_updates=n_updates, step=step)
+        self.state = self.state._replace(n_updates=n_updates, step=step, coeff=coeff, l0=l0)
 
     def sae(self) -> SAE:
         """The SAE as it is now; shares the trainer's memory."""

@@ -6,11 +6,10 @@ Every family of steps gives the same numbers from the same state; `dense.py` def
 from prolu.steps.adam import AdamConfig, adam_update_
 from prolu.steps.choice import Steps, crossover_density, next_family
 from prolu.steps.dense import DenseStep
-from prolu.steps.objective import Auxiliary, Objective, StepStats
+from prolu.steps.objective import Objective, StepStats
 
 __all__ = [
     "AdamConfig",
-    "Auxiliary",
     "DenseStep",
     "Objective",
     "StepStats",

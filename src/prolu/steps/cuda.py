@@ -7,6 +7,7 @@ sums: a product of two bf16 numbers is exact in fp32.
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from prolu.steps.adam import AdamConfig, clip_scale, project_
 from prolu.steps.base import Step
+from prolu.steps.dense import DenseStep
 from prolu.steps.objective import Objective, StepStats
 from prolu.weights import Weights
 
@@ -35,13 +37,19 @@ class CudaStep(Step):
         self._rates = like.encoder.new_empty(2)
         self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepStats] | None] = {}
+        self._like, self._batch_size = like, batch_size
+
+    @cached_property
+    def _reference(self) -> DenseStep:
+        """For selections and auxiliary terms; in fp32."""
+        return DenseStep(self._like, self._batch_size)
 
     def gradients(
         self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
     ) -> tuple[Weights, StepStats]:
         """Gradients with respect to every weight, and what was seen."""
-        if objective.auxiliary is not None:
-            raise NotImplementedError("auxiliary terms are the plain dense step's")
+        if not is_plain(objective):
+            return self._reference.gradients(weights, acts, objective)
         with _fp32_matmuls_in(self._precision):
             return self._gradients(weights, acts, objective, self._precision)
 
@@ -70,7 +78,7 @@ class CudaStep(Step):
             self._update_(weights, gradients, first, second, self._rates, scale, adam)
             return stats
 
-        if not self._on_gpu or len(acts) != len(self._acts):
+        if not self._on_gpu or len(acts) != len(self._acts) or not is_plain(objective):
             return once(acts)
         self._acts.copy_(acts)
         key = (objective, adam, *(t.data_ptr() for w in (weights, first, second) for t in w.tensors()))
@@ -86,6 +94,11 @@ class CudaStep(Step):
         graph, stats = captured
         graph.replay()
         return StepStats(*(t.clone() for t in stats))
+
+
+def is_plain(objective: Objective) -> bool:
+    """Whether what is on is decided entry by entry, and there is no auxiliary term."""
+    return objective.auxiliary is None and objective.nonlinearity.selection is None
 
 
 def _matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:
@@ -117,7 +130,7 @@ def _gradients(weights: Weights, acts: Tensor, objective: Objective, precision: 
         own={name: torch.where(on, gradient, 0).sum(0) for name, gradient in back.parameters.items()},
     )
     fired = (latents > 0).sum(0, dtype=acts.dtype)
-    return gradients, StepStats(mse, penalty / batch, torch.zeros_like(mse), fired)
+    return gradients, StepStats(mse, penalty / batch, torch.zeros_like(mse), fired, torch.zeros_like(mse))
 
 
 def _update_(

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prolu.nonlinearities import Parameters, Pullback
+from prolu.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback, on
 from prolu.steps.base import Step
-from prolu.steps.objective import Auxiliary, Objective, StepStats
+from prolu.steps.objective import Objective, StepStats
 from prolu.weights import Weights
 
 ROWS_PER_CHUNK = 1024
@@ -40,11 +40,13 @@ class DenseStep(Step):
         mse, penalty, auxiliary = acts.new_zeros(3, dtype=torch.float64)
         fired = torch.zeros_like(grads.encoder[:, 0])
         m_sum = torch.zeros_like(fired)
+        bound = self._bound_of_batch(weights, acts, objective.nonlinearity)
+        smallest = torch.full_like(fired[0], torch.inf)
         for chunk in acts.split(len(self._m)):
             centred = chunk - weights.b_dec
             m, latents, upstream = (b[: len(chunk)] for b in (self._m, self._latents, self._upstream))
             torch.mm(centred, weights.encoder.T, out=m)
-            self._activate_(m, latents, weights.own, objective, fired)
+            smallest = smallest.minimum(self._activate_(m, latents, weights.own, objective, fired, bound))
             error = torch.addmm(weights.b_dec, latents, weights.decoder).sub_(chunk)
             mse += error.square().sum(dtype=torch.float64) / (batch * d_in)
             residual = -error if objective.auxiliary else error
@@ -60,19 +62,37 @@ class DenseStep(Step):
             grads.b_dec.add_(error.sum(0))
         # The tied bias: + at the output, - at the input. dm @ W_enc^T summed over tokens needs no matmul.
         grads.b_dec.sub_(m_sum @ weights.encoder)
-        return grads, StepStats(mse, penalty / batch, auxiliary, fired)
+        return grads, StepStats(mse, penalty / batch, auxiliary, fired, smallest.where(smallest.isfinite(), 0))
 
     def _slabs(self, n_rows: int) -> list[slice]:
         return [slice(i, min(i + self._slab, n_rows)) for i in range(0, n_rows, self._slab)]
 
-    def _activate_(self, m: Tensor, latents: Tensor, own: Parameters, objective: Objective, fired: Tensor) -> None:
-        """Fills `latents` and the support mask; counts what fired."""
+    def _bound_of_batch(self, weights: Weights, acts: Tensor, code: Nonlinearity) -> Tensor | None:
+        """Where a selection counts over the whole batch: how far above its threshold a latent must lie."""
+        if code.selection is None or not code.selection.over_batch:
+            return None
+        n, threshold = code.selection.k * len(acts), code.threshold(weights.own)
+        best = acts.new_empty(0)
+        for chunk in acts.split(len(self._m)):
+            m = torch.mm(chunk - weights.b_dec, weights.encoder.T, out=self._m[: len(chunk)])
+            best = torch.cat([best, m.sub_(threshold).flatten()])
+            best = best.topk(min(n, len(best)), sorted=False).values
+        return best.min().clamp(min=0)
+
+    def _activate_(
+        self, m: Tensor, latents: Tensor, own: Parameters, objective: Objective, fired: Tensor, bound: Tensor | None
+    ) -> Tensor:
+        """Fills `latents` and the mask of what is on; counts what fired. Gives the smallest, if there is a selection."""
+        code, smallest = objective.nonlinearity, m.new_full((), torch.inf)
         for rows in self._slabs(len(m)):
             mask, slab = self._support[rows], latents[rows]
-            torch.neg(objective.nonlinearity.support(m[rows], own).to(mask.dtype), out=mask)
-            slab.copy_(objective.nonlinearity.value(m[rows], own))
+            torch.neg(_selected(code, m[rows], own, bound).to(mask.dtype), out=mask)
+            slab.copy_(code.value(m[rows], own))
             _keep_(slab, mask)
             fired += torch.gt(slab, 0, out=torch.empty_like(slab)).sum(0)
+            if code.selection is not None:
+                smallest = smallest.minimum(slab.masked_fill(slab <= 0, torch.inf).min())
+        return smallest
 
     def _pull_back_(
         self, m: Tensor, latents: Tensor, upstream: Tensor, own: Parameters, objective: Objective, batch: int
@@ -94,7 +114,8 @@ class DenseStep(Step):
         self, weights: Weights, term: Auxiliary, m: Tensor, target: Tensor, upstream: Tensor, batch: int
     ) -> Tensor:
         """Adds an auxiliary term's gradient on m to `upstream` and its own to the rest; returns its value."""
-        mask = -term.code.support(m, weights.own).to(self._support.dtype)
+        chosen = m if term.among is None else m.masked_fill(~term.among, -torch.inf)
+        mask = -on(term.code, chosen, weights.own).to(self._support.dtype)
         latents = _keep_(term.code.value(m, weights.own).clone(), mask)
         error = (latents @ weights.decoder).sub_(target)
         value = term.coeff * error.square().sum(dtype=torch.float64) / (batch * target.shape[1])
@@ -112,6 +133,13 @@ class DenseStep(Step):
         for name, gradient in back.parameters.items():
             kept = to_m if gradient is back.m else _keep_(gradient.clone(), mask)
             self._gradients.own[name].add_(kept.sum(0))
+
+
+def _selected(code: Nonlinearity, m: Tensor, own: Parameters, bound: Tensor | None) -> Tensor:
+    """What is on, with the bound of the whole batch where a selection needs one."""
+    if bound is None:
+        return on(code, m, own)
+    return code.support(m, own) & (m - code.threshold(own) >= bound)
 
 
 _MASKS = {torch.float32: torch.int32, torch.float64: torch.int64}

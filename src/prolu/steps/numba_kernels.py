@@ -52,6 +52,42 @@ def fill(m, threshold, starts, latents, values):
                 at += 1
 
 
+@_jit(parallel=True)
+@no_type_check
+def keep_largest(m, threshold, k):
+    """Puts -inf wherever m - threshold is not among a token's k largest that are above 0; ties stay.
+
+    The k-th largest of the maxima of 16 neighbours is a bound from below, so few entries are ever sorted.
+    """
+    n_latents = m.shape[1]
+    n_groups = (n_latents + 15) // 16
+    for i in prange(m.shape[0]):
+        row = m[i]
+        best = np.empty(n_groups, m.dtype)
+        for g in range(n_groups):
+            start, end = 16 * g, min(16 * g + 16, n_latents)
+            top = row[start] - threshold[start]
+            for j in range(start + 1, end):
+                top = max(top, row[j] - threshold[j])
+            best[g] = top
+        bound = m.dtype.type(0)
+        if n_groups >= k:
+            bound = max(bound, np.partition(best, n_groups - k)[n_groups - k])
+        above, n = np.empty(n_latents, m.dtype), 0
+        for g in range(n_groups):
+            if best[g] >= bound:
+                for j in range(16 * g, min(16 * g + 16, n_latents)):
+                    a = row[j] - threshold[j]
+                    if a >= bound and a > 0:
+                        above[n] = a
+                        n += 1
+        if n > k:
+            bound = np.partition(above[:n], n - k)[n - k]
+        for j in range(n_latents):
+            if not row[j] - threshold[j] >= bound:
+                row[j] = -np.inf
+
+
 @_jit(fastmath=FAST, inline="never")
 @no_type_check
 def add_rows(out, rows, which, weights, start, end):

@@ -1,30 +1,14 @@
 """What a step minimises, and what it reports."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prolu.nonlinearities import Nonlinearity, Parameters, Pullback
+from prolu.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback
 from prolu.penalties import Penalty
-
-
-@dataclass(frozen=True)
-class Auxiliary:
-    """A second reconstruction, from other latents of the same m: coeff * mean (f_aux W_dec - target)^2.
-
-    AuxK (dead latents explain the residual) and Gated's frozen-decoder term are of this form.
-    """
-
-    code: Nonlinearity
-    """Gives the auxiliary latents; its own parameters are among the SAE's."""
-    target: Literal["residual", "centred_input"]
-    """x - x_hat, or x - b_dec; a constant either way."""
-    coeff: float
-    trains_decoder: bool
-    """Whether the term moves W_dec."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +35,16 @@ class Objective:
 
         Entry by entry, on the support. Also the sum of the penalty over these entries.
         """
-        per_token = self.coeff / batch
-        upstream = upstream + per_token * self.penalty.slope(latents)
-        back = self.nonlinearity.pullback(upstream, m, own)
-        if (direct := self.penalty.pullback(m, own)) is not None:
+        per_token, code = self.coeff / batch, self.nonlinearity
+        seen = code.penalised(latents, m, own)
+        if seen is latents:
+            back = code.pullback(upstream + per_token * self.penalty.slope(latents), m, own)
+        else:
+            slope = torch.zeros_like(seen) + self.penalty.slope(seen)
+            back = code.pullback(upstream, m, own).plus(code.penalised_pullback(slope, m, own), per_token)
+        if (direct := self.penalty.pullback(code, m, own)) is not None:
             back = back.plus(direct, per_token)
-        return back, self.penalty.value(latents, m, own).sum(-1).sum(dtype=torch.float64)
+        return back, self.penalty.value(seen).sum(-1).sum(dtype=torch.float64)
 
 
 class StepStats(NamedTuple):
@@ -70,3 +58,12 @@ class StepStats(NamedTuple):
     """The auxiliary term, coefficient included; 0 without one."""
     fired: Float[Tensor, " d_sae"]
     """Tokens of the batch on which each latent was on (greater than 0)."""
+    smallest: Float[Tensor, ""]
+    """The smallest latent that was on, where the nonlinearity selects; else 0."""
+
+
+def smallest_on(code: Nonlinearity, values: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """What `StepStats.smallest` says."""
+    if code.selection is None:
+        return values.new_zeros(())
+    return values[values > 0].min() if (values > 0).any() else values.new_zeros(())

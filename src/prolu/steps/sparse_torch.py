@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prolu.nonlinearities import Nonlinearity, Parameters, Pullback, on
 from prolu.steps.base import Step
-from prolu.steps.objective import Objective, StepStats
+from prolu.steps.objective import Objective, StepStats, smallest_on
 from prolu.weights import Weights
 
 ROWS_PER_CHUNK = 1024
@@ -15,11 +16,15 @@ ROWS_PER_CHUNK = 1024
 
 
 class _Pairs(NamedTuple):
-    """Pairs on the support, in order of token."""
+    """Pairs that are on, or have a gradient, in order of token."""
 
     token: Tensor
     latent: Tensor
     m: Tensor
+
+    def own(self, weights: Weights) -> dict[str, Tensor]:
+        """The nonlinearity's parameters, pair by pair."""
+        return {name: p[self.latent] for name, p in weights.own.items()}
 
 
 class SparseTorchStep(Step):
@@ -33,49 +38,90 @@ class SparseTorchStep(Step):
         self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
     ) -> tuple[Weights, StepStats]:
         """Gradients with respect to every weight, and what was seen. The gradients are the buffers' own."""
-        if objective.auxiliary is not None:
-            raise NotImplementedError("auxiliary terms are the dense step's")
-        batch, d_in = acts.shape
-        grads = self._gradients
+        (batch, d_in), code, grads = acts.shape, objective.nonlinearity, self._gradients
+        for tensor in grads.tensors():
+            tensor.zero_()
         centred = acts - weights.b_dec
-        pairs = self._encode(weights, centred, objective)
-        own = {name: p[pairs.latent] for name, p in weights.own.items()}
-        values = objective.nonlinearity.value(pairs.m, own)
-        token_starts = _starts(pairs.token, batch)
-        error = _weighted_sums(weights.decoder, pairs.latent, token_starts, values)
-        error.add_(weights.b_dec).sub_(acts)
+        pairs = self._encode(centred, weights.encoder, weights.own, code)
+        own = pairs.own(weights)
+        values = code.value(pairs.m, own)
+        error = _decoded(weights, pairs, values, batch).add_(weights.b_dec).sub_(acts)
         mse = error.square().sum(dtype=torch.float64) / (batch * d_in)
-        error *= 2 / (batch * d_in)
-        # The product of a token's error with the decoder row of each of its pairs.
-        upstream = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            error, weights.decoder, pairs.latent, token_starts, pairs.token, 0
-        )
-        back, penalty = objective.pull_back(upstream, values, pairs.m, own, batch)
-        order = torch.argsort(pairs.latent, stable=True)
-        latent_starts = _starts(pairs.latent, weights.d_sae)
-        tokens = pairs.token[order]
-        grads.encoder.copy_(_weighted_sums(centred, tokens, latent_starts, back.m[order]))
-        grads.decoder.copy_(_weighted_sums(error, tokens, latent_starts, values[order]))
-        for name, gradient in back.parameters.items():
-            grads.own[name].zero_().index_add_(0, pairs.latent, gradient)
-        m_sum = torch.zeros_like(grads.encoder[:, 0]).index_add_(0, pairs.latent, back.m)
+        scale, auxiliary, m_sum = 2 / (batch * d_in), torch.zeros_like(mse), torch.zeros_like(grads.encoder[:, 0])
+        if (term := objective.auxiliary) is not None:
+            others = self._dead_pairs(centred, weights, term.code, term.among) if term.of_dead else pairs
+            also = term.code.value(others.m, others.own(weights))
+            miss = _decoded(weights, others, also, batch).sub_(-error if term.target == "residual" else centred)
+            auxiliary = term.coeff * miss.square().sum(dtype=torch.float64) / (batch * d_in)
+            miss *= scale * term.coeff
+            back = term.code.pullback(_products(weights, others, miss), others.m, others.own(weights))
+            m_sum += _spend_(grads, others, back, also if term.trains_decoder else None, centred, miss)
+        error *= scale
+        back, penalty = objective.pull_back(_products(weights, pairs, error), values, pairs.m, own, batch)
+        m_sum += _spend_(grads, pairs, back, values, centred, error)
         grads.b_dec.copy_(error.sum(0) - m_sum @ weights.encoder)
         off = batch * weights.d_sae - len(values)
         fired = torch.bincount(pairs.latent, values > 0, weights.d_sae).to(values.dtype)
         penalty = (penalty + off * objective.penalty.at_zero) / batch
-        return grads, StepStats(mse, penalty, torch.zeros_like(mse), fired)
+        return grads, StepStats(mse, penalty, auxiliary, fired, smallest_on(code, values))
 
-    def _encode(self, weights: Weights, centred: Tensor, objective: Objective) -> _Pairs:
-        threshold = objective.nonlinearity.threshold(weights.own)
+    def _encode(self, centred: Tensor, encoder: Tensor, own: Parameters, code: Nonlinearity) -> _Pairs:
+        threshold, selection = code.threshold(own), code.selection
         found = []
         for start in range(0, len(centred), len(self._m)):
             chunk = centred[start : start + len(self._m)]
-            m = torch.mm(chunk, weights.encoder.T, out=self._m[: len(chunk)])
-            on = m > threshold if threshold is not None else objective.nonlinearity.support(m, weights.own)
-            flat = on.view(-1).nonzero().squeeze(1)
-            token = torch.div(flat, weights.d_sae, rounding_mode="floor")
-            found.append(_Pairs(token + start, flat - token * weights.d_sae, m.view(-1)[flat]))
-        return _Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+            m = torch.mm(chunk, encoder.T, out=self._m.view(-1)[: len(chunk) * len(encoder)].view(len(chunk), -1))
+            if selection is None:
+                mask = m > threshold if threshold is not None else code.support(m, own)
+            else:
+                mask = code.support(m, own) if selection.over_batch else on(code, m, own)
+            flat = mask.view(-1).nonzero().squeeze(1)
+            token = torch.div(flat, len(encoder), rounding_mode="floor")
+            found.append(_Pairs(token + start, flat - token * len(encoder), m.view(-1)[flat]))
+        pairs = _Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        if selection is not None and selection.over_batch:
+            assert threshold is not None
+            above = pairs.m - threshold[pairs.latent]
+            kept = above.topk(min(selection.k * len(centred), len(above)), sorted=False).values
+            pairs = _Pairs(*(part[above >= kept.min()] for part in pairs)) if len(kept) else pairs
+        return pairs
+
+    def _dead_pairs(self, centred: Tensor, weights: Weights, code: Nonlinearity, among: Tensor | None) -> _Pairs:
+        """Pairs of some latents only; the others' rows of the encoder are not multiplied."""
+        latents = torch.arange(weights.d_sae) if among is None else among.nonzero().squeeze(1)
+        own = {name: p[latents] for name, p in weights.own.items()}
+        pairs = self._encode(centred, weights.encoder[latents], own, code)
+        return pairs._replace(latent=latents[pairs.latent])
+
+
+def _decoded(weights: Weights, pairs: _Pairs, values: Tensor, batch: int) -> Tensor:
+    """Sum of a token's values times decoder rows, without b_dec."""
+    return _weighted_sums(weights.decoder, pairs.latent, _starts(pairs.token, batch), values)
+
+
+def _products(weights: Weights, pairs: _Pairs, error: Tensor) -> Tensor:
+    """The product of a token's error with the decoder row of each of its pairs."""
+    starts = _starts(pairs.token, len(error))
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        error, weights.decoder, pairs.latent, starts, pairs.token, 0
+    )
+
+
+def _spend_(
+    grads: Weights, pairs: _Pairs, back: Pullback, values: Tensor | None, centred: Tensor, error: Tensor
+) -> Tensor:
+    """Adds the pairs' part of every gradient but b_dec's; without values, the decoder's is left alone.
+
+    Returns the sum of the gradient on m, by latent.
+    """
+    order = torch.argsort(pairs.latent, stable=True)
+    starts, tokens = _starts(pairs.latent, len(grads.encoder)), pairs.token[order]
+    grads.encoder.add_(_weighted_sums(centred, tokens, starts, back.m[order]))
+    if values is not None:
+        grads.decoder.add_(_weighted_sums(error, tokens, starts, values[order]))
+    for name, gradient in back.parameters.items():
+        grads.own[name].index_add_(0, pairs.latent, gradient)
+    return torch.zeros_like(grads.encoder[:, 0]).index_add_(0, pairs.latent, back.m)
 
 
 def _starts(keys: Tensor, n: int) -> Tensor:
