@@ -86,27 +86,22 @@ class RunConfig:
     def __post_init__(self):
         check_types(self)
         self._check_sparsity()
-        if not 0 <= self.coeff < float("inf"):
-            raise ValueError(f"coeff {self.coeff}: must be 0 or more, and finite")
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr {self.lr}: must be more than 0, and finite")
-        if not math.isfinite(self.initial_bias):
-            raise ValueError(f"initial_bias {self.initial_bias}: must be finite")
-        if not 0 <= self.beta1 < 1:
-            raise ValueError(f"beta1 {self.beta1}: must be 0 or more, and less than 1")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm {self.max_grad_norm}: must be more than 0, or None for no clip")
+        self._require("coeff", 0 <= self.coeff < math.inf, "0 or more, and finite")
+        self._require("lr", 0 < self.lr < math.inf, "more than 0, and finite")
+        self._require("initial_bias", math.isfinite(self.initial_bias), "finite")
+        self._require("beta1", 0 <= self.beta1 < 1, "0 or more, and less than 1")
+        self._require(
+            "max_grad_norm", self.max_grad_norm is None or self.max_grad_norm > 0, "more than 0, or None for no clip"
+        )
         for name in ("d_sae", "n_tokens", "aux_dead_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("lr_floor", "coeff_warmup_fraction"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         if not 0 <= self.warmup_fraction <= self.decay_start_fraction < self.decay_end_fraction < float("inf"):
             raise ValueError(
                 f"schedule: needs 0 <= warmup_fraction {self.warmup_fraction} <= decay_start_fraction "
                 f"{self.decay_start_fraction} < decay_end_fraction {self.decay_end_fraction}"
             )
-        for name in ("lr_floor", "coeff_warmup_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)}: must be between 0 and 1")
         if self.normalisation not in ("per_token", "none"):
             raise ValueError(f"normalisation {self.normalisation!r}: choose per_token or none")
         if self.step not in FAMILIES:
@@ -119,9 +114,15 @@ class RunConfig:
             )
         self._check_resampling()
 
+    def _require(self, name: str, fulfilled: bool, words: str) -> None:
+        if not fulfilled:
+            raise ValueError(f"{name} {getattr(self, name)}: must be {words}")
+
     def _check_sparsity(self) -> None:
-        if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
-            raise ValueError(f"target_l0 {self.target_l0}: must be more than 0 and less than d_sae, or None")
+        target = self.target_l0
+        self._require(
+            "target_l0", target is None or 0 < target < self.d_sae, "more than 0 and less than d_sae, or None"
+        )
         nonlinearity, penalty = nonlinearity_named(self.code), penalty_named(self.penalty)
         if (reason := penalty.check(nonlinearity)) is not None:
             raise ValueError(f"penalty {self.penalty!r}: {reason}; nonlinearity is {self.nonlinearity!r}")
@@ -135,12 +136,10 @@ class RunConfig:
 
     def _check_resampling(self) -> None:
         for name in ("resample_dead_below", "resample_exponent", "resample_encoder_norm"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} {getattr(self, name)}: must be 0 or more, and finite")
-        if self.resample_candidates < 1:
-            raise ValueError(f"resample_candidates {self.resample_candidates}: must be at least 1")
-        if self.resample_max_raw_norm is not None and not self.resample_max_raw_norm > 0:
-            raise ValueError(f"resample_max_raw_norm {self.resample_max_raw_norm}: must be more than 0, or None")
+            self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more, and finite")
+        self._require("resample_candidates", self.resample_candidates >= 1, "at least 1")
+        cut = self.resample_max_raw_norm
+        self._require("resample_max_raw_norm", cut is None or cut > 0, "more than 0, or None")
         if any(not 0 < fraction < 1 for fraction in (*self.resample_fractions, self.resample_count_fraction)):
             raise ValueError(
                 f"resample_fractions {self.resample_fractions}, resample_count_fraction "

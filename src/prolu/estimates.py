@@ -199,7 +199,7 @@ def _block_flops(lm: Outline, ctx: int) -> int:
 
 
 def measure(run: RunConfig, d_in: int, batch_size: int) -> Rates:
-    """Times a dense and a sparse step of a ReLU SAE of this shape, and a matmul of the language model's, here and now."""
+    """Times a dense and a sparse step of a ReLU SAE of this shape, and a matmul of the language model's, here."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size, d_in, generator=generator)
     weights = initial_weights(SAEConfig(d_in=d_in, d_sae=run.d_sae, nonlinearity="relu"), 0)

@@ -114,7 +114,9 @@ def check_folder(out: Path, study: dict[str, Any], batch_size: int) -> None:
         )
 
 
-def extension_refusal(out: Path, old: RunConfig, new: RunConfig, batch_size: int) -> str | None:
+def extension_refusal(  # noqa: PLR0911
+    out: Path, old: RunConfig, new: RunConfig, batch_size: int
+) -> str | None:
     """Why a run cannot go on from what it was to more tokens; None if it can, to the bits of the longer run."""
     if new.n_tokens < old.n_tokens:
         return "it would be shorter"
@@ -127,14 +129,14 @@ def extension_refusal(out: Path, old: RunConfig, new: RunConfig, batch_size: int
                 f"{after.factor(step) * new.lr:.4g}; only a run whose rate had not begun to fall, and whose warm-up "
                 "stays as many steps, can go on"
             )
+    warm = [round(run.coeff_warmup_fraction * run.n_steps(batch_size)) for run in (old, new)]
     then, now = old.resampling(batch_size), new.resampling(batch_size)
     made_steps = [tuple(s for s in r.steps if s < made) for r in (then, now)]
     counted = [[n for n in range(made) if r.restarts_count(n)] for r in (then, now)]
+    if old.steering(batch_size) != new.steering(batch_size) or warm[0] != warm[1]:
+        return "its penalty's coefficient would have been another"
     if made_steps[0] != made_steps[1] or counted[0] != counted[1]:
         return "it would have been resampled, or its firings counted, at other steps"
-    warm = [round(run.coeff_warmup_fraction * run.n_steps(batch_size)) for run in (old, new)]
-    if old.steering(batch_size) != new.steering(batch_size) or warm[0] != warm[1]:
-        return "its coefficient would have been another"
     if new.probe_steps(batch_size)[0] < made:
         return f"its convergence could not be told; go on to {made * batch_size * 5 // 4} tokens or more"
     if (

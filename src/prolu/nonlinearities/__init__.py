@@ -1,9 +1,9 @@
-"""Activation functions of an SAE, by name. One of your own, in `NONLINEARITIES` or `WITH_ARGUMENTS`, trains like the others."""
+"""Activation functions of an SAE, by name. One of your own, put into a table here, trains like the others."""
 
 import re
 from collections.abc import Callable
 
-from prolu.nonlinearities.base import Auxiliary, Nonlinearity, Parameters, Pullback, Selection, activate, on
+from prolu.nonlinearities.base import Auxiliary, Nonlinearity, Parameters, Pullback, Selection, activate, distance, on
 from prolu.nonlinearities.gated import Gated
 from prolu.nonlinearities.jumprelu import JumpReLU
 from prolu.nonlinearities.prolu_family import PROLU_RELU, PROLU_STE, GeneralisedProLU, ProLU, heaviside, prolu
@@ -22,6 +22,7 @@ __all__ = [
     "Pullback",
     "Selection",
     "activate",
+    "distance",
     "heaviside",
     "nonlinearity_named",
     "on",

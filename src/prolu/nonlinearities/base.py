@@ -133,7 +133,7 @@ class Nonlinearity(ABC):
         """A further term of the loss."""
         return None
 
-    def observe_(self, parameters: Parameters, smallest: Float[Tensor, ""], n_updates: int) -> None:
+    def observe_(self, parameters: Parameters, smallest: Float[Tensor, ""], n_updates: int) -> None:  # noqa: B027
         """Sees, after update number `n_updates` (from 1), the smallest latent that was on; may note it in place."""
 
 
@@ -142,8 +142,15 @@ def on(nonlinearity: Nonlinearity, m: Float[Tensor, "*batch"], parameters: Param
     support, selection = nonlinearity.support(m, parameters), nonlinearity.selection
     if selection is None:
         return support
-    above = m - nonlinearity.threshold(parameters)
+    above = distance(nonlinearity, m, parameters)
     return support & (above >= selection.bound(above))
+
+
+def distance(nonlinearity: Nonlinearity, m: Float[Tensor, "*batch"], parameters: Parameters) -> Float[Tensor, "*batch"]:
+    """What a selection goes by: m - threshold."""
+    threshold = nonlinearity.threshold(parameters)
+    assert threshold is not None, "a selection needs a threshold"
+    return m - threshold
 
 
 class _Activate(torch.autograd.Function):

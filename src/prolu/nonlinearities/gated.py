@@ -1,7 +1,6 @@
 """Gated SAEs: one half decides what is on, the other how much (Rajamanoharan et al. 2024a, arXiv 2404.16014)."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -26,7 +25,7 @@ class Gate(Nonlinearity):
         return -parameters["b_gate"]
 
     def value(self, m, parameters):
-        """m + b_gate."""
+        """M + b_gate."""
         return m + parameters["b_gate"]
 
     def pullback(self, upstream, m, parameters):
@@ -76,7 +75,7 @@ class Gated(Nonlinearity):
         """Through the gate."""
         return self.gate.pullback(upstream, m, parameters)
 
-    @cached_property
+    @property
     def auxiliary(self):
         """Mean of (x - b_dec - ReLU(m + b_gate) W_dec)^2, both frozen but m and b_gate."""
         return Auxiliary(self.gate, target="centred_input", coeff=1.0, trains_decoder=False)

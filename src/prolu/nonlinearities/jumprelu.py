@@ -41,11 +41,11 @@ class JumpReLU(Nonlinearity):
         return m > self.threshold(parameters)
 
     def threshold(self, parameters):
-        """theta - e / 2 - b."""
+        """Theta - e / 2 - b."""
         return parameters["log_threshold"].exp() - self.bandwidth / 2 - parameters["b_enc"]
 
     def value(self, m, parameters):
-        """z above theta."""
+        """Z above theta."""
         z = m + parameters["b_enc"]
         return torch.where(z > parameters["log_threshold"].exp(), z, 0)
 

@@ -1,9 +1,6 @@
 """TopK (Gao et al. 2024, arXiv 2406.04093) and BatchTopK (Bussmann et al. 2024, arXiv 2412.06410)."""
 
 from dataclasses import dataclass
-from functools import cached_property
-
-import torch
 
 from prolu.nonlinearities.base import Auxiliary, Nonlinearity, Pullback, Selection
 
@@ -25,7 +22,7 @@ class TopK(Nonlinearity):
     silent; alpha * mean (f_aux W_dec - (x - x_hat))^2, the residual a constant.
     """
 
-    selection: Selection
+    selection: Selection  # pyright: ignore[reportIncompatibleVariableOverride]
     has_auxiliary: bool = True
 
     def support(self, m, parameters):
@@ -37,14 +34,14 @@ class TopK(Nonlinearity):
         return -parameters["b_enc"]
 
     def value(self, m, parameters):
-        """m + b."""
+        """M + b."""
         return m + parameters["b_enc"]
 
     def pullback(self, upstream, m, parameters):
         """1 with respect to both."""
         return Pullback(upstream, {"b_enc": upstream})
 
-    @cached_property
+    @property
     def auxiliary(self):
         """AuxK."""
         if not self.has_auxiliary:
@@ -73,14 +70,14 @@ class BatchTopK(Nonlinearity):
         return (z > 0) & (z >= parameters["threshold"])
 
     def value(self, m, parameters):
-        """m + b."""
+        """M + b."""
         return m + parameters["b_enc"]
 
     def pullback(self, upstream, m, parameters):
         """1 with respect to m and b."""
         return Pullback(upstream, {"b_enc": upstream})
 
-    @cached_property
+    @property
     def in_training(self):
         """The batch's own selection, with AuxK."""
         return TopK(Selection(self.k, over_batch=True))

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prolu.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback, on
+from prolu.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback, distance, on
 from prolu.steps.base import Step
 from prolu.steps.objective import Objective, StepStats
 from prolu.weights import Weights
@@ -71,18 +71,17 @@ class DenseStep(Step):
         """Where a selection counts over the whole batch: how far above its threshold a latent must lie."""
         if code.selection is None or not code.selection.over_batch:
             return None
-        n, threshold = code.selection.k * len(acts), code.threshold(weights.own)
-        best = acts.new_empty(0)
+        n, best = code.selection.k * len(acts), acts.new_empty(0)
         for chunk in acts.split(len(self._m)):
             m = torch.mm(chunk - weights.b_dec, weights.encoder.T, out=self._m[: len(chunk)])
-            best = torch.cat([best, m.sub_(threshold).flatten()])
+            best = torch.cat([best, distance(code, m, weights.own).flatten()])
             best = best.topk(min(n, len(best)), sorted=False).values
         return best.min().clamp(min=0)
 
     def _activate_(
         self, m: Tensor, latents: Tensor, own: Parameters, objective: Objective, fired: Tensor, bound: Tensor | None
     ) -> Tensor:
-        """Fills `latents` and the mask of what is on; counts what fired. Gives the smallest, if there is a selection."""
+        """Fills `latents` and the mask of what is on; counts what fired. Gives the smallest, of a selection."""
         code, smallest = objective.nonlinearity, m.new_full((), torch.inf)
         for rows in self._slabs(len(m)):
             mask, slab = self._support[rows], latents[rows]
@@ -139,7 +138,7 @@ def _selected(code: Nonlinearity, m: Tensor, own: Parameters, bound: Tensor | No
     """What is on, with the bound of the whole batch where a selection needs one."""
     if bound is None:
         return on(code, m, own)
-    return code.support(m, own) & (m - code.threshold(own) >= bound)
+    return code.support(m, own) & (distance(code, m, own) >= bound)
 
 
 _MASKS = {torch.float32: torch.int32, torch.float64: torch.int64}
