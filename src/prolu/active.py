@@ -80,7 +80,7 @@ class ActiveRun:
         sae.save(self.folder, self._provenance)
         write_atomically(self.folder / CURVES_FILE, "".join(self._curve))
         facts = asdict(config) | {"run_id": config.run_id, "converged": is_converged(start, end)}
-        facts["coeff"] = self.trainer.state.coeff  # what it was steered to, if it was
+        facts["coeff"] = self.trainer.coeff  # what it was steered to, if it was
         facts["resampled"] = self.resampled
         probes = {
             f"{name}_probe_{when}": p[name] for when, p in (("start", start), ("end", end)) for name in ("l0", "mse")

@@ -81,6 +81,8 @@ class Study:
     """Share of the study's tokens to train on; schedule and resampling shrink with it."""
     batch_size: int
     """Tokens per training step. A smaller one gives more steps from the same tokens."""
+    target_l0: tuple[float, ...] = ()
+    """L0s to reach, in place of the study's coefficients: each family once at each, as in --target-l0 8 16 32 64."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Of the matmuls' inputs; sums, weights and moments are fp32. All but fp32 are for GPUs."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
@@ -109,7 +111,8 @@ class Study:
 
     def at_width(self, d_in: int) -> tuple[list[RunConfig], int]:
         """What it trains on activations of that width, and in batches of which size."""
-        runs = recipe_named(self.recipe)(d_in).scaled(self.scale).runs
+        recipe = recipe_named(self.recipe)(d_in).scaled(self.scale)
+        runs = (recipe.at_targets(self.target_l0) if self.target_l0 else recipe).runs
         return [replace(run, precision=self.precision) for run in runs], self.batch_size
 
 
@@ -131,6 +134,7 @@ class Sweep:
 
     study: OmitArgPrefixes[
         Annotated[Study, _study("demo")]
+        | Annotated[Study, _study("comparison")]
         | Annotated[Study, _study("experiment1")]
         | Annotated[Study, _study("experiment2")]
         | Annotated[Study, _study("experiment3")]

@@ -1,6 +1,6 @@
 """Named studies: functions from the width of the activations to runs and the batch they train on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -28,6 +28,14 @@ class Recipe(NamedTuple):
             for run in self.runs
         ]
         return self._replace(runs=runs) if factor != 1 else self
+
+    def at_targets(self, target_l0s: Sequence[float]) -> "Recipe":
+        """Each family once at each L0, in place of its grid of coefficients, whose middle is where steering starts."""
+        families: dict[str, list[RunConfig]] = {}
+        for run in self.runs:
+            families.setdefault(run.family, []).append(run)
+        middle = [sorted(runs, key=lambda run: run.coeff)[len(runs) // 2] for runs in families.values()]
+        return self._replace(runs=[replace(run, target_l0=float(l0)) for run in middle for l0 in target_l0s])
 
 
 BUILTIN: Mapping[str, str | int] = {"lm": "builtin", "hook": "blocks.2.hook_resid_pre", "data": "builtin"}
@@ -66,6 +74,36 @@ def demo(d_in: int) -> Recipe:
         for coeff in coeffs:
             scaled = float(f"{coeff * 768 / d_in:.3g}")
             runs.append(replace(base, nonlinearity=nonlinearity, penalty=penalty, coeff=scaled))
+    return Recipe(runs, batch_size=512, source=BUILTIN)
+
+
+COMPARISON_FAMILIES = {
+    "relu": ("l1", "sqrt_l1"),
+    "prolu_relu": ("l1", "sqrt_l1"),
+    "prolu_ste": ("l1", "sqrt_l1"),
+    "gated": ("l1",),
+    "jumprelu": ("l0",),
+    "topk": ("none",),
+    "batchtopk": ("none",),
+}
+
+COMPARISON_L0S = (8.0, 16.0, 32.0, 64.0)
+
+COMPARISON_SEEDS = (0, 1, 2)
+
+
+def comparison(d_in: int) -> Recipe:
+    """ReLU and ProLU under both penalties, Gated, JumpReLU, TopK and BatchTopK, at four L0s, three seeds each."""
+    base = RunConfig(
+        d_sae=8 * d_in, n_tokens=2_097_152, lr=3e-3, lr_floor=0.05, coeff=2.0 / d_in, aux_dead_tokens=200_000
+    )
+    runs = [
+        replace(base, nonlinearity=nonlinearity, penalty=penalty, target_l0=l0, init_seed=seed)
+        for nonlinearity, penalties in COMPARISON_FAMILIES.items()
+        for penalty in penalties
+        for l0 in COMPARISON_L0S
+        for seed in COMPARISON_SEEDS
+    ]
     return Recipe(runs, batch_size=512, source=BUILTIN)
 
 
@@ -134,6 +172,7 @@ def _paper(
 
 RECIPES: dict[str, Callable[[int], Recipe]] = {
     "demo": demo,
+    "comparison": comparison,
     "experiment1": experiment1,
     "experiment2": experiment2,
     "experiment3": experiment3,

@@ -15,6 +15,7 @@ from prolu.penalties import penalty_named
 from prolu.resampling import Rebirth, Resampled
 from prolu.rng import keyed_generator
 from prolu.sae import SAE, SAEConfig, initial_weights
+from prolu.steering import Steered
 from prolu.steps import AdamConfig, Objective, Steps, StepStats, crossover_density, next_family
 from prolu.steps.choice import FAMILIES
 from prolu.weights import Weights
@@ -43,10 +44,8 @@ class TrainerState(NamedTuple):
     n_updates: int
     step: str
     """Family of the next step."""
-    coeff: float
-    """Penalty coefficient, where it is steered; else what the config says."""
-    l0: float
-    """Running mean of the batches' L0, by which it is steered."""
+    steered: Steered
+    """The penalty's coefficient, and what it is steered by, if it is."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name."""
@@ -56,7 +55,7 @@ class TrainerState(NamedTuple):
 
     def counters(self) -> dict[str, Any]:
         """The rest of it."""
-        return {"n_updates": self.n_updates, "step": self.step, "coeff": self.coeff, "l0": self.l0}
+        return {"n_updates": self.n_updates, "step": self.step, "steered": list(self.steered)}
 
 
 class Trainer:
@@ -92,7 +91,7 @@ class Trainer:
         weights = weights.map(lambda t: t.to(device))
         never = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
         moments = weights.zeros_like(), weights.zeros_like()
-        self.state = TrainerState(weights, *moments, never, never.double(), 0, config.step, config.coeff, 0.0)
+        self.state = TrainerState(weights, *moments, never, never.double(), 0, config.step, Steered(config.coeff))
         if config.step == "auto":
             self.state = self.state._replace(step="dense")
         self.crossover = 0.0
@@ -107,7 +106,7 @@ class Trainer:
             ValueError: no activations, or of another width, dtype or device than the SAE.
         """
         acts = self._checked(acts)
-        weights, first, second, last_fired, fired, n_updates, family, coeff, l0 = self.state
+        weights, first, second, last_fired, fired, n_updates, family, steered = self.state
         lr = self.config.lr * self._schedule.factor(n_updates)
         stats = self.steps[family].update_(
             weights, first, second, acts, self._objective_now(), n_updates=n_updates, lr=lr, adam=self._adam
@@ -121,16 +120,21 @@ class Trainer:
         if self.config.step == "auto" and self.crossover:
             family = next_family(family, float(stats.fired.mean()) / len(acts), self.crossover)
         if self._steering is not None:
-            l0 = self._steering.average(l0, float(stats.fired.sum()) / len(acts), n_updates)
-            coeff = self._steering.next(coeff, l0, n_updates + 1)
-        self.state = self.state._replace(n_updates=n_updates + 1, step=family, coeff=coeff, l0=l0)
+            steered = self._steering.after(steered, float(stats.fired.sum()) / len(acts), n_updates + 1)
+        self.state = self.state._replace(n_updates=n_updates + 1, step=family, steered=steered)
         return StepReport(stats, lr)
+
+    @property
+    def coeff(self) -> float:
+        """The penalty's coefficient in the next update."""
+        n_updates, state = self.state.n_updates, self.state.steered
+        coeff = state.coeff if self._steering is None else self._steering.coeff(state, n_updates)
+        return coeff * min(1.0, (n_updates + 1) / self._coeff_warmup_steps) if self._coeff_warmup_steps else coeff
 
     def _objective_now(self) -> Objective:
         """With this step's coefficient, and the latents that an auxiliary term is to revive."""
         objective, n_updates = self._objective, self.state.n_updates
-        warm = min(1.0, (n_updates + 1) / self._coeff_warmup_steps) if self._coeff_warmup_steps else 1.0
-        if (coeff := warm * self.state.coeff) != objective.coeff:
+        if (coeff := self.coeff) != objective.coeff:
             objective = replace(objective, coeff=coeff)
         if (term := objective.auxiliary) is not None and term.of_dead:
             dead = (n_updates - self.state.last_fired) * self.batch_size >= self.config.aux_dead_tokens
@@ -180,7 +184,7 @@ class Trainer:
             "l0": float(stats.fired.sum()) / self.batch_size,
             "dead": int((self.state.last_fired <= silent_since).sum()) if silent_since >= 0 else 0,
             "lr": report.lr,
-            "coeff": self._objective_now().coeff,
+            "coeff": self.coeff,
         }
 
     def restore_(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
@@ -200,12 +204,12 @@ class Trainer:
         n_updates, step = counters["n_updates"], counters["step"]
         if not isinstance(n_updates, int) or not 0 <= n_updates <= self.n_steps or step not in FAMILIES[1:]:
             raise ValueError(f"n_updates {n_updates!r}, step {step!r}")
-        coeff, l0 = counters["coeff"], counters["l0"]
-        if not all(isinstance(value, float) and 0 <= value < math.inf for value in (coeff, l0)):
-            raise ValueError(f"coeff {coeff!r}, l0 {l0!r}")
+        steered = counters["steered"]
+        if len(steered) != len(Steered._fields) or not all(0 <= value < math.inf for value in steered):
+            raise ValueError(f"steered {steered!r}")
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
-        self.state = self.state._replace(n_updates=n_updates, step=step, coeff=coeff, l0=l0)
+        self.state = self.state._replace(n_updates=n_updates, step=step, steered=Steered(*steered))
 
     def sae(self) -> SAE:
         """The SAE as it is now; shares the trainer's memory."""
