@@ -249,7 +249,7 @@ def test_reading_that_dies_anywhere_goes_on_to_the_same_bytes(
         finally:
             before_operation.clear()
         assert on_disk(source, tokenizer, tmp_path / "killed", **request_).digest() == whole.digest()
-        for name in ("blocks.json", "train.bin", "held_out.bin"):
+        for name in ("blocks.json", "train.bin", "held_out.bin", "documents.bin"):
             assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), (at, name)
         shutil.rmtree(tmp_path / "killed")
 
