@@ -29,7 +29,7 @@ from prolu.config import RunConfig
 from prolu.files import FolderBusyError
 from prolu.interrupts import INTERRUPTED
 from prolu.recipes import GPT2_WIDTH, RECIPES, recipe_named
-from prolu.sweeps import SweepFailedError
+from prolu.sweeps import SweepFailedError, with_seeds
 
 DATA_FIELDS = ("text_column", "split", "eval_split")
 """What goes with one dataset and no other."""
@@ -85,6 +85,9 @@ class Study:
     """L0s to reach, in place of the study's coefficients: each family once at each, as in --target-l0 8 16 32 64."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Of the matmuls' inputs; sums, weights and moments are fp32. All but fp32 are for GPUs."""
+    init_seeds: tuple[int, ...] = ()
+    """Seeds of the first weights: every run of the study is trained at each; by default those of the study. Three or
+    more give error bars."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     out: Path
     """Folder of the study."""
@@ -113,6 +116,7 @@ class Study:
         """What it trains on activations of that width, and in batches of which size."""
         recipe = recipe_named(self.recipe)(d_in).scaled(self.scale)
         runs = (recipe.at_targets(self.target_l0) if self.target_l0 else recipe).runs
+        runs = with_seeds(runs, self.init_seeds) if self.init_seeds else runs
         return [replace(run, precision=self.precision) for run in runs], self.batch_size
 
 

@@ -7,6 +7,7 @@ from prolu.figures import PLANES, draw_frontier, draw_training_curves, save_figu
 from prolu.files import read_json_lines, write_atomically
 from prolu.frontiers import Record, studies
 from prolu.report.page import render_page
+from prolu.report.tables import write_tables
 from prolu.report.terminal import print_estimate, print_summary
 from prolu.results import CURVES_FILE, Results, pool, read_study
 
@@ -16,7 +17,8 @@ FIGURES_FOLDER, PAGE_FILE, POOLED_FOLDER = "figures", "report.html", "pooled"
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Draws figures (SVG and PNG) of one study, or of several together, and writes their page; returns its path.
+    """Draws figures (SVG and PNG) of one study, or of several together, and writes their page and a table of all
+    results (CSV and parquet); returns the page's path.
 
     Args:
         folders: studies.
@@ -36,6 +38,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
         for x, y in PLANES:
             save_figure(draw_frontier(records, x, y), place / FIGURES_FOLDER / f"{y}-against-{x}.{ending}")
         save_figure(draw_training_curves(curves, records), place / FIGURES_FOLDER / f"training-curves.{ending}")
+    write_tables(records, place)
     page = place / PAGE_FILE
     write_atomically(page, render_page(" + ".join(names), records, configs, curves))
     return page
