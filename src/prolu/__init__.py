@@ -8,11 +8,12 @@ from prolu.data import load_blocks
 from prolu.evaluation import HeldOut, evaluate
 from prolu.lm import LanguageModel
 from prolu.nonlinearities import ProLU, prolu
+from prolu.passes import Harvest
 from prolu.results import Results
 from prolu.sae import SAE, SAEConfig
 from prolu.store import ActivationStore, harvest
 from prolu.stream import ActivationStream
-from prolu.sweeps import grid, run_sweep
+from prolu.sweeps import grid, run_sweep, run_sweeps
 from prolu.training import Trainer
 
 __version__ = version("prolu")
@@ -21,6 +22,7 @@ __all__ = [
     "SAE",
     "ActivationStore",
     "ActivationStream",
+    "Harvest",
     "HeldOut",
     "LanguageModel",
     "ProLU",
@@ -35,4 +37,5 @@ __all__ = [
     "load_blocks",
     "prolu",
     "run_sweep",
+    "run_sweeps",
 ]

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,6 +56,10 @@ class TokenBlocks:
 
     def digest(self) -> str:
         """SHA-256 of all token ids: names the data of a study."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         total = hashlib.sha256(np.ascontiguousarray(self.train).data)
         total.update(np.ascontiguousarray(self.held_out).data)
         return total.hexdigest()
