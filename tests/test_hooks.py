@@ -14,7 +14,7 @@ from prolu import run_sweep as run_one
 from prolu.checkpoints import read_checkpoint
 from prolu.cli import main
 from prolu.files import before_operation
-from prolu.recipes import RECIPES, Recipe
+from prolu.recipes import BUILTIN, RECIPES, Recipe
 from prolu.sweeps import SweepFailedError
 
 HOOKS = ("blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out", "transformer.h.0.mlp.c_fc.output")
@@ -200,7 +200,7 @@ def test_wrong_requests_write_nothing(streams, lm, tiny_blocks, tmp_path):
 @pytest.fixture
 def command(tiny_lm_folder, stories_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(RECIPES, "demo", lambda d_in: Recipe(runs_at(d_in), 64, {}))
+    monkeypatch.setitem(RECIPES, "demo", lambda d_in: Recipe(runs_at(d_in), 64, BUILTIN))
     source = ["--lm", str(tiny_lm_folder), "--data", str(stories_file), "--ctx", "32", "--eval-tokens", "320"]
     return ["sweep", "demo", *source, "--batch-size", "64", "--hook", *HOOKS[:2], "--out", "a"]
 

@@ -178,23 +178,41 @@ class LanguageModel:
             splice: put in place of the activations at the hook; only what lies above runs then.
             restart_points: from the method of that name, of the same tokens.
         """
-        losses, start = [], 0
+        losses = []
+        for part, logits in self._spliced(tokens, splice, restart_points):
+            # All positions, so that nothing is copied; what the last one predicts is dropped.
+            following = part.roll(-1, dims=1).flatten()
+            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), following, reduction="none")
+            losses.append(loss.view(part.shape)[:, :-1])
+        return torch.cat(losses)
+
+    def logits(
+        self,
+        tokens: np.ndarray | Int[Tensor, "n ctx"],
+        splice: Float[Tensor, "n ctx d_in"] | None = None,
+        restart_points: Tensor | None = None,
+    ) -> Float[Tensor, "n ctx n_vocabulary"]:
+        """Of every position, in the model's number format; arguments as `cross_entropy` has them."""
+        return torch.cat([logits for _, logits in self._spliced(tokens, splice, restart_points)])
+
+    @torch.no_grad()
+    def _spliced(
+        self, tokens: np.ndarray | Tensor, splice: Tensor | None, restart_points: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tokens and logits, pass by pass."""
+        start = 0
         for part in self._batches(tokens):
             rows = slice(start, start + len(part))
             start += len(part)
-            with torch.no_grad(), ExitStack() as hooks:
+            with ExitStack() as hooks:
                 if splice is not None:
                     if self._restart is None or restart_points is not None:
                         hooks.enter_context(_passed_through(self._skipped))
                     if self._restart is not None and restart_points is not None:
                         hooks.enter_context(self._replaced(self._restart, restart_points[rows]))
                     hooks.enter_context(self._replaced(self._site, splice[rows]))
-                logits = self._model(input_ids=part, use_cache=False).logits.float()
-                # All positions, so that nothing is copied; what the last one predicts is dropped.
-                following = part.roll(-1, dims=1).flatten()
-                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following, reduction="none")
-            losses.append(loss.view(part.shape)[:, :-1])
-        return torch.cat(losses)
+                logits = self._model(input_ids=part, use_cache=False).logits
+            yield part, logits
 
     def _batches(self, tokens: np.ndarray | Tensor) -> Iterator[Tensor]:
         if isinstance(tokens, np.ndarray):
