@@ -24,6 +24,9 @@ SIDES = ("train.bin", "held_out.bin")
 """Files of the two sides; `SIDES[held_out]`."""
 
 
+FACTS = {"source": str, "text_column": str, "split": str, "eval_split": str, "max_train_tokens": int}
+"""What an index says of a text, by kind."""
+
 BLOCKS_PER_COPY = 2**16
 """Blocks written at once where they are copied."""
 
@@ -88,7 +91,9 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
             raise ValueError(f"{folder}: its tokenising was interrupted; run the command that began it again")
         made, dtype = index["made"], np.dtype(index["dtype"])
         sides = {side: _mapped(folder / SIDES[side], dtype, index["n_blocks"][side], made["ctx"]) for side in (0, 1)}
-        facts = {name: made[name] for name in ("source", "text_column", "split", "eval_split", "max_train_tokens")}
+        facts = {name: made[name] for name in FACTS}
+        if not all(type(value) is FACTS[name] for name, value in facts.items()):
+            raise TypeError
         blocks = TokenBlocks(train=sides[0], held_out=sides[1], n_documents=index["progress"]["n_documents"], **facts)
     except (KeyError, TypeError, IndexError, AttributeError):
         raise ValueError(f"{folder / BLOCKS_FILE}: not an index of token blocks") from None
@@ -106,8 +111,7 @@ def _mapped(file: Path, dtype: np.dtype, n_blocks: int, ctx: int) -> np.ndarray:
 
 def copy_blocks(blocks: TokenBlocks, folder: Path) -> None:
     """Writes finished blocks into a folder of their own."""
-    facts = ("source", "text_column", "split", "eval_split", "max_train_tokens", "ctx")
-    with BlocksFolder(folder, {name: getattr(blocks, name) for name in facts}, blocks.train.dtype) as copy:
+    with BlocksFolder(folder, {name: getattr(blocks, name) for name in (*FACTS, "ctx")}, blocks.train.dtype) as copy:
         if not copy.finished:
             for held_out, rows in ((False, blocks.train), (True, blocks.held_out)):
                 for start in range(copy.n_blocks[held_out], len(rows), BLOCKS_PER_COPY):

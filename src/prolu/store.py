@@ -318,12 +318,14 @@ def _is_index(index: Any) -> bool:
         numbers = [made[name] for name in ("ctx", "lm_batch_tokens", "n_blocks", "blocks_per_shard")]
         numbers += [made["d_in"][hook] for hook in made["hooks"]]
         names = [made[name] for name in ("lm", "lm_digest", "lm_dtype", "data_digest")]
-        names += [*made["hooks"], *(shard[key] for some in shards for shard in some for key in ("file", "sha256"))]
+        names += [*made["hooks"], *(shard["sha256"] for some in shards for shard in some)]
+        files = [[f"{hook}/{_name(i)}" for hook in made["hooks"]] for i in range(len(shards))]
         return (
             all(type(number) is int and number > 0 for number in numbers)
             and all(isinstance(name, str) for name in names)
             and made["dtype"] in DTYPES
             and len(made["hooks"]) > 0
+            and [[shard["file"] for shard in some] for some in shards] == files
         )
     except (KeyError, TypeError, IndexError):
         return False
