@@ -49,6 +49,7 @@ bench: $(INSTALLED)  ## time the training steps against the floor and the peers,
 bench-stream: $(INSTALLED)  ## the activation stream against the bare model, the training step and the disk
 	$(BIN)/python -m pytest -m 'not slow' tests/test_store.py tests/test_stream.py
 	$(BIN)/python benchmarks/stream.py --json benchmarks/stream.json
+	$(BIN)/python benchmarks/caching.py --json benchmarks/caching.json
 
 crash: $(INSTALLED)  ## kill a sweep at every disk operation and at 40 random moments; each must end as if nothing had happened
 	cd tests && ../$(BIN)/python crash.py

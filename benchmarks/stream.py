@@ -33,7 +33,8 @@ HOOK, CTX, VOCABULARY = "blocks.6.hook_resid_pre", 128, 50_257
 def write_gpt2(folder: Path) -> None:
     """GPT-2 small's shape, random weights, and a tokenizer of as many ids."""
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
+    # n_ctx: the hub's GPT-2 has it too, and TransformerLens reads it
+    GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, n_ctx=1024)).save_pretrained(folder)
     ids = {f"t{i}": i for i in range(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="t1"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="t0", eos_token="t0").save_pretrained(folder)

@@ -287,6 +287,132 @@ def checkpoint_cases(folder: Path) -> Iterator[Case]:
         yield f"checkpoint {file.name} at {at}", refused
 
 
+WRONG_VALUES = (None, -1, 0, 1.5, "x", "../../x", [], {}, True, 10**12, -(10**30), [[]], {"x": 1})
+
+
+def store_cases(folder: Path, lm: prolu.LanguageModel, blocks: prolu.TokenBlocks) -> Iterator[Case]:
+    """A store of activations at two hooks, its index and its shards damaged, one way each."""
+    hooks = ["blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out"]
+    good = folder / "store"
+    prolu.harvest(lm, blocks, good, hooks=hooks, dtype="fp32", shard_tokens=8192, progress=False)
+    index = json.loads((good / "store.json").read_text())
+    texts = {"empty": "", "cut": json.dumps(index)[:-9], "list": "[]", "null": "null", "deep": "[" * 100_000}
+    for key in ("hooks", "d_in", "dtype", "n_blocks", "blocks_per_shard", "ctx", "lm_batch_tokens", "lm_digest"):
+        rest = {k: v for k, v in index["made"].items() if k != key}
+        texts[f"{key} missing"] = json.dumps(index | {"made": rest})
+        for value in WRONG_VALUES:
+            texts[f"{key}={value!r}"] = json.dumps(index | {"made": rest | {key: value}})
+    for value in (*WRONG_VALUES, index["shards"][:-1], index["shards"] * 2, index["shards"][::-1]):
+        texts[f"shards={str(value)[:40]}"] = json.dumps(index | {"shards": value})
+    texts["hooks swapped"] = json.dumps(index | {"made": index["made"] | {"hooks": hooks[::-1]}})
+    texts["a digest"] = json.dumps(index).replace(index["shards"][0][0]["sha256"], "0" * 64)
+    texts["another file"] = json.dumps(index).replace(f"{hooks[0]}/00001", f"{hooks[0]}/../../../00001")
+    number = 0
+
+    def damaged(name: str, damage: Callable[[Path], object]) -> Case:
+        nonlocal number
+        number += 1
+        place = folder / f"store-{number}"
+        shutil.copytree(good, place)
+        damage(place)
+
+        def use() -> None:
+            store = prolu.ActivationStore(place)
+            for hook in hooks:
+                prolu.ActivationStream(lm.at(hook), store.blocks(), 64, window_tokens=2048, source=store)[40]
+            if wrong := store.verify():
+                raise ValueError(f"not what was written: {wrong}")
+
+        return f"store {name}", use
+
+    for name, text in texts.items():
+        yield damaged(f"index: {name}", lambda place, t=text: (place / "store.json").write_text(t))
+    shard, other = (f"{hook}/00001.safetensors" for hook in hooks)
+    whole = (good / shard).read_bytes()
+    acts = torch.ones(index["made"]["blocks_per_shard"], 32, 16)
+    contents = {f"cut at {n}": whole[:n] for n in (0, 1, 8, 9, 100, len(whole) // 2, len(whole) - 1)}
+    contents |= {f"flipped at {n}": _flipped(whole, n) for n in (0, 7, 8, 20, 200, len(whole) // 2, len(whole) - 1)}
+    contents |= {
+        "of another type": save({"acts": acts.half()}), "of integers": save({"acts": acts.int()}),
+        "one row more": save({"acts": torch.cat([acts, acts[:1]])}), "of one dimension": save({"acts": acts.flatten()}),
+        "under another name": save({"x": acts}), "of nothing": save({}), "of other numbers": save({"acts": acts}),
+        "a pickle": b"\x80\x04cos\nsystem\n(S'touch /tmp/owned'\ntR.", "more data": whole + b"more", "text": b"hello",
+        "of another hook": (good / other).read_bytes(), "a huge header": struct.pack("<Q", 2**62) + whole[8:],
+        "a deep header": struct.pack("<Q", 200_000) + b"[" * 200_000,
+    }  # fmt: skip
+    for name, data in contents.items():
+        yield damaged(f"shard {name}", lambda place, d=data: (place / shard).write_bytes(d))
+    yield damaged("shard gone", lambda place: (place / shard).unlink())
+    yield damaged("hook gone", lambda place: shutil.rmtree(place / hooks[1]))
+    yield damaged("hook a file", lambda p: (shutil.rmtree(p / hooks[1]), (p / hooks[1]).write_text("x")))
+    yield damaged("tokens gone", lambda place: shutil.rmtree(place / "tokens"))
+    for file in ("train.bin", "held_out.bin", "blocks.json"):
+        yield damaged(f"tokens {file} cut", lambda p, f=file: (p / "tokens" / f).write_bytes(b"\0" * 7))
+    yield damaged("shards swapped", lambda p: _swap(p / shard, p / hooks[0] / "00000.safetensors"))
+    yield damaged("hooks' folders swapped", lambda place: _swap(place / hooks[0], place / hooks[1]))
+    (folder / "foreign").mkdir()
+    (folder / "foreign/thesis.txt").write_text("mine")
+    for change in (
+        {"out": folder / "foreign"}, {"out": folder / "good.parquet"}, {"out": folder / "good.parquet/x"}, {"dtype": "int8"},
+        {"shard_tokens": 0}, {"shard_tokens": -5}, {"hooks": ["x"]}, {"hooks": hooks[:1] * 2}, {"hooks": ["blocks.9.hook_mlp_out"]},
+        {"out": good, "dtype": "fp16"}, {"out": good, "hooks": hooks[:1]}, {"out": good, "shard_tokens": 2**14},
+    ):  # fmt: skip
+        asked = {"out": folder / "new", "hooks": hooks, "dtype": "fp32", "progress": False} | change
+        yield f"harvest {change}", lambda a=asked: prolu.harvest(lm, blocks, **a)
+
+
+def _swap(one: Path, other: Path) -> None:
+    kept = one.with_name("kept")
+    one.rename(kept)
+    other.rename(one)
+    kept.rename(other)
+
+
+def block_cases(folder: Path, tokenizer: object) -> Iterator[Case]:
+    """A folder of token blocks, its index and its ids damaged."""
+    good = folder / "blocks"
+    prolu.load_blocks(str(folder / "stories.txt"), tokenizer, ctx=32, folder=good)
+    index = json.loads((good / "blocks.json").read_text())
+    texts = {"empty": "", "cut": json.dumps(index)[:-9], "list": "[]", "null": "null", "deep": "[" * 100_000}
+    for key in ("made", "dtype", "n_blocks", "sha256", "progress"):
+        texts[f"{key} missing"] = json.dumps({k: v for k, v in index.items() if k != key})
+        for value in WRONG_VALUES:
+            texts[f"{key}={value!r}"] = json.dumps(index | {key: value})
+    for dtype in ("int16", "float16", ">u2", "uint32", "O", "U10", "M8[s]", "u2,u2"):
+        texts[f"dtype={dtype}"] = json.dumps(index | {"dtype": dtype})
+    for counts in ([1], [1, 1], [0, 0], [-1, 5], index["n_blocks"][::-1], [10**30, 1], ["a", "b"], [1.0, 2.0]):
+        texts[f"n_blocks={counts}"] = json.dumps(index | {"n_blocks": counts})
+    for key in ("ctx", "source", "text_column", "split", "eval_split", "max_train_tokens"):
+        rest = {k: v for k, v in index["made"].items() if k != key}
+        texts[f"made.{key} missing"] = json.dumps(index | {"made": rest})
+        for value in WRONG_VALUES:
+            if not isinstance(value, type(index["made"][key])):
+                texts[f"made.{key}={value!r}"] = json.dumps(index | {"made": rest | {key: value}})
+    number = 0
+
+    def damaged(name: str, file: str, data: bytes) -> Case:
+        nonlocal number
+        number += 1
+        place = folder / f"blocks-{number}"
+        shutil.copytree(good, place)
+        (place / file).write_bytes(data)
+        return f"blocks {name}", lambda: prolu.load_blocks(str(place), tokenizer, ctx=32)
+
+    for name, text in texts.items():
+        yield damaged(f"index: {name}", "blocks.json", text.encode())
+    for file in ("train.bin", "held_out.bin"):
+        whole = (good / file).read_bytes()
+        for n in (0, 1, 63, 64, len(whole) - 64, len(whole) - 1):
+            yield damaged(f"{file} cut at {n}", file, whole[:n])
+            yield damaged(f"{file} flipped at {n}", file, _flipped(whole, min(n, len(whole) - 1)))
+        yield damaged(f"{file} longer", file, whole + bytes(64))
+        yield damaged(f"{file} of zeros", file, bytes(len(whole)))
+    for ctx in (16, 64):
+        yield f"blocks of another ctx {ctx}", lambda c=ctx: prolu.load_blocks(str(good), tokenizer, ctx=c)
+    for source in (3, None, {}, {"train": 3}, ["a"], b"stories.txt"):
+        yield f"data {source!r}", lambda s=source: prolu.load_blocks(s, tokenizer, ctx=32)
+
+
 def cli_cases(folder: Path, lm: Path, run: Callable[[list[str]], None]) -> Iterator[Case]:
     """The command line."""
     out = ["--out", str(folder / "cli")]
@@ -310,6 +436,8 @@ def cli_cases(folder: Path, lm: Path, run: Callable[[list[str]], None]) -> Itera
         ["--split", "nope"], ["--eval-split", "train"], ["--text-column", "title", "--data", str(folder / "good.parquet")],
         ["--checkpoint-minutes", "-1"], ["--warmup-fraction", "2"], ["--resample-fractions", "2"], ["--lm", ""],
         ["--hook", ""], ["--data", ""], ["--out", "/dev/null/x"], ["--out", str(folder / "good.parquet")], ["--nonsense"],
+        ["--hook"], ["--hook", "blocks.1.hook_mlp_out", "blocks.1.hook_mlp_out"], ["--hook", "blocks.1.hook_mlp_out", "x"],
+        ["--store", "nowhere"], ["--store", str(folder / "good")], ["--tokens", str(folder / "good")], ["--acts-dtype", "int8"],
         ["--resample-second-moment", "median"], ["--max-grad-norm", "0"], ["--decay-start-fraction", "3"],
     ):  # fmt: skip
         yield f"train {' '.join(flags)[:60]}", lambda f=flags: run([*train, *f])
@@ -317,6 +445,10 @@ def cli_cases(folder: Path, lm: Path, run: Callable[[list[str]], None]) -> Itera
         [], ["nonsense"], ["sweep"], ["sweep", "nonsense"], ["sweep", "demo", "--scale", "0"], ["sweep", "demo", "--scale", "nan"],
         ["sweep", "demo", "--scale", "-1"], ["sweep", "demo", "--json"], ["sweep", "experiment1", "--dry-run", "--lm", "nowhere/x"],
         ["eval"], ["eval", "nowhere"], ["eval", str(folder)], ["report"], ["report", "nowhere"], ["report", str(folder / "good.parquet")],
+        ["harvest"], ["harvest", *source, "--out", str(folder / "good")], ["harvest", *source, *out, "--hook"],
+        ["harvest", *source, *out, "--hook", "x"], ["harvest", *source, *out, "--dtype", "int8"],
+        ["harvest", *source, *out, "--n-tokens", "-1"], ["harvest", *source, *out, "--json"],
+        ["harvest", *source, *out, "--n-tokens", str(10**15)], ["harvest", *source, *out, "--ctx", "9999"],
         ["eval", str(folder / "good"), "--lm", "/nowhere"], ["demo", "--out", "/dev/null/x"], ["report", "a", "b"],
     ):  # fmt: skip
         yield f"prolu {' '.join(args)[:60]}", lambda a=args: run(a)
@@ -385,7 +517,7 @@ def main_() -> int:
     cases = [
         *config_cases(), *sae_cases(folder, folder / "good"), *results_cases(folder, folder / "study"),
         *data_cases(folder, lm.tokenizer), *lm_cases(folder, lm_folder), *api_cases(lm, blocks, folder),
-        *checkpoint_cases(folder), *cli_cases(folder, lm_folder, run_command),
+        *checkpoint_cases(folder), *store_cases(folder, lm, blocks), *block_cases(folder, lm.tokenizer), *cli_cases(folder, lm_folder, run_command),
     ]  # fmt: skip
     processes = [(f"as a process: {name}", work) for name, work in cli_cases(folder, lm_folder, run_process)]
     cases += processes[::2][:30]

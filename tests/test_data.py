@@ -2,10 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
 from prolu import load_blocks
 from prolu.blocks import copy_blocks, read_blocks
@@ -206,6 +207,69 @@ def test_another_tokenizers_ids_are_refused(tokenizer, tmp_path):
     Dataset.from_dict({"input_ids": [[1, 300, 2, 3]]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="token ids from 1 to 300: the tokenizer has 300"):
         load_blocks(str(tmp_path / "a.parquet"), tokenizer, ctx=2, text_column="input_ids")
+
+
+def test_datasets_at_hand_give_the_blocks_of_their_files(tokenizer, stories_file, pretokenised, tmp_path):
+    texts = Dataset.from_dict({"text": [d.content for d in documents_of(stories_file)]})
+    texts.save_to_disk(tmp_path / "saved")
+    mapped = load_from_disk(tmp_path / "saved")
+    expected = load_blocks(str(stories_file), tokenizer, ctx=32)
+    for dataset in (texts, mapped, texts.to_iterable_dataset(), mapped.to_iterable_dataset(num_shards=3)):
+        blocks = load_blocks(dataset, tokenizer, ctx=32)
+        assert blocks.digest() == expected.digest()
+        assert blocks.source.startswith(f"datasets.{type(dataset).__name__}")
+    assert texts._fingerprint in load_blocks(texts, tokenizer, ctx=32).source
+
+    folder, _ = pretokenised
+    request_ = {"ctx": 16, "text_column": "input_ids", "split": "train[0:40%]", "eval_split": "train[90:95%]"}
+    expected = load_blocks(str(folder), tokenizer, **request_)
+    for streaming in (False, True):
+        splits = load_dataset(str(folder), streaming=streaming, cache_dir=tmp_path / "cache")
+        for dataset in (splits, splits["train"]):
+            assert load_blocks(dataset, tokenizer, **request_).digest() == expected.digest()
+        kept = load_blocks(splits, tokenizer, folder=tmp_path / f"blocks-{streaming}", **request_)
+        assert kept.digest() == expected.digest()
+        shuffled = splits["train"].shuffle(seed=0)
+        assert load_blocks(shuffled, tokenizer, **request_).digest() != expected.digest()
+        other = {**request_, "split": "train", "eval_split": "test"}
+        blocks = load_blocks(splits, tokenizer, **other)
+        assert (len(blocks.train), len(blocks.held_out)) == (201, 6)
+
+
+def test_a_stream_is_read_only_as_far_as_it_is_needed(tokenizer):
+    read = []
+
+    def rows():
+        for i in range(100_000):
+            read.append(i)
+            yield {"text": f"{i} a ball went up the tree " * 9}
+
+    stream = IterableDataset.from_generator(rows)
+    assert load_blocks(stream, tokenizer, ctx=16, max_train_tokens=5000).train.size >= 4900
+    assert len(read) < 3000
+
+
+@pytest.mark.parametrize("source", [3, None, {}, {"train": [1]}, ["a"], Dataset])
+def test_what_is_no_dataset_is_refused(tokenizer, source):
+    with pytest.raises(ValueError, match=r"data: a .*; pass a name, a path, or a dataset"):
+        load_blocks(source, tokenizer)
+
+
+def test_datasets_at_hand_name_what_they_lack(tokenizer):
+    texts = Dataset.from_dict({"body": ["a"] * 10})
+    with pytest.raises(ValueError, match=f"data 'datasets.Dataset {texts._fingerprint}': no text .* columns: body"):
+        load_blocks(texts, tokenizer)
+    with pytest.raises(ValueError, match="split 'test': the Dataset has train"):
+        load_blocks(texts, tokenizer, split="test")
+
+
+def test_the_hubs_answer_is_read_as_a_folder_in_its_layout(pretokenised, monkeypatch):
+    """The hub cannot be reached here; `datasets` resolves a folder as it does a name, and fsspec opens either."""
+    folder, rows = pretokenised
+    plain = Path.is_dir
+    monkeypatch.setattr(Path, "is_dir", lambda path: path != folder and plain(path))
+    found = [np.asarray(row["input_ids"]) for row in Rows(str(folder), "train[55:65]")]
+    assert np.array_equal(found, rows[55:65])
 
 
 def on_disk(source, tokenizer, folder, **request):

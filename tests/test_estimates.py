@@ -13,8 +13,8 @@ RATES = Rates(flops=1e9, dense_step=0.4, sparse_step=0.1)
 SIZES = {"window_tokens": 2048, "eval_tokens": 640, "ctx": 32}
 
 
-def cost_of(runs, lm, batch_size=64, **changes):
-    return estimate(runs, lm, batch_size=batch_size, rates=RATES, **(SIZES | changes))
+def cost_of(runs, *lms, batch_size=64, **changes):
+    return estimate(runs, lms, batch_size=batch_size, rates=RATES, **(SIZES | changes))
 
 
 def test_bytes_are_those_of_a_real_sweep(tiny_lm_folder, tiny_lm, tiny_blocks, tmp_path):

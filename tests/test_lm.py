@@ -99,6 +99,65 @@ def test_splicing_what_was_read_changes_nothing_and_zeros_act_as_zeros(family_fo
     torch.testing.assert_close(lm.cross_entropy(ids, zeros, restart), zeroed, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_splicing_what_was_read_gives_the_logits_of_the_model(family_folder, site, layer):
+    lm = LanguageModel(family_folder, f"blocks.{layer}.hook_{site}", batch_tokens=60)
+    model, ids = AutoModelForCausalLM.from_pretrained(family_folder), tokens()
+    with torch.no_grad():
+        whole = model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(lm.logits(ids), whole, rtol=1e-5, atol=1e-5)
+    acts = lm.activations(ids)
+    for restart in (None, lm.restart_points(ids)):
+        spliced = lm.logits(ids, acts, restart)
+        torch.testing.assert_close(spliced, whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item())
+        assert (lm.logits(ids, acts.roll(1, 0), restart) - whole).abs().max() > 1e-2
+    raw = lm._read(ids, [lm._site])[0]  # as the model has them: nothing is removed, so nothing changes at all
+    assert torch.equal(lm.logits(ids, raw), lm.logits(ids))
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_pass_that_stops_early_reads_what_the_full_one_does(family_folder, site):
+    hook = f"blocks.0.hook_{site}"
+    lm = LanguageModel(family_folder, hook)
+    early = lm.activations(tokens())
+    late, _ = lm.activations_at([hook, "blocks.2.hook_resid_post"], tokens())
+    assert torch.equal(early, late)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_number_format_and_device_pass_through(family_folder, dtype):
+    lm = LanguageModel(family_folder, "blocks.1.hook_mlp_out", dtype=dtype, device=torch.device("cpu"))
+    model, ids = AutoModelForCausalLM.from_pretrained(family_folder, dtype=dtype), tokens()
+    with torch.no_grad():
+        whole = model(input_ids=ids, use_cache=False).logits
+    assert {p.dtype for p in lm._model.parameters()} == {lm.dtype} == {dtype}
+    assert {p.device for p in lm._model.parameters()} == {torch.device("cpu")}
+    assert lm.logits(ids).dtype == dtype
+    assert torch.equal(lm.logits(ids), whole)
+    assert lm.activations(ids).dtype == torch.float32
+    raw = lm._read(ids, [lm._site])[0]
+    if dtype != torch.float64:  # float32 holds every bfloat16
+        assert torch.equal(lm.logits(ids, raw), whole)
+
+
+def test_a_device_map_passes_through(tiny_lm_folder, monkeypatch):
+    """accelerate, which transformers needs for it, is not required here; what it would be given is."""
+    asked = {}
+    plain = AutoModelForCausalLM.from_pretrained
+
+    def load(name, *, device_map, **rest):
+        asked["device_map"] = device_map
+        return plain(name, **rest)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(torch.nn.Module, "to", None)  # a model that lies on several devices is not moved
+    device_map = {"": "cpu"}
+    lm = LanguageModel(tiny_lm_folder, "blocks.1.hook_resid_pre", device_map=device_map)
+    assert asked == {"device_map": device_map}
+    assert lm.activations(tokens()).shape == (6, 20, 16)
+
+
 def test_the_pass_stops_at_the_hook(tiny_lm_folder):
     lm = LanguageModel(tiny_lm_folder, "blocks.1.hook_resid_pre")
     ran = []

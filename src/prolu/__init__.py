@@ -8,12 +8,13 @@ from prolu.data import load_blocks
 from prolu.evaluation import HeldOut, evaluate
 from prolu.lm import LanguageModel
 from prolu.nonlinearities import ProLU, prolu
+from prolu.passes import Harvest
 from prolu.results import Results
 from prolu.sae import SAE, SAEConfig
 from prolu.statistics import Verdict, matched, points, verdict_table
 from prolu.store import ActivationStore, harvest
 from prolu.stream import ActivationStream
-from prolu.sweeps import grid, run_sweep, with_seeds
+from prolu.sweeps import grid, run_sweep, run_sweeps, with_seeds
 from prolu.training import Trainer
 
 __version__ = version("prolu")
@@ -22,6 +23,7 @@ __all__ = [
     "SAE",
     "ActivationStore",
     "ActivationStream",
+    "Harvest",
     "HeldOut",
     "LanguageModel",
     "ProLU",
@@ -39,6 +41,7 @@ __all__ = [
     "points",
     "prolu",
     "run_sweep",
+    "run_sweeps",
     "verdict_table",
     "with_seeds",
 ]

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,9 @@ SIDES = ("train.bin", "held_out.bin")
 """Files of the two sides; `SIDES[held_out]`."""
 DOCUMENTS_FILE, DOCUMENT_DTYPE = "documents.bin", np.dtype(np.uint32)
 
+
+FACTS = {"source": str, "text_column": str, "split": str, "eval_split": str, "max_train_tokens": int}
+"""What an index says of a text, by kind."""
 
 BLOCKS_PER_COPY = 2**16
 """Blocks written at once where they are copied."""
@@ -60,6 +64,10 @@ class TokenBlocks:
 
     def digest(self) -> str:
         """SHA-256 of all token ids: names the data of a study."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         total = hashlib.sha256(np.ascontiguousarray(self.train).data)
         total.update(np.ascontiguousarray(self.held_out).data)
         return total.hexdigest()
@@ -88,7 +96,9 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
             raise ValueError(f"{folder}: its tokenising was interrupted; run the command that began it again")
         made, dtype = index["made"], np.dtype(index["dtype"])
         sides = {side: _mapped(folder / SIDES[side], dtype, index["n_blocks"][side], made["ctx"]) for side in (0, 1)}
-        facts = {name: made[name] for name in ("source", "text_column", "split", "eval_split", "max_train_tokens")}
+        facts = {name: made[name] for name in FACTS}
+        if not all(type(value) is FACTS[name] for name, value in facts.items()):
+            raise TypeError
         documents, digest = None, index.get("documents")
         if digest is not None:
             documents = _mapped(folder / DOCUMENTS_FILE, DOCUMENT_DTYPE, index["n_blocks"][1], made["ctx"])
@@ -124,8 +134,7 @@ def _mapped(file: Path, dtype: np.dtype, n_blocks: int, ctx: int) -> np.ndarray:
 
 def copy_blocks(blocks: TokenBlocks, folder: Path) -> None:
     """Writes finished blocks into a folder of their own."""
-    facts = ("source", "text_column", "split", "eval_split", "max_train_tokens", "ctx")
-    with BlocksFolder(folder, {name: getattr(blocks, name) for name in facts}, blocks.train.dtype) as copy:
+    with BlocksFolder(folder, {name: getattr(blocks, name) for name in (*FACTS, "ctx")}, blocks.train.dtype) as copy:
         if not copy.finished:
             for held_out, rows in ((False, blocks.train), (True, blocks.held_out)):
                 numbers = blocks.held_out_documents if held_out else None

@@ -94,7 +94,7 @@ class Study:
     dry_run: bool = False
     """Only say what would be trained, and what it would cost here; nothing is loaded or written."""
     json: bool = False
-    """With --dry-run: one JSON object, {"runs": [...], "estimate": {...}}."""
+    """With --dry-run: one JSON object, {"hooks": [...], "runs": [...], "estimate": {...}}; the runs of each hook."""
 
     def prepare(self) -> Job:
         """Checks the request; gives back the work."""
@@ -123,7 +123,7 @@ class Study:
 def _default_study(name: str) -> Study:
     recipe = RECIPES[name](GPT2_WIDTH)
     kept = {key: value for key, value in recipe.source.items() if key not in DATA_FIELDS}
-    source = replace(Source(), **kept)  # pyright: ignore[reportArgumentType]
+    source = replace(Source(), **kept | {"hook": (kept["hook"],)})  # pyright: ignore[reportArgumentType]
     return Study(recipe=name, batch_size=recipe.batch_size, source=source, out=Path("runs") / name)
 
 

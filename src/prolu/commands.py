@@ -16,7 +16,8 @@ from prolu.data import load_blocks
 from prolu.estimates import estimate, harvest_seconds, outline
 from prolu.evaluation import HeldOut, evaluate
 from prolu.lm import DTYPES, LanguageModel
-from prolu.results import Results, read_study
+from prolu.passes import Harvest
+from prolu.results import Results, failures, read_study
 from prolu.sae import SAE, read_provenance
 from prolu.statistics import verdict_table
 from prolu.store import (
@@ -30,8 +31,8 @@ from prolu.store import (
     store_bytes,
 )
 from prolu.stream import ActivationStream
-from prolu.study import check_runs, holds_study, prepare_folder
-from prolu.sweeps import run_sweep
+from prolu.study import StudyRequest, check_runs, holds_study, prepare_folders
+from prolu.sweeps import requests_at_hooks, run_sweep, run_sweeps
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
 
@@ -50,8 +51,9 @@ class Source:
     """Language model: a Hugging Face folder or hub name; `builtin` ships with the package."""
     lm_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of the language model's arithmetic."""
-    hook: str = "blocks.2.hook_resid_pre"
-    """blocks.L.hook_resid_pre, _resid_post, _attn_out or _mlp_out; or a module's path and .input or .output."""
+    hook: tuple[str, ...] = ("blocks.2.hook_resid_pre",)
+    """blocks.L.hook_resid_pre, _resid_post, _attn_out or _mlp_out; or a module's path and .input or .output. Several
+    are trained at side by side, from one pass of the language model; each is a study of its own in OUT/HOOK."""
     data: str = "builtin"
     """Text: a .txt, .jsonl, .parquet or .arrow file, a folder of them, a hub dataset, or `builtin`
     (the Python standard library's own source)."""
@@ -68,7 +70,7 @@ class Source:
     As --data, such a folder is taken as it is."""
     store: Path | None = None
     """Activations that `prolu harvest` wrote. Its model, text, ctx and number format then stand in place of --lm,
-    --data, --ctx and the like; --hook is one of its hooks, and need not be said if it has one only."""
+    --data, --ctx and the like; --hook is among its hooks, and need not be said if it has one only."""
     acts_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format that activations are rounded to before they are normalised, as a store of them would."""
     train_on_bos: bool = True
@@ -88,49 +90,64 @@ class Source:
 
 
 def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path) -> Job:
-    """Trains runs on one stream, then draws their report."""
+    """Trains runs on one stream, or at several hooks on one each, then draws their report."""
     torch.set_num_threads(_at_least_1("threads", source.threads))
     seconds = None if source.checkpoint_minutes is None else 60 * source.checkpoint_minutes
     if seconds is not None and seconds < 0:
         raise ValueError(f"checkpoint_minutes {source.checkpoint_minutes}: must be 0 or more")
+    several = len(source.hook) > 1
+    folders = [out / hook for hook in source.hook] if several else [out]
     n_tokens = max(run.n_tokens for run in runs_at(1)[0])
-    if holds_study(out):  # a study that is extended keeps its text, and with it its stream
-        n_tokens = read_study(out)["stream"].get("max_train_tokens", n_tokens)
-    stream = _stream(source, n_tokens, runs_at(1)[1])
-    runs, _ = runs_at(stream.d_in)
-    prepare_folder(out, runs, stream, source.eval_tokens)
+    for held in [read_study(folder) for folder in folders if holds_study(folder)]:
+        # A study that is extended keeps its text, and with it its stream.
+        n_tokens = held["stream"].get("max_train_tokens", n_tokens)
+    streams = _streams(source, n_tokens, runs_at(1)[1])
+    settings = {"eval_tokens": source.eval_tokens, "checkpoint_seconds": seconds, "keep_state": source.keep_state}
+    if several:
+        requests = requests_at_hooks(lambda d_in: runs_at(d_in)[0], streams, out, source.eval_tokens)
+    else:
+        requests = [StudyRequest(runs_at(streams[0].d_in)[0], streams[0], out, source.eval_tokens)]
+    prepare_folders(requests)
 
     def job() -> int:
-        results = run_sweep(
-            runs, stream, out, eval_tokens=source.eval_tokens, checkpoint_seconds=seconds, keep_state=source.keep_state
-        )
-        draw_report([out])
-        for run_id, reason in results.failures.items():
-            print(f"prolu: {run_id} failed ({reason}); the same command tries it again", file=sys.stderr)
-        return FAILED if results.failures else DONE
+        if several:
+            found = run_sweeps(lambda d_in: runs_at(d_in)[0], streams, out, **settings)
+            draw_reports([out / hook for hook in found], out)
+        else:
+            run_sweep(requests[0].runs, streams[0], out, **settings)
+            draw_report([out])
+        failed = {f"{folder}/{run_id}": reason for folder in folders for run_id, reason in failures(folder).items()}
+        for run, reason in failed.items():
+            print(f"prolu: {run} failed ({reason}); the same command tries it again", file=sys.stderr)
+        return FAILED if failed else DONE
 
     return job
 
 
-def _stream(source: Source, n_tokens: int, batch_size: int) -> ActivationStream:
-    """The activations that a source describes."""
+def _streams(source: Source, n_tokens: int, batch_size: int) -> list[ActivationStream]:
+    """The activations that a source describes, hook by hook, from one place."""
     order = {"window_tokens": source.window_tokens, "train_on_bos": source.train_on_bos}
     if source.store is not None:
-        store = ActivationStore(source.store)
-        hook = store.hooks[0] if len(store.hooks) == 1 else source.hook
-        made = store.made
+        shared = ActivationStore(source.store)
+        hooks = shared.hooks if len(shared.hooks) == 1 else source.hook
+        made = shared.made
         if made["lm_dtype"] not in DTYPES:
             raise ValueError(
                 f"store {str(source.store)!r}: made by a model in {made['lm_dtype']}; train from it in Python"
             )
-        lm = LanguageModel(made["lm"], hook, dtype=DTYPES[made["lm_dtype"]], batch_tokens=made["lm_batch_tokens"])
-        return ActivationStream(lm, store.blocks(), batch_size, source.stream_seed, source=store, **order)
-    lm = LanguageModel(source.lm, source.hook, dtype=DTYPES[source.lm_dtype])
-    blocks = load_blocks(
-        source.data, lm.tokenizer, source.ctx, max_train_tokens=n_tokens, text_column=source.text_column,
-        split=source.split, eval_split=source.eval_split, folder=source.tokens, progress=True,
-    )  # fmt: skip
-    return ActivationStream(lm, blocks, batch_size, source.stream_seed, acts_dtype=source.acts_dtype, **order)
+        lm_dtype, batch_tokens = DTYPES[made["lm_dtype"]], made["lm_batch_tokens"]
+        lm, blocks = LanguageModel(made["lm"], hooks[0], dtype=lm_dtype, batch_tokens=batch_tokens), shared.blocks()
+    else:
+        hooks = source.hook
+        lm = LanguageModel(source.lm, _first(hooks), dtype=DTYPES[source.lm_dtype])
+        blocks = load_blocks(
+            source.data, lm.tokenizer, source.ctx, max_train_tokens=n_tokens, text_column=source.text_column,
+            split=source.split, eval_split=source.eval_split, folder=source.tokens, progress=True,
+        )  # fmt: skip
+        shared = Harvest(lm, blocks, hooks, source.acts_dtype)
+    return [
+        ActivationStream(lm.at(hook), blocks, batch_size, source.stream_seed, source=shared, **order) for hook in hooks
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +240,12 @@ def _first(hooks: Sequence[str]) -> str:
 
 def prepare_dry_run(runs_at: RunsAtWidth, source: Source, *, as_json: bool) -> Job:
     """Says what a sweep would train, and what it would cost."""
-    lm = outline(source.lm, source.hook)
-    runs, batch_size = runs_at(lm.d_model)
+    lms = [outline(source.lm, hook) for hook in source.hook]
+    _first(source.hook)
+    runs, batch_size = runs_at(lms[0].d_model)
     check_runs(runs, batch_size)
     cost = estimate(
-        runs, lm, batch_size=batch_size, window_tokens=source.window_tokens, eval_tokens=source.eval_tokens,
+        runs, lms, batch_size=batch_size, window_tokens=source.window_tokens, eval_tokens=source.eval_tokens,
         ctx=source.ctx,
     )  # fmt: skip
 
@@ -235,7 +253,8 @@ def prepare_dry_run(runs_at: RunsAtWidth, source: Source, *, as_json: bool) -> J
         from prolu.report import print_estimate
 
         if as_json:
-            print(json.dumps({"runs": [asdict(run) for run in runs], "estimate": cost.describe()}))
+            asked = {"hooks": source.hook, "runs": [asdict(run) for run in runs]}
+            print(json.dumps(asked | {"estimate": cost.describe()}))
         else:
             print_estimate(runs, cost)
 
@@ -276,6 +295,15 @@ def prepare_report(folders: Sequence[Path], out: Path | None) -> Job:
         raise ValueError("studies: name at least one folder")
     records_of([Results.load(folder) for folder in folders])
     return lambda: draw_report(folders, out)
+
+
+def draw_reports(folders: Sequence[Path], out: Path) -> None:
+    """Each study's own, and a page of all of them in `out`."""
+    from prolu.report import write_report
+
+    for folder in folders:
+        draw_report([folder])
+    print(f"all hooks: {write_report(folders, out)}")
 
 
 def draw_report(folders: Sequence[Path], out: Path | None = None) -> None:

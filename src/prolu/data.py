@@ -39,7 +39,7 @@ def is_held_out(key: str | bytes, fraction: float = HELD_OUT_FRACTION) -> bool:
 
 
 def load_blocks(
-    source: str,
+    source: Any,
     tokenizer: Any,
     ctx: int = 128,
     *,
@@ -59,7 +59,8 @@ def load_blocks(
 
     Args:
         source: `builtin` (the interpreter's own standard library), a .txt, .jsonl, .parquet or .arrow
-            file, a folder of such files, the name of a dataset on the Hugging Face hub, or a folder of token
+            file, a folder of such files, the name of a dataset on the Hugging Face hub, a `Dataset` or
+            `IterableDataset` of the datasets library (or its dict of them, by split), or a folder of token
             blocks, which are then taken as they are.
         tokenizer: a fast transformers tokenizer.
         ctx: tokens per block.
@@ -77,19 +78,19 @@ def load_blocks(
     """
     if ctx < 2:
         raise ValueError(f"ctx {ctx}: a block holds at least 2 tokens")
-    if holds_blocks(source):
+    if isinstance(source, str) and holds_blocks(source):
         return _as_they_are(source, tokenizer, ctx)
     rows, others = Rows(source, split), Rows(source, eval_split) if eval_split else None
     if others and rows.overlaps(others):
         raise ValueError(f"eval_split {eval_split!r}: overlaps split {split!r}, so what is trained on would be scored")
     made = {
-        "source": str(Path(source).resolve()) if Path(source).exists() else source,
+        "source": str(Path(rows.source).resolve()) if Path(rows.source).exists() else rows.source,
         "text_column": text_column, "split": split, "eval_split": eval_split, "max_train_tokens": max_train_tokens,
     }  # fmt: skip
     if folder is None:
         packer = _Packer(tokenizer, ctx, _dtype(tokenizer), None)
         _pack(packer, rows, others, text_column, max_train_tokens, held_out_fraction, progress)
-        packer.check(source)
+        packer.check(rows.source)
         return TokenBlocks(
             train=packer.blocks(False), held_out=packer.blocks(True), held_out_documents=packer.documents(),
             n_documents=packer.n_documents, **made,
@@ -100,7 +101,7 @@ def load_blocks(
         if not on_disk.finished:
             packer = _Packer(tokenizer, ctx, _dtype(tokenizer), on_disk)
             _pack(packer, rows, others, text_column, max_train_tokens, held_out_fraction, progress)
-            packer.check(source)
+            packer.check(rows.source)
             packer.save()
             on_disk.finish()
     return read_blocks(folder)

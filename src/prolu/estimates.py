@@ -109,7 +109,9 @@ class Rates(NamedTuple):
 class Estimate(NamedTuple):
     """The cost of a study. Sizes are in bytes, times in seconds."""
 
+    n_hooks: int
     n_runs: int
+    """At all hooks together."""
     steps_per_run: int
     tokens: int
     """Of the stream: each is seen by every run."""
@@ -135,7 +137,7 @@ class Estimate(NamedTuple):
 
 def estimate(
     runs: Sequence[RunConfig],
-    lm: Outline,
+    lms: Sequence[Outline],
     *,
     batch_size: int,
     window_tokens: int,
@@ -143,46 +145,52 @@ def estimate(
     ctx: int,
     rates: Rates | None = None,
 ) -> Estimate:
-    """The cost of training `runs` on one stream, each with its share of dense steps, and of scoring them.
+    """The cost of training `runs` at each hook, on one pass of the language model, and of scoring them.
 
     Args:
-        lm: the language model, by its shape.
+        lms: the language model, by its shape, as seen from each hook; widths are alike.
         rates: of another machine; else this one's are measured, for some seconds.
     """
-    d = lm.d_model
+    deepest, n_hooks = max(lms, key=lambda lm: lm.blocks_below), len(lms)
+    d = deepest.d_model
     largest = max(runs, key=lambda run: run.d_sae)
     rates = rates or measure(largest, d, batch_size)
     n_steps = [run.n_steps(batch_size) for run in runs]
     d_saes = [run.d_sae for run in runs]
-    steps_times_latents = sum(n * f for n, f in zip(n_steps, d_saes, strict=True))
+    steps_times_latents = n_hooks * sum(n * f for n, f in zip(n_steps, d_saes, strict=True))
     tokens = max(n_steps) * batch_size
     candidates = [len(run.resample_fractions) * run.resample_candidates for run in runs]
 
     encode = 2 * d  # per token and latent
-    scored = sum((n + eval_tokens) * f for n, f in zip(candidates, d_saes, strict=True))
+    scored = n_hooks * sum((n + eval_tokens) * f for n, f in zip(candidates, d_saes, strict=True))
     flops_training = encode * (batch_size * steps_times_latents * (1 + 5 * DENSE_SHARE) + 2 * scored)
-    block = _block_flops(lm, ctx)
-    flops_harvest = (tokens + max(candidates) + eval_tokens) * lm.blocks_below * block
-    flops_splices = (len(runs) + CROSS_ENTROPIES) * eval_tokens * (lm.blocks_above * block + 2 * d * lm.n_vocabulary)
+    block = _block_flops(deepest, ctx)
+    below = (tokens + max(candidates)) * deepest.blocks_below + eval_tokens * sum(lm.blocks_below for lm in lms)
+    logits = 2 * d * deepest.n_vocabulary
+    splices = (len(runs) + CROSS_ENTROPIES) * eval_tokens
+    flops_language_model = below * block + splices * sum(lm.blocks_above * block + logits for lm in lms)
 
     per_step = DENSE_SHARE * rates.dense_step + (1 - DENSE_SHARE) * rates.sparse_step
     seconds = per_step * steps_times_latents / largest.d_sae
-    seconds += (flops_harvest + flops_splices + 2 * encode * scored) / rates.flops
+    seconds += (flops_language_model + 2 * encode * scored) / rates.flops
 
-    state = sum((6 * d + 5) * f + 3 * d for f in d_saes) * BYTES
+    state = n_hooks * sum((6 * d + 5) * f + 3 * d for f in d_saes) * BYTES
     buffers = (2 * d + 5 * ROWS_PER_CHUNK) * largest.d_sae + 2 * batch_size * d
-    buffers += window_tokens * (d + 1) + COPIES_OF_HELD_OUT * eval_tokens * d
-    buffers += lm.n_parameters + 2 * BATCH_TOKENS * lm.n_vocabulary
+    # A window at each hook, and the raw ones of the hooks that wait for their turn.
+    buffers += n_hooks * window_tokens * (d + 1) + (n_hooks - 1) * window_tokens * d
+    buffers += n_hooks * COPIES_OF_HELD_OUT * eval_tokens * d
+    buffers += deepest.n_parameters + 2 * BATCH_TOKENS * deepest.n_vocabulary
     return Estimate(
-        n_runs=len(runs),
+        n_hooks=n_hooks,
+        n_runs=n_hooks * len(runs),
         steps_per_run=max(n_steps),
         tokens=tokens,
-        sae_tokens=sum(n_steps) * batch_size,
+        sae_tokens=n_hooks * sum(n_steps) * batch_size,
         flops_training=flops_training,
-        flops_language_model=flops_harvest + flops_splices,
+        flops_language_model=flops_language_model,
         memory=state + buffers * BYTES + 2 * tokens,
         checkpoint=state,
-        disk=sum((2 * d + 1) * f + d for f in d_saes) * BYTES,
+        disk=n_hooks * sum((2 * d + 1) * f + d for f in d_saes) * BYTES,
         seconds=seconds,
         rates=rates,
     )

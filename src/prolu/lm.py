@@ -114,6 +114,7 @@ class LanguageModel:
         self._family = FAMILIES.get(self._model.config.model_type)
         self.centred = bool(self._family and self._family.layer_norm)
         self.bos = bos_token_id(self.tokenizer)
+        self._digests: list[str] = []  # one at most; the same list at all hooks of the model
         self._locate(hook)
 
     def _locate(self, hook: str) -> None:
@@ -138,12 +139,9 @@ class LanguageModel:
 
     def digest(self) -> str:
         """What names the weights: the hub's commit, or SHA-256 over all parameters."""
-        if commit := getattr(self._model.config, "_commit_hash", None):
-            return commit
-        total = hashlib.sha256()
-        for _, parameter in sorted(self._model.named_parameters()):
-            total.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
-        return total.hexdigest()
+        if not self._digests:
+            self._digests.append(getattr(self._model.config, "_commit_hash", None) or _digest(self._model))
+        return self._digests[0]
 
     def activations(self, tokens: str | np.ndarray | Int[Tensor, "n ctx"]) -> Float[Tensor, "*n ctx d_in"]:
         """Activations at the hook, float32; the pass stops there.
@@ -224,6 +222,15 @@ class LanguageModel:
             losses.append(ce)
             divergences.append(kl)
         return torch.cat(losses), torch.cat(divergences)
+
+    def logits(
+        self,
+        tokens: np.ndarray | Int[Tensor, "n ctx"],
+        splice: Float[Tensor, "n ctx d_in"] | None = None,
+        restart_points: Tensor | None = None,
+    ) -> Float[Tensor, "n ctx n_vocabulary"]:
+        """Of every position, in fp32; arguments as `cross_entropy` has them."""
+        return torch.cat([logits for *_, logits in self._predictions(tokens, splice, restart_points)])
 
     def _predictions(
         self,
@@ -331,6 +338,13 @@ def _passed_through(blocks: list[torch.nn.Module]) -> Iterator[None]:
     finally:
         for block in blocks:
             del block.forward
+
+
+def _digest(model: Any) -> str:
+    total = hashlib.sha256()
+    for _, parameter in sorted(model.named_parameters()):
+        total.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def locate(model: Any, family: Family | None, hook: str) -> tuple[Site, list[torch.nn.Module], Site | None]:

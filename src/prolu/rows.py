@@ -17,6 +17,9 @@ from prolu.builtin import stdlib_documents
 Row = dict[str, Any]
 """Columns of one row: texts as str, token ids as integer arrays."""
 
+ROWS_AT_ONCE = 1000
+"""Of a dataset at hand."""
+
 KEY = "__key__"
 """Column that names a document for the split, where its source knows a better name than its content."""
 
@@ -32,9 +35,9 @@ NOT_DATA = {"dataset_info.json", "state.json", "dataset_dict.json"}
 
 
 class Rows:
-    """The rows of one split, or of a slice of it, of `builtin`, a file, a folder, or a dataset on the hub."""
+    """The rows of one split, or of a slice of it, of `builtin`, a file, a folder, a dataset on the hub or at hand."""
 
-    def __init__(self, source: str, split: str = "train"):
+    def __init__(self, source: Any, split: str = "train"):
         """Finds the files; reads none, unless a slice needs their numbers of rows.
 
         Args:
@@ -45,7 +48,7 @@ class Rows:
         Raises:
             ValueError: nothing there, or no such split.
         """
-        self.source, self.split = source, split
+        self.source, self.split = name_of(source), split
         written = re.fullmatch(r"(\w+)(\[[^\]]*\])?", split)
         if written is None:
             raise ValueError(f"split {split!r}: write a name, or a slice as in train[0:40%] or train[1000:2000]")
@@ -63,7 +66,10 @@ class Rows:
         return max(self.start, other.start) < min(ends, default=self.start + other.start + 1)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the names and, on this disk, the sizes of the files: text that was changed has another."""
+        """SHA-256 of the names and, on this disk, the sizes of the files: text that was changed has another.
+
+        Of a dataset at hand, its own fingerprint is in its name; one that is iterated only has none.
+        """
         files = [
             (shard.file, Path(shard.file).stat().st_size if Path(shard.file).is_file() else -1)
             for shard in self._shards
@@ -128,6 +134,22 @@ class _Builtin(_Shard):
     def rows(self, low: int = 0, high: int | None = None) -> Iterator[Row]:
         documents = ({KEY: key, "text": text} for key, text in stdlib_documents())
         return islice(documents, low, high)
+
+
+class _AtHand(_Shard):
+    """A `datasets` object: memory-mapped rows are read where they lie, streamed ones as they come."""
+
+    def __init__(self, dataset: Any):
+        super().__init__(name_of(dataset))
+        self._dataset = dataset.with_format("arrow")
+
+    def _count(self) -> int:
+        return len(self._dataset) if hasattr(self._dataset, "__len__") else super()._count()
+
+    def rows(self, low: int = 0, high: int | None = None) -> Iterator[Row]:
+        tables = (self._dataset.skip(low) if low else self._dataset).iter(batch_size=ROWS_AT_ONCE)
+        rows = (row for table in tables for batch in table.to_batches() for row in _arrow_rows(batch))
+        return rows if high is None else islice(rows, high - low)
 
 
 class _Text(_Shard):
@@ -258,7 +280,17 @@ def _arrow_rows(batch: Any) -> Iterator[Row]:
     return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 
 
-def _shards(source: str, split: str) -> list[_Shard]:
+def name_of(source: Any) -> str:
+    """What names a source of rows: itself, if it is a name or path, else the kind and fingerprint of a dataset."""
+    if isinstance(source, str):
+        return source
+    kind = f"datasets.{type(source).__name__}"
+    return f"{kind} {source._fingerprint}" if hasattr(source, "_fingerprint") else kind
+
+
+def _shards(source: Any, split: str) -> list[_Shard]:
+    if not isinstance(source, str):
+        return [_AtHand(_at_hand(source, split))]
     path = Path(source)
     if source == "builtin":
         splits = {"train": [source]}
@@ -273,6 +305,18 @@ def _shards(source: str, split: str) -> list[_Shard]:
     if split not in splits:
         raise ValueError(f"split {split!r}: {source} has {', '.join(splits)}")
     return [_Builtin(source)] if source == "builtin" else [_format(file)(file) for file in splits[split]]
+
+
+def _at_hand(source: Any, split: str) -> Any:
+    """The split of an object of the `datasets` library; one that has no splits is `train`."""
+    from datasets import Dataset, IterableDataset
+
+    splits = source if isinstance(source, dict) else {"train": source}
+    if not splits or not all(isinstance(dataset, Dataset | IterableDataset) for dataset in splits.values()):
+        raise ValueError(f"data: a {type(source).__name__}; pass a name, a path, or a dataset of the datasets library")
+    if split not in splits:
+        raise ValueError(f"split {split!r}: the {type(source).__name__} has {', '.join(map(str, splits))}")
+    return splits[split]
 
 
 def _format(file: str) -> type[_Shard]:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ SHARD_TOKENS = 131_072
 
 BLOCKS_PER_READ = 64
 """Handed out at once."""
+
+READERS = 4
+"""Threads that copy blocks into the buffer: a copy out of the system's cache is bound by one core, not by memory."""
 
 
 class ActivationStore:
@@ -89,9 +93,9 @@ class ActivationStore:
         buffer = self._buffers[hook]
         into = buffer.view(torch.uint8).numpy().data.cast("B")
         size = buffer[0].nbytes
-        for first in range(0, len(chosen), BLOCKS_PER_READ):
-            some = chosen[first : first + BLOCKS_PER_READ].tolist()
-            for i, block in enumerate(some):
+
+        def read(places: list[tuple[int, int]]) -> None:
+            for i, block in places:
                 file, at = self._place(hook, block, size)
                 handle = os.open(file, os.O_RDONLY)
                 try:
@@ -99,7 +103,12 @@ class ActivationStore:
                         raise OSError(f"{file}: shorter than it was when the store was opened")
                 finally:
                     os.close(handle)
-            yield buffer[: len(some)]
+
+        with ThreadPoolExecutor(READERS) as readers:
+            for first in range(0, len(chosen), BLOCKS_PER_READ):
+                some = list(enumerate(chosen[first : first + BLOCKS_PER_READ].tolist()))
+                list(readers.map(read, (some[i::READERS] for i in range(READERS))))
+                yield buffer[: len(some)]
 
     def expect(self, hook: str, chosen: np.ndarray) -> None:
         """Asks the system to begin reading these blocks from the disk, in the store's order; returns at once."""
@@ -318,12 +327,14 @@ def _is_index(index: Any) -> bool:
         numbers = [made[name] for name in ("ctx", "lm_batch_tokens", "n_blocks", "blocks_per_shard")]
         numbers += [made["d_in"][hook] for hook in made["hooks"]]
         names = [made[name] for name in ("lm", "lm_digest", "lm_dtype", "data_digest")]
-        names += [*made["hooks"], *(shard[key] for some in shards for shard in some for key in ("file", "sha256"))]
+        names += [*made["hooks"], *(shard["sha256"] for some in shards for shard in some)]
+        files = [[f"{hook}/{_name(i)}" for hook in made["hooks"]] for i in range(len(shards))]
         return (
             all(type(number) is int and number > 0 for number in numbers)
             and all(isinstance(name, str) for name in names)
             and made["dtype"] in DTYPES
             and len(made["hooks"]) > 0
+            and [[shard["file"] for shard in some] for some in shards] == files
         )
     except (KeyError, TypeError, IndexError):
         return False

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,11 +25,22 @@ LENGTH_FIELDS = {f.name for f in fields(RunConfig) if f.name.endswith(("_fractio
 """What may change when a run is extended, if every step that it has made stays what it was."""
 
 
-def describe_study(runs: Sequence[RunConfig], stream: ActivationStream, eval_tokens: int) -> dict[str, Any]:
+class StudyRequest(NamedTuple):
+    """What to train, on what, and where."""
+
+    runs: list[RunConfig]
+    stream: ActivationStream
+    out: Path
+    eval_tokens: int
+    """Held-out tokens to score on."""
+
+
+def describe_study(request: StudyRequest) -> dict[str, Any]:
     """All that decides a study's numbers, and the versions that computed them."""
+    runs, stream = request.runs, request.stream
     return {
         "stream": stream.describe(),
-        "eval_tokens": eval_tokens,
+        "eval_tokens": request.eval_tokens,
         "n_threads": torch.get_num_threads(),
         "crossovers": {str(d): crossover_density("cpu", stream.d_in, d) for d in sorted({r.d_sae for r in runs})},
         "runs": [asdict(run) for run in runs],
@@ -37,23 +48,24 @@ def describe_study(runs: Sequence[RunConfig], stream: ActivationStream, eval_tok
     }
 
 
-def prepare_folder(out: Path, runs: Sequence[RunConfig], stream: ActivationStream, eval_tokens: int) -> None:
-    """Checks a request and, only if it is good, creates the study's folder with its config.
+def prepare_folders(requests: Sequence[StudyRequest]) -> None:
+    """Checks requests and, only if all are good, creates each study's folder with its config.
 
     Raises:
         ValueError: as `run_sweep`.
     """
-    check_runs(runs, stream.batch_size)
-    if eval_tokens < 1:
-        raise ValueError(f"eval_tokens {eval_tokens}: must be at least 1")
-    study = describe_study(runs, stream, eval_tokens)
-    check_folder(out, study, stream.batch_size)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not (out / STUDY_FILE).exists():
-            write_study(out, study)
-    except OSError as problem:
-        raise ValueError(f"out {str(out)!r}: cannot be written ({problem.strerror})") from None
+    for request in requests:
+        check_runs(request.runs, request.stream.batch_size)
+        if request.eval_tokens < 1:
+            raise ValueError(f"eval_tokens {request.eval_tokens}: must be at least 1")
+        check_folder(request.out, describe_study(request), request.stream.batch_size)
+    for request in requests:
+        try:
+            request.out.mkdir(parents=True, exist_ok=True)
+            if not (request.out / STUDY_FILE).exists():
+                write_study(request.out, describe_study(request))
+        except OSError as problem:
+            raise ValueError(f"out {str(request.out)!r}: cannot be written ({problem.strerror})") from None
 
 
 def check_runs(runs: Sequence[RunConfig], batch_size: int) -> None:
@@ -87,6 +99,18 @@ def holds_study(out: Path) -> bool:
     if not (out / STUDY_FILE).is_file():
         raise ValueError(f"out {str(out)!r}: not empty, and not a study; choose another folder")
     return True
+
+
+def check_parent(out: Path, hooks: Sequence[str]) -> None:
+    """Raises ValueError unless studies at these hooks can lie in `out`: it is new, or holds studies at hooks."""
+    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"out {str(out)!r}: {nearest} is a file")
+    there = [path for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
+    if (out / STUDY_FILE).exists():
+        raise ValueError(f"out {str(out)!r}: holds a study at one hook; choose another folder for several")
+    if any(path.name not in hooks for path in there) and not any((path / STUDY_FILE).is_file() for path in there):
+        raise ValueError(f"out {str(out)!r}: not empty, and holds no studies; choose another folder")
 
 
 def check_folder(out: Path, study: dict[str, Any], batch_size: int) -> None:

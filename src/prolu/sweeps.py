@@ -2,32 +2,22 @@
 
 import itertools
 import json
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from prolu.active import ActiveRun
-from prolu.checkpoints import (
-    CHECKPOINTS_FOLDER,
-    Clock,
-    Saved,
-    read_checkpoint,
-    remove_checkpoints,
-    write_checkpoint,
-)
+from prolu.active_study import ActiveStudy, Shared, done_of, tidy
+from prolu.checkpoints import Clock
 from prolu.config import RunConfig
-from prolu.evaluation import HeldOut
-from prolu.files import owned, read_json_lines, remove, write_atomically
+from prolu.files import owned
 from prolu.interrupts import Interrupt
 from prolu.progress import Meter
-from prolu.results import FAILURE_FILE, RESULTS_FILE, Results, failures, read_study
-from prolu.steps import Steps
+from prolu.results import Results, failures, read_study
 from prolu.stream import ActivationStream
-from prolu.study import FINAL_FOLDER, describe_study, prepare_folder, write_study
-from prolu.training import Trainer
+from prolu.study import StudyRequest, check_parent, describe_study, prepare_folders, write_study
 
 
 class SweepFailedError(RuntimeError):
@@ -91,196 +81,156 @@ def run_sweep(
         SweepFailedError: every run failed.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written.
     """
-    runs, out = list(runs), Path(out)
-    prepare_folder(out, runs, stream, eval_tokens)
-    with owned(out):
-        study = describe_study(runs, stream, eval_tokens)
-        if json.loads(json.dumps(study["runs"])) != read_study(out)["runs"]:
-            write_study(out, study)  # a longer one
-        done = _done(runs, out)
-        if todo := [run for run in runs if run not in done]:
-            clock = Clock(checkpoint_seconds)
-            _Sweep(todo, stream, out, eval_tokens, clock, keep_state=keep_state, progress=progress).train()
-        done = _done(runs, out)
-        _tidy(done, out)
-        if not done:
-            raise SweepFailedError(f"every run failed; the first: {next(iter(failures(out).values()))}")
+    request = StudyRequest(list(runs), stream, Path(out), eval_tokens)
+    _finish([request], Clock(checkpoint_seconds), keep_state=keep_state, progress=progress)
     return Results.load(out)
 
 
-def _done(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
-    """Those that have a result at their full length."""
-    lengths = {record["run_id"]: record["n_tokens"] for record in read_json_lines(out / RESULTS_FILE)}
-    return [run for run in runs if lengths.get(run.run_id) == run.n_tokens]
+def run_sweeps(
+    runs: Iterable[RunConfig] | Callable[[int], Iterable[RunConfig]],
+    streams: Iterable[ActivationStream],
+    out: str | Path,
+    *,
+    eval_tokens: int = 32_768,
+    checkpoint_seconds: float | None = None,
+    keep_state: bool = False,
+    progress: bool = True,
+) -> dict[str, Results]:
+    """The same sweep at several hooks, side by side: where the streams share a source, each window is read once.
+
+    Every hook has a study of its own in `out`/HOOK, to the bit what `run_sweep` writes there, resumed and
+    extended like it.
+
+    Args:
+        runs: what to train at each hook, or a function of the width of its activations.
+        streams: one per hook, alike in all else; share a `Harvest` of all the hooks, or an `ActivationStore`.
+        out: folder of the studies.
+        eval_tokens, checkpoint_seconds, keep_state, progress: as `run_sweep` has them.
+
+    Returns:
+        Finished runs by hook; a hook at which every run failed is left out.
+
+    Raises:
+        ValueError: as `run_sweep`; or streams that differ in more than the hook. Nothing is written then.
+        SweepFailedError: every run failed, at every hook.
+        KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written at every hook.
+    """
+    requests = requests_at_hooks(runs, streams, Path(out), eval_tokens)
+    _finish(requests, Clock(checkpoint_seconds), keep_state=keep_state, progress=progress)
+    return {r.stream.lm.hook: Results.load(r.out) for r in requests if done_of(r.runs, r.out)}
 
 
-class _Sweep:
-    """The loop: trainers on one stream, checkpoints, results, and what to do when a run or the disk fails."""
+def requests_at_hooks(
+    runs: Iterable[RunConfig] | Callable[[int], Iterable[RunConfig]],
+    streams: Iterable[ActivationStream],
+    out: Path,
+    eval_tokens: int,
+) -> list[StudyRequest]:
+    """One study per hook, each in a folder of its own.
 
-    def __init__(
-        self,
-        todo: list[RunConfig],
-        stream: ActivationStream,
-        out: Path,
-        eval_tokens: int,
-        clock: Clock,
-        *,
-        keep_state: bool,
-        progress: bool,
-    ):
-        self._stream, self._out, self._clock = stream, out, clock
-        self._keep_state, self._progress = keep_state, progress
-        self._interrupt = Interrupt()
-        self._held_out = HeldOut(stream.lm, stream.blocks, eval_tokens)
-        self._active = self._prepared(todo)
-
-    def train(self) -> None:
-        """Trains all that is left to train.
-
-        Raises:
-            KeyboardInterrupt: asked to stop; a checkpoint is written.
-        """
-        with Interrupt() as self._interrupt:
-            self._conclude()  # what had ended, but was not yet recorded
-            self._stop_if_asked()
-            if self._active:
-                self._loop()
-
-    def _loop(self) -> None:
-        first = min(run.trainer.state.n_updates for run in self._active)
-        n_steps, batch_size = max(run.trainer.n_steps for run in self._active), self._stream.batch_size
-        n_saes = len(self._active)
-        with Meter("training", (n_steps - first) * batch_size, n_saes, shown=self._progress) as meter:
-            for step in range(first, n_steps):
-                due = [run for run in self._active if run.trainer.state.n_updates == step]
-                _resample([run for run in due if run.trainer.resamples_now], self._stream, step)
-                batch = self._stream[step]
-                for run in due:
-                    self._attempt(run, lambda run=run, batch=batch: run.step(batch, self._held_out))
-                meter.advance(batch_size)
-                self._conclude()
-                self._stop_if_asked()
-                if self._active and self._clock.is_due:
-                    self._checkpoint()
-            rate = {"tokens_per_second": meter.tokens_per_second, "seconds": meter.seconds, "n_saes": n_saes}
-        self._log("trained", **rate, seconds_checkpointing=self._clock.writing)
-
-    def _prepared(self, todo: list[RunConfig]) -> list[ActiveRun]:
-        """Trainers, each where it was left."""
-        shared: dict[tuple[int, str], Steps] = {}
-        together = self._read(self._out)
-        active: list[ActiveRun] = []
-        for config in todo:
-            folder, shape = self._out / config.run_id, (config.d_sae, config.precision)
-            try:
-                trainer = Trainer(config, self._stream.d_in, self._stream.batch_size, steps=shared.get(shape))
-            except (MemoryError, RuntimeError) as problem:
-                self._record_failure(config.run_id, 0, problem)
-                continue
-            shared.setdefault(shape, trainer.steps)
-            run = ActiveRun(trainer, folder, self._stream.describe())
-            places = (lambda: together, lambda f=folder: self._read(f), lambda f=folder: self._read(f / FINAL_FOLDER))
-            saved = next((found[config.run_id] for place in places if config.run_id in (found := place())), None)
-            if saved is not None:
-                try:
-                    run.restore_(saved)
-                except (ValueError, KeyError, TypeError) as problem:
-                    self._say(f"{config.run_id}: its checkpoint does not fit ({problem}); it starts anew")
-            active.append(run)
-        return active
-
-    def _read(self, folder: Path) -> Mapping[str, Saved]:
-        found = read_checkpoint(folder)
-        if found is None:
-            return {}
-        for complaint in found.complaints:
-            self._say(f"{complaint}; the one before is used" if found.runs else f"{complaint}; training starts anew")
-        if found.runs:
-            self._log("resumed", step=found.step, runs=len(found.runs))
-        return found.runs
-
-    def _stop_if_asked(self) -> None:
-        if self._interrupt.requested:
-            if self._active:
-                self._checkpoint()
-            raise KeyboardInterrupt
-
-    def _checkpoint(self) -> None:
-        started, step = time.monotonic(), min(run.trainer.state.n_updates for run in self._active)
-        try:
-            write_checkpoint(self._out, step, {run.run_id: run.saved() for run in self._active})
-        except OSError as problem:
-            self._say(f"no checkpoint at step {step} ({problem.strerror or problem}); training goes on")
-        self._clock.wrote(started)
-        self._log("checkpoint", step=step, seconds=time.monotonic() - started)
-
-    def _attempt(self, run: ActiveRun, work: Callable[[], None]) -> None:
-        """Does some work of one run; if it fails, the run is stopped and the others go on."""
-        try:
-            work()
-        except (FloatingPointError, MemoryError, RuntimeError) as problem:
-            self._active.remove(run)
-            self._keep_last_good(run)
-            self._record_failure(run.run_id, run.trainer.state.n_updates, problem)
-
-    def _keep_last_good(self, run: ActiveRun) -> None:
-        """The run's part of the last checkpoint moves into its own folder, where later ones do not replace it."""
-        found = read_checkpoint(self._out)
-        if found and run.run_id in found.runs:
-            write_checkpoint(run.folder, found.step, {run.run_id: found.runs[run.run_id]})
-
-    def _record_failure(self, run_id: str, step: int, problem: Exception) -> None:
-        reason = str(problem).split("\n")[0] or type(problem).__name__
-        self._say(f"{run_id}: failed at step {step} ({reason}); the other runs go on")
-        (self._out / run_id).mkdir(exist_ok=True)
-        write_atomically(self._out / run_id / FAILURE_FILE, json.dumps({"step": step, "reason": reason}) + "\n")
-        self._log("failed", run_id=run_id, step=step, reason=reason)
-
-    def _conclude(self) -> None:
-        """Evaluates runs that have ended; each is on the disk before the next is looked at."""
-        finished = [run for run in self._active if run.finished]
-        if not finished:
-            return
-        n_tokens = self._held_out.n_tokens
-        with Meter("evaluating", n_tokens * len(finished), shown=self._progress) as meter:
-            for run in finished:
-                if self._interrupt.requested:
-                    return
-                self._attempt(run, lambda run=run: self._write_result(run))
-                self._active = [other for other in self._active if other is not run]
-                meter.advance(n_tokens)
-
-    def _write_result(self, run: ActiveRun) -> None:
-        if self._keep_state:
-            write_checkpoint(run.folder / FINAL_FOLDER, run.trainer.state.n_updates, {run.run_id: run.saved()})
-        record = run.finish(self._held_out)
-        records = [r for r in read_json_lines(self._out / RESULTS_FILE) if r["run_id"] != run.run_id] + [record]
-        write_atomically(self._out / RESULTS_FILE, "".join(json.dumps(r) + "\n" for r in records))
-
-    def _say(self, sentence: str) -> None:
-        print(f"prolu: {sentence}", file=sys.stderr, flush=True)
-
-    def _log(self, event: str, **facts: Any) -> None:
-        with (self._out / "log.jsonl").open("a") as log:
-            log.write(json.dumps({"event": event, "time": time.time()} | facts) + "\n")
+    Raises:
+        ValueError: no stream, two at one hook, streams that differ in more than the hook, or a folder that holds
+            something else.
+    """
+    streams, fixed = list(streams), None if callable(runs) else list(runs)
+    if not streams:
+        raise ValueError("no streams: pass at least one ActivationStream")
+    hooks = [stream.lm.hook for stream in streams]
+    if len(set(hooks)) < len(hooks):
+        raise ValueError(f"hooks {', '.join(hooks)}: one is listed twice")
+    first = streams[0].describe()
+    for stream in streams[1:]:
+        for name, value in stream.describe().items():
+            if name != "hook" and value != first[name]:
+                raise ValueError(f"streams at several hooks: {name} is {first[name]!r} and {value!r}; make them alike")
+    check_parent(out, hooks)
+    at_width = runs if callable(runs) else lambda _: fixed or []
+    return [StudyRequest(list(at_width(s.d_in)), s, out / s.lm.hook, eval_tokens) for s in streams]
 
 
-def _resample(due: list[ActiveRun], stream: ActivationStream, step: int) -> None:
-    """Resamples the dead latents of all runs whose turn it is, on one harvest of fresh activations."""
-    rebirths = [run.trainer.rebirth() for run in due]
-    if any(rebirth.n_dead for rebirth in rebirths):
-        most = max(run.trainer.resampling.n_candidates for run in due)
-        for batch in stream.fresh(most, "resample", step):
-            for rebirth in rebirths:
+def _finish(requests: Sequence[StudyRequest], clock: Clock, *, keep_state: bool, progress: bool) -> None:
+    """Trains what is not done yet, of one study or of several side by side."""
+    prepare_folders(requests)
+    shared: Shared = {}
+    with ExitStack() as folders:
+        for request in requests:
+            folders.enter_context(owned(request.out))
+        left: list[ActiveStudy] = []
+        for request in requests:
+            study = describe_study(request)
+            if json.loads(json.dumps(study["runs"])) != read_study(request.out)["runs"]:
+                write_study(request.out, study)  # a longer one
+            done = done_of(request.runs, request.out)
+            if todo := [run for run in request.runs if run not in done]:
+                left.append(ActiveStudy(todo, request, shared=shared, keep_state=keep_state, progress=progress))
+        if left:
+            _train(left, clock, progress=progress)
+        for request in requests:
+            tidy(done_of(request.runs, request.out), request.out)
+    if not any(done_of(request.runs, request.out) for request in requests):
+        reasons = itertools.chain.from_iterable(failures(request.out).values() for request in requests)
+        raise SweepFailedError(f"every run failed; the first: {next(reasons)}")
+
+
+def _train(studies: Sequence[ActiveStudy], clock: Clock, *, progress: bool) -> None:
+    """Trains all that is left to train.
+
+    Raises:
+        KeyboardInterrupt: asked to stop; checkpoints are written.
+    """
+    with Interrupt() as interrupt:
+        _conclude(studies, clock, interrupt)  # what had ended, but was not yet recorded
+        if any(study.runs for study in studies):
+            _loop(studies, clock, interrupt, progress=progress)
+
+
+def _loop(studies: Sequence[ActiveStudy], clock: Clock, interrupt: Interrupt, *, progress: bool) -> None:
+    """Step by step, all studies at the same one: so they ask for the same window one after the other."""
+    runs = [run for study in studies for run in study.runs]
+    first, n_steps = min(run.trainer.state.n_updates for run in runs), max(run.trainer.n_steps for run in runs)
+    batch_size = studies[0].stream.batch_size
+    with Meter("training", (n_steps - first) * batch_size, len(runs), shown=progress) as meter:
+        for step in range(first, n_steps):
+            _resample(studies, step)
+            for study in studies:
+                study.step(step)
+            meter.advance(batch_size)
+            _conclude(studies, clock, interrupt)
+            if clock.is_due:
+                _checkpoint(studies, clock)
+        rate = {"tokens_per_second": meter.tokens_per_second, "seconds": meter.seconds, "n_saes": len(runs)}
+    for study in studies:
+        study.log("trained", **rate, seconds_checkpointing=clock.writing)
+
+
+def _conclude(studies: Sequence[ActiveStudy], clock: Clock, interrupt: Interrupt) -> None:
+    """Scores what has ended; if asked to stop, saves the rest and stops."""
+    for study in studies:
+        study.conclude(interrupt)
+    if interrupt.requested:
+        _checkpoint(studies, clock)
+        raise KeyboardInterrupt
+
+
+def _checkpoint(studies: Sequence[ActiveStudy], clock: Clock) -> None:
+    """One per study; a process that dies between two of them leaves studies at two steps, and both go on."""
+    started = time.monotonic()
+    for study in studies:
+        study.checkpoint()
+    clock.wrote(started)
+
+
+def _resample(studies: Sequence[ActiveStudy], step: int) -> None:
+    """Resamples the dead latents of all runs whose turn it is, at all hooks on one harvest of fresh activations."""
+    due = [[run for run in study.due(step) if run.trainer.resamples_now] for study in studies]
+    rebirths = [[run.trainer.rebirth() for run in runs] for runs in due]
+    most = max((run.trainer.resampling.n_candidates for runs in due for run in runs), default=0)
+    asking = [i for i, some in enumerate(rebirths) if any(rebirth.n_dead for rebirth in some)]
+    fresh = (studies[i].stream.fresh(most, "resample", step) for i in asking)
+    for batches in zip(*fresh, strict=True):  # in turns, so that a pass serves all hooks
+        for i, batch in zip(asking, batches, strict=True):
+            for rebirth in rebirths[i]:
                 rebirth.offer(batch.acts, batch.raw_norm)
-    for run, rebirth in zip(due, rebirths, strict=True):
-        run.resampled.append({"step": step} | run.trainer.resample_(rebirth)._asdict())
-
-
-def _tidy(runs: Sequence[RunConfig], out: Path) -> None:
-    """Removes what only an unfinished study needs."""
-    remove_checkpoints(out)
-    for run in runs:
-        if (out / run.run_id / FAILURE_FILE).exists() or (out / run.run_id / CHECKPOINTS_FOLDER).exists():
-            remove(out / run.run_id / FAILURE_FILE)
-            remove_checkpoints(out / run.run_id)
+    for runs, some in zip(due, rebirths, strict=True):
+        for run, rebirth in zip(runs, some, strict=True):
+            run.resampled.append({"step": step} | run.trainer.resample_(rebirth)._asdict())

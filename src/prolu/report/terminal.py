@@ -91,7 +91,8 @@ def verdicts_table(found: Sequence[Verdict]) -> Table:
 def print_estimate(runs: Sequence[RunConfig], cost: Estimate, console: Console | None = None) -> None:
     """What would be trained, a line a family, and what it would cost."""
     console = console or Console(width=max(MIN_WIDTH + 20, Console().width))
-    table = Table(title=f"{cost.n_runs} runs", box=box.SIMPLE_HEAD, pad_edge=False)
+    at_hooks = f" at each of {cost.n_hooks} hooks" if cost.n_hooks > 1 else ""
+    table = Table(title=f"{len(runs)} runs{at_hooks}", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("family", no_wrap=True)
     for name in ("coefficients", "lr", "d_sae", "new norm"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -1,0 +1,168 @@
+"""One study while it trains: its runs, their checkpoints, results and failures."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prolu.active import ActiveRun
+from prolu.checkpoints import CHECKPOINTS_FOLDER, Saved, read_checkpoint, remove_checkpoints, write_checkpoint
+from prolu.config import RunConfig
+from prolu.evaluation import HeldOut
+from prolu.files import read_json_lines, remove, write_atomically
+from prolu.interrupts import Interrupt
+from prolu.progress import Meter
+from prolu.results import FAILURE_FILE, RESULTS_FILE
+from prolu.steps import Steps
+from prolu.study import FINAL_FOLDER, StudyRequest
+from prolu.training import Trainer
+
+Shared = dict[tuple[int, int, str], Steps]
+"""Buffers of steps by d_in, d_sae and precision; trainers of one shape share them."""
+
+
+class ActiveStudy:
+    """The runs of one study that are not finished, on their stream; what to do when one of them or the disk fails."""
+
+    def __init__(
+        self,
+        todo: Sequence[RunConfig],
+        request: StudyRequest,
+        *,
+        shared: Shared,
+        keep_state: bool,
+        progress: bool,
+    ):
+        self.stream, self._out = request.stream, request.out
+        self._keep_state, self._progress = keep_state, progress
+        self._held_out = HeldOut(self.stream.lm, self.stream.blocks, request.eval_tokens)
+        self.runs = self._prepared(todo, shared)
+        """Those that are training, each where it was left."""
+
+    @property
+    def first_step(self) -> int:
+        """The earliest that a run waits for."""
+        return min(run.trainer.state.n_updates for run in self.runs)
+
+    def due(self, step: int) -> list[ActiveRun]:
+        """Runs whose next step it is."""
+        return [run for run in self.runs if run.trainer.state.n_updates == step]
+
+    def step(self, step: int) -> None:
+        """One step of each run whose turn it is."""
+        if due := self.due(step):
+            batch = self.stream[step]
+            for run in due:
+                self._attempt(run, lambda run=run: run.step(batch, self._held_out))
+
+    def checkpoint(self) -> None:
+        """Saves all runs; a disk that takes nothing costs the checkpoint, no more."""
+        if not self.runs:
+            return
+        started, step = time.monotonic(), self.first_step
+        try:
+            write_checkpoint(self._out, step, {run.run_id: run.saved() for run in self.runs})
+        except OSError as problem:
+            self._say(f"no checkpoint at step {step} ({problem.strerror or problem}); training goes on")
+        self.log("checkpoint", step=step, seconds=time.monotonic() - started)
+
+    def conclude(self, interrupt: Interrupt) -> None:
+        """Evaluates runs that have ended; each is on the disk before the next is looked at."""
+        finished = [run for run in self.runs if run.finished]
+        if not finished:
+            return
+        n_tokens = self._held_out.n_tokens
+        with Meter("evaluating", n_tokens * len(finished), shown=self._progress) as meter:
+            for run in finished:
+                if interrupt.requested:
+                    return
+                self._attempt(run, lambda run=run: self._write_result(run))
+                self.runs = [other for other in self.runs if other is not run]
+                meter.advance(n_tokens)
+
+    def log(self, event: str, **facts: Any) -> None:
+        """Notes what happened, and when."""
+        with (self._out / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"event": event, "time": time.time()} | facts) + "\n")
+
+    def _prepared(self, todo: Sequence[RunConfig], shared: Shared) -> list[ActiveRun]:
+        """Trainers, each where it was left."""
+        together = self._read(self._out)
+        active: list[ActiveRun] = []
+        for config in todo:
+            folder, shape = self._out / config.run_id, (self.stream.d_in, config.d_sae, config.precision)
+            try:
+                trainer = Trainer(config, self.stream.d_in, self.stream.batch_size, steps=shared.get(shape))
+            except (MemoryError, RuntimeError) as problem:
+                self._record_failure(config.run_id, 0, problem)
+                continue
+            shared.setdefault(shape, trainer.steps)
+            run = ActiveRun(trainer, folder, self.stream.describe())
+            places = (lambda: together, lambda f=folder: self._read(f), lambda f=folder: self._read(f / FINAL_FOLDER))
+            saved = next((found[config.run_id] for place in places if config.run_id in (found := place())), None)
+            if saved is not None:
+                try:
+                    run.restore_(saved)
+                except (ValueError, KeyError, TypeError) as problem:
+                    self._say(f"{config.run_id}: its checkpoint does not fit ({problem}); it starts anew")
+            active.append(run)
+        return active
+
+    def _read(self, folder: Path) -> Mapping[str, Saved]:
+        found = read_checkpoint(folder)
+        if found is None:
+            return {}
+        for complaint in found.complaints:
+            self._say(f"{complaint}; the one before is used" if found.runs else f"{complaint}; training starts anew")
+        if found.runs:
+            self.log("resumed", step=found.step, runs=len(found.runs))
+        return found.runs
+
+    def _attempt(self, run: ActiveRun, work: Callable[[], None]) -> None:
+        """Does some work of one run; if it fails, the run is stopped and the others go on."""
+        try:
+            work()
+        except (FloatingPointError, MemoryError, RuntimeError) as problem:
+            self.runs.remove(run)
+            self._keep_last_good(run)
+            self._record_failure(run.run_id, run.trainer.state.n_updates, problem)
+
+    def _keep_last_good(self, run: ActiveRun) -> None:
+        """The run's part of the last checkpoint moves into its own folder, where later ones do not replace it."""
+        found = read_checkpoint(self._out)
+        if found and run.run_id in found.runs:
+            write_checkpoint(run.folder, found.step, {run.run_id: found.runs[run.run_id]})
+
+    def _record_failure(self, run_id: str, step: int, problem: Exception) -> None:
+        reason = str(problem).split("\n")[0] or type(problem).__name__
+        self._say(f"{run_id}: failed at step {step} ({reason}); the other runs go on")
+        (self._out / run_id).mkdir(exist_ok=True)
+        write_atomically(self._out / run_id / FAILURE_FILE, json.dumps({"step": step, "reason": reason}) + "\n")
+        self.log("failed", run_id=run_id, step=step, reason=reason)
+
+    def _write_result(self, run: ActiveRun) -> None:
+        if self._keep_state:
+            write_checkpoint(run.folder / FINAL_FOLDER, run.trainer.state.n_updates, {run.run_id: run.saved()})
+        record = run.finish(self._held_out)
+        records = [r for r in read_json_lines(self._out / RESULTS_FILE) if r["run_id"] != run.run_id] + [record]
+        write_atomically(self._out / RESULTS_FILE, "".join(json.dumps(r) + "\n" for r in records))
+
+    def _say(self, sentence: str) -> None:
+        print(f"prolu: {sentence}", file=sys.stderr, flush=True)
+
+
+def done_of(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
+    """Those that have a result at their full length."""
+    lengths = {record["run_id"]: record["n_tokens"] for record in read_json_lines(out / RESULTS_FILE)}
+    return [run for run in runs if lengths.get(run.run_id) == run.n_tokens]
+
+
+def tidy(done: Sequence[RunConfig], out: Path) -> None:
+    """Removes what only an unfinished study needs."""
+    remove_checkpoints(out)
+    for run in done:
+        if (out / run.run_id / FAILURE_FILE).exists() or (out / run.run_id / CHECKPOINTS_FOLDER).exists():
+            remove(out / run.run_id / FAILURE_FILE)
+            remove_checkpoints(out / run.run_id)
