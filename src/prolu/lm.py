@@ -180,13 +180,14 @@ class LanguageModel:
             restart_points: from the method of that name, of the same tokens.
         """
         passes = self._predictions(tokens, splice, restart_points)
-        return torch.cat([_next_token_loss(logits, part)[0] for part, _, _, logits in passes])
+        return torch.cat([_next_token_loss(logits.float(), part)[0] for part, _, _, logits in passes])
 
     def clean_predictions(self, tokens: np.ndarray | Int[Tensor, "n ctx"]) -> CleanPredictions:
         """What `spliced_losses` compares with."""
         head = self._model.get_output_embeddings()
         found = []
-        for part, _, hidden, logits in self._predictions(tokens):
+        for part, _, hidden, raw in self._predictions(tokens):
+            logits = raw.float()
             ce, log_partition = _next_token_loss(logits, part)
             rows, own = None, torch.zeros_like(ce, dtype=torch.float64)
             if hidden is not None:
@@ -211,14 +212,17 @@ class LanguageModel:
         Where logits are not linear in what the last layer gives, the clean pass is repeated for the KL.
         """
         losses, divergences = [], []
-        for part, rows, hidden, logits in self._predictions(tokens, splice, restart_points):
+        for part, rows, hidden, raw in self._predictions(tokens, splice, restart_points):
+            logits = raw.float()
             ce, log_partition = _next_token_loss(logits, part)
             here = CleanPredictions(*(None if t is None else t[rows] for t in clean))  # pyright: ignore[reportArgumentType]
             if hidden is not None and here.mean_row is not None:
                 kl = kl_from_means(here, log_partition, hidden)
             else:
                 _, _, _, unperturbed = next(self._predictions(part))
-                kl = kl_of_logits(unperturbed[:, :-1].flatten(0, 1), logits[:, :-1].flatten(0, 1)).view(ce.shape)
+                kl = kl_of_logits(unperturbed[:, :-1].float().flatten(0, 1), logits[:, :-1].flatten(0, 1)).view(
+                    ce.shape
+                )
             losses.append(ce)
             divergences.append(kl)
         return torch.cat(losses), torch.cat(divergences)
@@ -229,7 +233,7 @@ class LanguageModel:
         splice: Float[Tensor, "n ctx d_in"] | None = None,
         restart_points: Tensor | None = None,
     ) -> Float[Tensor, "n ctx n_vocabulary"]:
-        """Of every position, in fp32; arguments as `cross_entropy` has them."""
+        """Of every position, in the model's number format; arguments as `cross_entropy` has them."""
         return torch.cat([logits for *_, logits in self._predictions(tokens, splice, restart_points)])
 
     def _predictions(
@@ -260,7 +264,7 @@ class LanguageModel:
                 logits = self._model(input_ids=part, use_cache=False).logits
             ((hidden, output),) = seen
             linear = logits is output or torch.equal(logits, output)
-            yield part, rows, hidden[:, :-1].float() if linear else None, logits.float()
+            yield part, rows, hidden[:, :-1].float() if linear else None, logits
 
     def _batches(self, tokens: np.ndarray | Tensor) -> Iterator[Tensor]:
         if isinstance(tokens, np.ndarray):
