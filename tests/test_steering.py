@@ -39,7 +39,6 @@ def test_it_finds_the_target_whatever_the_plant_and_the_start(elasticity, power,
         state = steering.after(state, l0, n + 1)
     assert l0 == pytest.approx(20, rel=0.05)
     assert len(set(coeffs[round(0.7 * 4000) :])) == 1
-    assert len(set(coeffs[round(0.42 * 4000) : round(0.54 * 4000)])) == 1
 
 
 def test_a_run_ends_near_its_target_and_says_what_coefficient_it_took():
@@ -70,7 +69,7 @@ def test_a_checkpoint_holds_the_controller():
     assert resumed.state.steered == whole.state.steered
     for a, b in zip(resumed.state.weights.tensors(), whole.state.weights.tensors(), strict=True):
         assert torch.equal(a, b)
-    for wrong in ([1.0], [math.nan, 0.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0]):
+    for wrong in ([1.0], [math.nan, 0.0], [-1.0, 0.0]):
         with pytest.raises(ValueError, match="steered"):
             resumed.restore_(tensors, cut.state.counters() | {"steered": wrong})
 

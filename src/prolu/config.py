@@ -13,9 +13,8 @@ from prolu.steering import Steering
 from prolu.steps.choice import FAMILIES
 from prolu.steps.cuda import PRECISIONS
 
-STEERED_FRACTIONS = 0.42, 0.44, 0.54, 0.7
-"""Of a run: a steered coefficient is held from the first, L0 is looked at there at the second and the third, from which
-on it is steered again; after the last it is frozen."""
+STEERED_FRACTION = 0.7
+"""Of a run: so long a steered coefficient may change."""
 
 STEERING_FRACTION = 0.025
 """Of a run: in so many steps a steered coefficient changes by as much as L0 is off."""
@@ -203,15 +202,11 @@ class RunConfig:
         """Of the coefficient, in steps: from the end of the warm-up until 70% of the run."""
         if self.target_l0 is None or not self.is_steered:
             return None
-        schedule, n_steps = self.schedule(batch_size), self.n_steps(batch_size)
-        held, first, last, end = (max(1, round(fraction * n_steps)) for fraction in STEERED_FRACTIONS)
-        to_come = sum(schedule.factor(step) for step in range(end, n_steps))
+        n_steps = self.n_steps(batch_size)
         return Steering(
             target=self.target_l0,
             start_step=round(max(self.warmup_fraction, self.coeff_warmup_fraction) * n_steps),
-            trial_steps=(held, first, last),
-            end_step=end,
-            remaining=math.log(1 + to_come / end),
+            end_step=round(STEERED_FRACTION * n_steps),
             steps=max(1.0, STEERING_FRACTION * n_steps),
         )
 
