@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prolu.checkpoints import Saved
-from prolu.evaluation import HeldOut, evaluate, probe
+from prolu.evaluation import HeldOut, probe, score
 from prolu.files import write_atomically
 from prolu.frontiers import is_converged
 from prolu.results import CURVES_FILE
@@ -73,15 +73,17 @@ class ActiveRun:
         self.resampled = list(saved.facts["resampled"])
 
     def finish(self, held_out: HeldOut) -> dict[str, Any]:
-        """Saves the SAE and its curve; returns its line of results."""
+        """Saves the SAE, what it does to documents and by latent, and its curve; returns its line of results."""
         config, sae = self.trainer.config, self.trainer.sae()
-        figures = evaluate(sae, held_out)
+        figures, documents, latents = score(sae, held_out)
         start, end = (self._probes.get(n, figures) for n in self._probe_steps)
         sae.save(self.folder, self._provenance)
+        documents.save(self.folder)
+        latents.save(self.folder)
         write_atomically(self.folder / CURVES_FILE, "".join(self._curve))
         facts = asdict(config) | {"run_id": config.run_id, "converged": is_converged(start, end)}
         facts["resampled"] = self.resampled
         probes = {
             f"{name}_probe_{when}": p[name] for when, p in (("start", start), ("end", end)) for name in ("l0", "mse")
         }
-        return facts | {"eval_tokens": held_out.n_tokens} | figures | probes
+        return facts | {"eval_tokens": held_out.n_tokens, "unit": held_out.unit} | figures | probes

@@ -3,11 +3,12 @@
 blocks.json       where they come from, how many there are, SHA-256 of the ids
 train.bin         ids to train on, little-endian uint16 or uint32, block after block
 held_out.bin      ids of other documents, for evaluation only
+documents.bin     for each id held out, the number of its document, little-endian uint32
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from prolu.files import owned, write_at, write_atomically
 BLOCKS_FILE = "blocks.json"
 SIDES = ("train.bin", "held_out.bin")
 """Files of the two sides; `SIDES[held_out]`."""
+DOCUMENTS_FILE, DOCUMENT_DTYPE = "documents.bin", np.dtype(np.uint32)
 
 
 BLOCKS_PER_COPY = 2**16
@@ -47,6 +49,9 @@ class TokenBlocks:
     """Reading stopped when there were so many to train on."""
     n_documents: int
     """Documents read, both sides together."""
+    held_out_documents: np.ndarray | None = None
+    """Of every token held out, the number of its document, [n_blocks, ctx]; a BOS written over a token has that
+    token's. None where blocks were written before this was kept."""
 
     @property
     def ctx(self) -> int:
@@ -84,12 +89,30 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
         made, dtype = index["made"], np.dtype(index["dtype"])
         sides = {side: _mapped(folder / SIDES[side], dtype, index["n_blocks"][side], made["ctx"]) for side in (0, 1)}
         facts = {name: made[name] for name in ("source", "text_column", "split", "eval_split", "max_train_tokens")}
-        blocks = TokenBlocks(train=sides[0], held_out=sides[1], n_documents=index["progress"]["n_documents"], **facts)
+        documents, digest = None, index.get("documents")
+        if digest is not None:
+            documents = _mapped(folder / DOCUMENTS_FILE, DOCUMENT_DTYPE, index["n_blocks"][1], made["ctx"])
+        blocks = TokenBlocks(
+            train=sides[0], held_out=sides[1], held_out_documents=documents,
+            n_documents=index["progress"]["n_documents"], **facts,
+        )  # fmt: skip
     except (KeyError, TypeError, IndexError, AttributeError):
         raise ValueError(f"{folder / BLOCKS_FILE}: not an index of token blocks") from None
     if blocks.digest() != index["sha256"]:
         raise ValueError(f"{folder}: its token ids are not what was written (SHA-256)")
+    if digest is not None and _sha256([folder / DOCUMENTS_FILE]) != digest:
+        raise ValueError(f"{folder / DOCUMENTS_FILE}: not what was written (SHA-256)")
     return blocks
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    """Over all files, one after the other."""
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            while part := content.read(2**24):
+                total.update(part)
+    return total.hexdigest()
 
 
 def _mapped(file: Path, dtype: np.dtype, n_blocks: int, ctx: int) -> np.ndarray:
@@ -105,8 +128,10 @@ def copy_blocks(blocks: TokenBlocks, folder: Path) -> None:
     with BlocksFolder(folder, {name: getattr(blocks, name) for name in facts}, blocks.train.dtype) as copy:
         if not copy.finished:
             for held_out, rows in ((False, blocks.train), (True, blocks.held_out)):
+                numbers = blocks.held_out_documents if held_out else None
                 for start in range(copy.n_blocks[held_out], len(rows), BLOCKS_PER_COPY):
-                    copy.append(rows[start : start + BLOCKS_PER_COPY], held_out)
+                    some = slice(start, start + BLOCKS_PER_COPY)
+                    copy.append(rows[some], held_out, None if numbers is None else numbers[some])
             copy.note({"n_documents": blocks.n_documents})
             copy.finish()
 
@@ -161,14 +186,19 @@ class BlocksFolder:
                     f"{self._made.get(name)!r} here; choose another folder"
                 )
 
-    def append(self, blocks: np.ndarray, held_out: bool) -> None:
-        """Adds whole blocks; what a process that died had added without noting it is overwritten."""
+    def append(self, blocks: np.ndarray, held_out: bool, documents: np.ndarray | None = None) -> None:
+        """Adds whole blocks, and the documents of their tokens if they are kept for all blocks of that side; what a
+        process that died had added without noting it is overwritten.
+        """
         if not self._folder.exists():
             self._folder.mkdir(parents=True)
             self._lock.enter_context(owned(self._folder))
             self.note({})
         at = self.n_blocks[held_out] * self._made["ctx"] * self._dtype.itemsize
         write_at(self._folder / SIDES[held_out], at, np.ascontiguousarray(blocks, self._dtype).tobytes())
+        if documents is not None:
+            at = self.n_blocks[held_out] * self._made["ctx"] * DOCUMENT_DTYPE.itemsize
+            write_at(self._folder / DOCUMENTS_FILE, at, np.ascontiguousarray(documents, DOCUMENT_DTYPE).tobytes())
         self.n_blocks[held_out] += len(blocks)
 
     def note(self, progress: dict[str, Any]) -> None:
@@ -178,17 +208,15 @@ class BlocksFolder:
 
     def finish(self) -> None:
         """Nothing will be added: the whole is sealed."""
-        total = hashlib.sha256()
-        for file in SIDES:
-            with (self._folder / file).open("rb") as ids:
-                while part := ids.read(2**24):
-                    total.update(part)
         self.finished = True
-        self._write_index(total.hexdigest())
+        documents = self._folder / DOCUMENTS_FILE
+        self._write_index(
+            _sha256([self._folder / side for side in SIDES]), _sha256([documents]) if documents.exists() else None
+        )
 
-    def _write_index(self, sha256: str | None) -> None:
+    def _write_index(self, sha256: str | None, documents: str | None = None) -> None:
         index = {
             "made": self._made, "dtype": self._dtype.name, "n_blocks": self.n_blocks, "sha256": sha256,
-            "progress": self.progress,
+            "documents": documents, "progress": self.progress,
         }  # fmt: skip
         write_atomically(self._folder / BLOCKS_FILE, json.dumps(index) + "\n")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prolu.blocks import BlocksFolder, TokenBlocks, holds_blocks, read_blocks
+from prolu.blocks import DOCUMENT_DTYPE, BlocksFolder, TokenBlocks, holds_blocks, read_blocks
 from prolu.progress import Meter
 from prolu.rows import KEY, Rows
 
@@ -91,8 +91,9 @@ def load_blocks(
         _pack(packer, rows, others, text_column, max_train_tokens, held_out_fraction, progress)
         packer.check(source)
         return TokenBlocks(
-            train=packer.blocks(False), held_out=packer.blocks(True), n_documents=packer.n_documents, **made
-        )
+            train=packer.blocks(False), held_out=packer.blocks(True), held_out_documents=packer.documents(),
+            n_documents=packer.n_documents, **made,
+        )  # fmt: skip
     decides = {"ctx": ctx, "held_out_fraction": held_out_fraction, "tokenizer": tokenizer_digest(tokenizer)}
     decides["files"] = [part.fingerprint() for part in (rows, others) if part is not None]
     with BlocksFolder(Path(folder), made | decides, _dtype(tokenizer)) as on_disk:
@@ -152,12 +153,15 @@ class _Packer:
         self._tokenizer, self._ctx, self._bos = tokenizer, ctx, bos_token_id(tokenizer)
         self._n_ids, self._dtype, self._folder = len(tokenizer), dtype, folder
         self._pieces: list[list[np.ndarray]] = [[], []]
-        self._unsaved = 0
+        self._numbers: list[np.ndarray] = []  # of the documents of the tokens held out, as those are in _pieces
+        self._unsaved, self._numbered = 0, True
         self.n_tokens, self.n_documents, self._n_calls = [0, 0], 0, [0, 0]
         if folder is not None and folder.progress:
             done = folder.progress
             self.n_documents, self._n_calls = done["n_documents"], list(done["n_calls"])
             self._pieces = [[np.array(tail, dtype)] for tail in done["tails"]]
+            self._numbered = "documents_tail" in done  # else it was begun before documents were kept
+            self._numbers = [np.array(done.get("documents_tail", []), DOCUMENT_DTYPE)]
             self.n_tokens = [n * ctx + len(tail) for n, tail in zip(folder.n_blocks, done["tails"], strict=True)]
 
     def missing(self, rows: Rows, column: str, *, others: bool) -> Iterator[list[Document]]:
@@ -170,12 +174,14 @@ class _Packer:
         if texts:
             ids = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         encoded = iter(ids)
-        for document, side in zip(documents, held_out, strict=True):
+        for number, (document, side) in enumerate(zip(documents, held_out, strict=True), self.n_documents):
             if isinstance(document.content, str):
                 piece = np.array([self._bos, *next(encoded)], dtype=self._dtype)
             else:
                 piece = self._checked(document.content[: len(document.content) // self._ctx * self._ctx])
             self._pieces[side].append(piece)
+            if side and self._numbered:
+                self._numbers.append(np.full(len(piece), number, DOCUMENT_DTYPE))
             self.n_tokens[side] += len(piece)
             self._unsaved += len(piece)
         self.n_documents += len(documents)
@@ -203,19 +209,34 @@ class _Packer:
         """Moves whole blocks to the disk, if there is a folder for them."""
         self._unsaved = 0
         if self._folder is not None:
-            for side in (False, True):
-                self._folder.append(self.blocks(side), side)
+            self._folder.append(self.blocks(False), False)
+            self._folder.append(self.blocks(True), True, self.documents())
             tails = [np.concatenate([*pieces, self._none]).tolist() for pieces in self._pieces]
-            self._folder.note({"n_documents": self.n_documents, "n_calls": self._n_calls, "tails": tails})
+            progress = {"n_documents": self.n_documents, "n_calls": self._n_calls, "tails": tails}
+            if self._numbered:
+                progress["documents_tail"] = np.concatenate(self._numbers).tolist()
+            self._folder.note(progress)
 
     def blocks(self, held_out: bool) -> np.ndarray:
         """Whole blocks since the last call; the tokens that do not fill one stay."""
-        tokens = np.concatenate([*self._pieces[held_out], self._none])
-        n_whole = len(tokens) // self._ctx * self._ctx
-        self._pieces[held_out] = [tokens[n_whole:].copy()]
-        blocks = tokens[:n_whole].reshape(-1, self._ctx)
+        self._pieces[held_out].append(self._none)
+        blocks = self._cut(self._pieces[held_out])
         blocks[:, 0] = self._bos
         return blocks
+
+    def documents(self) -> np.ndarray | None:
+        """Document numbers of the held-out blocks since the last call, if they are kept."""
+        if not self._numbered:
+            return None
+        self._numbers.append(np.empty(0, DOCUMENT_DTYPE))
+        return self._cut(self._numbers)
+
+    def _cut(self, pieces: list[np.ndarray]) -> np.ndarray:
+        """Whole blocks of what the pieces hold together; the rest stays in them."""
+        joined = np.concatenate(pieces)
+        n_whole = len(joined) // self._ctx * self._ctx
+        pieces[:] = [joined[n_whole:].copy()]
+        return joined[:n_whole].reshape(-1, self._ctx)
 
     @property
     def _none(self) -> np.ndarray:

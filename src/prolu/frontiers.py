@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from prolu.config import RunConfig
 
 Record = Mapping[str, Any]
 """One finished run: a line of results.jsonl."""
@@ -37,9 +40,37 @@ def studies(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(r.get("study", "") for r in records))
 
 
+SETTINGS = tuple(f.name for f in fields(RunConfig) if f.name not in ("init_seed", "nonlinearity", "penalty"))
+
+
+def setting(record: Record) -> tuple[str, ...]:
+    """All that a run was asked but its family and its seed: runs alike in it differ by init seed only.
+
+    Where a run was asked for an L0, its coefficient is what came of that, and no setting.
+    """
+    asked = record.get("target_l0") is not None
+    names = [name for name in SETTINGS if not (asked and name == "coeff")]
+    return (str(record.get("study", "")), str(record.get("target_l0")), *(str(record.get(name)) for name in names))
+
+
+def by_setting(records: Sequence[Record]) -> dict[tuple[str, tuple[str, ...]], list[Record]]:
+    """Runs that differ by init seed only, by family and setting."""
+    found: dict[tuple[str, tuple[str, ...]], list[Record]] = {}
+    for record in records:
+        found.setdefault((family(record), setting(record)), []).append(record)
+    return found
+
+
 def _best(records: Sequence[Record]) -> list[Record]:
     mask = pareto_mask([r["l0"] for r in records], [r["degradation"] for r in records])
     return [r for r, on in zip(records, mask, strict=True) if on]
+
+
+def _means(runs: Sequence[Record], names: set[str]) -> list[Record]:
+    """One record with the means of runs that differ by seed; runs without seeds are told apart."""
+    if len({r.get("init_seed") for r in runs}) < len(runs):
+        return list(runs)
+    return [{**runs[0], **{name: sum(r[name] for r in runs) / len(runs) for name in names}}]
 
 
 class Curve(NamedTuple):
@@ -64,13 +95,15 @@ def curves(
 ) -> dict[str, Curve]:
     """Curves of the converged runs (or of all), by family; families with fewer than two are left out.
 
+    Runs that differ by init seed only are one point, their mean.
+
     Where several studies are pooled, a family stands for its own best: the runs that no other of the family
     beats in L0 and degradation.
     """
     by_family: dict[str, list[Record]] = {}
-    for record in records:
-        if record["converged"] or unconverged:
-            by_family.setdefault(family(record), []).append(record)
+    used = [r for r in records if r["converged"] or unconverged]
+    for (name, _), runs in by_setting(used).items():
+        by_family.setdefault(name, []).extend(_means(runs, {x, y, "l0", "degradation"}))
     if len(studies(records)) > 1:
         by_family = {name: _best(rows) for name, rows in by_family.items()}
     found = {name: curve(rows, x, y) for name, rows in by_family.items()}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prolu import builtin
 from prolu.data import bos_token_id
+from prolu.divergence import CleanPredictions, kl_from_means, kl_of_logits, mean_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,23 +186,79 @@ class LanguageModel:
             splice: put in place of the activations at the hook; only what lies above runs then.
             restart_points: from the method of that name, of the same tokens.
         """
-        losses, start = [], 0
+        passes = self._predictions(tokens, splice, restart_points)
+        return torch.cat([_next_token_loss(logits, part)[0] for part, _, _, logits in passes])
+
+    def clean_predictions(self, tokens: np.ndarray | Int[Tensor, "n ctx"]) -> CleanPredictions:
+        """What `spliced_losses` compares with."""
+        head = self._model.get_output_embeddings()
+        found = []
+        for part, _, hidden, logits in self._predictions(tokens):
+            ce, log_partition = _next_token_loss(logits, part)
+            rows, own = None, torch.zeros_like(ce, dtype=torch.float64)
+            if hidden is not None:
+                rows = mean_rows(logits[:, :-1].flatten(0, 1), head.weight).view(*ce.shape, -1)
+                own = (rows.double() * hidden.double()).sum(-1)
+            found.append(CleanPredictions(ce, log_partition, rows, own))
+        ce, log_partition, rows, own = zip(*found, strict=True)
+        linear = all(r is not None for r in rows)
+        return CleanPredictions(
+            torch.cat(ce), torch.cat(log_partition), torch.cat(rows) if linear else None, torch.cat(own)
+        )
+
+    def spliced_losses(
+        self,
+        tokens: np.ndarray | Int[Tensor, "n ctx"],
+        splice: Float[Tensor, "n ctx d_in"],
+        restart_points: Tensor | None,
+        clean: CleanPredictions,
+    ) -> tuple[Float[Tensor, "n ctx_minus_1"], Float[Tensor, "n ctx_minus_1"]]:
+        """Cross-entropy, as `cross_entropy` gives it, and KL(clean || spliced), nats, in one pass.
+
+        Where logits are not linear in what the last layer gives, the clean pass is repeated for the KL.
+        """
+        losses, divergences = [], []
+        for part, rows, hidden, logits in self._predictions(tokens, splice, restart_points):
+            ce, log_partition = _next_token_loss(logits, part)
+            here = CleanPredictions(*(None if t is None else t[rows] for t in clean))  # pyright: ignore[reportArgumentType]
+            if hidden is not None and here.mean_row is not None:
+                kl = kl_from_means(here, log_partition, hidden)
+            else:
+                _, _, _, unperturbed = next(self._predictions(part))
+                kl = kl_of_logits(unperturbed[:, :-1].flatten(0, 1), logits[:, :-1].flatten(0, 1)).view(ce.shape)
+            losses.append(ce)
+            divergences.append(kl)
+        return torch.cat(losses), torch.cat(divergences)
+
+    def _predictions(
+        self,
+        tokens: np.ndarray | Tensor,
+        splice: Tensor | None = None,
+        restart_points: Tensor | None = None,
+    ) -> Iterator[tuple[Tensor, slice, Tensor | None, Tensor]]:
+        """Some blocks at a time: tokens, which rows of all they are, what logits are linear in, and logits.
+
+        The third leaves the last position out, and is None if the model does more to its logits.
+        """
+        start = 0
         for part in self._batches(tokens):
             rows = slice(start, start + len(part))
             start += len(part)
+            seen: list[tuple[Tensor, Tensor]] = []
             with torch.no_grad(), ExitStack() as hooks:
+                head = self._model.get_output_embeddings()
+                note = head.register_forward_hook(lambda _, args, output, seen=seen: seen.append((args[0], output)))
+                hooks.callback(note.remove)
                 if splice is not None:
                     if self._restart is None or restart_points is not None:
                         hooks.enter_context(_passed_through(self._skipped))
                     if self._restart is not None and restart_points is not None:
                         hooks.enter_context(self._replaced(self._restart, restart_points[rows]))
                     hooks.enter_context(self._replaced(self._site, splice[rows]))
-                logits = self._model(input_ids=part, use_cache=False).logits.float()
-                # All positions, so that nothing is copied; what the last one predicts is dropped.
-                following = part.roll(-1, dims=1).flatten()
-                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following, reduction="none")
-            losses.append(loss.view(part.shape)[:, :-1])
-        return torch.cat(losses)
+                logits = self._model(input_ids=part, use_cache=False).logits
+            ((hidden, output),) = seen
+            linear = logits is output or torch.equal(logits, output)
+            yield part, rows, hidden[:, :-1].float() if linear else None, logits.float()
 
     def _batches(self, tokens: np.ndarray | Tensor) -> Iterator[Tensor]:
         if isinstance(tokens, np.ndarray):
@@ -257,6 +314,16 @@ class LanguageModel:
             yield
         finally:
             handle.remove()
+
+
+def _next_token_loss(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every token after the first, and the log of the softmax's denominator there, [n, ctx - 1]."""
+    # All positions, so that nothing is copied; what the last one predicts is dropped.
+    following = tokens.roll(-1, dims=1)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none")
+    loss = loss.view(tokens.shape)
+    chosen = logits.gather(-1, following[..., None])[..., 0]
+    return loss[:, :-1], (loss + chosen)[:, :-1]
 
 
 @contextmanager

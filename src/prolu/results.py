@@ -10,6 +10,7 @@ from typing import Any
 from prolu.files import read_json_lines
 from prolu.frontiers import Record, family, pareto_mask
 from prolu.sae import SAE
+from prolu.statistics import Verdict, verdict_table
 
 RESULTS_FILE, STUDY_FILE, CURVES_FILE = "results.jsonl", "config.json", "metrics.jsonl"
 NEEDED = {"run_id", "nonlinearity", "penalty", "coeff", "converged", "l0", "l1", "mse", "degradation", "recovered"}
@@ -76,6 +77,15 @@ class Results:
     def runs(self) -> list[Run]:
         """All finished runs."""
         return [Run(self.folder / r["run_id"], r) for r in self.records]
+
+    @property
+    def stream_seed(self) -> int:
+        """Seed of the order in which the study's runs saw activations."""
+        return read_study(self.folder)["stream"].get("seed", 0)
+
+    def verdicts(self, l0s: Sequence[float] | None = None, *, unconverged: bool = False) -> list[Verdict]:
+        """Families compared at matched L0, with 95% intervals: `statistics.verdict_table` of this study."""
+        return verdict_table(self, l0s, unconverged=unconverged)
 
     @property
     def failures(self) -> dict[str, str]:
