@@ -164,14 +164,14 @@ async function show(id) {
 }
 
 function described(id, latent, text) {
-  const n = Math.round(list.density[id] * facts.n_tokens);
+  const n = latent.on;
   const figures = [
-    ["density", n ? `${percent(list.density[id])} (about ${whole(n)} of ${whole(facts.n_tokens)} tokens)` : `never on in ${whole(facts.n_tokens)} tokens`],
+    ["density", n ? `${percent(list.density[id])} (${whole(n)} of ${whole(facts.n_tokens)} tokens)` : `never on in ${whole(facts.n_tokens)} tokens`],
     ["max", number(list.max[id])], ["mean where on", number(list.mean[id])],
     ...Object.entries(list.own).map(([name, values]) => [name, number(values[id])]),
     ["cos(encoder, decoder)", number(list.cosine[id])],
   ];
-  const pairs = (title, items, about) => make("div", {}, make("h3", { title: about }, title), make("ul", { class: "pairs" }, ...items));
+  const pairs = (title, items, about, kind = "") => make("div", { class: kind }, make("h3", { title: about }, title), make("ul", { class: "pairs" }, ...items));
   const item = (left, value) => make("li", {}, left, make("span", { class: "value" }, value));
   const effect = (rows) => rows.map(([t, value]) => item(token(t), (value > 0 ? "+" : "") + value.toFixed(2)));
   const near = latent.near.map(([other, cosine]) => {
@@ -186,7 +186,7 @@ function described(id, latent, text) {
     make("div", { class: "heading" }, make("a", { class: "tolist", href: "#" }, "← all latents"), make("h2", {}, `Latent ${id}`),
       stepButton("‹", -1, "Previous latent in the list (k)"), stepButton("›", 1, "Next latent in the list (j)")),
     named(make("dl", { class: "figures" }), figures),
-    make("div", { class: "panels" }, histogram(latent, id), ...lists, pairs("Nearest decoder rows", near, "cosine of decoder rows")),
+    make("div", { class: "panels" }, histogram(latent, id), ...lists, pairs("Nearest latents", near, "cosine of decoder rows", "near")),
     ...examples("Strongest", latent.top, id, text, n ? "at most one a block of text" : "never on in this text"),
     ...latent.bands.map((band, b) => [band, b]).reverse().flatMap(([band, b]) => band.length
       ? examples(`${100 * b / facts.n_bands}–${100 * (b + 1) / facts.n_bands}% of its activations`, band, id, text, "drawn at random") : []),

@@ -21,7 +21,7 @@ from prolu.files import remove, write_atomically
 from prolu.lm import LanguageModel
 from prolu.report.assets import asset, inlined
 from prolu.report.directions import Effect, Unembedding, effects, encoder_decoder_cosine, neighbours, unembedding
-from prolu.report.latents import N_BANDS, SAMPLE, Advance, Example, HeldText, Latents, collect
+from prolu.report.firings import N_BANDS, SAMPLE, Advance, Example, HeldText, Latents, collect
 from prolu.sae import SAE
 
 FEATURES_FOLDER, INDEX_FILE, MADE_FILE = "features", "index.html", "made.json"
@@ -120,7 +120,7 @@ def _details(latents: Latents, i: int, near: list[tuple[int, float]], effect: Ef
 
     top, bands = latents.examples[i]
     return {
-        "reach": float(latents.reach[i]), "histogram": latents.histogram[i].tolist(),
+        "on": int(latents.n_on[i]), "reach": float(latents.reach[i]), "histogram": latents.histogram[i].tolist(),
         "top": [_example(e) for e in top], "bands": [[_example(e) for e in band] for band in bands],
         "promoted": named(effect.promoted), "suppressed": named(effect.suppressed),
         "near": [[other, _short(cosine)] for other, cosine in near],

@@ -12,7 +12,7 @@ from prolu.frontiers import pareto_mask
 from prolu.lm import DTYPES, LanguageModel
 from prolu.progress import Meter
 from prolu.report.browser import FEATURES_FOLDER, INDEX_FILE, Pages, was_made, write_browser
-from prolu.report.latents import HeldText, chosen_blocks
+from prolu.report.firings import HeldText, chosen_blocks
 from prolu.results import Results, Run, read_study
 from prolu.sae import WEIGHTS_FILE, read_provenance
 
