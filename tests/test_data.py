@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 
 from prolu import load_blocks
+from prolu.blocks import copy_blocks, read_blocks
 from prolu.builtin import stdlib_documents
 from prolu.data import is_held_out, read_documents
 from prolu.files import before_operation
@@ -298,3 +299,39 @@ def test_damaged_blocks_are_refused(tokenizer, stories_file, tmp_path):
     (folder / "blocks.json").write_text(json.dumps(unfinished))
     with pytest.raises(ValueError, match="interrupted; run the command that began it again"):
         load_blocks(str(folder), tokenizer, ctx=16)
+
+
+def test_every_token_held_out_knows_its_document(tokenizer, stories_file, tmp_path):
+    blocks = load_blocks(str(stories_file), tokenizer, ctx=32)
+    texts = [d.content for d in documents_of(stories_file)]
+    assert blocks.held_out_documents.shape == blocks.held_out.shape
+    tokens, numbers = blocks.held_out.ravel(), blocks.held_out_documents.ravel()
+    inside = np.arange(len(tokens)) % 32 > 0  # but for what BOS was written over
+    for number in np.unique(numbers)[:-1]:
+        ids = np.array([tokenizer.bos_token_id, *tokenizer(texts[number])["input_ids"]])
+        own = numbers == number
+        assert own.sum() == len(ids)
+        assert (tokens[own & inside] == ids[inside[own]]).all()
+        assert is_held_out(texts[number])
+
+
+def test_documents_are_kept_in_a_folder(tokenizer, stories_file, tmp_path):
+    plain = load_blocks(str(stories_file), tokenizer, ctx=32)
+    kept = load_blocks(str(stories_file), tokenizer, ctx=32, folder=tmp_path / "a")
+    assert np.array_equal(kept.held_out_documents, plain.held_out_documents)
+    assert kept.digest() == plain.digest()
+    copy_blocks(kept, tmp_path / "b")
+    assert np.array_equal(read_blocks(tmp_path / "b").held_out_documents, plain.held_out_documents)
+    file = tmp_path / "a" / "documents.bin"
+    file.write_bytes(b"\1" + file.read_bytes()[1:])
+    with pytest.raises(ValueError, match=r"documents.bin: not what was written"):
+        read_blocks(tmp_path / "a")
+
+
+def test_a_folder_from_before_documents_were_kept_is_read(tokenizer, stories_file, tmp_path):
+    load_blocks(str(stories_file), tokenizer, ctx=32, folder=tmp_path / "a")
+    (tmp_path / "a" / "documents.bin").unlink()
+    index = json.loads((tmp_path / "a" / "blocks.json").read_text())
+    del index["documents"]
+    (tmp_path / "a" / "blocks.json").write_text(json.dumps(index))
+    assert read_blocks(tmp_path / "a").held_out_documents is None

@@ -69,7 +69,8 @@ def test_constant_data():
 def test_code_figures_are_means_per_token():
     sums = CodeSums(3)
     sums.update(torch.tensor([[0.0, 4.0, 0.0], [1.0, 9.0, 0.0]]))
-    assert sums.figures() == pytest.approx({"l0": 1.5, "l1": 7.0, "sqrt_l1": 3.0, "dead_fraction": 1 / 3})
+    means = {"l0": 1.5, "l1": 7.0, "sqrt_l1": 3.0, "dead_fraction": 1 / 3, "dense_fraction": 2 / 3}
+    assert sums.figures() == pytest.approx(means)
 
 
 def test_cross_entropy_figures():
@@ -78,3 +79,16 @@ def test_cross_entropy_figures():
     assert figures["recovered"] == 0.875
     assert figures["degradation_bits"] == pytest.approx(0.5 / math.log(2))
     assert math.isnan(cross_entropy_figures(2.0, 2.0, 2.0)["recovered"])
+
+
+def test_shrinkage():
+    x, recon = data(3)
+    assert reconstruction(x, 0.8 * x).norm_ratio == pytest.approx(0.8)
+    assert reconstruction(x, 0.8 * x).relative_bias == pytest.approx(0.8)
+    assert reconstruction(5 * x, 5 * recon, 4).relative_bias == pytest.approx(reconstruction(x, recon).relative_bias)
+    gamma = reconstruction(x, 0.7 * recon).relative_bias
+    loss = [(0.7 * recon / g - x).square().sum().item() for g in (gamma * 0.999, gamma, gamma * 1.001)]
+    assert loss[1] < min(loss[0], loss[2])
+    assert reconstruction(x, recon, 4).norm_ratio == pytest.approx(reconstruction(x, recon).norm_ratio, rel=1e-13)
+    assert math.isnan(reconstruction(x, 0 * x).relative_bias)
+    assert math.isnan(reconstruction(0 * x, x).norm_ratio)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ NEAR = 0.02
 """The same for a family of one setting, which has no chord and is read as it stands."""
 
 
+@runtime_checkable
 class Study(Protocol):
     """What is needed of a finished study."""
 
@@ -85,7 +86,7 @@ class Replicate(NamedTuple):
     def reaches(self, l0: float) -> bool:
         """Whether its curve can be read there."""
         beyond = BEYOND if len(self.rows) > 1 else NEAR
-        return self.log_l0[0] - beyond <= math.log(l0) <= self.log_l0[-1] + beyond
+        return bool(self.log_l0[0] - beyond <= math.log(l0) <= self.log_l0[-1] + beyond)
 
     def read(self, l0: float, log_l0: np.ndarray, log_lost: np.ndarray) -> np.ndarray:
         """Log degradation at an L0, linear in log L0 between the two runs that enclose it; [..., n_runs] to [...].
@@ -94,14 +95,14 @@ class Replicate(NamedTuple):
         """
         at, last = math.log(l0), len(self.rows) - 1
         if last == 0:
-            return log_lost[..., 0]
+            return np.asarray(log_lost[..., 0])
         if self.log_l0[0] <= at <= self.log_l0[-1]:
             i = min(int(np.searchsorted(self.log_l0, at, "right")) - 1, last - 1)
             anchor, j = i, i + 1
         else:
             i, j, anchor = 0, last, 0 if at < self.log_l0[0] else last
         slope = (log_lost[..., j] - log_lost[..., i]) / (log_l0[..., j] - log_l0[..., i])
-        return log_lost[..., anchor] + slope * (at - log_l0[..., anchor])
+        return np.asarray(log_lost[..., anchor] + slope * (at - log_l0[..., anchor]))
 
 
 def replicates(

@@ -1,0 +1,180 @@
+"""How often the intervals of `prolu.matched` hold the truth, on simulated studies where it is known. JSON and a table.
+
+python benchmarks/coverage.py --n-studies 500 --json benchmarks/coverage.json
+
+A study has two families, 3 or so seeds and four settings each, on documents of uneven length. log degradation is
+linear in log L0; seeds move a family's curve and each run; documents move all runs alike, each family, and each run.
+The truth is the ratio over all seeds and all documents. Three intervals are compared: ours, a percentile bootstrap
+of seeds and documents, and a t interval over seeds alone.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
+
+from prolu import statistics
+from prolu.documents import DocumentSums
+from prolu.statistics import Verdict, matched
+
+L0S, L0, CHALLENGER, BASELINE = (10, 20, 40, 80), 30.0, "prolu_ste + l1", "relu + l1"
+
+
+class Case(NamedTuple):
+    """How large each variation is, as a relative standard deviation."""
+
+    n_seeds: int = 3
+    n_documents: int = 200
+    seed: float = 0.03
+    """Of a family's curve, by seed."""
+    run: float = 0.01
+    """Of each run beside it."""
+    document: float = 0.6
+    """Of all runs alike, by document."""
+    document_family: float = 0.3
+    """Of each family, by document: what a paired comparison is left with."""
+    document_run: float = 0.1
+    """Of each run, by document."""
+    length: float = 1.0
+    """Of the log of a document's length."""
+    change: float = -0.2
+    """The truth."""
+
+
+CASES = {
+    "3 seeds, both": Case(),
+    "2 seeds, both": Case(n_seeds=2),
+    "5 seeds, both": Case(n_seeds=5),
+    "10 seeds, both": Case(n_seeds=10),
+    "3 seeds, seeds only": Case(document_family=0, document_run=0),
+    "3 seeds, documents only": Case(seed=0, run=0, document_run=0),
+    "3 seeds, runs by document": Case(seed=0.01, document_family=0.05, document_run=0.5),
+    "3 seeds, 40 documents": Case(n_documents=40),
+    "3 seeds, no difference": Case(change=0.0),
+}
+
+
+@dataclass(frozen=True)
+class SimulatedStudy:
+    """Records, and sums by document under the name of each run's folder."""
+
+    folder: Path
+    records: list[dict]
+    stream_seed: int
+    documents: dict[str, DocumentSums]
+
+
+def simulated(case: Case, rng: np.random.Generator) -> SimulatedStudy:
+    """One study drawn from all that could have been."""
+    n = case.n_documents
+    n_tokens = np.ceil(np.exp(rng.normal(0, case.length, n)) * 200)
+    shared = _positive(rng, case.document, n)
+    records, documents = [], {}
+    for family, level in ((CHALLENGER, 1 + case.change), (BASELINE, 1.0)):
+        by_family = _positive(rng, case.document_family, n)
+        for seed in range(case.n_seeds):
+            moved = math.exp(rng.normal(0, case.seed))
+            for asked in L0S:
+                l0 = asked * math.exp(rng.normal(0, 0.03))
+                lost = level * 4 / l0 * moved * math.exp(rng.normal(0, case.run))
+                lost_by = lost * shared * by_family * _positive(rng, case.document_run, n)
+                on = l0 * _positive(rng, 0.1, n)
+                run_id = f"{family}-{asked}-{seed}"
+                zeros = np.zeros(n)
+                documents[run_id] = DocumentSums(
+                    document=np.arange(n), n_tokens=n_tokens, n_predicted=n_tokens, l0=on * n_tokens,
+                    squared_error=zeros, ce_clean=zeros, ce_recon=lost_by * n_tokens, kl=zeros,
+                )  # fmt: skip
+                nonlinearity, _, penalty = family.partition(" + ")
+                total = n_tokens.sum()
+                records.append({
+                    "run_id": run_id, "nonlinearity": nonlinearity, "penalty": penalty, "coeff": asked,
+                    "converged": True, "init_seed": seed, "l0": (on * n_tokens).sum() / total,
+                    "degradation": (lost_by * n_tokens).sum() / total, "unit": "document",
+                })  # fmt: skip
+    return SimulatedStudy(Path(), records, 0, documents)
+
+
+def _positive(rng: np.random.Generator, spread: float, n: int) -> np.ndarray:
+    """Positive factors of mean 1 and this relative standard deviation."""
+    return rng.gamma(1 / spread**2, spread**2, n) if spread else np.ones(n)
+
+
+def verdict_of(study: SimulatedStudy, l0: float = L0) -> Verdict:
+    """Ours."""
+    with mock.patch("prolu.replicates.read_documents_of", lambda folder: study.documents[folder.name]):
+        return matched(study, CHALLENGER, BASELINE, l0)
+
+
+def intervals(study: SimulatedStudy, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
+    """Three intervals for the log of the ratio."""
+    seen: list = []
+    original = statistics.half_width
+
+    def noted(logs: Sequence[np.ndarray], resampled: Sequence[np.ndarray], n_documents: float) -> float:
+        seen.extend((logs, resampled))
+        return original(logs, resampled, n_documents)
+
+    with mock.patch("prolu.statistics.half_width", noted):
+        ours = verdict_of(study)
+    logs, resampled = seen
+    n, mean = len(logs[0]), logs[0].mean() - logs[1].mean()
+    drawn = []
+    for family in resampled:
+        picked = rng.integers(0, n, (len(family), n))
+        drawn.append(np.take_along_axis(family, picked, 1).mean(1))
+    half = student.ppf(0.975, 2 * n - 2) * math.sqrt(sum(x.var(ddof=1) / n for x in logs))
+    return {
+        "ours": (math.log1p(ours.low), math.log1p(ours.high)),
+        "percentile bootstrap": tuple(np.percentile(drawn[0] - drawn[1], [2.5, 97.5])),
+        "seeds alone": (mean - half, mean + half),
+    }  # fmt: skip
+
+
+def coverage(case: Case, n_studies: int, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Share of studies whose interval holds the truth, and its mean width, by method."""
+    truth, found = math.log1p(case.change), list(_drawn(case, n_studies, seed))
+    return {
+        name: {
+            "coverage": sum(each[name][0] <= truth <= each[name][1] for each in found) / n_studies,
+            "width": sum(each[name][1] - each[name][0] for each in found) / n_studies,
+        }
+        for name in found[0]
+    }
+
+
+def _drawn(case: Case, n_studies: int, seed: int) -> Iterator[dict[str, tuple[float, float]]]:
+    rng = np.random.default_rng(seed)
+    for _ in range(n_studies):
+        yield intervals(simulated(case, rng), rng)
+
+
+def main() -> None:
+    """Prints a line a case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n-studies", type=int, default=500)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    found = {name: coverage(case, args.n_studies) for name, case in CASES.items()}
+    table = Table(title=f"coverage of nominal 95% (mean width), {args.n_studies} studies a case")
+    table.add_column("case", no_wrap=True)
+    for method in next(iter(found.values())):
+        table.add_column(method, justify="right")
+    for name, by_method in found.items():
+        table.add_row(name, *(f"{m['coverage']:.1%} ({m['width']:.3f})" for m in by_method.values()))
+    Console(width=110).print(table)
+    if args.json:
+        args.json.write_text(json.dumps({"n_studies": args.n_studies, "cases": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
