@@ -84,11 +84,12 @@ UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"Creation
 """By a file's ending: what leaves the clock out of it."""
 
 
-def save_figure(figure: Figure, file: Path) -> None:
-    """Writes by the file's ending (svg, png, pdf) and closes the figure."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+def save_figure(figure: Figure, *files: Path) -> None:
+    """Writes, each by its ending (svg, png, pdf), and closes the figure."""
     with matplotlib.rc_context({"svg.hashsalt": "prolu", "pdf.fonttype": 42}):  # names that are the same every time
-        figure.savefig(file, bbox_inches="tight", dpi=160, metadata=UNDATED.get(file.suffix))
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(file, bbox_inches="tight", dpi=160, metadata=UNDATED.get(file.suffix))
     plt.close(figure)
 
 

@@ -33,11 +33,10 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
     records = records_of(found)
     place = Path(out) if out is not None else default_place(folders)
     report = _report(found, records, place)
-    for ending in ENDINGS:
-        for x, y in PLANES:
-            save_figure(draw_frontier(records, x, y), place / FIGURES_FOLDER / f"{y}-against-{x}.{ending}")
-        curves = draw_training_curves(report.curves, records)
-        save_figure(curves, place / FIGURES_FOLDER / f"training-curves.{ending}")
+    drawn = {f"{y}-against-{x}": draw_frontier(records, x, y) for x, y in PLANES}
+    drawn["training-curves"] = draw_training_curves(report.curves, records)
+    for name, figure in drawn.items():
+        save_figure(figure, *(place / FIGURES_FOLDER / f"{name}.{ending}" for ending in ENDINGS))
     page = place / PAGE_FILE
     write_atomically(page, render_page(report))
     return page

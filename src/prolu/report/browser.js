@@ -30,13 +30,15 @@ function make(tag, attributes = {}, ...children) {
 }
 
 // White space shows as faint signs: all of it where a token stands alone, line ends, tabs and runs of it in a text.
+// So do control characters, which have no sign of their own.
 function spelled(text, alone) {
-  const signs = alone ? /[ \n\r\t]/g : /[\n\r\t]|  +/g;
+  const signs = alone ? /[\u0000- \u007f-\u00a0]/g : /[\u0000-\u001f\u007f-\u009f]|  +/g;
   const show = { "\n": "↵", "\r": "␍", "\t": "→" }, parts = [];
   let end = 0;
   for (const found of text.matchAll(signs)) {
     parts.push(text.slice(end, found.index));
-    const sign = show[found[0]] ?? "·".repeat(found[0].length);
+    const code = found[0].charCodeAt(0), blank = code === 32 || code === 160;
+    const sign = show[found[0]] ?? (blank ? "·".repeat(found[0].length) : `\\x${code.toString(16).padStart(2, "0")}`);
     parts.push(make("span", { class: "ws" }, sign));
     end = found.index + found[0].length;
   }
@@ -62,12 +64,12 @@ function defineColumns() {
   const ids = Uint32Array.from(list.density, (_, i) => i);
   columns = [
     column("id", "latent", ids, (i) => String(i), "minmax(3.8rem, .7fr)"),
-    column("token", "token", null, (i) => token(list.token[i]), "minmax(5rem, 2fr)", "token", "token where it is strongest"),
+    column("token", "token", null, (i) => token(list.token[i]), "minmax(4.4rem, 2fr)", "token", "token where it is strongest"),
     column("density", "density", list.density, (i) => percent(list.density[i]), "minmax(4.2rem, 1fr)", "", "share of tokens on which it is on"),
     column("max", "max", list.max, (i) => number(list.max[i]), "minmax(3.4rem, .9fr)", "", "largest activation"),
     column("mean", "mean", list.mean, (i) => number(list.mean[i]), "minmax(3.4rem, .9fr)", "wide", "mean activation where it is on"),
     ...Object.entries(list.own).map(([name, values]) =>
-      column(name, name, values, (i) => number(values[i]), "minmax(3.6rem, .9fr)", "wide", `its own parameter ${name}`)),
+      column(name, name, values, (i) => number(values[i]), "minmax(4.5rem, 1fr)", "wide", `its own parameter ${name}`)),
     column("cosine", "cos", list.cosine, (i) => number(list.cosine[i]), "minmax(3.2rem, .8fr)", "wide", "cosine of its encoder column and decoder row"),
   ];
 }

@@ -100,12 +100,16 @@ class Names:
         return self._places[token_id]
 
     def _text(self, token_id: int) -> str:
-        """Behind another token, because some tokenizers drop the space that a text begins with."""
+        """Behind another token, because some tokenizers drop the space that a text begins with.
+
+        A token that is a part of a character is spelled as the vocabulary has it.
+        """
         before, both = (
             self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             for ids in (self._anchor, [*self._anchor, token_id])
         )
-        return both[len(before) :]
+        text = both[len(before) :]
+        return self._tokenizer.convert_ids_to_tokens(token_id) if "\ufffd" in text else text
 
 
 def _effects(sae: SAE, ids: range, through: Unembedding | None) -> list[Effect]:
@@ -130,7 +134,8 @@ def _details(latents: Latents, i: int, near: list[tuple[int, float]], effect: Ef
 def _example(example: Example) -> list[Any]:
     """Position, start of the window, its size, and offset and value of what is on in it, in turn."""
     on = np.flatnonzero(example.activations)
-    pairs = [part for o in on.tolist() for part in (o, _short(example.activations[o]))]
+    values = [_short(value) for value in example.activations[on].tolist()]
+    pairs = [part for pair in zip(on.tolist(), values, strict=True) for part in pair]
     return [example.position, example.start, len(example.activations), pairs]
 
 
@@ -146,7 +151,7 @@ def _list(sae: SAE, latents: Latents, texts: list[int]) -> dict[str, Any]:
     tops = [examples.top[0].position if examples.top else None for examples in latents.examples]
     return {
         "density": [_short(n / latents.n_tokens) for n in latents.n_on.tolist()],
-        "mean": [_short(v) for v in latents.mean], "max": [_short(v) for v in latents.max],
+        "mean": [_short(v) for v in latents.mean.tolist()], "max": [_short(v) for v in latents.max.tolist()],
         "own": own, "cosine": [_short(v) for v in encoder_decoder_cosine(sae).tolist()],
         "token": [-1 if p is None else texts[p] for p in tops],
     }  # fmt: skip

@@ -135,13 +135,13 @@ def collect(sae: SAE, text: HeldText, n_examples: int, advance: Advance = lambda
     )  # fmt: skip
 
 
-@torch.no_grad()
 def encoded(sae: SAE, text: HeldText) -> Iterator[tuple[int, Tensor]]:
     """First block and latents [blocks, ctx, d_sae], BOS zeroed, of some blocks at a time."""
     n_blocks = max(1, ENTRIES_PER_PASS // (text.ctx * sae.config.d_sae))
     for first in range(0, len(text.acts), n_blocks):
         raw = text.acts[first : first + n_blocks].to(device=sae.W_dec.device, dtype=sae.W_dec.dtype)
-        latents = sae.encode(raw).float().cpu()
+        with torch.no_grad():
+            latents = sae.encode(raw).float().cpu()
         latents[:, 0] = 0
         yield first, latents
 
