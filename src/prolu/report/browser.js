@@ -105,7 +105,6 @@ function arrange() {
     ? `${whole(order.length)} latents` : `${whole(order.length)} of ${whole(list.density.length)} latents`;
   $("rows").setAttribute("aria-rowcount", order.length);
   $("rows").scrollTop = 0;
-  reveal(selected);
   showRows();
 }
 
