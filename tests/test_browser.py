@@ -218,7 +218,7 @@ def latents(tiny_lm_folder, tmp_path_factory):
     weights = initial_weights(SAEConfig(d_in=16, d_sae=N_LATENTS, nonlinearity="relu"), 0, initial_bias=-0.09)
     sae = SAE(SAEConfig(d_in=16, d_sae=N_LATENTS, nonlinearity="relu"), weights)
     facts = {"name": "a run <b>", "figures": {"L0": 12.5}, "config": {"run": RunConfig().run_id}}
-    write_browser(folder / "features", Pages(sae, text, lm, 10, facts), {})
+    write_browser(folder / "features", Pages(sae, text, lm, 5, facts), {})
     return folder / "features" / "index.html"
 
 

@@ -226,7 +226,7 @@ def test_files_hold_what_was_found(tmp_path, monkeypatch, sae, text, tiny_lm, fo
     facts = {"name": "</script><b>a run", "figures": {"L0": 3.0}, "config": {"text": "<!--"}}
     write_browser(tmp_path / "features", Pages(sae, text, tiny_lm, 7, facts), {"n": 1}, done.append)
     folder = tmp_path / "features"
-    assert sum(done) == 2 * text.tokens.size
+    assert sum(done) == 3 * text.tokens.size
     columns, tokens, shown = read_data(folder, "list"), read_data(folder, "tokens"), read_data(folder, "text")
     assert columns["density"] == pytest.approx(found.n_on / found.n_tokens, rel=1e-3)
     assert columns["max"] == pytest.approx(found.max, rel=1e-3)

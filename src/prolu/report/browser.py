@@ -49,7 +49,8 @@ def write_browser(folder: Path, pages: Pages, made: Mapping[str, Any], advance: 
         folder: theirs alone; what was there is removed.
         pages: what they show.
         made: what decides all of it, kept in `made.json`.
-        advance: told how many tokens were passed through the SAE, twice the text in all.
+        advance: told how many tokens were passed through the SAE, twice the text in all, and as many again as pages
+            are written.
     """
     remove(folder)
     (folder / "data").mkdir(parents=True)
@@ -66,6 +67,7 @@ def write_browser(folder: Path, pages: Pages, made: Mapping[str, Any], advance: 
         near, effect = neighbours(pages.sae, ids, N_NEIGHBOURS), _effects(pages.sae, ids, through)
         rows = [_details(latents, i, near[i - start], effect[i - start], names) for i in ids]
         _put(folder, f"details-{start // SHARD}", rows)
+        advance(own.size * ids.stop // len(latents.n_on) - own.size * ids.start // len(latents.n_on))
         index["on"] += [sorted({texts[p] for p in _on(latents, i)}) for i in ids]
         index["promoted"] += [[token for token, _ in row["promoted"]] for row in rows]
     _put(folder, "search", index)

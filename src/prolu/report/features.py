@@ -75,7 +75,7 @@ class FeaturePages:
     def write(self, runs: Sequence[Run], lm: LanguageModel, blocks: TokenBlocks) -> None:
         """Makes the pages of some runs, each whole before the next is begun."""
         size = chosen_blocks(blocks, self.n_tokens).size
-        with Meter("looking at latents", size * (1 + 2 * len(runs))) as meter:
+        with Meter("looking at latents", size * (1 + 3 * len(runs))) as meter:
             text = HeldText.read(lm, blocks, self.n_tokens, meter.advance)
             for run in runs:
                 pages = Pages(run.load(), text, lm, self.n_examples, _facts(run))

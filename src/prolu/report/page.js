@@ -35,11 +35,11 @@ function aboutRun(run) {
 }
 
 function aboutPoint(point, plane) {
-  const bar = (half) => (half === null ? "" : ` ± ${number(half)}`);
+  const bar = (half) => (half === null ? "" : ` ± ${Number(half.toPrecision(2))}`);
   const run = runsById.get(point.runs[0]);
   if (point.n === 1) return aboutRun(run);
   return `<b>${escaped(point.family)}</b>${point.study ? `, ${escaped(point.study)}` : ""}<br>${run.setting}, ${point.n} seeds, 95% intervals<br>`
-    + `${plane.x} ${number(point.x)}${bar(point.dx)}<br>${plane.y} ${number(point.y)}${bar(point.dy)}${point.converged ? "" : "<br>not all converged"}`;
+    + `${data.names[plane.x]} ${number(point.x)}${bar(point.dx)}<br>${data.names[plane.y]} ${number(point.y)}${bar(point.dy)}${point.converged ? "" : "<br>not all converged"}`;
 }
 
 // ---- figures
@@ -52,13 +52,13 @@ function layout(xlabel, ylabel, log) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
     margin: { l: 8, r: 12, t: 10, b: 8 }, font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: variable("ink") },
     hoverlabel: { bgcolor: variable("panel"), bordercolor: variable("faint"), font: { color: variable("ink"), size: 12.5 }, align: "left" },
-    dragmode: narrow.matches ? false : "zoom",
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: variable("faint"), activecolor: variable("ink") }, dragmode: narrow.matches ? false : "zoom",
   };
 }
 
 function draw(id, traces, look) {
   Plotly.react($(id), traces, look, { displaylogo: false, responsive: true, displayModeBar: narrow.matches ? false : "hover",
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] });
 }
 
 const filled = (items, family, study) => items.map((p) => symbol(family, study) + (p.converged ? "" : "-open"));

@@ -13,7 +13,7 @@ from prolu.claims import paper_claims
 from prolu.figures import FRONTIER_PLANES, LABELS, PLANES, TITLES, colours, families, marker, pareto_points
 from prolu.frontiers import Record, family, studies
 from prolu.report.assets import asset, inlined
-from prolu.report.tables import claims_table, runs_table, verdicts_table
+from prolu.report.tables import COLUMNS, claims_table, runs_table, verdicts_table
 from prolu.statistics import Point, Verdict, points
 
 SYMBOLS = {
@@ -101,6 +101,7 @@ def page_data(report: Report) -> dict[str, Any]:
         "runs": [_run(r, report.pages) for r in report.records],
         "families": {name: _style(r) for name, r in families(report.records).items()},
         "studies": _study_symbols(report.records),
+        "names": COLUMNS,
         "planes": [_plane(report.records, x, y) for x, y in PLANES],
         "curves": [_curve(what, title, report) for what, title in CURVES.items()],
     }
