@@ -124,7 +124,7 @@ def test_a_failure_while_running_is_not_a_wrong_request(source, tmp_path, monkey
     def fail(*_, **__):
         raise ValueError("a bug of ours")
 
-    monkeypatch.setattr("prolu.active.evaluate", fail)
+    monkeypatch.setattr("prolu.active.score", fail)
     assert main(["train", *source, *TINY_TRAIN, "--eval-tokens", "640", "--out", str(tmp_path / "a")]) == 1
     assert "what was finished is kept" in capsys.readouterr().err
 
@@ -133,7 +133,7 @@ def test_an_interrupt_exits_130(source, tmp_path, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("prolu.active.evaluate", interrupt)
+    monkeypatch.setattr("prolu.active.score", interrupt)
     assert main(["train", *source, *TINY_TRAIN, "--eval-tokens", "640", "--out", str(tmp_path / "a")]) == 130
     assert "interrupted" in capsys.readouterr().err
 

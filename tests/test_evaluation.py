@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from prolu import SAE, HeldOut, LanguageModel, SAEConfig, evaluate
 from prolu.divergence import kl_of_logits
 from prolu.evaluation import score
+from prolu.figures import draw_scale_response, save_figure
 from prolu.latents import latent_figures, scale_response
 from prolu.metrics import CodeSums
 from prolu.sae import initial_weights
@@ -140,3 +141,12 @@ def test_an_evaluation_records_the_gain_at_half_and_double(held_out):
     figures = evaluate(sae_of("relu", bias=-0.3), held_out)
     assert figures["scale_gain_half"] < 1 < figures["scale_gain_double"]
     assert figures["scale_on_half"] < 1 == figures["scale_on_double"]
+
+
+def test_the_figure_of_responses_is_drawn(held_out, tmp_path):
+    responses = {f"{n} + l1": scale_response(sae_of(n, bias=-0.3), held_out.acts) for n in ("prolu_ste", "relu")}
+    figure = draw_scale_response(responses)
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert lines["prolu_ste + l1"].get_ydata() == pytest.approx(1, rel=1e-5)
+    save_figure(figure, tmp_path / "response.svg")
+    assert (tmp_path / "response.svg").stat().st_size > 1000

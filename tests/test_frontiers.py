@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from prolu.claims import paper_claims, verdicts
 from prolu.frontiers import compare, curve, curves, is_converged, pareto_mask
+from prolu.statistics import Verdict
 
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=25)
 
@@ -129,3 +130,23 @@ def test_what_all_runs_would_say_is_added_where_too_few_converged():
     claim = paper_claims([r | {"converged": False} for r in records])[0]
     assert claim.verdict == "cannot be said"
     assert "All runs, converged or not: holds; at matched L0 it loses less than each of relu + l1" in claim.evidence
+
+
+def test_seeds_of_one_setting_are_one_point_of_a_curve():
+    one = [r | {"coeff": 1 / r["l0"], "init_seed": 0} for r in family_of("relu", "l1", 1.0)]
+    two = [r | {"l0": r["l0"] * 1.1, "degradation": r["degradation"] + 0.2, "init_seed": 1} for r in one]
+    found = curves(one + two)["relu + l1"]
+    assert found.x == pytest.approx([1.05 * r["l0"] for r in one])
+    assert found.y == pytest.approx([r["degradation"] + 0.1 for r in one])
+
+
+def test_intervals_decide_where_there_are_some():
+    records = family_of("relu", "l1", 1.0) + family_of("prolu_ste", "l1", 0.7)
+    less = Verdict("prolu_ste + l1", "relu + l1", 20, -0.3, -0.4, -0.2, "loses less", 3, 99, "init seeds")
+    wide = less._replace(l0=30, low=-0.5, high=0.1, verdict="not distinguishable")
+    assert verdicts(records, [less])[0].verdict == "holds"
+    (claim,) = verdicts(records, [less, wide])
+    assert claim.verdict == "cannot be said"
+    assert "-30% degradation [-40, -20], 3 seeds, 99 documents; " in claim.evidence
+    one_seed = less._replace(low=math.nan, high=math.nan, verdict="not distinguishable", reason="one seed")
+    assert "at matched L0 (from" in verdicts(records, [one_seed])[0].evidence

@@ -10,9 +10,10 @@ from prolu.lm import LanguageModel
 from prolu.nonlinearities import ProLU, prolu
 from prolu.results import Results
 from prolu.sae import SAE, SAEConfig
+from prolu.statistics import Verdict, matched, points, verdict_table
 from prolu.store import ActivationStore, harvest
 from prolu.stream import ActivationStream
-from prolu.sweeps import grid, run_sweep
+from prolu.sweeps import grid, run_sweep, with_seeds
 from prolu.training import Trainer
 
 __version__ = version("prolu")
@@ -29,10 +30,15 @@ __all__ = [
     "SAEConfig",
     "TokenBlocks",
     "Trainer",
+    "Verdict",
     "evaluate",
     "grid",
     "harvest",
     "load_blocks",
+    "matched",
+    "points",
     "prolu",
     "run_sweep",
+    "verdict_table",
+    "with_seeds",
 ]

@@ -1,11 +1,13 @@
 """What a study says: ProLU against ReLU at matched L0, and the paper's four claims, each as a sentence."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from prolu.frontiers import Comparison, Curve, Record, compare, curves, family
+from prolu.statistics import LESS, MORE, Verdict
 
 CANNOT = "cannot be said"
 L0_BOUNDARY = 25
@@ -21,10 +23,15 @@ class Claim(NamedTuple):
     """One sentence, with the numbers."""
 
 
-def verdicts(records: Sequence[Record]) -> list[Claim]:
-    """ProLU against ReLU under each penalty, by degradation at matched L0, over converged runs."""
+def verdicts(records: Sequence[Record], found: Sequence[Verdict] = ()) -> list[Claim]:
+    """ProLU against ReLU under each penalty, by degradation at matched L0, over converged runs.
+
+    Args:
+        records: the runs.
+        found: their `statistics.verdict_table`; where it has an interval for a pair, that decides instead.
+    """
     return [
-        _better(f"{nonlinearity} + {penalty}", f"relu + {penalty}", records)
+        _better(f"{nonlinearity} + {penalty}", f"relu + {penalty}", records, found)
         for penalty in ("l1", "sqrt_l1")
         for nonlinearity in ("prolu_relu", "prolu_ste")
         if any(family(r) == f"{nonlinearity} + {penalty}" for r in records)
@@ -51,8 +58,13 @@ def _claims(records: Sequence[Record]) -> list[Claim]:
     ]
 
 
-def _better(challenger: str, baseline: str, records: Sequence[Record]) -> Claim:
+def _better(challenger: str, baseline: str, records: Sequence[Record], measured: Sequence[Verdict]) -> Claim:
     statement = f"{challenger} loses less than {baseline} at equal L0"
+    own = [v for v in measured if (v.challenger, v.baseline) == (challenger, baseline) and not math.isnan(v.low)]
+    if own:
+        agreed = {v.verdict for v in own}
+        verdict = "holds" if agreed == {LESS} else "does not hold" if agreed == {MORE} else CANNOT
+        return Claim(statement, verdict, "; ".join(map(str, own)) + ".")
     found = _compared(challenger, baseline, curves(records))
     if isinstance(found, str):
         anyhow = _compared(challenger, baseline, curves(records, unconverged=True))

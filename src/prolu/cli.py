@@ -30,7 +30,7 @@ from prolu.config import RunConfig
 from prolu.files import FolderBusyError
 from prolu.interrupts import INTERRUPTED
 from prolu.recipes import GPT2_WIDTH, RECIPES, recipe_named
-from prolu.sweeps import SweepFailedError
+from prolu.sweeps import SweepFailedError, with_seeds
 
 DATA_FIELDS = ("text_column", "split", "eval_split")
 """What goes with one dataset and no other."""
@@ -85,6 +85,8 @@ class Study:
     """Tokens per training step. A smaller one gives more steps from the same tokens."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Of the matmuls' inputs; sums, weights and moments are fp32. All but fp32 are for GPUs."""
+    init_seeds: tuple[int, ...] = (0,)
+    """Seeds of the first weights: every run of the study is trained at each. Three or more give error bars."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     latents: OmitArgPrefixes[LatentPages] = field(default_factory=LatentPages)
     out: Path
@@ -113,6 +115,7 @@ class Study:
     def at_width(self, d_in: int) -> tuple[list[RunConfig], int]:
         """What it trains on activations of that width, and in batches of which size."""
         runs = recipe_named(self.recipe)(d_in).scaled(self.scale).runs
+        runs = with_seeds(runs, self.init_seeds)
         return [replace(run, precision=self.precision) for run in runs], self.batch_size
 
 

@@ -18,6 +18,7 @@ from prolu.evaluation import HeldOut, evaluate
 from prolu.lm import DTYPES, LanguageModel
 from prolu.results import Results, read_study
 from prolu.sae import SAE, read_provenance
+from prolu.statistics import verdict_table
 from prolu.store import (
     STORE_FILE,
     TOKENS_FOLDER,
@@ -321,6 +322,6 @@ def draw_report(folders: Sequence[Path], out: Path | None = None) -> None:
     """Figures, page, table and verdicts."""
     from prolu.report import print_summary, records_of, write_report
 
-    page = write_report(folders, out)
-    print_summary(records_of([Results.load(folder) for folder in folders]), " + ".join(map(str, folders)))
+    page, found = write_report(folders, out), [Results.load(folder) for folder in folders]
+    print_summary(records_of(found), " + ".join(map(str, folders)), verdict_table(found))
     print(f"report: {page}")

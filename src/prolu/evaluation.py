@@ -94,8 +94,8 @@ def score(sae: SAE, held_out: HeldOut) -> Scores:
     figures |= {name + WITHOUT_BOS: value for name, value in kept.items()}
     latents = latent_figures(sae, found.all.code)
     figures |= latents.summary()
-    for name, k in (("half", 0.5), ("double", 2.0)):
-        response = scale_response(sae, held_out.acts, [k])[k]
+    by_scale = scale_response(sae, held_out.acts, [0.5, 2.0])
+    for name, response in (("half", by_scale[0.5]), ("double", by_scale[2.0])):
         figures |= {f"scale_gain_{name}": response.gain, f"scale_on_{name}": response.still_on}
     return Scores(figures, _by_document(held_out, found, ce, kl), latents)
 

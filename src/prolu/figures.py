@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import LineStyleType
 
 from prolu.frontiers import Record, family, pareto_mask, studies
+from prolu.latents import Response
 from prolu.statistics import Point, points
 
 COLOURS = {
@@ -233,3 +234,29 @@ def _plain_log_ticks(axes: Axes) -> None:
     axes.set_xticks([t for t in ticks if low <= t <= high], minor=False)
     axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter("{x:g}")
+
+
+def draw_scale_response(responses: Mapping[str, Mapping[float, Response]]) -> Figure:
+    """What SAEs make of inputs k times as far from b_dec, a line each: gain of what is on, and what stays on.
+
+    Args:
+        responses: of `latents.scale_response`, by label; a label that begins with a nonlinearity has its colour.
+    """
+    figure, (gains, shares) = plt.subplots(1, 2, figsize=(10, 4.0))
+    for label, by_scale in responses.items():
+        scales = sorted(by_scale)
+        style = {"color": colour(label.split(" + ")[0]), "marker": "o", "markersize": 4, "linewidth": 1.3}
+        gains.plot(scales, [by_scale[k].gain for k in scales], label=label, **style)
+        shares.plot(scales, [by_scale[k].still_on for k in scales], **style)
+    gains.axhline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
+    gains.set(title="Gain of latents that are on", ylabel="f(k v) / (k f(v)), mean over latents")
+    shares.set(title="What stays on", ylabel="share of pairs on at v that are on at k v", ylim=(0, 1.03))
+    for axes in (gains, shares):
+        axes.set(xlabel="k: scale of the centred input", xscale="log")
+        ticks = sorted({k for by_scale in responses.values() for k in by_scale})
+        axes.set_xticks(ticks, [f"{k:g}" for k in ticks], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.grid(True, color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    gains.legend(frameon=False, fontsize=9)
+    return figure

@@ -47,6 +47,17 @@ def grid(base: RunConfig, **values: Sequence[Any]) -> list[RunConfig]:
     return [replace(base, **dict(zip(values, point, strict=True))) for point in itertools.product(*values.values())]
 
 
+def with_seeds(runs: Iterable[RunConfig], seeds: Sequence[int]) -> list[RunConfig]:
+    """Every run at each of some init seeds.
+
+    Raises:
+        ValueError: no seed, or one twice.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"init_seeds {' '.join(map(str, seeds)) or 'none'}: name one or more, each once")
+    return [replace(run, init_seed=seed) for run in runs for seed in seeds]
+
+
 def run_sweep(
     runs: Iterable[RunConfig],
     stream: ActivationStream,

@@ -9,6 +9,7 @@ from prolu.files import read_json_lines, write_atomically
 from prolu.frontiers import Record, studies
 from prolu.report.features import FeaturePages, page_of
 from prolu.report.page import Report, render_page
+from prolu.report.tables import write_tables
 from prolu.report.terminal import print_estimate, print_summary
 from prolu.results import CURVES_FILE, Results, pool, read_study
 from prolu.statistics import verdict_table
@@ -20,7 +21,8 @@ ENDINGS = ("svg", "pdf", "png")
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Draws figures (SVG, PDF and PNG) of one study, or of several together, and writes their page; returns its path.
+    """Draws figures (SVG, PDF and PNG) of one study, or of several together, and writes their page and a table of all
+    results (CSV and parquet); returns the page's path.
 
     Args:
         folders: studies.
@@ -37,6 +39,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
     drawn["training-curves"] = draw_training_curves(report.curves, records)
     for name, figure in drawn.items():
         save_figure(figure, *(place / FIGURES_FOLDER / f"{name}.{ending}" for ending in ENDINGS))
+    write_tables(records, place)
     page = place / PAGE_FILE
     write_atomically(page, render_page(report))
     return page

@@ -13,7 +13,7 @@ from prolu.claims import paper_claims
 from prolu.figures import FRONTIER_PLANES, LABELS, PLANES, TITLES, colours, families, marker, pareto_points
 from prolu.frontiers import Record, family, studies
 from prolu.report.assets import asset, inlined
-from prolu.report.tables import COLUMNS, claims_table, runs_table, verdicts_table
+from prolu.report.html_tables import COLUMNS, claims_table, runs_table, verdicts_table
 from prolu.statistics import Point, Verdict, points
 
 SYMBOLS = {

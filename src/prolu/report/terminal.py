@@ -1,15 +1,18 @@
 """The table and the verdicts, in the terminal; and what a study will cost."""
 
+import math
 from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from prolu.claims import Claim, paper_claims, verdicts
 from prolu.config import RunConfig
 from prolu.estimates import DENSE_SHARE, TYPICAL_L0, Estimate
 from prolu.frontiers import Record, family, pareto_mask, studies
+from prolu.statistics import Verdict
 
 MIN_WIDTH = 116
 """Columns that the table needs; a narrower terminal wraps it rather than cutting figures."""
@@ -21,8 +24,10 @@ MARKS = {
 }
 
 
-def print_summary(records: Sequence[Record], title: str, console: Console | None = None) -> None:
-    """All runs of one study, or of several pooled, by family and L0; then one sentence a claim."""
+def print_summary(
+    records: Sequence[Record], title: str, found: Sequence[Verdict] = (), console: Console | None = None
+) -> None:
+    """All runs of one study, or of several pooled, by family and L0; then verdicts, then one sentence a claim."""
     pooled = len(studies(records)) > 1
     longest = max(map(len, studies(records))) if pooled else 0
     console = console or Console(width=max(MIN_WIDTH + longest, Console().width))
@@ -51,10 +56,36 @@ def print_summary(records: Sequence[Record], title: str, console: Console | None
         table.add_row("" if name == last else name, *([r["study"]] if pooled else []), *cells)
         last = name
     console.print(table)
+    if found:
+        console.print(verdicts_table(found))
     console.print("ProLU against ReLU", style="bold")
-    _print_claims(console, verdicts(records))
+    _print_claims(console, verdicts(records, found))
     console.print("The paper's claims", style="bold")
     _print_claims(console, paper_claims(records))
+
+
+def verdicts_table(found: Sequence[Verdict]) -> Table:
+    """A line a comparison at matched L0."""
+    covers = "; ".join(dict.fromkeys(v.covers for v in found))
+    table = Table(
+        title="Degradation at matched L0",
+        caption=f"95% intervals over {covers}, each alone: of twenty, one misses on average",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for name in ("family", "against"):
+        table.add_column(name, no_wrap=True)
+    for name in ("L0", "change", "95% interval", "seeds", f"{found[0].unit}s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    for v in found:
+        l0 = "-" if math.isnan(v.l0) else f"{v.l0:.3g}"
+        change = "-" if math.isnan(v.change) else f"{v.change:+.1%}"
+        interval = "-" if math.isnan(v.low) else f"[{v.low:+.1%}, {v.high:+.1%}]"
+        verdict = f"{v.verdict}: {v.reason}" if v.reason else v.verdict
+        counts = (str(v.n_seeds), str(v.n_documents) if v.n_documents else "-")
+        table.add_row(v.challenger, v.baseline, l0, change, escape(interval), *counts, verdict)
+    return table
 
 
 def print_estimate(runs: Sequence[RunConfig], cost: Estimate, console: Console | None = None) -> None:
