@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full lint format builtin-lm bench bench-stream crash fuzz calibrate clean
+.PHONY: help demo test test-full test-browser lint format builtin-lm bench bench-stream crash fuzz calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,10 +18,17 @@ demo: $(INSTALLED)  ## train the demo's SAEs on the built-in language model; its
 	$(BIN)/prolu demo --out runs/demo
 
 test: lint  ## checks and the fast tests, offline
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not browser'
 
 test-full: lint  ## all tests: also the demo, and every command and example of the README
 	$(BIN)/python -m pytest
+
+test-browser: $(INSTALLED)  ## the report and the pages of latents in chromium; installs it where it is missing, if root (Debian)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
+	@command -v chromium >/dev/null || { \
+	  test "$$(id -u)" = 0 || { echo "chromium is missing: as root, apt-get install chromium"; exit 1; }; \
+	  apt-get update -qq && apt-get install -y -qq chromium; }
+	$(BIN)/python -m pytest tests/test_browser.py
 
 lint: $(INSTALLED)  ## style, types, layers
 	$(BIN)/ruff check

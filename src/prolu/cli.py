@@ -17,6 +17,7 @@ from prolu.commands import (
     WRONG_REQUEST,
     HarvestSource,
     Job,
+    LatentPages,
     Source,
     prepare_dry_run,
     prepare_eval,
@@ -63,13 +64,14 @@ class Train:
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     batch_size: int = 4096
     """Tokens per training step."""
+    latents: OmitArgPrefixes[LatentPages] = field(default_factory=LatentPages)
     out: Path
     """Folder of the study."""
 
     def prepare(self) -> Job:
         """Checks the request; gives back the work."""
         run = RunConfig(**asdict(self.run))
-        return prepare_sweep(lambda d_in: ([run], self.batch_size), self.source, self.out)
+        return prepare_sweep(lambda d_in: ([run], self.batch_size), self.source, self.out, self.latents)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,7 @@ class Study:
     """Seeds of the first weights: every run of the study is trained at each; by default those of the study. Three or
     more give error bars."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    latents: OmitArgPrefixes[LatentPages] = field(default_factory=LatentPages)
     out: Path
     """Folder of the study."""
     dry_run: bool = False
@@ -102,7 +105,7 @@ class Study:
             raise ValueError("json: only with --dry-run")
         if self.dry_run:
             return prepare_dry_run(self.at_width, self.source, as_json=self.json)
-        return prepare_sweep(self.at_width, self.resolved_source(), self.out)
+        return prepare_sweep(self.at_width, self.resolved_source(), self.out, self.latents)
 
     def resolved_source(self) -> Source:
         """On the study's own data also its own column and splits, where they were not set."""
@@ -197,16 +200,19 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Draw the figures and the page of a study, or of several together, and print table and verdicts."""
+    """Draw the figures, the page and the pages of latents of a study, or of several together; print verdicts.
+    Run again: pages of latents that are there are kept.
+    """
 
     studies: Positional[tuple[Path, ...]]
     """Folders of studies."""
     out: Path | None = None
     """Folder of the report; by default the study's own, or `pooled` beside the first of several."""
+    latents: OmitArgPrefixes[LatentPages] = field(default_factory=LatentPages)
 
     def prepare(self) -> Job:
         """Checks the request; gives back the work."""
-        return prepare_report(self.studies, self.out)
+        return prepare_report(self.studies, self.out, self.latents)
 
 
 Command = (

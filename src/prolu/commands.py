@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -33,6 +33,9 @@ from prolu.store import (
 from prolu.stream import ActivationStream
 from prolu.study import StudyRequest, check_runs, holds_study, prepare_folders
 from prolu.sweeps import requests_at_hooks, run_sweep, run_sweeps
+
+if TYPE_CHECKING:
+    from prolu.report import FeaturePages
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
 
@@ -89,8 +92,26 @@ class Source:
     """CPU threads; part of what decides the last bits."""
 
 
-def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path) -> Job:
-    """Trains runs on one stream, or at several hooks on one each, then draws their report."""
+@dataclass(frozen=True, kw_only=True)
+class LatentPages:
+    """Pages of latents: what they are on for, and what they promote."""
+
+    features: Literal["frontier", "all", "none"] = "frontier"
+    """Runs whose latents get pages in the report: those on the frontier of L0 and degradation, all, or none."""
+    feature_tokens: int = 200_000
+    """Held-out tokens to look at, if there are so many; their activations are held in memory."""
+    examples: int = 15
+    """Strongest examples of a latent to show, and about as many over the range of its activations."""
+
+    def check(self) -> None:
+        """Raises ValueError if a number is not one."""
+        _at_least_1("feature_tokens", self.feature_tokens)
+        _at_least_1("examples", self.examples)
+
+
+def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: LatentPages) -> Job:
+    """Trains runs on one stream, or at several hooks on one each, then draws reports and pages of latents."""
+    latents.check()
     torch.set_num_threads(_at_least_1("threads", source.threads))
     seconds = None if source.checkpoint_minutes is None else 60 * source.checkpoint_minutes
     if seconds is not None and seconds < 0:
@@ -112,9 +133,16 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path) -> Job:
     def job() -> int:
         if several:
             found = run_sweeps(lambda d_in: runs_at(d_in)[0], streams, out, **settings)
+        else:
+            found = {streams[0].lm.hook: run_sweep(requests[0].runs, streams[0], out, **settings)}
+        for stream in streams:
+            if stream.lm.hook in found:
+                pages = _pages_of(found[stream.lm.hook], latents)
+                if missing := pages.missing():
+                    pages.write(missing, stream.lm, stream.blocks)
+        if several:
             draw_reports([out / hook for hook in found], out)
         else:
-            run_sweep(requests[0].runs, streams[0], out, **settings)
             draw_report([out])
         failed = {f"{folder}/{run_id}": reason for folder in folders for run_id, reason in failures(folder).items()}
         for run, reason in failed.items():
@@ -287,14 +315,30 @@ def prepare_eval(run: Path, *, lm_name: str, data: str, text_column: str, eval_t
     return job
 
 
-def prepare_report(folders: Sequence[Path], out: Path | None) -> Job:
-    """Draws the report of one study, or of several together."""
+def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPages) -> Job:
+    """Makes the pages of latents that are missing, and draws the report of one study, or of several together."""
     from prolu.report import records_of
 
+    latents.check()
     if not folders:
         raise ValueError("studies: name at least one folder")
-    records_of([Results.load(folder) for folder in folders])
-    return lambda: draw_report(folders, out)
+    found = [Results.load(folder) for folder in folders]
+    records_of(found)
+    studies = [_pages_of(results, latents) for results in found]
+    todo = [(pages, missing, *pages.open_source()) for pages in studies if (missing := pages.missing())]
+
+    def job() -> None:
+        for pages, missing, lm, blocks in todo:
+            pages.write(missing, lm, blocks)
+        draw_report(folders, out)
+
+    return job
+
+
+def _pages_of(results: Results, latents: LatentPages) -> "FeaturePages":
+    from prolu.report import FeaturePages
+
+    return FeaturePages(results, latents.features, latents.feature_tokens, latents.examples)
 
 
 def draw_reports(folders: Sequence[Path], out: Path) -> None:

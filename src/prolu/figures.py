@@ -1,5 +1,6 @@
-"""Figures for papers: families of runs in a plane, and training curves (matplotlib)."""
+"""Figures for papers: families in a plane with error bars, and training curves (matplotlib)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,30 @@ from matplotlib.typing import LineStyleType
 
 from prolu.frontiers import Record, family, pareto_mask, studies
 from prolu.latents import Response
+from prolu.statistics import Point, points
 
-COLOURS = {"relu": "#444444", "prolu_relu": "#0072B2", "prolu_ste": "#D55E00"}
-"""By nonlinearity, told apart by every kind of colour vision (Okabe and Ito)."""
+COLOURS = {
+    "relu": ("#444444", "#d0d3d6"),
+    "prolu_relu": ("#0072B2", "#4a90d9"),
+    "prolu_ste": ("#D55E00", "#f07a2e"),
+    "gated": ("#009E73", "#1fbf8f"),
+    "jumprelu": ("#CC6FA6", "#e08cc0"),
+    "topk": ("#C49A00", "#e6c23c"),
+    "batchtopk": ("#44AADD", "#8fd3f7"),
+}
+"""By nonlinearity, on white and on black: told apart by every kind of colour vision, after Okabe and Ito."""
 GREY = "#777777"
-OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+OTHER_COLOURS = (("#882255", "#c65f95"), ("#7A7A1F", "#c2c266"), ("#117733", "#6fbf73"), ("#6A51A3", "#ab98dd"))
 
-MARKERS = {"l1": "o", "sqrt_l1": "s"}
+MARKERS = {"l1": "o", "sqrt_l1": "s", "l0": "^", "gated_l1": "D", "none": "v"}
 """By penalty, in a figure of one study."""
+OTHER_MARKER = "P"
 SHAPES = "os^Dv*P"
 """By study, in a figure of several."""
-DASHES: dict[str, LineStyleType] = {"l1": "-", "sqrt_l1": "--"}
+DASHES: dict[str, LineStyleType] = {
+    "l1": "-", "sqrt_l1": (0, (5, 2)), "l0": (0, (6, 2, 1, 2)), "gated_l1": (0, (9, 3)), "none": (0, (2, 1.5)),
+}  # fmt: skip
+OTHER_DASH: LineStyleType = (0, (1, 1))
 
 LABELS = {
     "l0": "L0: latents on per token",
@@ -50,89 +64,134 @@ TITLES = {
 BETTER = {"degradation", "mse", "l0", "l1", "sqrt_l1", "fvu"}
 """Lower is better."""
 
+MANY = 6
+"""Families whose legend still finds room in a figure."""
+
 FRONTIER_PLANES = {plane for plane in PLANES if plane != ("l0", "l1")}
 """Planes in which lower is better on both axes, so that a Pareto frontier means something."""
 
 
-def colour(nonlinearity: str) -> str:
-    """The colour of a nonlinearity."""
+def colours(nonlinearity: str) -> tuple[str, str]:
+    """The colours of a nonlinearity, on white and on black."""
     return COLOURS.get(nonlinearity) or OTHER_COLOURS[sum(map(ord, nonlinearity)) % len(OTHER_COLOURS)]
 
 
-def save_figure(figure: Figure, file: Path) -> None:
-    """Writes by the file's ending (svg, png, pdf) and closes the figure."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.hashsalt": "prolu"}):  # names within the file that are the same every time
-        figure.savefig(file, bbox_inches="tight", dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
+def colour(nonlinearity: str) -> str:
+    """The colour of a nonlinearity on white."""
+    return colours(nonlinearity)[0]
+
+
+UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+"""By a file's ending: what leaves the clock out of it."""
+
+
+def save_figure(figure: Figure, *files: Path) -> None:
+    """Writes, each by its ending (svg, png, pdf), and closes the figure."""
+    with matplotlib.rc_context({"svg.hashsalt": "prolu", "pdf.fonttype": 42}):  # names that are the same every time
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(file, bbox_inches="tight", dpi=160, metadata=UNDATED.get(file.suffix))
     plt.close(figure)
 
 
 def draw_frontier(records: Sequence[Record], x: str, y: str) -> Figure:
-    """Runs by family in one plane: filled where converged, hollow where not, ringed where Pareto-best."""
-    figure, axes = plt.subplots(figsize=(7.2, 5.0))
-    converged = [r for r in records if r["converged"]]
-    for rows in series(records, x):
-        _draw_series(axes, rows, x, y, marker(rows[0], studies(records)))
+    """Families in one plane: a point is the mean over init seeds with its 95% t intervals, small ones the runs.
+
+    Filled where converged, hollow where not, ringed where Pareto-best.
+    """
+    found = points(records, x, y)
+    many = len(families(records)) > MANY
+    figure, axes = plt.subplots(figsize=(8.6 if many else 7.2, 5.4 if many else 5.0), layout="constrained")
+    for line in lines(found):
+        _draw_line(axes, line, records, x, y)
     if (x, y) in FRONTIER_PLANES:
-        mask = pareto_mask([r[x] for r in converged], [r[y] for r in converged])
-        best = [r for r, on in zip(converged, mask, strict=True) if on]
-        label = "Pareto-best" if best else None
+        best = pareto_points(found)
         axes.scatter(
-            [r[x] for r in best], [r[y] for r in best], s=150, facecolors="none", edgecolors="#000000",
-            linewidths=1.1, zorder=4, label=label,
+            [p.x for p in best], [p.y for p in best], s=130, facecolors="none", edgecolors="#000000", linewidths=0.9,
+            zorder=4, label="Pareto-best" if best else None,
         )  # fmt: skip
     axes.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y), title=TITLES.get((x, y), f"{y} against {x}"))
     if x == "l0":
         axes.set_xscale("log")
         _plain_log_ticks(axes)
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if any(p.y < 0 for p in found) else 0)
     axes.grid(True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    _legend(axes, records)
+    _legend(figure, axes, records, beside=many)
     return figure
 
 
-def series(records: Sequence[Record], x: str) -> list[list[Record]]:
-    """What one line joins: the runs of one family in one study, in order of x."""
-    found: dict[tuple[str, str], list[Record]] = {}
-    for r in sorted(records, key=lambda r: r[x]):
-        found.setdefault((family(r), r.get("study", "")), []).append(r)
-    keys = dict.fromkeys((family(r), r.get("study", "")) for r in records)
-    return [found[key] for key in keys]
+def families(records: Sequence[Record]) -> dict[str, Record]:
+    """A run of every family, in order of appearance."""
+    first: dict[str, Record] = {}
+    for r in records:
+        first.setdefault(family(r), r)
+    return first
+
+
+def lines(found: Sequence[Point]) -> list[list[Point]]:
+    """What one line joins: the points of one family in one study, in order of x."""
+    joined: dict[tuple[str, str], list[Point]] = {}
+    for point in sorted(found, key=lambda p: p.x):
+        joined.setdefault((point.family, point.study), []).append(point)
+    return list(joined.values())
+
+
+def pareto_points(found: Sequence[Point]) -> list[Point]:
+    """Converged points that no other converged point beats."""
+    converged = [p for p in found if p.converged]
+    mask = pareto_mask([p.x for p in converged], [p.y for p in converged])
+    return [p for p, on in zip(converged, mask, strict=True) if on]
 
 
 def marker(record: Record, pooled: Sequence[str]) -> str:
     """By study where several are pooled, else by penalty."""
     if len(pooled) > 1:
         return SHAPES[pooled.index(record["study"]) % len(SHAPES)]
-    return MARKERS.get(record["penalty"], "D")
+    return MARKERS.get(record["penalty"], OTHER_MARKER)
 
 
-def _draw_series(axes: Axes, rows: Sequence[Record], x: str, y: str, shape: str) -> None:
-    ink, dash = colour(rows[0]["nonlinearity"]), DASHES.get(rows[0]["penalty"], ":")
-    done = [r for r in rows if r["converged"]]
-    for part, alpha in ((rows, 0.25), (done, 0.8)):
-        axes.plot([r[x] for r in part], [r[y] for r in part], dash, color=ink, linewidth=1.3, alpha=alpha)
-    for part, face in ((done, ink), ([r for r in rows if not r["converged"]], "none")):
-        axes.scatter(
-            [r[x] for r in part], [r[y] for r in part], s=42, marker=shape, facecolors=face, edgecolors=ink,
-            linewidths=1.3, zorder=3,
+def _draw_line(axes: Axes, line: Sequence[Point], records: Sequence[Record], x: str, y: str) -> None:
+    """One family in one study: its line, its points with their intervals, its runs."""
+    own = {run_id for point in line for run_id in point.run_ids}
+    runs = [r for r in records if r["run_id"] in own]
+    ink, dash = colour(runs[0]["nonlinearity"]), DASHES.get(runs[0]["penalty"], OTHER_DASH)
+    shape, done = marker(runs[0], studies(records)), [p for p in line if p.converged]
+    for part, alpha in ((line, 0.3), (done, 0.85)):
+        axes.plot([p.x for p in part], [p.y for p in part], linestyle=dash, color=ink, linewidth=1.3, alpha=alpha)
+    seeds = [r for point in line if point.n_seeds > 1 for r in runs if r["run_id"] in point.run_ids]
+    axes.scatter([r[x] for r in seeds], [r[y] for r in seeds], s=7, color=ink, alpha=0.35, linewidths=0, zorder=2)
+    for part, face in ((done, ink), ([p for p in line if not p.converged], "white")):
+        axes.errorbar(
+            [p.x for p in part], [p.y for p in part], _drawn([p.y_half_width for p in part]),
+            _drawn([p.x_half_width for p in part]), fmt=shape, color=ink, markerfacecolor=face, markersize=6,
+            markeredgewidth=1.2, elinewidth=0.9, capsize=2, zorder=3,
         )  # fmt: skip
 
 
-def _legend(axes: Axes, records: Sequence[Record]) -> None:
-    pooled, first = studies(records), {family(r): r for r in reversed(records)}
-    handles = []
-    for name in dict.fromkeys(family(r) for r in records):
-        ink, dash = colour(first[name]["nonlinearity"]), DASHES.get(first[name]["penalty"], ":")
-        shape = "" if len(pooled) > 1 else marker(first[name], pooled)
-        handles.append(Line2D([], [], color=ink, linestyle=dash, marker=shape, label=name))
+def _drawn(half_widths: Sequence[float]) -> list[float]:
+    """Without an interval, no bar."""
+    return [0.0 if math.isnan(half) else half for half in half_widths]
+
+
+def _legend(figure: Figure, axes: Axes, records: Sequence[Record], *, beside: bool) -> None:
+    """In the figure, or beside it where it would hide too much."""
+    pooled, handles = studies(records), []
+    for name, first in families(records).items():
+        ink, dash = colour(first["nonlinearity"]), DASHES.get(first["penalty"], OTHER_DASH)
+        shape = "" if len(pooled) > 1 else marker(first, pooled)
+        handles.append(Line2D([], [], color=ink, linestyle=dash, marker=shape, markersize=5, label=name))
     if len(pooled) > 1:
         shapes = (SHAPES[i % len(SHAPES)] for i in range(len(pooled)))
         handles += [_point(shape, GREY, name) for shape, name in zip(shapes, pooled, strict=True)]
     if not all(r["converged"] for r in records):
         handles.append(_point("o", "none", "not converged"))
-    axes.legend(handles=[*handles, *axes.get_legend_handles_labels()[0]], frameon=False, fontsize=9)
+    handles += axes.get_legend_handles_labels()[0]
+    if beside:
+        figure.legend(handles=handles, frameon=False, fontsize=8.5, loc="outside right upper", handlelength=3)
+    else:
+        axes.legend(handles=handles, frameon=False, fontsize=8.5, handlelength=3)
 
 
 def _point(shape: str, face: str, label: str) -> Line2D:
@@ -142,7 +201,7 @@ def _point(shape: str, face: str, label: str) -> Line2D:
 
 def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], records: Sequence[Record]) -> Figure:
     """L0, MSE and latents that have gone silent, over training tokens, one line a run."""
-    figure, all_axes = plt.subplots(1, 3, figsize=(13, 3.8))
+    figure, all_axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
     panels = (
         ("l0", "L0 of the batch"),
         ("mse", "MSE of the batch"),
@@ -151,17 +210,19 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], reco
     for axes, (name, title) in zip(all_axes, panels, strict=True):
         for record in records:
             rows = curves.get(record["run_id"], [])
-            style = DASHES.get(record["penalty"], ":")
+            dash = DASHES.get(record["penalty"], OTHER_DASH)
             tokens, values = [r["tokens"] / 1e6 for r in rows], [r[name] for r in rows]
-            axes.plot(tokens, values, style, color=colour(record["nonlinearity"]), linewidth=0.9, alpha=0.7)
+            axes.plot(tokens, values, linestyle=dash, color=colour(record["nonlinearity"]), linewidth=0.9, alpha=0.7)
         axes.set(xlabel="training tokens, millions", title=title)
         if name != "dead":
             axes.set_yscale("log")
         axes.grid(True, color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    seen = dict.fromkeys((r["nonlinearity"], r["penalty"]) for r in records)
-    handles = [Line2D([], [], color=colour(n), linestyle=DASHES.get(p, ":"), label=f"{n} + {p}") for n, p in seen]
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, bbox_to_anchor=(0.5, -0.09))
+    handles = [
+        Line2D([], [], color=colour(r["nonlinearity"]), linestyle=DASHES.get(r["penalty"], OTHER_DASH), label=name)
+        for name, r in families(records).items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9, handlelength=3)
     return figure
 
 

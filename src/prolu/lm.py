@@ -133,6 +133,11 @@ class LanguageModel:
         return other
 
     @property
+    def model(self) -> Any:
+        """The transformers model itself, frozen."""
+        return self._model
+
+    @property
     def max_ctx(self) -> int:
         """Longest block the model takes."""
         return getattr(self._model.config, "max_position_embeddings", 2**31)

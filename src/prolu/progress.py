@@ -14,14 +14,14 @@ SECONDS_BETWEEN_LINES = 15.0
 class Meter:
     """Counts tokens towards a total: `with Meter("training", n_tokens, n_saes=18) as meter: meter.advance(512)`."""
 
-    def __init__(self, what: str, n_tokens: int, n_saes: int = 1, *, shown: bool = True):
-        self._what, self._total, self._n_saes = what, n_tokens, n_saes
+    def __init__(self, what: str, n_tokens: int, n_saes: int = 1, *, unit: str = "tokens", shown: bool = True):
+        self._what, self._total, self._n_saes, self._unit = what, n_tokens, n_saes, unit
         self._done, self._start, self._last_line = 0, time.monotonic(), time.monotonic()
         console = Console(stderr=True)
         self._lines = shown and not console.is_terminal
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-            _Rate(n_saes), TextColumn("left"), TimeRemainingColumn(),
+            _Rate(n_saes, unit), TextColumn("left"), TimeRemainingColumn(),
             console=console, disable=not shown or self._lines,
         )  # fmt: skip
         self._task = self._bar.add_task(what, total=n_tokens)
@@ -57,20 +57,20 @@ class Meter:
     def _line(self, now: float) -> str:
         left = (self._total - self._done) / max(self.tokens_per_second, 1e-9)
         return (
-            f"{self._what} {self._done / self._total:.0%}  {_rates(self.tokens_per_second, self._n_saes)}  "
+            f"{self._what} {self._done / self._total:.0%}  {_rates(self.tokens_per_second, self._n_saes, self._unit)}  "
             f"{now - self._start:.0f} s gone, {left:.0f} s left"
         )
 
 
 class _Rate(ProgressColumn):
-    def __init__(self, n_saes: int):
+    def __init__(self, n_saes: int, unit: str):
         super().__init__()
-        self._n_saes = n_saes
+        self._n_saes, self._unit = n_saes, unit
 
     def render(self, task: Task) -> Text:
-        return Text(_rates(task.speed or 0.0, self._n_saes))
+        return Text(_rates(task.speed or 0.0, self._n_saes, self._unit))
 
 
-def _rates(tokens_per_second: float, n_saes: int) -> str:
+def _rates(tokens_per_second: float, n_saes: int, unit: str) -> str:
     saes = f", {tokens_per_second * n_saes:,.0f} SAE-tokens/s" if n_saes > 1 else ""
-    return f"{tokens_per_second:,.0f} tokens/s{saes}"
+    return f"{tokens_per_second:,.0f} {unit}/s{saes}"

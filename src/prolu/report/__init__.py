@@ -1,23 +1,27 @@
-"""A study as people look at it: figures, one HTML page, a table in the terminal, sentences with numbers."""
+"""A study as people look at it: figures, one HTML page, pages of latents, a table in the terminal."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from prolu.figures import PLANES, draw_frontier, draw_training_curves, save_figure
 from prolu.files import read_json_lines, write_atomically
 from prolu.frontiers import Record, studies
-from prolu.report.page import render_page
+from prolu.report.features import FeaturePages, page_of
+from prolu.report.page import Report, render_page
 from prolu.report.tables import write_tables
 from prolu.report.terminal import print_estimate, print_summary
 from prolu.results import CURVES_FILE, Results, pool, read_study
+from prolu.statistics import verdict_table
 
-__all__ = ["print_estimate", "print_summary", "records_of", "write_report"]
+__all__ = ["FeaturePages", "print_estimate", "print_summary", "records_of", "write_report"]
 
 FIGURES_FOLDER, PAGE_FILE, POOLED_FOLDER = "figures", "report.html", "pooled"
+ENDINGS = ("svg", "pdf", "png")
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Draws figures (SVG and PNG) of one study, or of several together, and writes their page and a table of all
+    """Draws figures (SVG, PDF and PNG) of one study, or of several together, and writes their page and a table of all
     results (CSV and parquet); returns the page's path.
 
     Args:
@@ -30,18 +34,38 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
     found = [Results.load(folder) for folder in folders]
     records = records_of(found)
     place = Path(out) if out is not None else default_place(folders)
-    names = studies(records) if len(found) > 1 else [found[0].folder.resolve().name]
-    configs = {name: read_study(results.folder) for name, results in zip(names, found, strict=True)}
-    files = [run.folder / CURVES_FILE for results in found for run in results.runs]
-    curves = {r["run_id"]: read_json_lines(file) for r, file in zip(records, files, strict=True)}
-    for ending in ("svg", "png"):
-        for x, y in PLANES:
-            save_figure(draw_frontier(records, x, y), place / FIGURES_FOLDER / f"{y}-against-{x}.{ending}")
-        save_figure(draw_training_curves(curves, records), place / FIGURES_FOLDER / f"training-curves.{ending}")
+    report = _report(found, records, place)
+    drawn = {f"{y}-against-{x}": draw_frontier(records, x, y) for x, y in PLANES}
+    drawn["training-curves"] = draw_training_curves(report.curves, records)
+    for name, figure in drawn.items():
+        save_figure(figure, *(place / FIGURES_FOLDER / f"{name}.{ending}" for ending in ENDINGS))
     write_tables(records, place)
     page = place / PAGE_FILE
-    write_atomically(page, render_page(" + ".join(names), records, configs, curves))
+    write_atomically(page, render_page(report))
     return page
+
+
+def _report(found: Sequence[Results], records: Sequence[Record], place: Path) -> Report:
+    """What the page shows; runs of several studies are named with their study."""
+    names = studies(records) if len(found) > 1 else [found[0].folder.resolve().name]
+    prefixes = [f"{name}/" if len(found) > 1 else "" for name in names]
+    runs = {
+        r["run_id"]: run for r, run in zip(records, (run for results in found for run in results.runs), strict=True)
+    }
+    pages = {run_id: page for run_id, run in runs.items() if (page := page_of(run))}
+    return Report(
+        name=" + ".join(names),
+        records=records,
+        configs={name: read_study(results.folder) for name, results in zip(names, found, strict=True)},
+        curves={run_id: read_json_lines(run.folder / CURVES_FILE) for run_id, run in runs.items()},
+        verdicts=verdict_table(found),
+        failures={
+            prefix + run_id: why
+            for prefix, results in zip(prefixes, found, strict=True)
+            for run_id, why in results.failures.items()
+        },
+        pages={run_id: Path(os.path.relpath(page, place)).as_posix() for run_id, page in pages.items()},
+    )
 
 
 def records_of(found: Sequence[Results]) -> Sequence[Record]:
