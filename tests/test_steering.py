@@ -32,13 +32,14 @@ def plant(elasticity, power, lag):
 def test_it_finds_the_target_whatever_the_plant_and_the_start(elasticity, power, lag, start):
     config = replace(CONFIG, n_tokens=4000 * 64, target_l0=20.0, coeff=start, d_sae=1000)
     steering, respond, state = config.steering(64), plant(elasticity, power, lag), Steered(start)
-    coeffs = []
+    coeffs, l0s = [], []
     for n in range(4000):
         coeffs.append(steering.coeff(state, n))
-        l0 = respond(coeffs[-1], n)
-        state = steering.after(state, l0, n + 1)
-    assert l0 == pytest.approx(20, rel=0.05)
-    assert len(set(coeffs[round(0.7 * 4000) :])) == 1
+        l0s.append(respond(coeffs[-1], n))
+        state = steering.after(state, l0s[-1], n + 1)
+    assert l0s[2799] == pytest.approx(20, rel=0.04)
+    assert len(set(coeffs[2800:])) == 1
+    assert power > 0 or l0s[-1] == pytest.approx(20, rel=0.04)
 
 
 def test_a_run_ends_near_its_target_and_says_what_coefficient_it_took():
@@ -104,6 +105,7 @@ def test_any_study_can_be_had_at_target_l0s():
 def test_the_comparison_has_its_families_targets_and_seeds():
     runs = RECIPES["comparison"](128).runs
     assert {run.d_sae for run in runs} == {1024}
-    assert len({run.family for run in runs}) == 10
-    assert len(runs) == 10 * 4 * 3
+    assert len({run.family for run in runs}) == 8
+    assert len({run.run_id for run in runs}) == len(runs) == 8 * 4 * 3
     assert min(run.n_tokens for run in runs) >= 2_000_000
+    assert {run.target_l0 for run in runs} == {8, 16, 32, 64}

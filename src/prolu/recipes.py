@@ -77,15 +77,16 @@ def demo(d_in: int) -> Recipe:
     return Recipe(runs, batch_size=512, source=BUILTIN)
 
 
-COMPARISON_FAMILIES = {
-    "relu": ("l1", "sqrt_l1"),
-    "prolu_relu": ("l1", "sqrt_l1"),
-    "prolu_ste": ("l1", "sqrt_l1"),
-    "gated": ("l1",),
-    "jumprelu": ("l0",),
-    "topk": ("none",),
-    "batchtopk": ("none",),
-}
+COMPARISON_FAMILIES = [
+    ("relu", "l1"),
+    ("relu", "sqrt_l1"),
+    ("prolu_relu", "sqrt_l1"),
+    ("prolu_ste", "l1"),
+    ("gated", "l1"),
+    ("jumprelu(0.3)", "l0"),
+    ("topk", "none"),
+    ("batchtopk", "none"),
+]
 
 COMPARISON_L0S = (8.0, 16.0, 32.0, 64.0)
 
@@ -93,17 +94,23 @@ COMPARISON_SEEDS = (0, 1, 2)
 
 
 def comparison(d_in: int) -> Recipe:
-    """ReLU and ProLU under both penalties, Gated, JumpReLU, TopK and BatchTopK, at four L0s, three seeds each."""
+    """ReLU and ProLU under both penalties, Gated, JumpReLU, TopK and BatchTopK, at four L0s, three seeds each.
+
+    The learning rate falls over the second half, so that little of it is left once coefficients are frozen.
+    """
     base = RunConfig(
-        d_sae=8 * d_in, n_tokens=2_097_152, lr=3e-3, lr_floor=0.05, coeff=2.0 / d_in, aux_dead_tokens=200_000
-    )
+        d_sae=8 * d_in, n_tokens=2**22, lr=4e-3, warmup_fraction=0.05, coeff_warmup_fraction=0.05,
+        decay_start_fraction=0.5, lr_floor=0.02, aux_dead_tokens=200_000,
+    )  # fmt: skip
     runs = [
-        replace(base, nonlinearity=nonlinearity, penalty=penalty, target_l0=l0, init_seed=seed)
-        for nonlinearity, penalties in COMPARISON_FAMILIES.items()
-        for penalty in penalties
+        replace(
+            base, nonlinearity=nonlinearity, penalty=penalty, target_l0=l0, init_seed=seed,
+            coeff=(0.7 if penalty == "l0" else 2.0) / d_in,
+        )
+        for nonlinearity, penalty in COMPARISON_FAMILIES
         for l0 in COMPARISON_L0S
         for seed in COMPARISON_SEEDS
-    ]
+    ]  # fmt: skip
     return Recipe(runs, batch_size=512, source=BUILTIN)
 
 
