@@ -11,7 +11,10 @@ from prolu.recipes import RECIPES
 from prolu.steering import Steered
 from synthetic import sparse_activations
 
-CONFIG = RunConfig(nonlinearity="relu", penalty="l1", coeff=0.02, target_l0=6.0, d_sae=96, n_tokens=1500 * 64, lr=3e-3)
+CONFIG = RunConfig(
+    nonlinearity="relu", penalty="l1", coeff=0.02, target_l0=6.0, d_sae=96, n_tokens=1500 * 64, lr=3e-3,
+    decay_start_fraction=0.5, lr_floor=0.02,
+)  # fmt: skip
 
 
 def plant(elasticity, power, lag):

@@ -42,6 +42,9 @@ DONE, FAILED, WRONG_REQUEST = 0, 1, 2
 Job = Callable[[], int | None]
 """Work that has been checked; an exit code, or None for 0."""
 
+ANY_WIDTH = 768
+"""For what does not depend on the width of the activations, before that is known."""
+
 RunsAtWidth = Callable[[int], tuple[list[RunConfig], int]]
 """What to train on activations of some width, and the batch size."""
 
@@ -118,11 +121,11 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: Late
         raise ValueError(f"checkpoint_minutes {source.checkpoint_minutes}: must be 0 or more")
     several = len(source.hook) > 1
     folders = [out / hook for hook in source.hook] if several else [out]
-    n_tokens = max(run.n_tokens for run in runs_at(1)[0])
+    n_tokens = max(run.n_tokens for run in runs_at(ANY_WIDTH)[0])
     for held in [read_study(folder) for folder in folders if holds_study(folder)]:
         # A study that is extended keeps its text, and with it its stream.
         n_tokens = held["stream"].get("max_train_tokens", n_tokens)
-    streams = _streams(source, n_tokens, runs_at(1)[1])
+    streams = _streams(source, n_tokens, runs_at(ANY_WIDTH)[1])
     settings = {"eval_tokens": source.eval_tokens, "checkpoint_seconds": seconds, "keep_state": source.keep_state}
     if several:
         requests = requests_at_hooks(lambda d_in: runs_at(d_in)[0], streams, out, source.eval_tokens)
