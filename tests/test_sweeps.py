@@ -58,6 +58,27 @@ def test_the_same_holds_for_sparse_steps_that_share_buffers(tiny_lm, tiny_blocks
         assert bytes_of(alone.runs[0].folder) == bytes_of(together.runs[i].folder)
 
 
+BASELINES = [
+    replace(BASE, nonlinearity="gated"),
+    replace(BASE, nonlinearity="jumprelu(0.3)", penalty="l0", target_l0=6.0),
+    replace(BASE, nonlinearity="topk", penalty="none", target_l0=6.0, aux_dead_tokens=640),
+    replace(BASE, nonlinearity="batchtopk(6)", penalty="none", aux_dead_tokens=640),
+]
+
+
+def test_and_for_runs_whose_nonlinearities_have_other_parameters(tiny_lm, tiny_blocks, tmp_path):
+    def sweep(some, name):
+        stream = ActivationStream(tiny_lm, tiny_blocks, batch_size=64, seed=3, window_tokens=2048)
+        return run_sweep(some, stream, tmp_path / name, eval_tokens=640, progress=False)
+
+    together = sweep([RUNS[0], *BASELINES], "together")
+    assert not together.failures
+    for i, run in enumerate([RUNS[0], *BASELINES]):
+        alone = sweep([run], f"alone{i}")
+        assert alone.records == [together.records[i]]
+        assert bytes_of(alone.runs[0].folder) == bytes_of(together.runs[i].folder)
+
+
 def test_the_same_command_again_keeps_finished_runs_and_trains_the_rest(study, tiny_stream, tmp_path):
     out = tmp_path / "again"
     run_sweep(RUNS, tiny_stream, out, eval_tokens=640, progress=False)

@@ -13,14 +13,15 @@ from prolu.config import RunConfig
 from prolu.evaluation import HeldOut
 from prolu.files import read_json_lines, remove, write_atomically
 from prolu.interrupts import Interrupt
+from prolu.nonlinearities import nonlinearity_named
 from prolu.progress import Meter
 from prolu.results import FAILURE_FILE, RESULTS_FILE
 from prolu.steps import Steps
 from prolu.study import FINAL_FOLDER, StudyRequest
 from prolu.training import Trainer
 
-Shared = dict[tuple[int, int, str], Steps]
-"""Buffers of steps by d_in, d_sae and precision; trainers of one shape share them."""
+Shared = dict[tuple[int, int, tuple[str, ...], str], Steps]
+"""Buffers of steps by d_in, d_sae, own parameters and precision; trainers of one shape share them."""
 
 
 class ActiveStudy:
@@ -92,7 +93,8 @@ class ActiveStudy:
         together = self._read(self._out)
         active: list[ActiveRun] = []
         for config in todo:
-            folder, shape = self._out / config.run_id, (self.stream.d_in, config.d_sae, config.precision)
+            own = nonlinearity_named(config.code).parameter_names
+            folder, shape = self._out / config.run_id, (self.stream.d_in, config.d_sae, own, config.precision)
             try:
                 trainer = Trainer(config, self.stream.d_in, self.stream.batch_size, steps=shared.get(shape))
             except (MemoryError, RuntimeError) as problem:
