@@ -1,0 +1,162 @@
+"""Gated, JumpReLU and TopK SAEs against dictionary_learning's own trainers: error at equal L0.
+
+python benchmarks/quality.py --json benchmarks/quality.json
+
+The same activations of the built-in model (per token of norm sqrt(d)), the same tokens, batches and number of steps. The
+peer runs in its own environment, on activations of norm 1, the scale its constants are for, at two learning rates (its
+default and ours); the better one counts. Then ours is asked for the L0 that the peer's had on held-out tokens. MSE is
+in our scale. The last line is a summary.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+BATCH, D_SAE = 1024, 1024
+PEERS: dict[str, list[dict[str, Any]]] = {
+    "topk": [{"k": 16}, {"k": 32}],
+    "jumprelu": [{"target_l0": 16.0}, {"target_l0": 32.0}],
+    "gated": [{"l1_penalty": 0.3}, {"l1_penalty": 0.15}],
+}
+OURS = {"topk": ("topk", "none"), "jumprelu": ("jumprelu(0.3)", "l0"), "gated": ("gated", "l1")}
+DEFAULT_LR = {"topk": 2e-4 / (D_SAE / 2**14) ** 0.5, "jumprelu": 7e-5, "gated": 5e-5}
+LR = 4e-3
+
+
+def train_peer(name: str, settings: dict[str, Any], lr: float, acts: torch.Tensor, held_out: torch.Tensor) -> dict:
+    """One SAE by dictionary_learning's trainer; its L0 and MSE on held-out tokens."""
+    from dictionary_learning.trainers.gdm import GatedSAETrainer
+    from dictionary_learning.trainers.jumprelu import JumpReluTrainer
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    n_steps, d_in = len(acts) // BATCH, acts.shape[1]
+    trainer_class = {"topk": TopKTrainer, "jumprelu": JumpReluTrainer, "gated": GatedSAETrainer}[name]
+    schedule: dict[str, Any] = {"warmup_steps": n_steps // 20, "decay_start": n_steps // 2}
+    if name != "topk":
+        schedule["sparsity_warmup_steps"] = n_steps // 20
+    torch.manual_seed(0)
+    trainer = trainer_class(
+        steps=n_steps, activation_dim=d_in, dict_size=D_SAE, layer=0, lm_name="none", lr=lr, device="cpu",
+        **schedule, **settings,
+    )  # fmt: skip
+    if name == "topk":
+        trainer.dead_feature_threshold = 200_000  # its 10M tokens are more than there are
+    start, scale = time.perf_counter(), d_in**-0.5
+    for i in range(n_steps):
+        trainer.update(i, acts[i * BATCH : (i + 1) * BATCH] * scale)
+    seconds, l0, error = time.perf_counter() - start, 0.0, 0.0
+    with torch.no_grad():
+        for part in held_out.split(4096):
+            x = part * scale
+            latents = trainer.ae.encode(x)
+            l0 += (latents > 0).sum().item()
+            error += (x - trainer.ae.decode(latents)).double().square().sum().item()
+    return {"lr": lr, "l0": l0 / len(held_out), "mse": error / len(held_out), "seconds": seconds}
+
+
+def peers(file: Path) -> None:
+    """In the peers' environment: all settings at both learning rates, a JSON line each."""
+    tensors = load_file(file)
+    for name, some in PEERS.items():
+        for settings in some:
+            for lr in (DEFAULT_LR[name], LR):
+                found = train_peer(name, settings, lr, tensors["acts"], tensors["held_out"])
+                print(json.dumps({"name": name, "settings": settings} | found), flush=True)
+
+
+def train_ours(name: str, l0: float, acts: torch.Tensor, held_out: torch.Tensor) -> dict[str, float]:
+    """Ours, asked for that L0."""
+    from prolu import RunConfig, Trainer
+    from prolu.metrics import CodeSums, ReconstructionSums
+
+    nonlinearity, penalty = OURS[name]
+    config = RunConfig(
+        nonlinearity=nonlinearity, penalty=penalty, target_l0=l0, d_sae=D_SAE, n_tokens=len(acts), lr=LR,
+        coeff=(0.7 if penalty == "l0" else 2.0) / acts.shape[1], warmup_fraction=0.05, coeff_warmup_fraction=0.05,
+        decay_start_fraction=0.5, lr_floor=0.02, aux_dead_tokens=200_000,
+    )  # fmt: skip
+    trainer, start = Trainer(config, acts.shape[1], BATCH), time.perf_counter()
+    for i in range(trainer.n_steps):
+        trainer.step(acts[i * BATCH : (i + 1) * BATCH])
+    seconds, sae = time.perf_counter() - start, trainer.sae()
+    code, recon = CodeSums(D_SAE), ReconstructionSums(acts.shape[1])
+    with torch.no_grad():
+        for part in held_out.split(4096):
+            latents = sae.encode_normalised(part)
+            code.update(latents)
+            recon.update(part, sae.decode(latents))
+    return {"l0": code.figures()["l0"], "mse": recon.mse, "seconds": seconds}
+
+
+def write_activations(file: Path, n_tokens: int) -> None:
+    """Shuffled and normalised, of the built-in model; and held-out ones."""
+    import prolu
+    from prolu.sae import normalise
+
+    lm = prolu.LanguageModel("builtin", hook="blocks.2.hook_resid_pre")
+    blocks = prolu.load_blocks("builtin", lm.tokenizer, ctx=128, max_train_tokens=n_tokens + 2**18, progress=True)
+    stream = prolu.ActivationStream(lm, blocks, batch_size=BATCH)
+    acts = torch.cat([stream[i].acts for i in range(n_tokens // BATCH)])
+    save_file({"acts": acts, "held_out": normalise(lm.activations(blocks.held_out[:512]).flatten(0, 1))[0]}, file)
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """One comparison."""
+    peer, ours = row["peer"], row["ours"]
+    return (
+        f"{row['name']:9} {json.dumps(row['settings']):22} peer L0 {peer['l0']:6.2f} MSE {peer['mse']:.5f} "
+        f"(lr {peer['lr']:.1e}, {peer['seconds']:.0f} s); ours L0 {ours['l0']:6.2f} MSE {ours['mse']:.5f} "
+        f"({ours['seconds']:.0f} s); {ours['mse'] / peer['mse'] - 1:+.1%}"
+    )
+
+
+def main() -> None:
+    """Trains all; prints a line a setting, and a summary."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=2**21)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--peers", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.peers:
+        peers(options.peers)
+        return
+    from peers import environment
+
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        file = Path(folder) / "activations.safetensors"
+        write_activations(file, options.tokens)
+        command = [environment(), __file__, "--peers", file, "--threads", str(options.threads)]
+        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+        theirs, tensors = [json.loads(line) for line in lines if line.startswith("{")], load_file(file)
+        rows = []
+        for name, some in PEERS.items():
+            for settings in some:
+                tried = [t for t in theirs if t["name"] == name and t["settings"] == settings]
+                best = min(tried, key=lambda t: t["mse"] if 0.5 * 16 < t["l0"] < 4 * 32 else math.inf)
+                ours = train_ours(name, best["l0"], tensors["acts"], tensors["held_out"])
+                rows.append({"name": name, "settings": settings, "peer": best, "tried": tried, "ours": ours})
+                print(in_words(rows[-1]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    worst = max(row["ours"]["mse"] / row["peer"]["mse"] - 1 for row in rows)
+    faster = [row["peer"]["seconds"] / row["ours"]["seconds"] for row in rows]
+    print(
+        f"quality: MSE against dictionary_learning at its L0, at worst {worst:+.1%} (+3% asked), over {len(rows)} "
+        f"settings; {min(faster):.1f} to {max(faster):.1f} times as fast"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
