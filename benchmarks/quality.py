@@ -2,10 +2,10 @@
 
 python benchmarks/quality.py --json benchmarks/quality.json
 
-The same activations of the built-in model (per token of norm sqrt(d)), the same tokens, batches and number of steps. The
-peer runs in its own environment, on activations of norm 1, the scale its constants are for, at two learning rates (its
-default and ours); the better one counts. Then ours is asked for the L0 that the peer's had on held-out tokens. MSE is
-in our scale. The last line is a summary.
+The same activations of the built-in model (per token of norm sqrt(d)), the same tokens, batches and number of steps.
+The peer runs in its own environment, on activations of norm 1, the scale its constants are for, at two learning rates
+(its default and ours); the better one counts. Then ours is asked for the L0 that the peer's had on held-out tokens.
+MSE is in our scale. The last line is a summary.
 """
 
 import argparse

@@ -96,7 +96,8 @@ class ActiveStudy:
             own = nonlinearity_named(config.code).parameter_names
             folder, shape = self._out / config.run_id, (self.stream.d_in, config.d_sae, own, config.precision)
             try:
-                trainer = Trainer(config, self.stream.d_in, self.stream.batch_size, steps=shared.get(shape))
+                stream, steps = self.stream, shared.get(shape)
+                trainer = Trainer(config, stream.d_in, stream.batch_size, steps=steps, device=stream.device)
             except (MemoryError, RuntimeError) as problem:
                 self._record_failure(config.run_id, 0, problem)
                 continue

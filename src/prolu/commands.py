@@ -93,6 +93,8 @@ class Source:
     """Keep Adam's moments of finished runs (twice the size of their weights), so that they can be extended."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads; part of what decides the last bits."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the language model runs and SAEs are trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +159,8 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: Late
 
 def _streams(source: Source, n_tokens: int, batch_size: int) -> list[ActivationStream]:
     """The activations that a source describes, hook by hook, from one place."""
-    order = {"window_tokens": source.window_tokens, "train_on_bos": source.train_on_bos}
+    device = _device(source.device)
+    order = {"window_tokens": source.window_tokens, "train_on_bos": source.train_on_bos, "device": device}
     if source.store is not None:
         shared = ActivationStore(source.store)
         hooks = shared.hooks if len(shared.hooks) == 1 else source.hook
@@ -167,10 +170,11 @@ def _streams(source: Source, n_tokens: int, batch_size: int) -> list[ActivationS
                 f"store {str(source.store)!r}: made by a model in {made['lm_dtype']}; train from it in Python"
             )
         lm_dtype, batch_tokens = DTYPES[made["lm_dtype"]], made["lm_batch_tokens"]
-        lm, blocks = LanguageModel(made["lm"], hooks[0], dtype=lm_dtype, batch_tokens=batch_tokens), shared.blocks()
+        lm = LanguageModel(made["lm"], hooks[0], dtype=lm_dtype, batch_tokens=batch_tokens, device=device)
+        blocks = shared.blocks()
     else:
         hooks = source.hook
-        lm = LanguageModel(source.lm, _first(hooks), dtype=DTYPES[source.lm_dtype])
+        lm = LanguageModel(source.lm, _first(hooks), dtype=DTYPES[source.lm_dtype], device=device)
         blocks = load_blocks(
             source.data, lm.tokenizer, source.ctx, max_train_tokens=n_tokens, text_column=source.text_column,
             split=source.split, eval_split=source.eval_split, folder=source.tokens, progress=True,
@@ -261,6 +265,12 @@ def _at_least_1(name: str, value: int) -> int:
     if value < 1:
         raise ValueError(f"{name} {value}: must be at least 1")
     return value
+
+
+def _device(name: str) -> str:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda': PyTorch sees none here; choose cpu")
+    return name
 
 
 def _first(hooks: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from prolu.lm import LanguageModel
 from prolu.passes import Harvest, describe_activations
 from prolu.rng import keyed_generator
 from prolu.sae import normalise
+from prolu.transfer import Transfer
 
 
 class Batch(NamedTuple):
@@ -72,6 +73,7 @@ class ActivationStream:
         acts_dtype: str = "fp32",
         train_on_bos: bool = True,
         source: Source | None = None,
+        device: str | torch.device = "cpu",
     ):
         """Args:
             lm: the model at the hook to train on.
@@ -84,6 +86,7 @@ class ActivationStream:
             train_on_bos: whether the first position of every block is trained on.
             source: a store of these activations, or a harvest shared with streams at other hooks; by default a
                 harvest of its own.
+            device: where windows are held, and SAEs trained on their batches.
 
         Raises:
             ValueError: a batch does not fit into a window, a block not into the model, or the store holds other
@@ -110,13 +113,19 @@ class ActivationStream:
         self._batches_per_window = self._rows_per_window // batch_size
         self.batches_per_epoch = self._n_full * self._batches_per_window + rest * per_block // batch_size
         self._held: tuple[int, int] | None = None
-        self._acts = torch.empty(self._rows_per_window, lm.d_in)
-        self._norms = torch.empty(self._rows_per_window)
+        self._to_device = Transfer(device)
+        self._acts = torch.empty(self._rows_per_window, lm.d_in, device=self.device)
+        self._norms = torch.empty(self._rows_per_window, device=self.device)
 
     @property
     def d_in(self) -> int:
         """Width of the activations."""
         return self.lm.d_in
+
+    @property
+    def device(self) -> torch.device:
+        """Where its batches are."""
+        return self._to_device.device
 
     @property
     def dropped_tokens_per_epoch(self) -> int:
@@ -130,6 +139,7 @@ class ActivationStream:
             "window_tokens": self.window_tokens,
             "train_on_bos": self.train_on_bos,
             "seed": self.seed,
+            "device": self.device.type,
         }
 
     def place(self, index: int) -> Place:
@@ -157,7 +167,7 @@ class ActivationStream:
         per_block = self.blocks.ctx - self._first
         for i in range(0, min(len(order), math.ceil(n_tokens / per_block)), per_pass):
             for piece in self._source.at(self.lm.hook, order[i : i + per_pass]):
-                yield Batch(*normalise(self._rows(piece)))
+                yield Batch(*normalise(self._rows(self._to_device(piece))))
 
     def _rows(self, piece: Float[Tensor, "n ctx d_in"]) -> Float[Tensor, "rows d_in"]:
         return piece[:, self._first :].float().flatten(0, 1)
@@ -173,11 +183,12 @@ class ActivationStream:
         self._held = None
         chosen, start = self._blocks_of(epoch, window), 0
         for piece in self._source.at(self.lm.hook, chosen):
-            raw = self._rows(piece)
+            raw = self._rows(self._to_device(piece))
             end = start + len(raw)
             self._acts[start:end], self._norms[start:end] = normalise(raw)
             start = end
         last = (window + 1) * self._blocks_per_window >= len(self.blocks.train)
         self._source.expect(self.lm.hook, self._blocks_of(*((epoch + 1, 0) if last else (epoch, window + 1))))
-        self._order = torch.randperm(start, generator=keyed_generator(self.seed, "rows", epoch, window))
+        order = torch.randperm(start, generator=keyed_generator(self.seed, "rows", epoch, window))
+        self._order = order.to(self.device)
         self._held = (epoch, window)
