@@ -10,7 +10,7 @@ import pytest
 
 from prolu import replicates
 from prolu.documents import DocumentSums, read_documents_of
-from prolu.statistics import Verdict, half_width, hypervolume, matched, points, verdict_table
+from prolu.statistics import Verdict, half_width, hypervolume, matched, points, summaries, verdict_table
 
 file = Path(__file__).parent.parent / "benchmarks" / "coverage.py"
 spec = importlib.util.spec_from_file_location("coverage_benchmark", file)
@@ -222,3 +222,12 @@ def test_documents_are_saved_whole_or_refused(tmp_path):
     (tmp_path / "documents.safetensors").write_bytes(b"\0" * 7)
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         read_documents_of(tmp_path)
+
+
+def test_families_in_numbers():
+    runs = [*power_law("relu + l1", 8.0, seeds=(0, 1)), record("topk + none", 0.0, 15.0, 0.1) | {"converged": False}]
+    reference, (relu, topk) = summaries(runs)
+    assert reference == (40, max(r["degradation"] for r in runs))
+    assert (relu.family, relu.n_runs, relu.n_converged, relu.l0_range) == ("relu + l1", 6, 6, (10, 40))
+    assert relu.hypervolume == hypervolume(runs, reference)["relu + l1"]
+    assert (topk.family, topk.n_converged, topk.hypervolume) == ("topk", 0, None)

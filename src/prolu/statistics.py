@@ -310,6 +310,31 @@ def hypervolume(
     }
 
 
+class FamilySummary(NamedTuple):
+    """A family's runs in numbers."""
+
+    family: str
+    n_runs: int
+    n_converged: int
+    l0_range: tuple[float, float]
+    """Of all its runs."""
+    hypervolume: Mean | None
+    """Of its converged runs; None if there are none."""
+
+
+def summaries(records: Sequence[Record]) -> tuple[tuple[float, float], list[FamilySummary]]:
+    """Every family, and the reference of their hypervolumes: the largest L0 and the largest degradation of any run."""
+    reference = max(r["l0"] for r in records), max(r["degradation"] for r in records)
+    volumes = hypervolume(records, reference) if reference[0] > 0 else {}
+    found = []
+    for name in dict.fromkeys(map(family, records)):
+        runs = [r for r in records if family(r) == name]
+        l0s = [r["l0"] for r in runs]
+        n_converged = sum(r["converged"] for r in runs)
+        found.append(FamilySummary(name, len(runs), n_converged, (min(l0s), max(l0s)), volumes.get(name)))
+    return reference, found
+
+
 def _area(runs: Sequence[Record], worst_x: float, worst_y: float) -> float:
     inside = [(math.log(r["l0"]), r["degradation"]) for r in runs]
     inside = [(x, y) for x, y in inside if x < worst_x and y < worst_y]

@@ -8,7 +8,7 @@ from typing import Any
 
 from prolu.claims import Claim
 from prolu.frontiers import Record, family
-from prolu.statistics import LESS, MORE, Verdict
+from prolu.statistics import LESS, MORE, Verdict, summaries
 
 COLUMNS = {
     "family": "family",
@@ -90,6 +90,28 @@ def _drawing(v: Verdict, reach: float) -> str:
     parts.append(f'<circle cx="{at(v.change):.1f}" cy="9" r="3.5"/>')
     kind = KINDS.get(v.verdict, "open")
     return f'<svg class="{kind}" viewBox="-4 0 {2 * HALF_WIDTH + 8} 18" aria-hidden="true">{"".join(parts)}</svg>'
+
+
+def families_table(records: Sequence[Record]) -> str:
+    """A row a family: its runs, and the area that they beat."""
+    reference, found = summaries(records)
+    rows = []
+    for f in found:
+        volume, spread = "", ""
+        if f.hypervolume is not None:
+            volume = f"{f.hypervolume.mean:.3f}"
+            spread = f"\u00b1{f.hypervolume.half_width:.3f}" if math.isfinite(f.hypervolume.half_width) else ""
+        cells = (f.n_runs, f.n_converged, f"{f.l0_range[0]:.3g} to {f.l0_range[1]:.3g}", volume, spread)
+        numbers = "".join(f'<td class="n">{cell}</td>' for cell in cells)
+        rows.append(f'<tr><th scope="row">{html.escape(f.family)}</th>{numbers}</tr>')
+    heads = ("runs", "converged", "L0", "hypervolume", "95%")
+    head = '<th scope="col">family</th>' + "".join(f'<th scope="col" class="n">{name}</th>' for name in heads)
+    note = (
+        "Hypervolume: the area in the plane of log L0 and nats lost that a family's converged runs beat and "
+        f"L0 {reference[0]:.3g}, {reference[1]:.3g} nats does not; mean over init seeds. Larger is better."
+    )
+    table = f'<table class="families"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return f'<div class="scroll">{table}</div><p class="note">{note}</p>'
 
 
 def claims_table(claims: Sequence[Claim]) -> str:

@@ -13,7 +13,7 @@ from prolu.claims import paper_claims
 from prolu.figures import FRONTIER_PLANES, LABELS, PLANES, TITLES, colours, families, marker, pareto_points
 from prolu.frontiers import Record, family, studies
 from prolu.report.assets import asset, inlined
-from prolu.report.html_tables import COLUMNS, claims_table, runs_table, verdicts_table
+from prolu.report.html_tables import COLUMNS, claims_table, families_table, runs_table, verdicts_table
 from prolu.statistics import Point, Verdict, points
 
 SYMBOLS = {
@@ -66,6 +66,7 @@ def render_page(report: Report) -> str:
         plotly=get_plotlyjs(),
         facts="".join(f"<p>{html.escape(fact)}</p>" for fact in facts(report)),
         verdicts=verdicts_table(report.verdicts),
+        families=families_table(report.records),
         claims=claims_table(paper_claims(report.records)),
         subject="this study" if len(report.configs) == 1 else "these studies, each family by its own best runs",
         failures=f"<ul class='failures'>{failures}</ul>" if failures else "<p class='quiet'>None failed.</p>",

@@ -12,7 +12,7 @@ from prolu.claims import Claim, paper_claims, verdicts
 from prolu.config import RunConfig
 from prolu.estimates import DENSE_SHARE, TYPICAL_L0, Estimate
 from prolu.frontiers import Record, family, pareto_mask, studies
-from prolu.statistics import Verdict
+from prolu.statistics import Verdict, summaries
 
 MIN_WIDTH = 116
 """Columns that the table needs; a narrower terminal wraps it rather than cutting figures."""
@@ -56,12 +56,35 @@ def print_summary(
         table.add_row("" if name == last else name, *([r["study"]] if pooled else []), *cells)
         last = name
     console.print(table)
+    console.print(families_table(records))
     if found:
         console.print(verdicts_table(found))
     console.print("ProLU against ReLU", style="bold")
     _print_claims(console, verdicts(records, found))
     console.print("The paper's claims", style="bold")
     _print_claims(console, paper_claims(records))
+
+
+def families_table(records: Sequence[Record]) -> Table:
+    """A line a family: its runs, and the area that they beat."""
+    reference, found = summaries(records)
+    table = Table(
+        title="Families",
+        caption=f"hypervolume: of converged runs, in log L0 and nats, up to {reference[0]:.3g} and {reference[1]:.3g}",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("family", no_wrap=True)
+    for name in ("runs", "converged", "L0", "hypervolume"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for f in found:
+        volume = "-"
+        if f.hypervolume is not None:
+            half = f.hypervolume.half_width
+            volume = f"{f.hypervolume.mean:.3f}" + (f" \u00b1 {half:.3f}" if math.isfinite(half) else "")
+        low, high = f.l0_range
+        table.add_row(f.family, str(f.n_runs), str(f.n_converged), f"{low:.1f} to {high:.1f}", volume)
+    return table
 
 
 def verdicts_table(found: Sequence[Verdict]) -> Table:
