@@ -114,6 +114,7 @@ def test_latents_are_described(held_out, tmp_path):
     assert found.density.tolist() == [0.5, 0.25, 0]
     assert found.mean_when_on.tolist() == [3.0, 1.0, 0]
     assert found.encoder_decoder_cosine.tolist() == pytest.approx([-1, 1, 1])
+    assert found.density_histogram() == [1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]  # 0; 0.25; 0.5
     assert found.summary() == pytest.approx({"negative_bias_fraction": 2 / 3, "encoder_decoder_cosine": 0})
     assert code.figures()["dense_fraction"] == pytest.approx(2 / 3)
     found.save(tmp_path)

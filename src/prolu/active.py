@@ -83,7 +83,7 @@ class ActiveRun:
         write_atomically(self.folder / CURVES_FILE, "".join(self._curve))
         facts = asdict(config) | {"run_id": config.run_id, "converged": is_converged(start, end)}
         facts["coeff"] = self.trainer.coeff  # what it was steered to, if it was
-        facts["resampled"] = self.resampled
+        facts |= {"resampled": self.resampled, "density_histogram": latents.density_histogram()}
         probes = {
             f"{name}_probe_{when}": p[name] for when, p in (("start", start), ("end", end)) for name in ("l0", "mse")
         }

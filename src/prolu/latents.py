@@ -16,6 +16,9 @@ from prolu.sae import SAE, normalise
 LATENTS_FILE = "latents.safetensors"
 """In a run's folder."""
 
+DENSITY_EDGES = tuple(10 ** (-n / 2) for n in range(10, 0, -1))
+"""Inner edges of the histogram of densities: half decades from 1e-5 to 0.316. The first bin has all below."""
+
 RESPONSE_TOKENS = 2048
 """Held-out tokens that a scale response looks at."""
 
@@ -39,6 +42,11 @@ class LatentFigures(NamedTuple):
             "negative_bias_fraction": self.negative_bias.mean().item(),
             "encoder_decoder_cosine": self.encoder_decoder_cosine[living].mean().item(),
         }
+
+    def density_histogram(self) -> list[int]:
+        """Latents in each bin of `DENSITY_EDGES`, the first for all below, those never on included."""
+        bins = torch.bucketize(self.density, torch.tensor(DENSITY_EDGES, dtype=self.density.dtype), right=True)
+        return torch.bincount(bins, minlength=len(DENSITY_EDGES) + 1).tolist()
 
     def save(self, folder: Path) -> None:
         """Writes the run's file."""
