@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full test-browser lint format builtin-lm bench bench-stream crash fuzz calibrate clean
+.PHONY: help demo test test-full test-browser lint format builtin-lm bench bench-stream quality crash fuzz calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,10 @@ bench-stream: $(INSTALLED)  ## the activation stream against the bare model, the
 	$(BIN)/python -m pytest -m 'not slow' tests/test_store.py tests/test_stream.py
 	$(BIN)/python benchmarks/stream.py --json benchmarks/stream.json
 	$(BIN)/python benchmarks/caching.py --json benchmarks/caching.json
+
+quality: $(INSTALLED)  ## Gated, JumpReLU and TopK against dictionary_learning's own trainers, at equal L0 (20 minutes)
+	$(BIN)/python -m pytest -m 'not slow' tests/test_baselines.py tests/test_steering.py
+	$(BIN)/python benchmarks/quality.py --json benchmarks/quality.json
 
 crash: $(INSTALLED)  ## kill a sweep at every disk operation and at 40 random moments; each must end as if nothing had happened
 	cd tests && ../$(BIN)/python crash.py

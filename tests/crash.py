@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,17 +29,22 @@ AT_ONCE = 0.0
 
 
 def runs() -> list[RunConfig]:
-    """Six runs that differ in all that a state can hold, each with a resampling step."""
+    """Runs that differ in all that a state can hold: six with a resampling step, four with a coefficient that is
+    steered, a threshold that is observed, or dead latents that an auxiliary term revives.
+    """
     families = itertools.product(["relu", "prolu_relu", "prolu_ste"], ["l1", "sqrt_l1"])
     steps = ["dense", "sparse", "sparse_torch", "auto", "sparse", "auto"]
     lengths = [10240, 10240, 7680, 10240, 10240, 7680]
-    return [
+    resampled = [
         RunConfig(
             nonlinearity=n, penalty=p, coeff=0.05, d_sae=48, n_tokens=length, lr=0.02, step=step,
             resample_fractions=(0.5,), resample_count_fraction=0.4, resample_candidates=640, resample_dead_below=0.01,
         )
         for (n, p), step, length in zip(families, steps, lengths, strict=True)
     ]  # fmt: skip
+    base = RunConfig(coeff=0.05, d_sae=48, n_tokens=10240, lr=0.02, target_l0=6.0, aux_dead_tokens=640)
+    others = [("gated", "l1"), ("jumprelu(0.3)", "l0"), ("topk", "none"), ("batchtopk", "none")]
+    return resampled + [replace(base, nonlinearity=n, penalty=p) for n, p in others]
 
 
 def command(folder: Path, out: Path, checkpoint_seconds: float) -> None:
