@@ -95,7 +95,7 @@ def test_bad_requests(source, tmp_path, monkeypatch, capsys, change, words):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["sweep", "nonsense", "--out", "x"], "study 'nonsense': choose one of demo, experiment1"),
+        (["sweep", "nonsense", "--out", "x"], "study 'nonsense': choose one of demo, comparison, experiment1"),
         (["report", "nowhere"], "no study here"),
         (["eval", "nowhere"], "no such file"),
     ],

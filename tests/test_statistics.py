@@ -230,4 +230,5 @@ def test_families_in_numbers():
     assert reference == (40, max(r["degradation"] for r in runs))
     assert (relu.family, relu.n_runs, relu.n_converged, relu.l0_range) == ("relu + l1", 6, 6, (10, 40))
     assert relu.hypervolume == hypervolume(runs, reference)["relu + l1"]
+    assert summaries([record("relu + l1", 0.1, 10.0, 1.0)])[1][0].hypervolume.mean == 0  # it is the reference itself
     assert (topk.family, topk.n_converged, topk.hypervolume) == ("topk", 0, None)

@@ -101,7 +101,7 @@ def test_results_hold_every_figure_and_agree_with_a_fresh_evaluation(study, tiny
         rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
         assert rows[-1]["step"] == 60
         assert rows[-1]["mse"] < rows[0]["mse"]
-        assert set(rows[0]) == {"step", "tokens", "mse", "penalty", "l0", "dead", "lr"}
+        assert set(rows[0]) == {"step", "tokens", "mse", "penalty", "l0", "dead", "lr", "coeff"}
 
 
 def test_frontier_and_best(study, tmp_path):

@@ -340,5 +340,7 @@ def _area(runs: Sequence[Record], worst_x: float, worst_y: float) -> float:
     inside = [(x, y) for x, y in inside if x < worst_x and y < worst_y]
     mask = pareto_mask([x for x, _ in inside], [y for _, y in inside])
     best = sorted({point for point, on in zip(inside, mask, strict=True) if on})
+    if not best:
+        return 0.0
     edges = [x for x, _ in best[1:]] + [worst_x]
     return float(sum((right - x) * (worst_y - y) for (x, y), right in zip(best, edges, strict=True)))
