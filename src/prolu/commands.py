@@ -19,7 +19,6 @@ from prolu.lm import DTYPES, LanguageModel
 from prolu.passes import Harvest
 from prolu.results import Results, failures, read_study
 from prolu.sae import SAE, read_provenance
-from prolu.statistics import verdict_table
 from prolu.store import (
     STORE_FILE,
     TOKENS_FOLDER,
@@ -365,8 +364,8 @@ def draw_reports(folders: Sequence[Path], out: Path) -> None:
 
 def draw_report(folders: Sequence[Path], out: Path | None = None) -> None:
     """Figures, page, table and verdicts."""
-    from prolu.report import print_summary, records_of, write_report
+    from prolu.report import print_summary, records_of, verdicts_of, write_report
 
     page, found = write_report(folders, out), [Results.load(folder) for folder in folders]
-    print_summary(records_of(found), " + ".join(map(str, folders)), verdict_table(found))
+    print_summary(records_of(found), " + ".join(map(str, folders)), verdicts_of(found))
     print(f"report: {page}")

@@ -12,9 +12,9 @@ from prolu.report.page import Report, render_page
 from prolu.report.tables import write_tables
 from prolu.report.terminal import print_estimate, print_summary
 from prolu.results import CURVES_FILE, Results, pool, read_study
-from prolu.statistics import verdict_table
+from prolu.statistics import Verdict, verdict_table
 
-__all__ = ["FeaturePages", "print_estimate", "print_summary", "records_of", "write_report"]
+__all__ = ["FeaturePages", "print_estimate", "print_summary", "records_of", "verdicts_of", "write_report"]
 
 FIGURES_FOLDER, PAGE_FILE, POOLED_FOLDER = "figures", "report.html", "pooled"
 ENDINGS = ("svg", "pdf", "png")
@@ -58,7 +58,7 @@ def _report(found: Sequence[Results], records: Sequence[Record], place: Path) ->
         records=records,
         configs={name: read_study(results.folder) for name, results in zip(names, found, strict=True)},
         curves={run_id: read_json_lines(run.folder / CURVES_FILE) for run_id, run in runs.items()},
-        verdicts=verdict_table(found),
+        verdicts=verdicts_of(found),
         failures={
             prefix + run_id: why
             for prefix, results in zip(prefixes, found, strict=True)
@@ -66,6 +66,18 @@ def _report(found: Sequence[Results], records: Sequence[Record], place: Path) ->
         },
         pages={run_id: Path(os.path.relpath(page, place)).as_posix() for run_id, page in pages.items()},
     )
+
+
+def verdicts_of(found: Sequence[Results]) -> list[Verdict]:
+    """Families compared at matched L0; those of studies at several hooks hook by hook, the challenger named with it."""
+    by_hook: dict[str, list[Results]] = {}
+    for results in found:
+        by_hook.setdefault(read_study(results.folder)["stream"].get("hook", ""), []).append(results)
+    return [
+        v if len(by_hook) == 1 else v._replace(challenger=f"{hook}: {v.challenger}")
+        for hook, some in by_hook.items()
+        for v in verdict_table(some)
+    ]
 
 
 def records_of(found: Sequence[Results]) -> Sequence[Record]:
