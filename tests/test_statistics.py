@@ -12,7 +12,7 @@ from prolu import replicates
 from prolu.documents import DocumentSums, read_documents_of
 from prolu.statistics import Verdict, half_width, hypervolume, matched, points, summaries, verdict_table
 
-file = Path(__file__).parent.parent / "benchmarks" / "coverage.py"
+file = Path(__file__).parent.parent / "benchmarks" / "intervals.py"
 spec = importlib.util.spec_from_file_location("coverage_benchmark", file)
 benchmark = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(benchmark)

@@ -1,6 +1,6 @@
 """How often the intervals of `prolu.matched` hold the truth, on simulated studies where it is known. JSON and a table.
 
-python benchmarks/coverage.py --n-studies 500 --json benchmarks/coverage.json
+python benchmarks/intervals.py --n-studies 500 --json benchmarks/coverage.json
 
 A study has two families, 3 or so seeds and four settings each, on documents of uneven length. log degradation is
 linear in log L0; seeds move a family's curve and each run; documents move all runs alike, each family, and each run.
