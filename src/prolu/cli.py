@@ -15,10 +15,8 @@ from prolu.commands import (
     DONE,
     FAILED,
     WRONG_REQUEST,
-    HarvestSource,
     Job,
     LatentPages,
-    Source,
     prepare_dry_run,
     prepare_eval,
     prepare_harvest,
@@ -30,6 +28,7 @@ from prolu.config import RunConfig
 from prolu.files import FolderBusyError
 from prolu.interrupts import INTERRUPTED
 from prolu.recipes import GPT2_WIDTH, RECIPES, recipe_named
+from prolu.sources import HarvestSource, Source
 from prolu.sweeps import SweepFailedError, with_seeds
 
 DATA_FIELDS = ("text_column", "split", "eval_split")

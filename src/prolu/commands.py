@@ -1,10 +1,9 @@
 """What the commands do, once their requests have been read: each function checks first and gives back the work."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,20 +15,18 @@ from prolu.data import load_blocks
 from prolu.estimates import estimate, harvest_seconds, outline
 from prolu.evaluation import HeldOut, evaluate
 from prolu.lm import DTYPES, LanguageModel
-from prolu.passes import Harvest
 from prolu.results import Results, failures, read_study
 from prolu.sae import SAE, read_provenance
+from prolu.sources import HarvestSource, Source, at_least_1, first_hook, streams_of
 from prolu.store import (
     STORE_FILE,
     TOKENS_FOLDER,
-    ActivationStore,
     HarvestRequest,
     check_disk,
     check_store_folder,
     harvest,
     store_bytes,
 )
-from prolu.stream import ActivationStream
 from prolu.study import StudyRequest, check_runs, holds_study, prepare_folders
 from prolu.sweeps import requests_at_hooks, run_sweep, run_sweeps
 
@@ -49,54 +46,6 @@ RunsAtWidth = Callable[[int], tuple[list[RunConfig], int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Which activations."""
-
-    lm: str = "builtin"
-    """Language model: a Hugging Face folder or hub name; `builtin` ships with the package."""
-    lm_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the language model's arithmetic."""
-    hook: tuple[str, ...] = ("blocks.2.hook_resid_pre",)
-    """blocks.L.hook_resid_pre, _resid_post, _attn_out or _mlp_out; or a module's path and .input or .output. Several
-    are trained at side by side, from one pass of the language model; each is a study of its own in OUT/HOOK."""
-    data: str = "builtin"
-    """Text: a .txt, .jsonl, .parquet or .arrow file, a folder of them, a hub dataset, or `builtin`
-    (the Python standard library's own source)."""
-    text_column: str = "text"
-    """Column that holds the text, or token ids already made, where there are columns; the paper's: input_ids."""
-    split: str = "train"
-    """Rows to train on: a split, or a slice of one, as in 'train[0:40%]', which is the paper's."""
-    eval_split: str = ""
-    """Rows to score on, as in 'train[90:95%]', the paper's; empty: a tenth of the documents of the split."""
-    ctx: int = 128
-    """Tokens per block."""
-    tokens: Path | None = None
-    """Folder for the text as token blocks: written there, gone on with, or read, so that it is tokenised once.
-    As --data, such a folder is taken as it is."""
-    store: Path | None = None
-    """Activations that `prolu harvest` wrote. Its model, text, ctx and number format then stand in place of --lm,
-    --data, --ctx and the like; --hook is among its hooks, and need not be said if it has one only."""
-    acts_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format that activations are rounded to before they are normalised, as a store of them would."""
-    train_on_bos: bool = True
-    """Whether the first position of every block is trained on. Scored are always both."""
-    stream_seed: int = 0
-    """Seed of the order of activations."""
-    window_tokens: int = 262_144
-    """Tokens that are shuffled together; their activations are held in memory."""
-    eval_tokens: int = 32_768
-    """Held-out tokens to score on."""
-    checkpoint_minutes: float | None = None
-    """Between two checkpoints; by default one or more, so that writing them takes less than 3% of the time."""
-    keep_state: bool = False
-    """Keep Adam's moments of finished runs (twice the size of their weights), so that they can be extended."""
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """CPU threads; part of what decides the last bits."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where the language model runs and SAEs are trained."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class LatentPages:
     """Pages of latents: what they are on for, and what they promote."""
 
@@ -109,14 +58,14 @@ class LatentPages:
 
     def check(self) -> None:
         """Raises ValueError if a number is not one."""
-        _at_least_1("feature_tokens", self.feature_tokens)
-        _at_least_1("examples", self.examples)
+        at_least_1("feature_tokens", self.feature_tokens)
+        at_least_1("examples", self.examples)
 
 
 def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: LatentPages) -> Job:
     """Trains runs on one stream, or at several hooks on one each, then draws reports and pages of latents."""
     latents.check()
-    torch.set_num_threads(_at_least_1("threads", source.threads))
+    torch.set_num_threads(at_least_1("threads", source.threads))
     seconds = None if source.checkpoint_minutes is None else 60 * source.checkpoint_minutes
     if seconds is not None and seconds < 0:
         raise ValueError(f"checkpoint_minutes {source.checkpoint_minutes}: must be 0 or more")
@@ -126,7 +75,7 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: Late
     for held in [read_study(folder) for folder in folders if holds_study(folder)]:
         # A study that is extended keeps its text, and with it its stream.
         n_tokens = held["stream"].get("max_train_tokens", n_tokens)
-    streams = _streams(source, n_tokens, runs_at(ANY_WIDTH)[1])
+    streams = streams_of(source, n_tokens, runs_at(ANY_WIDTH)[1])
     settings = {"eval_tokens": source.eval_tokens, "checkpoint_seconds": seconds, "keep_state": source.keep_state}
     if several:
         requests = requests_at_hooks(lambda d_in: runs_at(d_in)[0], streams, out, source.eval_tokens)
@@ -156,71 +105,14 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: Late
     return job
 
 
-def _streams(source: Source, n_tokens: int, batch_size: int) -> list[ActivationStream]:
-    """The activations that a source describes, hook by hook, from one place."""
-    device = _device(source.device)
-    order = {"window_tokens": source.window_tokens, "train_on_bos": source.train_on_bos, "device": device}
-    if source.store is not None:
-        shared = ActivationStore(source.store)
-        hooks = shared.hooks if len(shared.hooks) == 1 else source.hook
-        made = shared.made
-        if made["lm_dtype"] not in DTYPES:
-            raise ValueError(
-                f"store {str(source.store)!r}: made by a model in {made['lm_dtype']}; train from it in Python"
-            )
-        lm_dtype, batch_tokens = DTYPES[made["lm_dtype"]], made["lm_batch_tokens"]
-        lm = LanguageModel(made["lm"], hooks[0], dtype=lm_dtype, batch_tokens=batch_tokens, device=device)
-        blocks = shared.blocks()
-    else:
-        hooks = source.hook
-        lm = LanguageModel(source.lm, _first(hooks), dtype=DTYPES[source.lm_dtype], device=device)
-        blocks = load_blocks(
-            source.data, lm.tokenizer, source.ctx, max_train_tokens=n_tokens, text_column=source.text_column,
-            split=source.split, eval_split=source.eval_split, folder=source.tokens, progress=True,
-        )  # fmt: skip
-        shared = Harvest(lm, blocks, hooks, source.acts_dtype)
-    return [
-        ActivationStream(lm.at(hook), blocks, batch_size, source.stream_seed, source=shared, **order) for hook in hooks
-    ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HarvestSource:
-    """Which activations to keep."""
-
-    lm: str = "builtin"
-    """Language model: a Hugging Face folder or hub name; `builtin` ships with the package."""
-    lm_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the language model's arithmetic."""
-    hook: tuple[str, ...] = ("blocks.2.hook_resid_pre",)
-    """One or several, read in one pass: blocks.L.hook_resid_pre, _resid_post, _attn_out or _mlp_out; or a module's
-    path and .input or .output."""
-    data: str = "builtin"
-    """Text, as `prolu train` takes it, or a folder of token blocks."""
-    text_column: str = "text"
-    """Column that holds the text, or token ids already made."""
-    split: str = "train"
-    """Rows to train on: a split, or a slice of one, as in 'train[0:40%]'."""
-    eval_split: str = ""
-    """Rows to score on; empty: a tenth of the documents of the split."""
-    ctx: int = 128
-    """Tokens per block."""
-    n_tokens: int = 10_000_000
-    """Tokens to harvest, if the text has so many."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
-    """Number format on the disk."""
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """CPU threads."""
-
-
 def prepare_harvest(request: HarvestSource, out: Path) -> Job:
     """Writes activations into a store."""
-    torch.set_num_threads(_at_least_1("threads", request.threads))
+    torch.set_num_threads(at_least_1("threads", request.threads))
     check_store_folder(out)
-    lm = LanguageModel(request.lm, _first(request.hook), dtype=DTYPES[request.lm_dtype])
+    lm = LanguageModel(request.lm, first_hook(request.hook), dtype=DTYPES[request.lm_dtype])
     widths = [lm.at(hook).d_in for hook in request.hook]
     if not (out / STORE_FILE).is_file():  # else what is there already counts
-        check_disk(out, store_bytes(_at_least_1("n_tokens", request.n_tokens), widths, request.dtype))
+        check_disk(out, store_bytes(at_least_1("n_tokens", request.n_tokens), widths, request.dtype))
     blocks = load_blocks(
         request.data, lm.tokenizer, request.ctx, max_train_tokens=request.n_tokens, text_column=request.text_column,
         split=request.split, eval_split=request.eval_split, progress=True,
@@ -239,8 +131,8 @@ def prepare_harvest(request: HarvestSource, out: Path) -> Job:
 def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:
     """Says what a harvest would cost."""
     lms = [outline(request.lm, hook) for hook in request.hook]
-    _first(request.hook)
-    n_tokens, widths = _at_least_1("n_tokens", request.n_tokens), [lm.d_model for lm in lms]
+    first_hook(request.hook)
+    n_tokens, widths = at_least_1("n_tokens", request.n_tokens), [lm.d_model for lm in lms]
     cost = {
         "tokens": n_tokens,
         "disk": store_bytes(n_tokens, widths, request.dtype),
@@ -260,28 +152,10 @@ def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:
     return job
 
 
-def _at_least_1(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name} {value}: must be at least 1")
-    return value
-
-
-def _device(name: str) -> str:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda': PyTorch sees none here; choose cpu")
-    return name
-
-
-def _first(hooks: Sequence[str]) -> str:
-    if not hooks:
-        raise ValueError("hook: name at least one")
-    return hooks[0]
-
-
 def prepare_dry_run(runs_at: RunsAtWidth, source: Source, *, as_json: bool) -> Job:
     """Says what a sweep would train, and what it would cost."""
     lms = [outline(source.lm, hook) for hook in source.hook]
-    _first(source.hook)
+    first_hook(source.hook)
     runs, batch_size = runs_at(lms[0].d_model)
     check_runs(runs, batch_size)
     cost = estimate(
