@@ -39,7 +39,7 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> str:
     reach = _reach(verdicts)
     rows = []
     for pair, group in groupby(verdicts, key=lambda v: (v.challenger, v.baseline)):
-        same = list(group)
+        same = _shortened(list(group))
         challenger, baseline = map(html.escape, pair)
         name = f'<th scope="rowgroup" rowspan="{len(same)}">{challenger}<span> against {baseline}</span></th>'
         rows += [f"<tr>{name if v is same[0] else ''}{_verdict_cells(v, reach)}</tr>" for v in same]
@@ -51,6 +51,14 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> str:
         '<th scope="col">verdict</th><th scope="col">from</th>'
     )
     return f'<table class="verdicts"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _shortened(same: list[Verdict]) -> list[Verdict]:
+    """A pair of which nothing is known at any L0 takes one row."""
+    if any(math.isfinite(v.change) for v in same):
+        return same
+    reasons = "; ".join(dict.fromkeys(v.reason for v in same))
+    return [same[0]._replace(l0=math.nan, reason=reasons)]
 
 
 def _reach(verdicts: Sequence[Verdict]) -> float:
