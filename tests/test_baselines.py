@@ -13,12 +13,13 @@ from prolu.nonlinearities.topk import HORIZON, TopK
 from prolu.penalties import penalty_named
 from prolu.sae import initial_weights
 from prolu.steps import DenseStep, Objective, dense, sparse_numba, sparse_torch
+from prolu.steps.cuda import CudaStep
 from prolu.steps.sparse_numba import SparseNumbaStep
 from prolu.steps.sparse_torch import SparseTorchStep
 from synthetic import sparse_activations
 from test_dense_step import relative
 
-STEPS = [DenseStep, SparseNumbaStep, SparseTorchStep]
+STEPS = [DenseStep, SparseNumbaStep, SparseTorchStep, CudaStep]
 BASELINES = {
     "gated": ("gated", "l1"),
     "gated_sqrt": ("gated", "sqrt_l1"),
@@ -125,6 +126,7 @@ def test_one_step_gives_autograds_gradients_of_the_papers_loss(monkeypatch, step
     loss = plain_loss(name, leaves, x, COEFF, dead)
     loss.backward()
     gradients, stats = step(weights, batch).gradients(weights, x, objective_for(name, dead=dead))
+    assert list(gradients.own) == list(weights.own)
     for which, ours in gradients.named().items():
         theirs = leaves.named()[which].grad
         if which == "own.threshold":  # not trained, but observed

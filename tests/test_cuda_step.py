@@ -67,8 +67,9 @@ from prolu.penalties import PENALTIES
 from prolu.steps import AdamConfig, Objective
 from prolu.steps.cuda import _gradients, _update_
 from prolu.sae import SAEConfig, initial_weights
-weights, x = initial_weights(SAEConfig(d_in=24, d_sae=96), 1, torch.float64), torch.randn(40, 24, dtype=torch.float64)
+x = torch.randn(40, 24, dtype=torch.float64)
 for name in NONLINEARITIES:
+    weights = initial_weights(SAEConfig(d_in=24, d_sae=96, nonlinearity=name), 1, torch.float64)
     objective = Objective(NONLINEARITIES[name], PENALTIES["sqrt_l1"], 0.02)
     plain, stats = _gradients(weights, x, objective, "fp32")
     fused, also = torch.compile(_gradients, dynamic=False, fullgraph=True)(weights, x, objective, "fp32")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -173,6 +174,17 @@ def verdict_table(
         for challenger, baseline in _pairs(comparisons.families)
         for l0 in (comparisons.l0s(challenger, baseline) if l0s is None else l0s)
     ]
+
+
+def told(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """For tables: a pair of which nothing is known at any L0 takes one row, with L0 nan and all the reasons."""
+    rows: list[Verdict] = []
+    for _, group in groupby(verdicts, key=lambda v: (v.challenger, v.baseline)):
+        same = list(group)
+        if all(math.isnan(v.change) for v in same):
+            same = [same[0]._replace(l0=math.nan, reason="; ".join(dict.fromkeys(v.reason for v in same)))]
+        rows += same
+    return rows
 
 
 def _pairs(families: Sequence[str]) -> Iterator[tuple[str, str]]:

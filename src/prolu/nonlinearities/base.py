@@ -31,7 +31,7 @@ class Pullback(NamedTuple):
         nothing = torch.zeros_like(self.m)
         parameters = {
             name: self.parameters.get(name, nothing) + factor * other.parameters.get(name, nothing)
-            for name in self.parameters.keys() | other.parameters.keys()
+            for name in (self.parameters | other.parameters)
         }
         return Pullback(self.m + factor * other.m, parameters)
 

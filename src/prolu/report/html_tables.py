@@ -8,7 +8,7 @@ from typing import Any
 
 from prolu.claims import Claim
 from prolu.frontiers import Record, family
-from prolu.statistics import LESS, MORE, Verdict, summaries
+from prolu.statistics import LESS, MORE, Verdict, summaries, told
 
 COLUMNS = {
     "family": "family",
@@ -36,10 +36,9 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> str:
     """A row a comparison at one L0, those of a pair together."""
     if not verdicts:
         return '<p class="quiet">There is nothing to compare: no family beside relu + l1.</p>'
-    reach = _reach(verdicts)
-    rows = []
-    for pair, group in groupby(verdicts, key=lambda v: (v.challenger, v.baseline)):
-        same = _shortened(list(group))
+    reach, rows = _reach(verdicts), []
+    for pair, group in groupby(told(verdicts), key=lambda v: (v.challenger, v.baseline)):
+        same = list(group)
         challenger, baseline = map(html.escape, pair)
         name = f'<th scope="rowgroup" rowspan="{len(same)}">{challenger}<span> against {baseline}</span></th>'
         rows += [f"<tr>{name if v is same[0] else ''}{_verdict_cells(v, reach)}</tr>" for v in same]
@@ -51,14 +50,6 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> str:
         '<th scope="col">verdict</th><th scope="col">from</th>'
     )
     return f'<table class="verdicts"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-
-
-def _shortened(same: list[Verdict]) -> list[Verdict]:
-    """A pair of which nothing is known at any L0 takes one row."""
-    if any(math.isfinite(v.change) for v in same):
-        return same
-    reasons = "; ".join(dict.fromkeys(v.reason for v in same))
-    return [same[0]._replace(l0=math.nan, reason=reasons)]
 
 
 def _reach(verdicts: Sequence[Verdict]) -> float:

@@ -12,7 +12,7 @@ from prolu.claims import Claim, paper_claims, verdicts
 from prolu.config import RunConfig
 from prolu.estimates import DENSE_SHARE, TYPICAL_L0, Estimate
 from prolu.frontiers import Record, family, pareto_mask, studies
-from prolu.statistics import Verdict, summaries
+from prolu.statistics import Verdict, summaries, told
 
 MIN_WIDTH = 116
 """Columns that the table needs; a narrower terminal wraps it rather than cutting figures."""
@@ -101,7 +101,7 @@ def verdicts_table(found: Sequence[Verdict]) -> Table:
     for name in ("L0", "change", "95% interval", "seeds", f"{found[0].unit}s"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict")
-    for v in found:
+    for v in told(found):
         l0 = "-" if math.isnan(v.l0) else f"{v.l0:.3g}"
         change = "-" if math.isnan(v.change) else f"{v.change:+.1%}"
         interval = "-" if math.isnan(v.low) else f"[{v.low:+.1%}, {v.high:+.1%}]"

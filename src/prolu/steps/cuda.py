@@ -122,12 +122,12 @@ def _gradients(weights: Weights, acts: Tensor, objective: Objective, precision: 
     error = error * (2 / (batch * d_in))
     upstream = _matmul(error, weights.decoder.T, precision)
     back, penalty = objective.pull_back(upstream, latents, m, own, batch)
-    to_m = torch.where(on, back.m, 0)
+    to_m, nothing = torch.where(on, back.m, 0), torch.zeros_like(m)
     gradients = Weights(
         encoder=_matmul(to_m.T, centred, precision),
         decoder=_matmul(latents.T, error, precision),
         b_dec=error.sum(0) - to_m.sum(0) @ weights.encoder,
-        own={name: torch.where(on, gradient, 0).sum(0) for name, gradient in back.parameters.items()},
+        own={name: torch.where(on, back.parameters.get(name, nothing), 0).sum(0) for name in own},
     )
     fired = (latents > 0).sum(0, dtype=acts.dtype)
     return gradients, StepStats(mse, penalty / batch, torch.zeros_like(mse), fired, torch.zeros_like(mse))
