@@ -72,6 +72,7 @@ function defineColumns() {
       column(name, name, values, (i) => number(values[i]), "minmax(4.5rem, 1fr)", "wide", `its own parameter ${name}`)),
     column("cosine", "cos", list.cosine, (i) => number(list.cosine[i]), "minmax(3.2rem, .8fr)", "wide", "cosine of its encoder column and decoder row"),
   ];
+  document.documentElement.style.setProperty("--list", `max(38%, ${24.5 + 4.5 * Object.keys(list.own).length}rem)`);
 }
 
 function showHead() {
