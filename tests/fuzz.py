@@ -39,7 +39,7 @@ def config_cases() -> Iterator[Case]:
     """Every field of a run's config, with values of the wrong size and of the wrong kind."""
     wrong = [-1, float("nan"), float("inf"), "x", None, [], {}, -(10**30), "\x00", "../../etc"]
     permitted = {
-        "init_seed": [-1, -(10**30)], "max_grad_norm": [None, float("inf")], "resample_max_raw_norm": [None, float("inf")],
+        "init_seed": [-1, -(10**30)], "target_l0": [None], "max_grad_norm": [None, float("inf")], "resample_max_raw_norm": [None, float("inf")],
         "initial_bias": [-1, -(10**30)],
     }  # fmt: skip
     for field in fields(prolu.RunConfig):
