@@ -74,6 +74,21 @@ def peers(file: Path) -> None:
                 print(json.dumps({"name": name, "settings": settings} | found), flush=True)
 
 
+def run_peers(file: Path, n_threads: int) -> list[dict[str, Any]]:
+    """What `peers` found in its environment; a line is shown as it comes."""
+    from peers import environment
+
+    command, found = [environment(), __file__, "--peers", file, "--threads", str(n_threads)], []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            if line.startswith("{"):
+                found.append(json.loads(line))
+                print(f"peer {line}", end="", flush=True)
+    if process.returncode:
+        sys.exit(f"the peers' process failed with {process.returncode}")
+    return found
+
+
 def train_ours(name: str, l0: float, acts: torch.Tensor, held_out: torch.Tensor) -> dict[str, float]:
     """Ours, asked for that L0."""
     from prolu import RunConfig, Trainer
@@ -132,15 +147,10 @@ def main() -> None:
     if options.peers:
         peers(options.peers)
         return
-    from peers import environment
-
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "activations.safetensors"
         write_activations(file, options.tokens)
-        command = [environment(), __file__, "--peers", file, "--threads", str(options.threads)]
-        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-        theirs, tensors = [json.loads(line) for line in lines if line.startswith("{")], load_file(file)
-        rows = []
+        theirs, tensors, rows = run_peers(file, options.threads), load_file(file), []
         for name, some in PEERS.items():
             for settings in some:
                 tried = [t for t in theirs if t["name"] == name and t["settings"] == settings]
