@@ -28,7 +28,7 @@ PEERS: dict[str, list[dict[str, Any]]] = {
     "jumprelu": [{"target_l0": 16.0}, {"target_l0": 32.0}],
     "gated": [{"l1_penalty": 0.3}, {"l1_penalty": 0.15}],
 }
-OURS = {"topk": ("topk", "none"), "jumprelu": ("jumprelu(0.3)", "l0"), "gated": ("gated", "l1")}
+OURS = {"topk": ("topk", "none"), "jumprelu": ("jumprelu(1)", "l0"), "gated": ("gated", "l1")}
 DEFAULT_LR = {"topk": 2e-4 / (D_SAE / 2**14) ** 0.5, "jumprelu": 7e-5, "gated": 5e-5}
 LR = 4e-3
 
