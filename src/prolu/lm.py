@@ -133,7 +133,7 @@ class LanguageModel:
         return other
 
     def uncentred(self) -> "LanguageModel":
-        """The same model, weights shared, its activations with their mean over d_model, as others may have read them."""
+        """The same model, weights shared, whose activations keep their mean over d_model."""
         other = copy.copy(self)
         other.centred = False
         return other

@@ -1,4 +1,4 @@
-"""dictionary_learning: config.json and ae.pt (read from its version 0.1.0). Its inputs are raw, or the user's affair."""
+"""dictionary_learning: config.json and ae.pt (of its version 0.1.0). How inputs are prepared it cannot say."""
 
 import io
 import json
@@ -135,10 +135,10 @@ def _read(folder: Path, trainer: Mapping[str, Any], layout: Layout, there: Mappi
     scalars = {name: _number(file, there, name) for name in layout.scalars}
     t = checked(file, there, shapes, (*layout.scalars, *layout.others))
     found = {own: t[theirs].T if theirs.endswith(".weight") else t[theirs] for own, theirs in names.items()}
-    matrices = [found.pop(own) for own in ours]
+    W_enc, W_dec, b_dec = (found.pop(own) for own in ours)
     if "threshold" in scalars:
-        found["threshold"] = scalars["threshold"].to(matrices[0].dtype).repeat(d_sae)
-    plain = Plain(layout.architecture, *matrices, found)
+        found["threshold"] = scalars["threshold"].to(W_dec.dtype).repeat(d_sae)
+    plain = Plain(layout.architecture, W_enc, W_dec, b_dec, found)
     if layout.architecture == "topk":
         plain = replace(plain, k=_k(folder, trainer, scalars["k"], d_sae))
     return plain

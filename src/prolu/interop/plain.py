@@ -29,7 +29,7 @@ OWN = {
 
 @dataclass(frozen=True)
 class Plain:
-    """x_hat = f W_dec + b_dec; with pre = (x - b_dec) W_enc + b_enc,
+    """x_hat = f W_dec + b_dec, and f by architecture, with pre = (x - b_dec) W_enc + b_enc.
 
     standard   f = ReLU(pre)
     topk       f = the k largest of ReLU(pre)

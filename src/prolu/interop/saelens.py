@@ -1,4 +1,4 @@
-"""SAELens: cfg.json and sae_weights.safetensors (read from its version 6.54.12; older configs are taken as it takes them)."""
+"""SAELens: cfg.json and sae_weights.safetensors (of its version 6.54.12; older configs are read as it reads them)."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from prolu.sae import SAE
 FILES = CONFIG, TENSORS = "cfg.json", "sae_weights.safetensors"
 
 VERSION = "6.54.12"
-"""Without one of 6 or later in the metadata, SAELens takes a config for an older one and drops what it does not know."""
+"""Without one of 6 or later in the metadata, SAELens takes a config for an older one and drops part of it."""
 
 NORMALISATIONS = {"none": "none", "constant_norm_rescale": "per_token"}
 """Theirs, and ours."""
@@ -54,16 +54,16 @@ def to_files(sae: SAE, made: Mapping[str, Any], *, inputs_normalised: bool) -> d
 
 
 def _metadata(made: Mapping[str, Any], named: bool) -> dict[str, Any]:
-    """Where it comes from, in their words; kwargs are for `from_pretrained_no_processing`, which centres nothing itself."""
-    lm, hook = str(made.get("lm", "")), made.get("hook")
-    is_output = isinstance(hook, str) and not named and hook.endswith(".output")
+    """Where it comes from, in their words; the kwargs go to `from_pretrained_no_processing`, which centres nothing."""
+    lm, hook = str(made.get("lm", "")), str(made.get("hook", ""))
+    is_output = not named and hook.endswith(".output")
     return {
         "sae_lens_version": VERSION,
         "sae_lens_training_version": None,
         "model_name": Path(lm).name or None,
         "model_class_name": "AutoModelForCausalLM" if is_output else "HookedTransformer",
         "model_from_pretrained_kwargs": {"center_writing_weights": True} if made.get("centred") and named else {},
-        "hook_name": hook.removesuffix(".output") if is_output else hook,
+        "hook_name": (hook.removesuffix(".output") if is_output else hook) or None,
         "hook_head_index": None,
         "prepend_bos": True,
         "context_size": made.get("ctx"),
