@@ -17,6 +17,7 @@ from prolu.evaluation import HeldOut, evaluate
 from prolu.lm import DTYPES, LanguageModel
 from prolu.results import Results, failures, read_study
 from prolu.sae import SAE, read_provenance
+from prolu.sharing import check_push, deliver, fetch_checked, holds_same, pack, unpack
 from prolu.sources import HarvestSource, Source, at_least_1, first_hook, streams_of
 from prolu.store import (
     STORE_FILE,
@@ -217,6 +218,37 @@ def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPag
         for pages, missing, lm, blocks in todo:
             pages.write(missing, lm, blocks)
         draw_report(folders, out)
+
+    return job
+
+
+def prepare_push(folder: Path, repo: str, *, revision: str, private: bool, licence: str, dry_run: bool) -> Job:
+    """Sends a study, or a run of one, to the hub; or only says what it would send."""
+    parcel = pack(folder, repo, licence=licence)
+    sizes = parcel.sizes
+    told = f"{len(parcel.saes)} SAEs, {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB"
+    head = None if dry_run else check_push(parcel, revision=revision, private=private)
+
+    def job() -> None:
+        if head is None:
+            print("\n".join(f"{size:>13,}  {name}" for name, size in sizes.items()))
+            print(f"{told}, to {parcel.place}; nothing is sent\n\n{parcel.card}", end="")
+            return
+        sent = deliver(parcel, head, revision=revision, private=private)
+        print(f"{told}, in {sent.url}" if sent.changed else f"{parcel.place}: holds all of it already; nothing is new")
+
+    return job
+
+
+def prepare_pull(place: str, out: Path, revision: str) -> Job:
+    """Takes SAEs from the hub into a new folder."""
+    files = fetch_checked(place, revision)
+    is_there = holds_same(files, out)
+
+    def job() -> None:
+        if not is_there:
+            unpack(files, out)
+        print(f"{len(files)} files of {place} in {out}" + (", as they were" if is_there else ""))
 
     return job
 
