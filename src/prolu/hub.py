@@ -1,5 +1,6 @@
 """The Hugging Face hub: files fetched and sent, and its refusals as one sentence each, which never holds the token."""
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ MAIN = "main"
 
 PLACE = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<folder>[\w.+-]+(?:/[\w.+-]+)*))?/?")
 
+
+LONGEST = 300
+"""Characters of what the hub said that are repeated."""
 
 REFUSALS = set(range(400, 500)) - {408, 429}
 """Statuses that the same request would get again."""
@@ -77,10 +81,10 @@ def fetch(place: Place, revision: str, patterns: Sequence[str]) -> Path:
         patterns: of names under the place's folder; * also stands for what holds a /.
 
     Returns:
-        Its folder in the cache: read it, and leave it as it is.
+        Its folder in the cache, if anything matched: read it, and leave it as it is.
 
     Raises:
-        HubError: no such repository, revision or folder, or no access.
+        HubError: no such repository or revision, or no access.
         ConnectionError: the hub does not answer, and the cache has not all of it.
     """
     from huggingface_hub import snapshot_download
@@ -88,10 +92,7 @@ def fetch(place: Place, revision: str, patterns: Sequence[str]) -> Path:
     prefix = f"{place.folder}/" if place.folder else ""
     with _answered(place):
         root = snapshot_download(place.repo, revision=revision, allow_patterns=[prefix + p for p in patterns])
-    folder = Path(root) / place.folder
-    if not folder.is_dir():
-        raise HubError(f"{place}: no such folder at revision {revision!r}, or none of our files in it")
-    return folder
+    return Path(root) / place.folder
 
 
 def look(place: Place, revision: str) -> Head:
@@ -156,13 +157,19 @@ def _answered(place: Place) -> Iterator[None]:
     """What huggingface_hub raises, as a sentence; nothing that it raised is kept, since requests hold the token."""
     from huggingface_hub import errors
 
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)  # its warnings are said here, in the same words as all else
+
     transport: type[Exception] = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
     try:
         yield
     except errors.LocalEntryNotFoundError as problem:  # its cause is what happened
         raise _as_ours(place, problem.__cause__ or problem) from None
-    except (errors.HFValidationError, errors.OfflineModeIsEnabled, transport, RuntimeError) as problem:  # hf_xet's
+    except (ValueError, errors.OfflineModeIsEnabled, transport, RuntimeError) as problem:  # the last is hf_xet's
         raise _as_ours(place, problem) from None
+    finally:
+        log.setLevel(level)
 
 
 def _as_ours(place: Place, problem: BaseException) -> Exception:
@@ -170,7 +177,6 @@ def _as_ours(place: Place, problem: BaseException) -> Exception:
     from huggingface_hub import errors
 
     refusals = (
-        (errors.HFValidationError, f"the hub has no such names ({_plain(problem)})"),
         (errors.RevisionNotFoundError, "no such revision there"),
         (errors.GatedRepoError, "gated; ask for access on its page first"),
         (
@@ -185,6 +191,8 @@ def _as_ours(place: Place, problem: BaseException) -> Exception:
     if status in REFUSALS:
         words = BY_STATUS.get(status, f"the hub refused with status {status}")
         return HubError(f"{place}: {words}{_said(problem)}")
+    if isinstance(problem, ValueError):
+        return HubError(f"{place}: {_plain(problem)}")
     words = f"the hub answered with status {status}; try later" if status else "the hub does not answer"
     if isinstance(problem, errors.OfflineModeIsEnabled):
         words = "HF_HUB_OFFLINE forbids to ask the hub, and not all of it is in the cache"
@@ -198,8 +206,8 @@ def _said(problem: Any) -> str:
 
 
 def _plain(text: object) -> str:
-    """The first line, without the token, should somebody have repeated it."""
+    """On one line, and without the token, should somebody have repeated it."""
     from huggingface_hub import get_token
 
-    first, token = str(text).strip().partition("\n")[0], get_token()
-    return first.replace(token, "***") if token else first
+    line, token = " ".join(str(text).split()), get_token()
+    return (line.replace(token, "***") if token else line)[:LONGEST]
