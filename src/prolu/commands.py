@@ -30,6 +30,7 @@ from prolu.store import (
 )
 from prolu.study import StudyRequest, check_runs, holds_study, prepare_folders
 from prolu.sweeps import requests_at_hooks, run_sweep, run_sweeps
+from prolu.trackers import check_trackers
 
 if TYPE_CHECKING:
     from prolu.report import FeaturePages
@@ -66,6 +67,7 @@ class LatentPages:
 def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: LatentPages) -> Job:
     """Trains runs on one stream, or at several hooks on one each, then draws reports and pages of latents."""
     latents.check()
+    check_trackers(source.tracker)
     torch.set_num_threads(at_least_1("threads", source.threads))
     seconds = None if source.checkpoint_minutes is None else 60 * source.checkpoint_minutes
     if seconds is not None and seconds < 0:
@@ -77,7 +79,10 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: Late
         # A study that is extended keeps its text, and with it its stream.
         n_tokens = held["stream"].get("max_train_tokens", n_tokens)
     streams = streams_of(source, n_tokens, runs_at(ANY_WIDTH)[1])
-    settings = {"eval_tokens": source.eval_tokens, "checkpoint_seconds": seconds, "keep_state": source.keep_state}
+    settings = {
+        "eval_tokens": source.eval_tokens, "checkpoint_seconds": seconds, "keep_state": source.keep_state,
+        "trackers": source.tracker,
+    }  # fmt: skip
     if several:
         requests = requests_at_hooks(lambda d_in: runs_at(d_in)[0], streams, out, source.eval_tokens)
     else:
