@@ -1,7 +1,7 @@
 """A sweep with W&B (offline) and TensorBoard, run by a Python that has both: LM TEXT OUT KILL_AT.
 
-At step KILL_AT, 0 for never, the process dies as by SIGKILL; the only checkpoint is that of step 10. Afterwards what the two
-hold is printed as JSON: {"tensorboard": {run_id: {name: [[step, value], ...]}}, "wandb": [{"id", "group", ...}, ...]}.
+At step KILL_AT, 0 for never, the process dies as by SIGKILL; the only checkpoint is that of step 10. Afterwards what
+the two hold is printed as JSON: {"tensorboard": {run_id: {name: [[step, value], ...]}}, "wandb": [{"id", ...}, ...]}.
 """
 
 import json
@@ -53,7 +53,7 @@ def tensorboard(out):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = {}
-    for folder in sorted(Path(out, "tensorboard").iterdir()):
+    for folder in sorted(Path(out).glob("tensorboard/*/")):
         events = EventAccumulator(str(folder)).Reload()
         found[folder.name] = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     return found

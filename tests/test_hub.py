@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from fake_hub import FakeHub
 from prolu import SAE, ActivationStream, Harvest, Results, RunConfig, grid, run_sweep, run_sweeps
 from prolu.cli import main
 from prolu.sharing import pack
+from test_readme import blocks
 
 TOKEN = "hf_sentinelSentinelSentinelSentinel"
 BASE = RunConfig(d_sae=32, n_tokens=64 * 20, coeff=0.02, lr=3e-3)
@@ -214,7 +217,8 @@ def test_exceptions_hold_no_token(study, hub):
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
 
 
-def test_a_hub_that_breaks_down(study, hub, capsys):
+def test_a_hub_that_breaks_down(study, hub, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between tries
     hub.create("ann/two")
     before = dict(hub.files("ann/two"))
     hub.fail = 500, "oh"
@@ -345,3 +349,17 @@ def test_no_network(study, hub, capsys, tmp_path):
     hub.server_close()
     assert "does not answer" in refused(["pull", "ann/two", "--out", str(tmp_path / "o")], capsys)
     assert "does not answer" in refused(["push", str(study), "ann/two"], capsys)
+
+
+def test_the_examples_of_the_docs_run(study, hub, tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parent.parent / "docs" / "hub.md").read_text()
+    run = Results.load(study).runs[0].folder.name
+    shutil.copytree(study, tmp_path / "runs" / "one")
+    monkeypatch.chdir(tmp_path)
+    commands, examples = blocks("sh", text), blocks("py", text)
+    for line in "".join(commands).replace("RUN_ID", run).splitlines():
+        assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    for example in examples:
+        exec(example.replace("RUN_ID", run), {})
+    assert SAE.load(tmp_path / "pulled" / "sae")
+    assert (len(commands), len(examples)) == (1, 1)

@@ -1,9 +1,11 @@
 """Trackers hear every line as it comes, decide no bit, and hurt nothing when they fail."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from prolu import Results, RunConfig, grid, run_sweep, trackers
 from prolu.cli import main
 from prolu.trackers import check_trackers
 from test_checkpoints import stop_at
+from test_readme import blocks
 
 BASE = RunConfig(d_sae=32, n_tokens=64 * 30, coeff=0.02, lr=3e-3)
 RUNS = grid(BASE, nonlinearity=["relu", "prolu_ste"])
@@ -135,9 +138,9 @@ def test_another_study_is_another_run_and_a_longer_one_is_not(tiny_stream, tmp_p
 
 
 @pytest.mark.parametrize(
-    "problem", [OSError(28, "No space left on device"), SystemExit(1), KeyError(), Exception("a\nb")]
+    ("where", "problem"),
+    [("open", SystemExit(1)), ("log", OSError(28, "No space left on device")), ("finish", Exception("two\nlines"))],
 )
-@pytest.mark.parametrize("where", ["open", "log", "finish"])
 def test_one_that_fails_is_told_once_and_dropped(plain, tiny_stream, tmp_path, capsys, where, problem):
     broken.update({"where": where, "with": problem})
     sweep(tiny_stream, tmp_path / "a")
@@ -183,6 +186,16 @@ def test_unknown_or_missing_ones_are_refused_before_anything_is_written(tiny_str
         assert f"pip install 'prolu[{name}]'" in shown
         assert len(shown.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_commands_of_the_docs_are_understood(monkeypatch, tmp_path, capsys):
+    """As far as they go without the packages."""
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "docs" / "trackers.md").read_text()
+    for line in "".join(blocks("sh", text)).splitlines():
+        assert main(shlex.split(line)[1:]) == 2
+        assert "not installed; pip install 'prolu[" in capsys.readouterr().err
 
 
 def test_a_folder_of_their_name_is_not_them(tmp_path, monkeypatch):

@@ -164,6 +164,7 @@ class Trackers:
         for thread in self._threads:
             thread.join(PATIENCE)
             if thread.is_alive():
+                thread.is_left = True
                 _say(f"tracker {thread.tracker}: not done after {PATIENCE:.0f} s; left alone")
 
     def follow(self, run: Followed) -> Follower:
@@ -178,6 +179,8 @@ class _TrackerThread(threading.Thread):
         super().__init__(name=f"tracker {tracker}", daemon=True)
         self.tracker = tracker
         self.told: SimpleQueue[tuple[Followed, Callable[[TheirRun], None], bool] | None] = SimpleQueue()
+        self.is_left = False
+        """Nobody waits for it any more."""
         self._runs: dict[str, TheirRun] = {}
 
     def run(self) -> None:
@@ -193,7 +196,8 @@ class _TrackerThread(threading.Thread):
                 theirs.stop()
         except (Exception, SystemExit) as problem:  # whatever a tracker may raise
             reason = " ".join(str(problem).split()) or type(problem).__name__
-            _say(f"tracker {self.tracker}: dropped ({reason}); training goes on")
+            if not self.is_left:
+                _say(f"tracker {self.tracker}: dropped ({reason}); training goes on")
 
 
 def _say(sentence: str) -> None:
