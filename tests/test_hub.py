@@ -133,7 +133,7 @@ def test_a_dry_run_sends_and_writes_nothing(study, hub, tmp_path, capsys, monkey
 
 
 def test_the_card(study):
-    parcel = pack(study, "ann/two", licence="cc-by-4.0")
+    parcel = pack(study, "ann/two", license="cc-by-4.0")
     _, front, body = parcel.card.split("---\n", 2)
     facts = yaml.safe_load(front)
     assert facts["library_name"] == "prolu"

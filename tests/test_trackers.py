@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from crash import contents
-from prolu import Results, RunConfig, grid, run_sweep, trackers
+from prolu import ActivationStream, Harvest, Results, RunConfig, grid, run_sweep, run_sweeps, trackers
 from prolu.cli import main
+from prolu.results import Run
 from prolu.trackers import check_trackers
 from test_checkpoints import stop_at
 from test_readme import blocks
@@ -61,8 +62,6 @@ def recorder(monkeypatch):
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, tiny_lm, tiny_blocks):
     """What a sweep without trackers writes."""
-    from prolu import ActivationStream
-
     out = tmp_path_factory.mktemp("plain") / "a"
     sweep(ActivationStream(tiny_lm, tiny_blocks, 64, 3, 2048), out, names=())
     return contents(out)
@@ -156,6 +155,18 @@ def test_one_that_hangs_is_not_waited_for(plain, tiny_stream, tmp_path, capsys, 
     sweep(tiny_stream, tmp_path / "a")
     assert contents(tmp_path / "a") == plain
     assert "tracker json: not done after" in capsys.readouterr().err
+
+
+def test_a_study_at_one_of_several_hooks_is_a_group_of_its_own(tiny_lm, tiny_blocks, tmp_path):
+    hooks = ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"]
+    shared = Harvest(tiny_lm, tiny_blocks, hooks)
+    streams = [ActivationStream(tiny_lm.at(h), tiny_blocks, batch_size=64, seed=3, source=shared) for h in hooks]
+    run_sweeps(RUNS[:1], streams, tmp_path / "both", eval_tokens=320, trackers=["json"], progress=False)
+    assert [theirs.of.group for theirs in heard] == [f"both/{hook}" for hook in hooks]
+    assert len({theirs.of.key for theirs in heard}) == 2
+    assert [theirs.lines for theirs in heard] == [
+        lines_of(Run(tmp_path / "both" / h / RUNS[0].run_id, {})) for h in hooks
+    ]
 
 
 def test_a_run_that_fails_is_stopped(tiny_stream, tmp_path, capsys):

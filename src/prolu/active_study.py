@@ -119,12 +119,14 @@ class ActiveStudy:
         return active
 
     def _followed(self, run: ActiveRun) -> Followed:
-        """A run as trackers know it: named by all that stays when it is resumed, moved or extended, and its study."""
+        """A run as trackers know it: named by its study's name and all that stays when it is resumed or extended."""
         config, stream = run.trainer.config, self.stream.describe()
         lasting = {k: v for k, v in asdict(config).items() if k not in LENGTH_FIELDS}
-        facts = [self._out.resolve().name, {k: v for k, v in stream.items() if k not in MOVABLE}, lasting]
+        out, hook = self._out.resolve(), stream["hook"]
+        group = f"{out.parent.name}/{hook}" if out.name == hook else out.name  # one of several hooks, or the only one
+        facts = [group, {k: v for k, v in stream.items() if k not in MOVABLE}, lasting]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        return Followed(self._out.resolve(), config.run_id, key, run.trainer.describe() | {"stream": stream})
+        return Followed(out, group, config.run_id, key, run.trainer.describe() | {"stream": stream})
 
     def _read(self, folder: Path) -> Mapping[str, Saved]:
         found = read_checkpoint(folder)

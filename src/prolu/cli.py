@@ -237,7 +237,7 @@ class Push:
     def prepare(self) -> Job:
         """Checks the request; gives back the work."""
         return prepare_push(
-            self.folder, self.repo, revision=self.revision, private=self.private, licence=self.license,
+            self.folder, self.repo, revision=self.revision, private=self.private, license=self.license,
             dry_run=self.dry_run,
         )  # fmt: skip
 

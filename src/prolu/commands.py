@@ -227,9 +227,9 @@ def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPag
     return job
 
 
-def prepare_push(folder: Path, repo: str, *, revision: str, private: bool, licence: str, dry_run: bool) -> Job:
+def prepare_push(folder: Path, repo: str, *, revision: str, private: bool, license: str, dry_run: bool) -> Job:
     """Sends a study, or a run of one, to the hub; or only says what it would send."""
-    parcel = pack(folder, repo, licence=licence)
+    parcel = pack(folder, repo, license=license)
     sizes = parcel.sizes
     told = f"{len(parcel.saes)} SAEs, {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB"
     head = None if dry_run else check_push(parcel, revision=revision, private=private)

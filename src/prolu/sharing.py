@@ -46,7 +46,7 @@ class Parcel(NamedTuple):
         return _saes(self.files)
 
 
-def pack(folder: str | Path, repo: str, *, licence: str = "mit") -> Parcel:
+def pack(folder: str | Path, repo: str, *, license: str = "mit") -> Parcel:
     """A study, a run of one, or the studies that a sweep at several hooks wrote, as the hub is to have it.
 
     Absolute paths, of a language model's folder or of a text, are cut down to their last part.
@@ -54,7 +54,7 @@ def pack(folder: str | Path, repo: str, *, licence: str = "mit") -> Parcel:
     Args:
         folder: theirs.
         repo: user/repo.
-        licence: of what is sent, as the hub names licences.
+        license: of what is sent, as the hub names licences.
 
     Raises:
         ValueError: no study or run there, none finished, an SAE that does not load, or not the name of a repository.
@@ -79,7 +79,7 @@ def pack(folder: str | Path, repo: str, *, licence: str = "mit") -> Parcel:
                 files[f"{prefix}{run.folder.name}/{file.name}"] = _public(file) if file.name == CONFIG_FILE else file
     files[FIGURE_FILE] = _figure(records)
     configs = [_without_paths(read_study(results.folder)) for results in found]
-    files[CARD_FILE] = card_of(configs, shapes, records, place.repo, FIGURE_FILE, licence).encode()
+    files[CARD_FILE] = card_of(configs, shapes, records, place.repo, FIGURE_FILE, license).encode()
     return Parcel(place, files)
 
 
@@ -109,7 +109,7 @@ def deliver(parcel: Parcel, head: Head, *, revision: str, private: bool) -> Sent
 
 
 def push(
-    folder: str | Path, repo: str, *, private: bool = False, revision: str = MAIN, licence: str = "mit"
+    folder: str | Path, repo: str, *, private: bool = False, revision: str = MAIN, license: str = "mit"
 ) -> Sent:  # fmt: skip
     """Sends a study, or a run of one, to the hub: one folder an SAE, results, figure and model card, in one commit.
 
@@ -120,13 +120,13 @@ def push(
         repo: user/repo; made if it is not there.
         private: whether a new repository is.
         revision: branch; made from the main one if it is not there.
-        licence: of what is sent, as the hub names licences.
+        license: of what is sent, as the hub names licences.
 
     Raises:
         ValueError: nothing there to push, or the hub refused.
         ConnectionError: the hub does not answer. There is no commit then.
     """
-    parcel = pack(folder, repo, licence=licence)
+    parcel = pack(folder, repo, license=license)
     head = check_push(parcel, revision=revision, private=private)
     return deliver(parcel, head, revision=revision, private=private)
 

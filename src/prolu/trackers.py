@@ -22,6 +22,8 @@ class Followed(NamedTuple):
 
     study: Path
     """Folder of its study."""
+    group: str
+    """Name of its study."""
     run_id: str
     key: str
     """Names it for ever: the same when it is resumed, another in another study."""
@@ -82,7 +84,7 @@ class WandbRun:
         import wandb  # pyright: ignore[reportMissingImports]
 
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "prolu"), group=of.study.name, name=of.run_id, id=of.key,
+            project=os.environ.get("WANDB_PROJECT", "prolu"), group=of.group, name=of.run_id, id=of.key,
             dir=str(of.study), config=of.config, resume="allow", reinit="create_new",
             settings=wandb.Settings(console="off", silent=True, finish_timeout=PATIENCE),
         )  # fmt: skip

@@ -17,7 +17,7 @@ def card_of(
     records: Sequence[Record],
     place: str,
     figure: str,
-    licence: str,
+    license: str,
 ) -> str:
     """The card.
 
@@ -27,12 +27,12 @@ def card_of(
         records: their runs; the `run_id` of each is the name of its folder in the repository.
         place: as the hub names the repository, user/repo.
         figure: file of the frontier beside it.
-        licence: as the hub names it.
+        license: as the hub names it.
     """
     streams, version = [study["stream"] for study in studies], studies[0].get("versions", {}).get("prolu", "")
     example, lm = _example(records), streams[0]["lm"]
     return f"""---
-{_front_matter(records, streams, licence)}
+{_front_matter(records, streams, license)}
 ---
 
 # {place.partition("/")[2]}: {_count(len(records), "sparse autoencoder")} of {_model(lm)}
@@ -66,10 +66,10 @@ files are read without this library too. For other libraries, `prolu pull {place
 """
 
 
-def _front_matter(records: Sequence[Record], streams: Sequence[Mapping[str, Any]], licence: str) -> str:
+def _front_matter(records: Sequence[Record], streams: Sequence[Mapping[str, Any]], license: str) -> str:
     """YAML, of which JSON is a part."""
     names = dict.fromkeys(str(r["nonlinearity"]).partition("(")[0] for r in records)
-    facts: dict[str, Any] = {"library_name": "prolu", "license": licence, "tags": [*TAGS, *names]}
+    facts: dict[str, Any] = {"library_name": "prolu", "license": license, "tags": [*TAGS, *names]}
     if streams[0]["lm"].count("/") == 1:  # a hub name in full
         facts["base_model"] = streams[0]["lm"]
     return "\n".join(f"{name}: {json.dumps(value)}" for name, value in facts.items())
