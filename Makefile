@@ -72,4 +72,4 @@ calibrate: $(INSTALLED)  ## remake the table that decides between dense and spar
 	$(BIN)/python benchmarks/calibrate.py
 
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) .venv-peers .venv-transformer-lens runs
+	rm -rf $(VENV) .venv-peers .venv-transformer-lens .venv-trackers runs

@@ -11,6 +11,7 @@ from prolu.nonlinearities import ProLU, prolu
 from prolu.passes import Harvest
 from prolu.results import Results
 from prolu.sae import SAE, SAEConfig
+from prolu.sharing import pull, push
 from prolu.statistics import Verdict, matched, points, verdict_table
 from prolu.store import ActivationStore, harvest
 from prolu.stream import ActivationStream
@@ -40,6 +41,8 @@ __all__ = [
     "matched",
     "points",
     "prolu",
+    "pull",
+    "push",
     "run_sweep",
     "run_sweeps",
     "verdict_table",
