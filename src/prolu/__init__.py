@@ -11,6 +11,7 @@ from prolu.nonlinearities import ProLU, prolu
 from prolu.passes import Harvest
 from prolu.results import Results
 from prolu.sae import SAE, SAEConfig
+from prolu.splicing import splice
 from prolu.statistics import Verdict, matched, points, verdict_table
 from prolu.store import ActivationStore, harvest
 from prolu.stream import ActivationStream
@@ -42,6 +43,7 @@ __all__ = [
     "prolu",
     "run_sweep",
     "run_sweeps",
+    "splice",
     "verdict_table",
     "with_seeds",
 ]
