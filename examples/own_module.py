@@ -21,12 +21,12 @@ class Autoencoder(torch.nn.Module):
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    model, x = Autoencoder(32, 128), torch.randn(512, 8) @ torch.randn(8, 32)
+    model, x = Autoencoder(32, 128), torch.randn(256, 8) @ torch.randn(8, 32)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(301):
+    for step in range(151):
         recon, latents = model(x)
         loss = (recon - x).square().mean() + 0.01 * latents.sum(-1).mean()
-        if step % 100 == 0:
+        if step % 50 == 0:
             print(f"step {step}: loss {loss:.3f}, L0 {(latents > 0).sum(-1).float().mean():.1f}")
         optimiser.zero_grad()
         loss.backward()

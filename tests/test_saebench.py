@@ -16,8 +16,8 @@ from prolu.sae import initial_weights
 
 PROVENANCE = {"lm": "gpt2", "hook": "blocks.1.hook_resid_pre", "ctx": 32, "data": "stories", "centred": True}
 ASKED = [
-    "model_name", "d_in", "d_sae", "hook_layer", "hook_name", "hook_head_index", "context_size", "architecture", "dtype",
-    "device", "model_from_pretrained_kwargs", "prepend_bos", "normalize_activations", "dataset_path",
+    "model_name", "d_in", "d_sae", "hook_layer", "hook_name", "hook_head_index", "context_size", "architecture",
+    "dtype", "device", "model_from_pretrained_kwargs", "prepend_bos", "normalize_activations", "dataset_path",
     "dataset_trust_remote_code", "seqpos_slice", "training_tokens", "sae_lens_training_version", "neuronpedia_id",
     "activation_fn_str", "activation_fn_kwargs", "apply_b_dec_to_input", "finetuning_scaling_factor",
 ]  # fmt: skip
