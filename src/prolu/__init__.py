@@ -12,6 +12,7 @@ from prolu.passes import Harvest
 from prolu.results import Results
 from prolu.sae import SAE, SAEConfig
 from prolu.sharing import pull, push
+from prolu.splicing import splice
 from prolu.statistics import Verdict, matched, points, verdict_table
 from prolu.store import ActivationStore, harvest
 from prolu.stream import ActivationStream
@@ -45,6 +46,7 @@ __all__ = [
     "push",
     "run_sweep",
     "run_sweeps",
+    "splice",
     "verdict_table",
     "with_seeds",
 ]

@@ -1,0 +1,1 @@
+"""SAEs of ours for other libraries, and theirs for ours."""
