@@ -132,6 +132,12 @@ class LanguageModel:
         other._locate(hook)
         return other
 
+    def uncentred(self) -> "LanguageModel":
+        """The same model, weights shared, its activations with their mean over d_model, as others may have read them."""
+        other = copy.copy(self)
+        other.centred = False
+        return other
+
     @property
     def model(self) -> Any:
         """The transformers model itself, frozen."""

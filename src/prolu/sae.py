@@ -139,14 +139,18 @@ class SAE(torch.nn.Module):
         x, norms = normalise(acts)
         return x, (norms / math.sqrt(self.config.d_in))[..., None]
 
+    def files(self, provenance: dict[str, Any] | None = None) -> dict[str, bytes]:
+        """What `save` writes, by name."""
+        tensors = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
+        facts = {"sae": asdict(self.config), "provenance": provenance or {}}
+        return {WEIGHTS_FILE: save(tensors), CONFIG_FILE: (json.dumps(facts, indent=1) + "\n").encode()}
+
     def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Writes `sae.safetensors` and `config.json`; `provenance` (model, hook, run) goes into the latter."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
-        write_atomically(folder / WEIGHTS_FILE, save(tensors))
-        facts = {"sae": asdict(self.config), "provenance": provenance or {}}
-        write_atomically(folder / CONFIG_FILE, json.dumps(facts, indent=1) + "\n")
+        for name, content in self.files(provenance).items():
+            write_atomically(folder / name, content)
 
     @classmethod
     def load(cls, folder: str | Path) -> "SAE":
