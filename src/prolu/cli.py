@@ -18,7 +18,6 @@ from prolu.commands import (
     Job,
     LatentPages,
     prepare_dry_run,
-    prepare_eval,
     prepare_harvest,
     prepare_harvest_dry_run,
     prepare_pull,
@@ -29,8 +28,10 @@ from prolu.commands import (
 from prolu.config import RunConfig
 from prolu.files import FolderBusyError
 from prolu.hub import MAIN, HubError
+from prolu.interop import check_new, export_files, import_sae, write_folder
 from prolu.interrupts import INTERRUPTED
 from prolu.recipes import GPT2_WIDTH, RECIPES, recipe_named
+from prolu.scoring import Scoring
 from prolu.sources import HarvestSource, Source
 from prolu.sweeps import SweepFailedError, with_seeds
 
@@ -177,27 +178,54 @@ class Harvest:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Score a saved SAE on held-out text, on what it was trained for or on other text."""
+    """Score saved SAEs on held-out text: what they were trained for, other text, or, imported, beside a study."""
 
-    run: Positional[Path]
-    """Folder of a run: config.json and sae.safetensors."""
-    lm: str = ""
-    """Language model, if it lies elsewhere now."""
-    data: str = ""
-    """Other text to score on."""
-    text_column: str = ""
-    """Its column of text, if not the one trained on."""
-    eval_tokens: int = 32_768
-    """Held-out tokens to score on."""
-    json: bool = False
-    """Print one JSON object instead of a table."""
+    runs: Positional[tuple[Path, ...]]
+    """Folders of runs: config.json and sae.safetensors."""
+    scoring: OmitArgPrefixes[Scoring] = field(default_factory=Scoring)
 
     def prepare(self) -> Job:
         """Checks the request; gives back the work."""
-        return prepare_eval(
-            self.run, lm_name=self.lm, data=self.data, text_column=self.text_column, eval_tokens=self.eval_tokens,
-            as_json=self.json,
-        )  # fmt: skip
+        return self.scoring.prepare(self.runs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a saved SAE as another library's folder; what that cannot say is refused."""
+
+    run: Positional[Path]
+    """Folder of a run."""
+    format: Literal["saelens", "dictionary_learning", "prolu"]
+    """Whose folder."""
+    out: Path
+    """A new folder for it."""
+    inputs_normalised: bool = False
+    """Export although the format cannot say how inputs are prepared (centred, scaled per token), and record that they
+    must be."""
+
+    def prepare(self) -> Job:
+        """Checks the request; gives back the work."""
+        files = export_files(self.run, self.format, inputs_normalised=self.inputs_normalised)
+        check_new(self.out)
+        return lambda: write_folder(self.out, files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Read another library's SAE as a run of ours, which `prolu eval` and `prolu export` take."""
+
+    folder: Positional[Path]
+    """Theirs, on this disk."""
+    out: Path
+    """A new folder for the run."""
+    format: Literal["auto", "prolu", "saelens", "dictionary_learning", "sparsify"] = "auto"
+    """Whose folder it is; auto: recognised by its files."""
+
+    def prepare(self) -> Job:
+        """Checks the request; gives back the work."""
+        sae, made = import_sae(self.folder, self.format)
+        check_new(self.out)
+        return lambda: write_folder(self.out, sae.files(made))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +293,8 @@ Command = (
     | Annotated[Harvest, subcommand("harvest")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Export, subcommand("export")]
+    | Annotated[Import, subcommand("import")]
     | Annotated[Push, subcommand("push")]
     | Annotated[Pull, subcommand("pull")]
 )

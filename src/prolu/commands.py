@@ -13,10 +13,8 @@ from prolu.blocks import holds_blocks
 from prolu.config import RunConfig
 from prolu.data import load_blocks
 from prolu.estimates import estimate, harvest_seconds, outline
-from prolu.evaluation import HeldOut, evaluate
 from prolu.lm import DTYPES, LanguageModel
 from prolu.results import Results, failures, read_study
-from prolu.sae import SAE, read_provenance
 from prolu.sharing import check_push, deliver, fetch_checked, holds_same, pack, unpack
 from prolu.sources import HarvestSource, Source, at_least_1, first_hook, streams_of
 from prolu.store import (
@@ -177,32 +175,6 @@ def prepare_dry_run(runs_at: RunsAtWidth, source: Source, *, as_json: bool) -> J
             print(json.dumps(asked | {"estimate": cost.describe()}))
         else:
             print_estimate(runs, cost)
-
-    return job
-
-
-def prepare_eval(run: Path, *, lm_name: str, data: str, text_column: str, eval_tokens: int, as_json: bool) -> Job:
-    """Scores a saved SAE; empty names are those it was trained with."""
-    sae, made = SAE.load(run), read_provenance(run)
-    if missing := {"lm", "hook", "data", "ctx", "text_column", "max_train_tokens"} - made.keys():
-        raise ValueError(f"{run}: its config does not say {', '.join(sorted(missing))}")
-    lm = LanguageModel(lm_name or made["lm"], made["hook"], dtype=DTYPES[made.get("lm_dtype", "fp32")])
-    if lm.d_in != sae.config.d_in:
-        raise ValueError(f"{run}: takes activations of width {sae.config.d_in}, {lm.name} gives {lm.d_in}")
-    blocks = load_blocks(
-        data or made["data"],
-        lm.tokenizer,
-        made["ctx"],
-        max_train_tokens=made["max_train_tokens"],
-        text_column=text_column or made["text_column"],
-        split="train" if data else made.get("split", "train"),
-        eval_split="" if data else made.get("eval_split", ""),
-        progress=True,
-    )
-
-    def job() -> None:
-        figures = evaluate(sae, HeldOut(lm, blocks, eval_tokens))
-        print(json.dumps(figures) if as_json else "\n".join(f"{k:24} {v:.6g}" for k, v in figures.items()))
 
     return job
 
