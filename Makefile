@@ -63,6 +63,7 @@ quality: $(INSTALLED)  ## Gated, JumpReLU and TopK against dictionary_learning's
 	$(BIN)/python benchmarks/quality.py --json benchmarks/quality.json
 
 interop: $(INSTALLED)  ## other libraries' own code beside ours, each in an environment that this makes once
+	$(BIN)/python tests/interop.py --json benchmarks/interop.json
 	$(BIN)/python tests/saebench_core.py
 
 crash: $(INSTALLED)  ## kill a sweep at every disk operation and at 40 random moments; each must end as if nothing had happened

@@ -1,4 +1,4 @@
-"""SAEs of other libraries: what theirs compute is written out here, plainly, from their code; `make interop` runs it."""
+"""SAEs of other libraries; what theirs compute is written out here from their code, which `make interop` runs."""
 
 import io
 import json
@@ -75,6 +75,10 @@ def dictionary_learning(folder, x):
         return f, f @ t["W_dec"] + t["b_dec"]
     bias = {"AutoEncoder": "bias", "GatedAutoEncoder": "decoder_bias", "AutoEncoderNew": "decoder.bias"}
     bias = t[bias.get(name, "b_dec")]
+    if name == "AutoEncoder":  # its `from_pretrained` does so
+        norms = t["decoder.weight"].norm(dim=0)
+        t["decoder.weight"], t["encoder.weight"] = t["decoder.weight"] / norms, t["encoder.weight"] * norms[:, None]
+        t["encoder.bias"] = t["encoder.bias"] * norms
     inner = (x if name == "AutoEncoderNew" else x - bias) @ t["encoder.weight"].T
     if name == "GatedAutoEncoder":
         f = (inner + t["gate_bias"] > 0) * torch.relu(t["r_mag"].exp() * inner + t["mag_bias"])

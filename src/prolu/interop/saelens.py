@@ -3,15 +3,13 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 
 from prolu.interop.memory import CENTRED, MARK, check_inputs, mark, own_file, remembered
-from prolu.interop.plain import OWN, Plain, plain_of, sae_of, tied
+from prolu.interop.plain import OWN, Plain, plain_of, sae_of, tied, with_unit_rows
 from prolu.interop.reading import checked, count, field, only, read_json, read_safetensors
 from prolu.lm import SITES
 from prolu.sae import SAE
@@ -95,7 +93,7 @@ def from_folder(folder: Path) -> tuple[SAE, dict[str, Any]]:
     if found is not None and found[0].config.normalisation == normalisation:
         return found
     plain = plain if is_tied else tied(plain)
-    return sae_of(_with_unit_rows(plain) if by_norm else plain, normalisation), _provenance(config, architecture)
+    return sae_of(with_unit_rows(plain) if by_norm else plain, normalisation), _provenance(config, architecture)
 
 
 def _read(folder: Path, config: Mapping[str, Any], architecture: str) -> Plain:
@@ -120,19 +118,6 @@ def _normalisation(file: Path, config: Mapping[str, Any]) -> str:
         )
     only(file, config, "normalize_activations", tuple(NORMALISATIONS), "ours cannot say it exactly")
     return NORMALISATIONS[theirs]
-
-
-def _with_unit_rows(plain: Plain) -> Plain:
-    """A TopK that ranks pre-activations times the norm of their decoder row: those norms go into the encoder."""
-    norms = torch.linalg.vector_norm(plain.W_dec.double(), dim=1)
-    norms = torch.where(norms > 0, norms, 1)
-    dtype = plain.W_dec.dtype
-    return replace(
-        plain,
-        W_enc=(plain.W_enc.double() * norms).to(dtype),
-        W_dec=(plain.W_dec.double() / norms[:, None]).to(dtype),
-        own={"b_enc": (plain.own["b_enc"].double() * norms).to(dtype)},
-    )
 
 
 def _modern(file: Path, config: dict[str, Any]) -> dict[str, Any]:
