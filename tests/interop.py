@@ -10,6 +10,7 @@ threads. Then the reverse: SAEs that their own code made and saved. Ends with on
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import torch
 from torch import Tensor
@@ -150,6 +152,22 @@ def exports(run: Path, folder: Path, acts: Tensor) -> list[Check]:
     return found
 
 
+def examples(run: Path, folder: Path, acts: Tensor) -> None:
+    """Runs what `docs/interop.md` shows of the others."""
+    shown = re.findall(
+        r"^```py\n(.*?)^```$", (ROOT / "docs" / "interop.md").read_text(), flags=re.DOTALL | re.MULTILINE
+    )
+    write_folder(folder / "theirs" / "saelens", export_files(run, "saelens"))
+    write_folder(folder / "theirs" / "dl", export_files(run, "dictionary_learning", inputs_normalised=True))
+    os.chdir(folder)
+    expected = prolu.SAE.load(run)(acts[:1000])
+    for example in shown:
+        names = {"activations": acts[:1000]}
+        exec(example, names)
+        torch.testing.assert_close(names["reconstructions"], expected, rtol=1e-4, atol=1e-4)
+    assert len(shown) == 2
+
+
 def of_saelens(folder: Path, acts: Tensor) -> list[Check]:
     """SAEs that SAELens made and saved; untied, rescaled and gated ones round otherwise there, ties are shared here."""
     from sae_lens import SAE
@@ -243,15 +261,11 @@ def activations_by_their_advice(run: Path, folder: Path, tokens: Tensor) -> list
         (folder / "gpt2" / file.name).write_bytes(file.read_bytes())
     config = json.loads((MODEL_DIR / "config.json").read_text())
     (folder / "gpt2" / "config.json").write_text(json.dumps(config | {"n_ctx": config["n_positions"]}))
-    before = Path.cwd()
     os.chdir(folder)
-    try:
-        kwargs = metadata.model_from_pretrained_kwargs
-        advised, plain = (
-            HookedSAETransformer.from_pretrained_no_processing("gpt2", device="cpu", **given) for given in (kwargs, {})
-        )
-    finally:
-        os.chdir(before)
+    kwargs = metadata.model_from_pretrained_kwargs
+    advised, plain = (
+        HookedSAETransformer.from_pretrained_no_processing("gpt2", device="cpu", **given) for given in (kwargs, {})
+    )
     ours = LanguageModel("builtin", HOOK).activations(tokens.numpy())
 
     def at(model: torch.nn.Module) -> Tensor:
@@ -270,6 +284,8 @@ def main() -> int:
     options = parser.parse_args()
     if Path(sys.prefix).resolve() != ENVIRONMENT.resolve():
         return subprocess.run([environment(), *sys.argv], check=False).returncode
+    if options.json:
+        options.json = options.json.resolve()
     torch.set_num_threads(THREADS)
     warnings.simplefilter("ignore")
     lm = LanguageModel("builtin", HOOK)
@@ -282,6 +298,7 @@ def main() -> int:
         with torch.enable_grad():
             study = prolu.run_sweep(RUNS, stream, folder / "study", eval_tokens=4096, progress=False)
         checks = [c for run in study.runs for c in exports(run.folder, folder / "out" / run.folder.name, acts)]
+        examples(study.runs[1].folder, folder, acts)
         checks += activations_by_their_advice(study.runs[0].folder, folder, tokens)
         checks += of_saelens(folder / "saelens", acts) + of_dictionary_learning(folder / "dl", acts)
         checks += of_sparsify(folder / "sparsify", acts)
