@@ -10,8 +10,12 @@ import struct
 import sys
 from pathlib import Path
 
+import torch
+
 import prolu
 from prolu.checkpoints import Clock
+
+torch.set_num_threads(2)  # as in the tests beside which this is compared
 
 BLOCK, HEADER = 32_768, 7
 
