@@ -413,6 +413,33 @@ def block_cases(folder: Path, tokenizer: object) -> Iterator[Case]:
         yield f"data {source!r}", lambda s=source: prolu.load_blocks(s, tokenizer, ctx=32)
 
 
+def interop_cases(folder: Path) -> Iterator[Case]:
+    """Folders of other libraries that are damaged, or say what ours cannot."""
+    from test_interop import BROKEN, write_dictionary_learning, write_saelens, write_sparsify
+
+    places = {name: write(folder / f"interop-{i}" / "theirs") for i, (name, (write, _)) in enumerate(BROKEN.items())}
+    writers = {"saelens": write_saelens, "sparsify": write_sparsify}
+    writers["dictionary_learning"] = lambda place: write_dictionary_learning(place, "JumpReluAutoEncoder")
+    for format, write in writers.items():
+        good = write(folder / f"interop-{format}" / "theirs")
+        for file in sorted(good.iterdir()):
+            content = file.read_bytes()
+            damaged = {f"cut at {n}": content[:n] for n in (0, 1, 7, 8, 9, len(content) // 2, len(content) - 2)}
+            damaged |= {
+                "rubbish": b"\xff" * 200,
+                "null": b"null",
+                "deep": b"[" * 10**5,
+                "zip": b"PK\x03\x04" + bytes(99),
+            }
+            for name, data in damaged.items():
+                place = folder / f"interop-{format}-{file.name}-{name}".replace(" ", "-") / "theirs"
+                shutil.copytree(good, place)
+                (place / file.name).write_bytes(data)
+                places[f"{format} {file.name} {name}"] = place
+    for name, place in places.items():
+        yield f"import {name}", lambda p=place: run_command(["import", str(p), "--out", str(p.parent / "ours")])
+
+
 def cli_cases(folder: Path, lm: Path, run: Callable[[list[str]], None]) -> Iterator[Case]:
     """The command line."""
     out = ["--out", str(folder / "cli")]
@@ -449,7 +476,11 @@ def cli_cases(folder: Path, lm: Path, run: Callable[[list[str]], None]) -> Itera
         ["harvest", *source, *out, "--hook", "x"], ["harvest", *source, *out, "--dtype", "int8"],
         ["harvest", *source, *out, "--n-tokens", "-1"], ["harvest", *source, *out, "--json"],
         ["harvest", *source, *out, "--n-tokens", str(10**15)], ["harvest", *source, *out, "--ctx", "9999"],
-        ["eval", str(folder / "good"), "--lm", "/nowhere"], ["demo", "--out", "/dev/null/x"], ["report", "a", "b"],
+        ["eval", str(folder / "good"), "--lm", "/nowhere"], ["eval", str(folder / "good"), "--like", "nowhere"],
+        ["eval", str(folder / "good"), "--eval-tokens", "0"], ["eval", str(folder / "good"), "--converged"],
+        ["export"], ["export", "nowhere", "--format", "saelens", *out], ["export", str(folder / "good"), "--format", "onnx", *out],
+        ["export", str(folder / "good"), "--format", "dictionary_learning", *out], ["import"], ["import", "nowhere", *out],
+        ["demo", "--out", "/dev/null/x"], ["report", "a", "b"],
     ):  # fmt: skip
         yield f"prolu {' '.join(args)[:60]}", lambda a=args: run(a)
 
@@ -517,7 +548,7 @@ def main_() -> int:
     cases = [
         *config_cases(), *sae_cases(folder, folder / "good"), *results_cases(folder, folder / "study"),
         *data_cases(folder, lm.tokenizer), *lm_cases(folder, lm_folder), *api_cases(lm, blocks, folder),
-        *checkpoint_cases(folder), *store_cases(folder, lm, blocks), *block_cases(folder, lm.tokenizer), *cli_cases(folder, lm_folder, run_command),
+        *checkpoint_cases(folder), *store_cases(folder, lm, blocks), *block_cases(folder, lm.tokenizer), *cli_cases(folder, lm_folder, run_command), *interop_cases(folder),
     ]  # fmt: skip
     processes = [(f"as a process: {name}", work) for name, work in cli_cases(folder, lm_folder, run_process)]
     cases += processes[::2][:30]

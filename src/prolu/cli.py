@@ -18,16 +18,20 @@ from prolu.commands import (
     Job,
     LatentPages,
     prepare_dry_run,
-    prepare_eval,
     prepare_harvest,
     prepare_harvest_dry_run,
+    prepare_pull,
+    prepare_push,
     prepare_report,
     prepare_sweep,
 )
 from prolu.config import RunConfig
 from prolu.files import FolderBusyError
+from prolu.hub import MAIN, HubError
+from prolu.interop import check_new, export_files, import_sae, write_folder
 from prolu.interrupts import INTERRUPTED
 from prolu.recipes import GPT2_WIDTH, RECIPES, recipe_named
+from prolu.scoring import Scoring
 from prolu.sources import HarvestSource, Source
 from prolu.sweeps import SweepFailedError, with_seeds
 
@@ -174,27 +178,54 @@ class Harvest:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Score a saved SAE on held-out text, on what it was trained for or on other text."""
+    """Score saved SAEs on held-out text: what they were trained for, other text, or, imported, beside a study."""
 
-    run: Positional[Path]
-    """Folder of a run: config.json and sae.safetensors."""
-    lm: str = ""
-    """Language model, if it lies elsewhere now."""
-    data: str = ""
-    """Other text to score on."""
-    text_column: str = ""
-    """Its column of text, if not the one trained on."""
-    eval_tokens: int = 32_768
-    """Held-out tokens to score on."""
-    json: bool = False
-    """Print one JSON object instead of a table."""
+    runs: Positional[tuple[Path, ...]]
+    """Folders of runs: config.json and sae.safetensors."""
+    scoring: OmitArgPrefixes[Scoring] = field(default_factory=Scoring)
 
     def prepare(self) -> Job:
         """Checks the request; gives back the work."""
-        return prepare_eval(
-            self.run, lm_name=self.lm, data=self.data, text_column=self.text_column, eval_tokens=self.eval_tokens,
-            as_json=self.json,
-        )  # fmt: skip
+        return self.scoring.prepare(self.runs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a saved SAE as another library's folder; what that cannot say is refused."""
+
+    run: Positional[Path]
+    """Folder of a run."""
+    format: Literal["saelens", "dictionary_learning", "prolu"]
+    """Whose folder."""
+    out: Path
+    """A new folder for it."""
+    inputs_normalised: bool = False
+    """Export although the format cannot say how inputs are prepared (centred, scaled per token), and record that they
+    must be."""
+
+    def prepare(self) -> Job:
+        """Checks the request; gives back the work."""
+        files = export_files(self.run, self.format, inputs_normalised=self.inputs_normalised)
+        check_new(self.out)
+        return lambda: write_folder(self.out, files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Read another library's SAE as a run of ours, which `prolu eval` and `prolu export` take."""
+
+    folder: Positional[Path]
+    """Theirs, on this disk."""
+    out: Path
+    """A new folder for the run."""
+    format: Literal["auto", "prolu", "saelens", "dictionary_learning", "sparsify"] = "auto"
+    """Whose folder it is; auto: recognised by its files."""
+
+    def prepare(self) -> Job:
+        """Checks the request; gives back the work."""
+        sae, made = import_sae(self.folder, self.format)
+        check_new(self.out)
+        return lambda: write_folder(self.out, sae.files(made))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +245,47 @@ class Report:
         return prepare_report(self.studies, self.out, self.latents)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """Send a study, or a run of one, to the Hugging Face hub: a folder an SAE, results, a model card, in one commit."""
+
+    folder: Positional[Path]
+    """Of a study, of a run, or of the studies at several hooks."""
+    repo: Positional[str]
+    """user/repo on the hub; made if it is not there."""
+    dry_run: bool = False
+    """Only list the files and show the card; nothing is sent or written."""
+    private: bool = False
+    """A new repository is private; one that is there already must be."""
+    revision: str = MAIN
+    """Branch to commit to; made if it is not there."""
+    license: str = "mit"
+    """Licence of what is sent, as the hub names licences."""
+
+    def prepare(self) -> Job:
+        """Checks the request; gives back the work."""
+        return prepare_push(
+            self.folder, self.repo, revision=self.revision, private=self.private, license=self.license,
+            dry_run=self.dry_run,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    """Take a study, or one SAE, from the Hugging Face hub; each SAE is loaded before anything is written."""
+
+    place: Positional[str]
+    """user/repo, or user/repo/FOLDER for one SAE."""
+    out: Path
+    """A new folder for it."""
+    revision: str = MAIN
+    """Branch, tag or commit."""
+
+    def prepare(self) -> Job:
+        """Checks the request; gives back the work."""
+        return prepare_pull(self.place, self.out, self.revision)
+
+
 Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Train, subcommand("train")]
@@ -221,6 +293,10 @@ Command = (
     | Annotated[Harvest, subcommand("harvest")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Export, subcommand("export")]
+    | Annotated[Import, subcommand("import")]
+    | Annotated[Push, subcommand("push")]
+    | Annotated[Pull, subcommand("pull")]
 )
 
 
@@ -248,7 +324,7 @@ def _finish(job: Job) -> int:
         return job() or DONE
     except KeyboardInterrupt:
         sentence, code = f"interrupted; {kept}", INTERRUPTED
-    except FolderBusyError as problem:
+    except (FolderBusyError, HubError) as problem:
         sentence, code = str(problem), WRONG_REQUEST
     except (OSError, FloatingPointError, SweepFailedError) as problem:
         sentence, code = f"{problem}; {kept}", FAILED

@@ -13,10 +13,9 @@ from prolu.blocks import holds_blocks
 from prolu.config import RunConfig
 from prolu.data import load_blocks
 from prolu.estimates import estimate, harvest_seconds, outline
-from prolu.evaluation import HeldOut, evaluate
 from prolu.lm import DTYPES, LanguageModel
 from prolu.results import Results, failures, read_study
-from prolu.sae import SAE, read_provenance
+from prolu.sharing import check_push, deliver, fetch_checked, holds_same, pack, unpack
 from prolu.sources import HarvestSource, Source, at_least_1, first_hook, streams_of
 from prolu.store import (
     STORE_FILE,
@@ -29,6 +28,7 @@ from prolu.store import (
 )
 from prolu.study import StudyRequest, check_runs, holds_study, prepare_folders
 from prolu.sweeps import requests_at_hooks, run_sweep, run_sweeps
+from prolu.trackers import check_trackers
 
 if TYPE_CHECKING:
     from prolu.report import FeaturePages
@@ -65,6 +65,7 @@ class LatentPages:
 def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: LatentPages) -> Job:
     """Trains runs on one stream, or at several hooks on one each, then draws reports and pages of latents."""
     latents.check()
+    check_trackers(source.tracker)
     torch.set_num_threads(at_least_1("threads", source.threads))
     seconds = None if source.checkpoint_minutes is None else 60 * source.checkpoint_minutes
     if seconds is not None and seconds < 0:
@@ -76,7 +77,10 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: Late
         # A study that is extended keeps its text, and with it its stream.
         n_tokens = held["stream"].get("max_train_tokens", n_tokens)
     streams = streams_of(source, n_tokens, runs_at(ANY_WIDTH)[1])
-    settings = {"eval_tokens": source.eval_tokens, "checkpoint_seconds": seconds, "keep_state": source.keep_state}
+    settings = {
+        "eval_tokens": source.eval_tokens, "checkpoint_seconds": seconds, "keep_state": source.keep_state,
+        "trackers": source.tracker,
+    }  # fmt: skip
     if several:
         requests = requests_at_hooks(lambda d_in: runs_at(d_in)[0], streams, out, source.eval_tokens)
     else:
@@ -175,32 +179,6 @@ def prepare_dry_run(runs_at: RunsAtWidth, source: Source, *, as_json: bool) -> J
     return job
 
 
-def prepare_eval(run: Path, *, lm_name: str, data: str, text_column: str, eval_tokens: int, as_json: bool) -> Job:
-    """Scores a saved SAE; empty names are those it was trained with."""
-    sae, made = SAE.load(run), read_provenance(run)
-    if missing := {"lm", "hook", "data", "ctx", "text_column", "max_train_tokens"} - made.keys():
-        raise ValueError(f"{run}: its config does not say {', '.join(sorted(missing))}")
-    lm = LanguageModel(lm_name or made["lm"], made["hook"], dtype=DTYPES[made.get("lm_dtype", "fp32")])
-    if lm.d_in != sae.config.d_in:
-        raise ValueError(f"{run}: takes activations of width {sae.config.d_in}, {lm.name} gives {lm.d_in}")
-    blocks = load_blocks(
-        data or made["data"],
-        lm.tokenizer,
-        made["ctx"],
-        max_train_tokens=made["max_train_tokens"],
-        text_column=text_column or made["text_column"],
-        split="train" if data else made.get("split", "train"),
-        eval_split="" if data else made.get("eval_split", ""),
-        progress=True,
-    )
-
-    def job() -> None:
-        figures = evaluate(sae, HeldOut(lm, blocks, eval_tokens))
-        print(json.dumps(figures) if as_json else "\n".join(f"{k:24} {v:.6g}" for k, v in figures.items()))
-
-    return job
-
-
 def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPages) -> Job:
     """Makes the pages of latents that are missing, and draws the report of one study, or of several together."""
     from prolu.report import records_of
@@ -217,6 +195,37 @@ def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPag
         for pages, missing, lm, blocks in todo:
             pages.write(missing, lm, blocks)
         draw_report(folders, out)
+
+    return job
+
+
+def prepare_push(folder: Path, repo: str, *, revision: str, private: bool, license: str, dry_run: bool) -> Job:
+    """Sends a study, or a run of one, to the hub; or only says what it would send."""
+    parcel = pack(folder, repo, license=license)
+    sizes = parcel.sizes
+    told = f"{len(parcel.saes)} SAEs, {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB"
+    head = None if dry_run else check_push(parcel, revision=revision, private=private)
+
+    def job() -> None:
+        if head is None:
+            print("\n".join(f"{size:>13,}  {name}" for name, size in sizes.items()))
+            print(f"{told}, to {parcel.place}; nothing is sent\n\n{parcel.card}", end="")
+            return
+        sent = deliver(parcel, head, revision=revision, private=private)
+        print(f"{told}, in {sent.url}" if sent.changed else f"{parcel.place}: holds all of it already; nothing is new")
+
+    return job
+
+
+def prepare_pull(place: str, out: Path, revision: str) -> Job:
+    """Takes SAEs from the hub into a new folder."""
+    files = fetch_checked(place, revision)
+    is_there = holds_same(files, out)
+
+    def job() -> None:
+        if not is_there:
+            unpack(files, out)
+        print(f"{len(files)} files of {place} in {out}" + (", as they were" if is_there else ""))
 
     return job
 

@@ -233,8 +233,10 @@ class RunConfig:
         return round(0.8 * end), end
 
 
-def family_of(nonlinearity: str, penalty: str) -> str:
-    """What is compared: nonlinearity and penalty; where a nonlinearity says its L0 itself, whichever that is."""
+def family_of(nonlinearity: str, penalty: str | None) -> str:
+    """What is compared: nonlinearity and penalty (None: not known); where a nonlinearity says its L0 itself, whichever
+    that is.
+    """
     name = nonlinearity.partition("(")[0]
     code = name if name in TAKES_L0 else nonlinearity
-    return code if penalty == "none" else f"{code} + {penalty}"
+    return code if penalty in ("none", None) else f"{code} + {penalty}"

@@ -46,8 +46,11 @@ SETTINGS = tuple(f.name for f in fields(RunConfig) if f.name not in ("init_seed"
 def setting(record: Record) -> tuple[str, ...]:
     """All that a run was asked but its family and its seed: runs alike in it differ by init seed only.
 
-    Where a run was asked for an L0, its coefficient is what came of that, and no setting.
+    Where a run was asked for an L0, its coefficient is what came of that, and no setting. An SAE whose seed is not
+    known, as of an import, is alike to no other.
     """
+    if record.get("init_seed", 0) is None:
+        return (str(record.get("study", "")), str(record["run_id"]))
     asked = record.get("target_l0") is not None
     names = [name for name in SETTINGS if not (asked and name == "coeff")]
     return (str(record.get("study", "")), str(record.get("target_l0")), *(str(record.get(name)) for name in names))

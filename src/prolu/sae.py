@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from prolu.files import write_atomically
+from prolu.hub import MAIN, HubError, fetch, place_of
 from prolu.nonlinearities import activate, nonlinearity_named
 from prolu.rng import keyed_generator
 from prolu.steps.adam import normalise_rows_
@@ -181,6 +182,20 @@ class SAE(torch.nn.Module):
                 raise ValueError(f"{file}: {name} holds values that are not finite")
         own = {name: tensors[name] for name in own_names}
         return cls(config, Weights(tensors["W_enc"].T.contiguous(), tensors["W_dec"], tensors["b_dec"], own))
+
+    @classmethod
+    def from_hub(cls, place: str, revision: str = MAIN) -> "SAE":
+        """Loads one SAE from the Hugging Face hub: `SAE.from_hub("user/repo/RUN_ID")`; downloaded once, into its cache.
+
+        Raises:
+            ValueError: no such place, no access, or no SAE of ours there.
+            ConnectionError: the hub does not answer.
+        """
+        where = place_of(place)
+        folder = fetch(where, revision, (CONFIG_FILE, WEIGHTS_FILE))
+        if not (folder / WEIGHTS_FILE).is_file():
+            raise HubError(f"{where}: no SAE there (no {WEIGHTS_FILE}); name its folder, as in user/repo/RUN_ID")
+        return cls.load(folder)
 
 
 def read_config(file: Path) -> SAEConfig:

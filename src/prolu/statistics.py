@@ -34,7 +34,7 @@ class Point(NamedTuple):
     """The runs of one family that differ by init seed only."""
 
     family: str
-    setting: float
+    setting: float | None
     """The L0 asked for if one was, else the coefficient."""
     d_sae: int | None
     n_tokens: int | None
@@ -340,7 +340,7 @@ def summaries(records: Sequence[Record]) -> tuple[tuple[float, float], list[Fami
     for name in dict.fromkeys(map(family, records)):
         runs = [r for r in records if family(r) == name]
         l0s = [r["l0"] for r in runs]
-        n_converged = sum(r["converged"] for r in runs)
+        n_converged = sum(bool(r["converged"]) for r in runs)
         found.append(FamilySummary(name, len(runs), n_converged, (min(l0s), max(l0s)), volumes.get(name)))
     return reference, found
 

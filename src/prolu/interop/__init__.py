@@ -13,13 +13,11 @@ from prolu.sae import SAE, read_provenance
 
 
 class ToFiles(Protocol):
-    """What writes an SAE, with its provenance, as the files of a folder.
+    """What writes an SAE as the files of a folder."""
 
-    Raises:
-        ValueError: the format cannot say something of it.
-    """
-
-    def __call__(self, sae: SAE, made: Mapping[str, Any], *, inputs_normalised: bool) -> dict[str, bytes]: ...
+    def __call__(self, sae: SAE, made: Mapping[str, Any], *, inputs_normalised: bool) -> dict[str, bytes]:
+        """Files by name, of an SAE and its provenance; ValueError if the format cannot say something of it."""
+        ...
 
 
 class Format(NamedTuple):

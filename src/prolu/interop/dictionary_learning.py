@@ -1,4 +1,4 @@
-"""dictionary_learning: config.json and ae.pt (read from its version 0.1.0). Its inputs are raw, or the user's affair."""
+"""dictionary_learning: config.json and ae.pt (of its version 0.1.0). How inputs are prepared it cannot say."""
 
 import io
 import json
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prolu.interop.memory import CENTRED, MARK, check_inputs, mark, own_file, remembered, scaled
-from prolu.interop.plain import Plain, plain_of, sae_of, tied, untied
+from prolu.interop.plain import Plain, has_unit_rows, plain_of, sae_of, tied, untied, with_unit_rows
 from prolu.interop.reading import checked, count, field, read_json, read_torch_zip, widths
 from prolu.lm import SITES
 from prolu.nonlinearities import BatchTopK, nonlinearity_named
@@ -87,13 +87,11 @@ def _class_of(sae: SAE) -> str:
 def _tensors(sae: SAE) -> dict[str, Tensor]:
     plain, name = plain_of(sae), _class_of(sae)
     layout = CLASSES[name]
-    if name == "AutoEncoder":
-        norms = torch.linalg.vector_norm(plain.W_dec.double(), dim=1)
-        if not torch.allclose(norms, torch.ones_like(norms), rtol=1e-6):
-            raise ValueError(
-                "format 'dictionary_learning': its AutoEncoder is rescaled to decoder rows of norm 1 when it is "
-                "loaded, which would change the latents of this SAE, whose rows are longer or shorter"
-            )
+    if name == "AutoEncoder" and not has_unit_rows(plain):
+        raise ValueError(
+            "format 'dictionary_learning': its AutoEncoder is rescaled to decoder rows of norm 1 when it is loaded, "
+            "which would change the latents of this SAE, whose rows are longer or shorter"
+        )
     if not layout.is_tied:
         plain = untied(plain)
     matrices = {"W_enc": plain.W_enc, "W_dec": plain.W_dec, "b_dec": plain.b_dec}
@@ -119,7 +117,10 @@ def from_folder(folder: Path) -> tuple[SAE, dict[str, Any]]:
     found = remembered(folder, config.get(MARK), plain, (lambda p: p) if layout.is_tied else untied)
     if found is not None:
         return found
-    return sae_of(plain if layout.is_tied else tied(plain), "none"), _provenance(config, trainer, name)
+    plain = plain if layout.is_tied else tied(plain)
+    if name == "AutoEncoder" and not has_unit_rows(plain):
+        plain = with_unit_rows(plain)  # as it is when it is loaded there
+    return sae_of(plain, "none"), _provenance(config, trainer, name)
 
 
 def _read(folder: Path, trainer: Mapping[str, Any], layout: Layout, there: Mapping[str, Tensor]) -> Plain:
@@ -135,10 +136,10 @@ def _read(folder: Path, trainer: Mapping[str, Any], layout: Layout, there: Mappi
     scalars = {name: _number(file, there, name) for name in layout.scalars}
     t = checked(file, there, shapes, (*layout.scalars, *layout.others))
     found = {own: t[theirs].T if theirs.endswith(".weight") else t[theirs] for own, theirs in names.items()}
-    matrices = [found.pop(own) for own in ours]
+    W_enc, W_dec, b_dec = (found.pop(own) for own in ours)
     if "threshold" in scalars:
-        found["threshold"] = scalars["threshold"].to(matrices[0].dtype).repeat(d_sae)
-    plain = Plain(layout.architecture, *matrices, found)
+        found["threshold"] = scalars["threshold"].to(W_dec.dtype).repeat(d_sae)
+    plain = Plain(layout.architecture, W_enc, W_dec, b_dec, found)
     if layout.architecture == "topk":
         plain = replace(plain, k=_k(folder, trainer, scalars["k"], d_sae))
     return plain

@@ -26,10 +26,13 @@ OWN = {
 }
 """Parameters of each architecture beside the two matrices and b_dec, [d_sae] each."""
 
+UNIT_TOLERANCE = 1e-5
+"""Of a decoder row's norm, relative: that of dictionary_learning's loader."""
+
 
 @dataclass(frozen=True)
 class Plain:
-    """x_hat = f W_dec + b_dec; with pre = (x - b_dec) W_enc + b_enc,
+    """x_hat = f W_dec + b_dec, and f by architecture, with pre = (x - b_dec) W_enc + b_enc.
 
     standard   f = ReLU(pre)
     topk       f = the k largest of ReLU(pre)
@@ -114,6 +117,24 @@ def b_dec_encoded(plain: Plain) -> Tensor:
     for bias, row in zip(plain.b_dec.double(), plain.W_enc.double(), strict=True):
         total += bias * row
     return total
+
+
+def with_unit_rows(plain: Plain) -> Plain:
+    """Decoder rows of norm 1, their norms in the encoder: the same reconstruction, of latents scaled by them."""
+    norms = torch.linalg.vector_norm(plain.W_dec.double(), dim=1)
+    norms, dtype = torch.where(norms > 0, norms, 1), plain.W_dec.dtype
+    return replace(
+        plain,
+        W_enc=(plain.W_enc.double() * norms).to(dtype),
+        W_dec=(plain.W_dec.double() / norms[:, None]).to(dtype),
+        own={"b_enc": (plain.own["b_enc"].double() * norms).to(dtype)},
+    )
+
+
+def has_unit_rows(plain: Plain) -> bool:
+    """Whether decoder rows have norm 1, to rounding."""
+    norms = torch.linalg.vector_norm(plain.W_dec.double(), dim=1)
+    return torch.allclose(norms, torch.ones_like(norms), rtol=UNIT_TOLERANCE, atol=0)
 
 
 def _shifted(plain: Plain, by: Tensor) -> Plain:

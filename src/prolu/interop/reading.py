@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def read_torch_zip(file: Path) -> dict[str, Tensor]:
     """
     content = io.BytesIO(file.read_bytes())
     try:
-        found = torch.load(content, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how old the file is
+            found = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as problem:  # a damaged file makes it raise many kinds
         raise ValueError(f"{file}: not a file of plain tensors ({_first_line(problem)})") from None
     if not isinstance(found, dict) or not all(

@@ -1,17 +1,15 @@
-"""SAELens: cfg.json and sae_weights.safetensors (read from its version 6.54.12; older configs are taken as it takes them)."""
+"""SAELens: cfg.json and sae_weights.safetensors (of its version 6.54.12; older configs are read as it reads them)."""
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 
 from prolu.interop.memory import CENTRED, MARK, check_inputs, mark, own_file, remembered
-from prolu.interop.plain import OWN, Plain, plain_of, sae_of, tied
+from prolu.interop.plain import OWN, Plain, plain_of, sae_of, tied, with_unit_rows
 from prolu.interop.reading import checked, count, field, only, read_json, read_safetensors
 from prolu.lm import SITES
 from prolu.sae import SAE
@@ -19,7 +17,7 @@ from prolu.sae import SAE
 FILES = CONFIG, TENSORS = "cfg.json", "sae_weights.safetensors"
 
 VERSION = "6.54.12"
-"""Without one of 6 or later in the metadata, SAELens takes a config for an older one and drops what it does not know."""
+"""Without one of 6 or later in the metadata, SAELens takes a config for an older one and drops part of it."""
 
 NORMALISATIONS = {"none": "none", "constant_norm_rescale": "per_token"}
 """Theirs, and ours."""
@@ -54,16 +52,16 @@ def to_files(sae: SAE, made: Mapping[str, Any], *, inputs_normalised: bool) -> d
 
 
 def _metadata(made: Mapping[str, Any], named: bool) -> dict[str, Any]:
-    """Where it comes from, in their words; kwargs are for `from_pretrained_no_processing`, which centres nothing itself."""
-    lm, hook = str(made.get("lm", "")), made.get("hook")
-    is_output = isinstance(hook, str) and not named and hook.endswith(".output")
+    """Where it comes from, in their words; the kwargs go to `from_pretrained_no_processing`, which centres nothing."""
+    lm, hook = str(made.get("lm", "")), str(made.get("hook", ""))
+    is_output = not named and hook.endswith(".output")
     return {
         "sae_lens_version": VERSION,
         "sae_lens_training_version": None,
         "model_name": Path(lm).name or None,
         "model_class_name": "AutoModelForCausalLM" if is_output else "HookedTransformer",
         "model_from_pretrained_kwargs": {"center_writing_weights": True} if made.get("centred") and named else {},
-        "hook_name": hook.removesuffix(".output") if is_output else hook,
+        "hook_name": (hook.removesuffix(".output") if is_output else hook) or None,
         "hook_head_index": None,
         "prepend_bos": True,
         "context_size": made.get("ctx"),
@@ -95,7 +93,7 @@ def from_folder(folder: Path) -> tuple[SAE, dict[str, Any]]:
     if found is not None and found[0].config.normalisation == normalisation:
         return found
     plain = plain if is_tied else tied(plain)
-    return sae_of(_with_unit_rows(plain) if by_norm else plain, normalisation), _provenance(config, architecture)
+    return sae_of(with_unit_rows(plain) if by_norm else plain, normalisation), _provenance(config, architecture)
 
 
 def _read(folder: Path, config: Mapping[str, Any], architecture: str) -> Plain:
@@ -120,19 +118,6 @@ def _normalisation(file: Path, config: Mapping[str, Any]) -> str:
         )
     only(file, config, "normalize_activations", tuple(NORMALISATIONS), "ours cannot say it exactly")
     return NORMALISATIONS[theirs]
-
-
-def _with_unit_rows(plain: Plain) -> Plain:
-    """A TopK that ranks pre-activations times the norm of their decoder row: those norms go into the encoder."""
-    norms = torch.linalg.vector_norm(plain.W_dec.double(), dim=1)
-    norms = torch.where(norms > 0, norms, 1)
-    dtype = plain.W_dec.dtype
-    return replace(
-        plain,
-        W_enc=(plain.W_enc.double() * norms).to(dtype),
-        W_dec=(plain.W_dec.double() / norms[:, None]).to(dtype),
-        own={"b_enc": (plain.own["b_enc"].double() * norms).to(dtype)},
-    )
 
 
 def _modern(file: Path, config: dict[str, Any]) -> dict[str, Any]:

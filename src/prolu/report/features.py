@@ -56,6 +56,7 @@ class FeaturePages:
         made = read_study(self.results.folder)["stream"]
         try:
             lm = LanguageModel(made["lm"], made["hook"], dtype=DTYPES[made["lm_dtype"]])
+            lm = lm if made.get("centred", True) else lm.uncentred()
             if lm.digest() != made["lm_digest"]:
                 raise ValueError(
                     f"lm {made['lm']!r}: its weights are not those that {self.results.folder} was trained on"
@@ -101,5 +102,5 @@ def page_of(run: Run) -> Path | None:
 def _facts(run: Run) -> Mapping[str, Any]:
     record, names = run.record, {"l0": "L0", "degradation": "nats lost", "recovered": "recovered", "mse": "MSE"}
     figures = {title: record[name] for name, title in names.items()}
-    state = {"converged": "yes" if record["converged"] else "no"}
+    state = {"converged": {True: "yes", False: "no", None: "not known"}[record["converged"]]}
     return {"name": record["run_id"], "figures": figures | state, "config": read_provenance(run.folder)}

@@ -139,6 +139,7 @@ def runs_table(records: Sequence[Record], pages: Mapping[str, str]) -> str:
 def _run_row(place: int, r: Record, page: str | None) -> str:
     asked = r.get("target_l0")
     shown = dict(r) | {"family": family(r), "setting": r["coeff"] if asked is None else asked}
+    shown["converged"] = "not known" if r["converged"] is None else r["converged"]
     name = html.escape(r["run_id"])
     cells = [f'<a href="{html.escape(page)}">{name}</a>' if page else name]
     cells += [_cell(shown.get(column)) for column in COLUMNS]

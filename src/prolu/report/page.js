@@ -191,7 +191,7 @@ function begin() {
   for (const seed of ["all", ...seeds]) $("seed").append(new Option(seed === "all" ? "all, means and intervals" : seed, seed));
   const several = data.planes[0].points.some((p) => p.n > 1), studies = Object.entries(data.studies);
   $("legend").textContent = `${several ? "Points are means over init seeds with 95% t intervals, small ones the runs" : "One seed a point, so no intervals: small differences are not findings"}. `
-    + "Filled: converged. Hollow: still moving, so it decides nothing. Ringed: no other converged point is better in both. Hover for numbers."
+    + "Filled: converged. Hollow: still moving, or not known not to be, so it decides nothing. Ringed: no other converged point is better in both. Hover for numbers."
     + (studies.length ? ` Shapes: ${studies.map(([name, shape]) => `${name} ${shape}`).join(", ")}.` : "");
   sortable();
   listen();

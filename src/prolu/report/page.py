@@ -57,7 +57,7 @@ class Report:
 
 def render_page(report: Report) -> str:
     """The whole page as text; opens offline, from the disk."""
-    converged, n_failed = sum(r["converged"] for r in report.records), len(report.failures)
+    converged, n_failed = sum(bool(r["converged"]) for r in report.records), len(report.failures)
     failures = "".join(f"<li><b>{html.escape(run)}</b> {html.escape(why)}</li>" for run, why in report.failures.items())
     return asset("page.html").format(
         name=html.escape(report.name),
@@ -87,11 +87,12 @@ def facts(report: Report) -> list[str]:
         own, stream = [r for r in report.records if r.get("study", name) == name], config["stream"]
         prefix = f"{name}: " if len(report.configs) > 1 else ""
         seeds = len({r.get("init_seed") for r in own})
+        n_tokens = own[0].get("n_tokens")
+        text = stream["data"] if n_tokens is None else f"{n_tokens:,} training tokens of {stream['data']}"
         sentences.append(
-            f"{prefix}{len(own)} of {len(config['runs'])} SAEs finished, {sum(r['converged'] for r in own)} converged; "
-            f"{len(families(own))} families, {seeds} init seed{'s' if seeds > 1 else ''}. "
-            f"{stream['lm']} at {stream['hook']}, {own[0]['n_tokens']:,} training tokens of {stream['data']}, scored "
-            f"on {own[0]['eval_tokens']:,} held-out tokens."
+            f"{prefix}{len(own)} of {len(config['runs'])} SAEs finished, {sum(bool(r['converged']) for r in own)} "
+            f"converged; {len(families(own))} families, {seeds} init seed{'s' if seeds > 1 else ''}. "
+            f"{stream['lm']} at {stream['hook']}, {text}, scored on {own[0]['eval_tokens']:,} held-out tokens."
         )
     return sentences
 
@@ -109,10 +110,11 @@ def page_data(report: Report) -> dict[str, Any]:
 
 
 def _run(r: Record, pages: Mapping[str, str]) -> dict[str, Any]:
-    setting = f"target L0 {r['target_l0']:g}" if r.get("target_l0") is not None else f"coeff {r['coeff']:.4g}"
+    coeff = "settings not known" if r["coeff"] is None else f"coeff {r['coeff']:.4g}"
+    setting = coeff if r.get("target_l0") is None else f"target L0 {r['target_l0']:g}"
     return {
         "id": r["run_id"], "family": family(r), "study": r.get("study", ""), "seed": r.get("init_seed", 0),
-        "setting": setting, "converged": r["converged"], "page": pages.get(r["run_id"], ""),
+        "setting": setting, "converged": bool(r["converged"]), "page": pages.get(r["run_id"], ""),
     } | {name: _number(r.get(name)) for name in SHOWN}  # fmt: skip
 
 

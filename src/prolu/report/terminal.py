@@ -24,6 +24,10 @@ MARKS = {
 }
 
 
+IN_WORDS = {True: "yes", False: "no", None: "?"}
+"""Whether a run has converged; None: not known, as of an import."""
+
+
 def print_summary(
     records: Sequence[Record], title: str, found: Sequence[Verdict] = (), console: Console | None = None
 ) -> None:
@@ -51,8 +55,9 @@ def print_summary(
         if last and name != last:
             table.add_section()
         star = " *" if r["run_id"] in best else ""
-        cells = [f"{r['coeff']:.3g}", f"{r['l0']:.1f}", f"{r['degradation']:.3f}{star}", f"{r['recovered']:.1%}"]
-        cells += [f"{r['mse']:.4f}", f"{r['l1']:.1f}", f"{r['dead_fraction']:.1%}", "yes" if r["converged"] else "no"]
+        coeff = "-" if r["coeff"] is None else f"{r['coeff']:.3g}"
+        cells = [coeff, f"{r['l0']:.1f}", f"{r['degradation']:.3f}{star}", f"{r['recovered']:.1%}"]
+        cells += [f"{r['mse']:.4f}", f"{r['l1']:.1f}", f"{r['dead_fraction']:.1%}", IN_WORDS[r["converged"]]]
         table.add_row("" if name == last else name, *([r["study"]] if pooled else []), *cells)
         last = name
     console.print(table)
