@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from prolu.mesh import ALONE, Mesh
 from prolu.weights import Weights
 
 SECOND_MOMENTS = ("mean", "zero")
@@ -53,6 +54,8 @@ class Rebirth:
 
     Draws without replacement with probability proportional to loss^exponent, exactly: the n largest of
     exponent * log(loss) + Gumbel noise (Efraimidis and Spirakis). Only those n activations are held.
+
+    On a mesh every rank sees the same candidates, and so draws the same directions for the same latents.
     """
 
     def __init__(
@@ -61,9 +64,11 @@ class Rebirth:
         dead: Bool[Tensor, " d_sae"],
         reconstruct: Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_in"]],
         generator: torch.Generator,
+        mesh: Mesh = ALONE,
     ):
-        """Args: `reconstruct` is the SAE as it is now, in the space it works in."""
-        self._config, self._dead, self._reconstruct, self._generator = config, dead, reconstruct, generator
+        """Args: `dead` are among this rank's latents; `reconstruct` is the SAE as it is now, in the space it works in."""
+        self._config, self._reconstruct, self._generator, self._mesh = config, reconstruct, generator, mesh
+        self._dead = dead = mesh.gathered(dead)
         self.n_dead, self._n_seen = int(dead.sum()), 0
         self._keys, self._rows = torch.empty(0, dtype=torch.float64), torch.empty(0)
 
@@ -93,19 +98,27 @@ class Rebirth:
         dead = self._dead.nonzero().squeeze(1)[: len(directions)]
         if len(dead):
             living = ~self._dead if not self._dead.all() else torch.ones_like(self._dead)
-            norm = torch.linalg.vector_norm(weights.encoder[living], dim=1).mean()
+            norm = self._mesh.gathered(torch.linalg.vector_norm(weights.encoder, dim=1))[living].mean()
             unit = directions / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
-            weights.encoder[dead] = unit * (self._config.encoder_norm * norm)
-            weights.decoder[dead] = unit
+            mine = self._mesh.latents(len(self._dead))
+            here = (dead >= mine.start) & (dead < mine.stop)
+            rows, unit = dead[here] - mine.start, unit[here]
+            weights.encoder[rows] = unit * (self._config.encoder_norm * norm)
+            weights.decoder[rows] = unit
             for name, parameter in weights.own.items():
-                parameter[dead] = starts[name]
-            self._reset_moments_(dead, first, second)
+                parameter[rows] = starts[name]
+            self._reset_moments_(rows, ~self._dead[mine], first, second)
         return Resampled(self.n_dead, len(dead))
 
-    def _reset_moments_(self, dead: Tensor, first: Weights, second: Weights) -> None:
+    def _reset_moments_(self, rows: Tensor, living: Tensor, first: Weights, second: Weights) -> None:
         keeps_mean = self._config.second_moment == "mean" and not self._dead.all()
         moments = [(first.encoder, second.encoder), (first.decoder, second.decoder)]
         moments += [(first.own[name], second.own[name]) for name in first.own]
         for m, v in moments:
-            m[dead] = 0
-            v[dead] = v[~self._dead].mean() if keeps_mean else 0
+            m[rows] = 0
+            v[rows] = self._mean_over_all(v[living]) if keeps_mean else 0
+
+    def _mean_over_all(self, values: Tensor) -> Tensor:
+        """Over all ranks' latents."""
+        n = self._mesh.sum_(torch.tensor(values.numel(), device=values.device), "latent")
+        return self._mesh.sum_(values.sum(), "latent") / n

@@ -21,6 +21,9 @@ from prolu.weights import Weights
 
 WEIGHTS_FILE, CONFIG_FILE = "sae.safetensors", "config.json"
 
+LATENTS_PER_DRAW = 4096
+"""Of latents that are drawn for others: memory for so many is enough."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SAEConfig:
@@ -55,18 +58,27 @@ def normalise(acts: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch
 
 
 def initial_weights(
-    config: SAEConfig, init_seed: int, dtype: torch.dtype = torch.float32, initial_bias: float = 0.0
+    config: SAEConfig,
+    init_seed: int,
+    dtype: torch.dtype = torch.float32,
+    initial_bias: float = 0.0,
+    latents: slice | None = None,
 ) -> Weights:
-    """W_enc Kaiming-uniform over the latents (bound sqrt(6 / d_sae)), W_dec = W_enc^T with unit rows, b_dec = 0."""
-    nonlinearity = nonlinearity_named(config.nonlinearity)
-    bound = math.sqrt(6 / config.d_sae)
-    draws = torch.rand(config.d_sae, config.d_in, generator=keyed_generator(init_seed, "init"))
+    """W_enc Kaiming-uniform over the latents (bound sqrt(6 / d_sae)), W_dec = W_enc^T with unit rows, b_dec = 0.
+
+    Args: `latents` cuts some out of the whole; what is drawn before them is drawn and forgotten.
+    """
+    nonlinearity, generator = nonlinearity_named(config.nonlinearity), keyed_generator(init_seed, "init")
+    bound, latents = math.sqrt(6 / config.d_sae), latents or slice(0, config.d_sae)
+    for start in range(0, latents.start, LATENTS_PER_DRAW):
+        torch.rand(min(LATENTS_PER_DRAW, latents.start - start), config.d_in, generator=generator)
+    n_latents = latents.stop - latents.start
+    draws = torch.rand(n_latents, config.d_in, generator=generator)
     encoder = ((2 * draws - 1) * bound).to(dtype)
     decoder = encoder.clone()
     normalise_rows_(decoder)
     own = {
-        name: torch.full((config.d_sae,), nonlinearity.initial(name), dtype=dtype)
-        for name in nonlinearity.parameter_names
+        name: torch.full((n_latents,), nonlinearity.initial(name), dtype=dtype) for name in nonlinearity.parameter_names
     }
     if "b_enc" in own:
         own["b_enc"].fill_(initial_bias)

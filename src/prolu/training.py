@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prolu.config import RunConfig
+from prolu.mesh import ALONE, Mesh
 from prolu.nonlinearities import nonlinearity_named
 from prolu.penalties import penalty_named
 from prolu.resampling import Rebirth, Resampled
@@ -18,6 +19,7 @@ from prolu.sae import SAE, SAEConfig, initial_weights
 from prolu.steering import Steered
 from prolu.steps import AdamConfig, Objective, Steps, StepStats, crossover_density, next_family
 from prolu.steps.choice import FAMILIES
+from prolu.steps.selection import on_across
 from prolu.weights import Weights
 
 
@@ -70,9 +72,21 @@ class Trainer:
         steps: Steps | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        mesh: Mesh = ALONE,
     ):
-        """Args: `steps` lets trainers of one shape share buffers; it does not change a bit."""
-        self.config = config
+        """Args:
+            config: what to train.
+            d_in: width of the activations.
+            batch_size: of the whole batch, on all ranks.
+            steps: lets trainers of one shape share buffers; it does not change a bit.
+            dtype: of weights, moments and activations.
+            device: where they are.
+            mesh: ranks that share this SAE; each has a trainer of its own, and steps with its own rows.
+
+        Raises:
+            ValueError: the mesh does not divide d_sae or batch_size.
+        """
+        self.config, self.mesh, self._latents = config, mesh, mesh.latents(config.d_sae)
         self.batch_size = batch_size
         self.n_steps = config.n_steps(batch_size)
         self.sae_config = SAEConfig(
@@ -87,9 +101,9 @@ class Trainer:
         self._coeff_warmup_steps = round(config.coeff_warmup_fraction * self.n_steps)
         self._adam = AdamConfig(beta1=config.beta1, max_grad_norm=config.max_grad_norm)
         self.resampling = config.resampling(batch_size)
-        weights = initial_weights(self.sae_config, config.init_seed, dtype, config.initial_bias)
+        weights = initial_weights(self.sae_config, config.init_seed, dtype, config.initial_bias, self._latents)
         weights = weights.map(lambda t: t.to(device))
-        never = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
+        never = torch.zeros(weights.d_sae, dtype=torch.int64, device=device)
         moments = weights.zeros_like(), weights.zeros_like()
         self.state = TrainerState(weights, *moments, never, never.double(), 0, config.step, Steered(config.coeff))
         if config.step == "auto":
@@ -97,10 +111,10 @@ class Trainer:
         self.crossover = 0.0
         if config.precision == "fp32":
             self.crossover = crossover_density(torch.device(device).type, d_in, config.d_sae)
-        self.steps = steps or Steps(weights, batch_size, config.precision)
+        self.steps = steps or Steps(weights, mesh.rows(batch_size), config.precision, mesh)
 
     def step(self, acts: Float[Tensor, "batch d_in"]) -> StepReport:
-        """One update on normalised activations.
+        """One update on normalised activations, of a mesh this rank's rows of the batch.
 
         Raises:
             ValueError: no activations, or of another width, dtype or device than the SAE.
@@ -118,9 +132,11 @@ class Trainer:
                 fired.zero_()
             fired += stats.fired
         if self.config.step == "auto" and self.crossover:
-            family = next_family(family, float(stats.fired.mean()) / len(acts), self.crossover)
+            density = float(stats.n_on) / (len(acts) * self.mesh.data) / self.config.d_sae
+            family = next_family(family, density, self.crossover)
         if self._steering is not None:
-            steered = self._steering.after(steered, float(stats.fired.sum()) / len(acts), n_updates + 1)
+            l0 = float(stats.n_on) / (len(acts) * self.mesh.data)
+            steered = self._steering.after(steered, l0, n_updates + 1)
         self.state = self.state._replace(n_updates=n_updates + 1, step=family, steered=steered)
         return StepReport(stats, lr)
 
@@ -138,7 +154,8 @@ class Trainer:
             objective = replace(objective, coeff=coeff)
         if (term := objective.auxiliary) is not None and term.of_dead:
             dead = (n_updates - self.state.last_fired) * self.batch_size >= self.config.aux_dead_tokens
-            objective = replace(objective, auxiliary=replace(term, among=dead) if dead.any() else None)
+            (some,) = self.mesh.any(bool(dead.any()))
+            objective = replace(objective, auxiliary=replace(term, among=dead) if some else None)
         return objective
 
     @property
@@ -151,12 +168,15 @@ class Trainer:
         n_updates = self.state.n_updates
         since = n_updates - max(0, n_updates - self.resampling.count_steps)
         dead = self.state.fired < self.resampling.dead_below * since * self.batch_size
-        sae, generator = self.sae(), keyed_generator(self.config.run_id, "resample", n_updates)
+        generator = keyed_generator(self.config.run_id, "resample", n_updates)
+        code, weights, mesh = nonlinearity_named(self.config.code), self.state.weights, self.mesh
 
         def reconstruct(x: Tensor) -> Tensor:
-            return sae.decode(sae.encode_normalised(x)).detach()
+            m = (x - weights.b_dec) @ weights.encoder.T
+            latents = torch.where(on_across(code, m, weights.own, mesh), code.value(m, weights.own), 0)
+            return mesh.sum_(latents @ weights.decoder, "latent") + weights.b_dec
 
-        return Rebirth(self.resampling, dead, reconstruct, generator)
+        return Rebirth(self.resampling, dead, reconstruct, generator, mesh)
 
     def resample_(self, rebirth: Rebirth) -> Resampled:
         """Gives dead latents their new directions, in place."""
@@ -176,28 +196,44 @@ class Trainer:
         """A line of `metrics.jsonl`: figures of the last step, and latents silent for a tenth of the run."""
         stats, done = report.stats, self.state.n_updates
         silent_since = done - max(1, self.n_steps // 10)
+        n_silent = self.mesh.sum_((self.state.last_fired <= silent_since).sum(), "latent")
         return {
             "step": done,
             "tokens": done * self.batch_size,
             "mse": float(stats.mse),
             "penalty": float(stats.penalty),
-            "l0": float(stats.fired.sum()) / self.batch_size,
-            "dead": int((self.state.last_fired <= silent_since).sum()) if silent_since >= 0 else 0,
+            "l0": float(stats.n_on) / self.batch_size,
+            "dead": int(n_silent) if silent_since >= 0 else 0,
             "lr": report.lr,
             "coeff": self.coeff,
         }
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The state by name, for a checkpoint; of a mesh the whole on the first rank, and own latents on the others."""
+        return {name: self.mesh.whole(t) if _of_latents(name) else t for name, t in self.state.tensors().items()}
+
     def restore_(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
-        """Takes up a state that `TrainerState.tensors` and `.counters` gave, in place.
+        """Takes up a state that `tensors` and `TrainerState.counters` gave, whatever the mesh was, in place.
+
+        Args: `tensors` are looked at on the first rank only.
 
         Raises:
             ValueError: it is not a state of this trainer.
         """
+        self.mesh.on_first(lambda: self._check_state(tensors, counters))
+        for name, tensor in self.state.tensors().items():
+            self.mesh.hand_out_(tensor, tensors.get(name), of_latents=_of_latents(name))
+        self.state = self.state._replace(
+            n_updates=counters["n_updates"], step=counters["step"], steered=Steered(*counters["steered"])
+        )
+
+    def _check_state(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         own = self.state.tensors()
         if tensors.keys() != own.keys():
             raise ValueError(f"a state of {sorted(tensors)}, needed are {sorted(own)}")
         for name, tensor in own.items():
-            if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
+            shape = (self.config.d_sae, *tensor.shape[1:]) if _of_latents(name) else tensor.shape
+            if tensors[name].shape != shape or tensors[name].dtype != tensor.dtype:
                 raise ValueError(f"{name} is {tensors[name].dtype} {tuple(tensors[name].shape)}")
             if not tensors[name].isfinite().all():
                 raise ValueError(f"{name} holds values that are not finite")
@@ -207,13 +243,18 @@ class Trainer:
         steered = counters["steered"]
         if len(steered) != len(Steered._fields) or not all(0 <= value < math.inf for value in steered):
             raise ValueError(f"steered {steered!r}")
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-        self.state = self.state._replace(n_updates=n_updates, step=step, steered=Steered(*steered))
 
     def sae(self) -> SAE:
-        """The SAE as it is now; shares the trainer's memory."""
-        return SAE(self.sae_config, self.state.weights)
+        """The SAE as it is now; shares the trainer's memory.
+
+        Of a mesh, where all ranks ask: the whole, in memory of its own, on the first; own latents on the others.
+        """
+        weights = self.state.weights
+        if self.mesh.latent > 1:
+            own = {name: self.mesh.whole(t) for name, t in weights.own.items()}
+            encoder, decoder = self.mesh.whole(weights.encoder), self.mesh.whole(weights.decoder)
+            weights = Weights(encoder, decoder, weights.b_dec.to(encoder.device), own)
+        return SAE(self.sae_config, weights)
 
     def describe(self) -> dict[str, Any]:
         """The resolved config of this run, for its folder."""
@@ -222,3 +263,8 @@ class Trainer:
             "n_steps": self.n_steps,
             "crossover": self.crossover,
         }
+
+
+def _of_latents(name: str) -> bool:
+    """Whether a tensor of a trainer's state has one row a latent, so that each rank has its own."""
+    return not name.endswith(".b_dec")

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+from prolu.mesh import ALONE, Mesh
 from prolu.steps.base import Step
 from prolu.steps.cuda import CudaStep
 from prolu.steps.dense import DenseStep
@@ -22,13 +23,15 @@ HYSTERESIS = 0.1
 class Steps:
     """All families for SAEs of one shape, each made when first needed; trainers may share them."""
 
-    def __init__(self, like: Weights, batch_size: int, precision: str = "fp32"):
-        self._like, self._batch_size, self._precision = like, batch_size, precision
+    def __init__(self, like: Weights, batch_size: int, precision: str = "fp32", mesh: Mesh = ALONE):
+        """Args: `like` has this rank's latents, `batch_size` counts its rows."""
+        self._like, self._batch_size, self._precision, self._mesh = like, batch_size, precision, mesh
         self._made: dict[str, Step] = {}
 
     def __getitem__(self, family: str) -> Step:
         if family not in self._made:
             self._made[family] = self._make(family)
+            self._made[family].mesh = self._mesh
         return self._made[family]
 
     def _make(self, family: str) -> Step:

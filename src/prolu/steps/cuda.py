@@ -31,8 +31,9 @@ class CudaStep(Step):
             raise ValueError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
         self._precision = precision
         self._on_gpu = like.encoder.device.type == "cuda"
-        self._gradients = torch.compile(_gradients, dynamic=False) if self._on_gpu else _gradients
-        self._update_ = torch.compile(_update_, dynamic=False) if self._on_gpu else _update_
+        self._gradients, self._encode, self._pull_back, self._update_ = (
+            torch.compile(f, dynamic=False) if self._on_gpu else f for f in (_gradients, _encode, _pull_back, _update_)
+        )
         self._acts = like.encoder.new_empty(batch_size, like.d_in)
         self._rates = like.encoder.new_empty(2)
         self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
@@ -42,7 +43,9 @@ class CudaStep(Step):
     @cached_property
     def _reference(self) -> DenseStep:
         """For selections and auxiliary terms; in fp32."""
-        return DenseStep(self._like, self._batch_size)
+        step = DenseStep(self._like, self._batch_size)
+        step.mesh = self.mesh
+        return step
 
     def gradients(
         self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
@@ -51,7 +54,13 @@ class CudaStep(Step):
         if not is_plain(objective):
             return self._reference.gradients(weights, acts, objective)
         with _fp32_matmuls_in(self._precision):
-            return self._gradients(weights, acts, objective, self._precision)
+            if self.mesh.size == 1:
+                return self._gradients(weights, acts, objective, self._precision)
+            counts, n_tokens = self.mesh.latent_rank == 0, self._n_tokens(acts)
+            m, recon = self._encode(weights, acts, objective, self._precision, counts)
+            recon = self.mesh.sum_(recon, "latent")
+            found = self._pull_back(weights, acts, objective, self._precision, m, recon, n_tokens, counts)
+        return self._summed(*found, objective)
 
     def update_(
         self,
@@ -74,11 +83,11 @@ class CudaStep(Step):
             scale = None
             if adam.max_grad_norm is not None:
                 project_(gradients.decoder, weights.decoder)
-                scale = clip_scale(gradients, adam.max_grad_norm).reciprocal()
+                scale = clip_scale(gradients, adam.max_grad_norm, self.mesh).reciprocal()
             self._update_(weights, gradients, first, second, self._rates, scale, adam)
             return stats
 
-        if not self._on_gpu or len(acts) != len(self._acts) or not is_plain(objective):
+        if not self._on_gpu or len(acts) != len(self._acts) or not is_plain(objective) or self.mesh.size > 1:
             return once(acts)
         self._acts.copy_(acts)
         key = (objective, adam, *(t.data_ptr() for w in (weights, first, second) for t in w.tensors()))
@@ -111,26 +120,47 @@ def _matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:
 
 def _gradients(weights: Weights, acts: Tensor, objective: Objective, precision: str) -> tuple[Weights, StepStats]:
     """The dense step's equations on whole matrices."""
-    batch, d_in = acts.shape
-    code, own = objective.nonlinearity, weights.own
-    centred = acts - weights.b_dec
-    m = _matmul(centred, weights.encoder.T, precision)
-    on = code.support(m, own)
-    latents = torch.where(on, code.value(m, own), 0)
-    error = _matmul(latents, weights.decoder, precision) + weights.b_dec - acts
-    mse = error.square().sum(dtype=torch.float64) / (batch * d_in)
-    error = error * (2 / (batch * d_in))
+    m, recon = _encode(weights, acts, objective, precision)
+    return _pull_back(weights, acts, objective, precision, m, recon, len(acts))
+
+
+def _encode(
+    weights: Weights, acts: Tensor, objective: Objective, precision: str, counts: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The first half: m, and what these latents reconstruct, with b_dec if it `counts` here."""
+    m = _matmul(acts - weights.b_dec, weights.encoder.T, precision)
+    recon = _matmul(_latents(m, weights, objective), weights.decoder, precision)
+    return m, recon + weights.b_dec if counts else recon
+
+
+def _latents(m: Tensor, weights: Weights, objective: Objective) -> Tensor:
+    code = objective.nonlinearity
+    return torch.where(code.support(m, weights.own), code.value(m, weights.own), 0)
+
+
+def _pull_back(
+    weights: Weights, acts: Tensor, objective: Objective, precision: str, m: Tensor, recon: Tensor, n_tokens: int,
+    counts: bool = True,
+) -> tuple[Weights, StepStats]:  # fmt: skip
+    """The second half, from the whole reconstruction; the error's own part in b_dec's gradient only if it `counts`."""
+    d_in, code, own = acts.shape[1], objective.nonlinearity, weights.own
+    on, latents = code.support(m, own), _latents(m, weights, objective)
+    error = recon - acts
+    mse = error.square().sum(dtype=torch.float64) / (n_tokens * d_in)
+    error = error * (2 / (n_tokens * d_in))
     upstream = _matmul(error, weights.decoder.T, precision)
-    back, penalty = objective.pull_back(upstream, latents, m, own, batch)
+    back, penalty = objective.pull_back(upstream, latents, m, own, n_tokens)
     to_m, nothing = torch.where(on, back.m, 0), torch.zeros_like(m)
+    tied = to_m.sum(0) @ weights.encoder
     gradients = Weights(
-        encoder=_matmul(to_m.T, centred, precision),
+        encoder=_matmul(to_m.T, acts - weights.b_dec, precision),
         decoder=_matmul(latents.T, error, precision),
-        b_dec=error.sum(0) - to_m.sum(0) @ weights.encoder,
+        b_dec=error.sum(0) - tied if counts else -tied,
         own={name: torch.where(on, back.parameters.get(name, nothing), 0).sum(0) for name in own},
     )
     fired = (latents > 0).sum(0, dtype=acts.dtype)
-    return gradients, StepStats(mse, penalty / batch, torch.zeros_like(mse), fired, torch.zeros_like(mse))
+    zero = torch.zeros_like(mse)
+    return gradients, StepStats(mse, penalty / n_tokens, zero, fired, zero.clone(), fired.sum().double())
 
 
 def _update_(

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prolu.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback, distance, on
+from prolu.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback, distance
 from prolu.steps.base import Step
 from prolu.steps.objective import Objective, StepStats
+from prolu.steps.selection import on_with_bound, token_bounds
 from prolu.weights import Weights
 
 ROWS_PER_CHUNK = 1024
@@ -33,7 +34,7 @@ class DenseStep(Step):
         self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
     ) -> tuple[Weights, StepStats]:
         """Gradients with respect to every weight, and what was seen. The gradients are the buffers' own."""
-        batch, d_in = acts.shape
+        batch, d_in, mesh = self._n_tokens(acts), acts.shape[1], self.mesh
         grads = self._gradients
         for tensor in grads.tensors():
             tensor.zero_()
@@ -47,7 +48,8 @@ class DenseStep(Step):
             m, latents, upstream = (b[: len(chunk)] for b in (self._m, self._latents, self._upstream))
             torch.mm(centred, weights.encoder.T, out=m)
             smallest = smallest.minimum(self._activate_(m, latents, weights.own, objective, fired, bound))
-            error = torch.addmm(weights.b_dec, latents, weights.decoder).sub_(chunk)
+            recon = torch.addmm(mesh.once(weights.b_dec), latents, weights.decoder)
+            error = mesh.sum_(recon, "latent").sub_(chunk)
             mse += error.square().sum(dtype=torch.float64) / (batch * d_in)
             residual = -error if objective.auxiliary else error
             error *= 2 / (batch * d_in)
@@ -59,10 +61,12 @@ class DenseStep(Step):
                 auxiliary += self._auxiliary_(weights, term, m, target, upstream, batch)
             m_sum += upstream.sum(0)
             grads.encoder.addmm_(upstream.T, centred)
-            grads.b_dec.add_(error.sum(0))
+            grads.b_dec.add_(mesh.once(error.sum(0)))
         # The tied bias: + at the output, - at the input. dm @ W_enc^T summed over tokens needs no matmul.
         grads.b_dec.sub_(m_sum @ weights.encoder)
-        return grads, StepStats(mse, penalty / batch, auxiliary, fired, smallest.where(smallest.isfinite(), 0))
+        smallest, n_on = smallest.where(smallest.isfinite(), 0), fired.sum().double()
+        stats = StepStats(mse, penalty / batch, auxiliary, fired, smallest, n_on)
+        return self._summed(grads, stats, objective)
 
     def _slabs(self, n_rows: int) -> list[slice]:
         return [slice(i, min(i + self._slab, n_rows)) for i in range(0, n_rows, self._slab)]
@@ -71,21 +75,23 @@ class DenseStep(Step):
         """Where a selection counts over the whole batch: how far above its threshold a latent must lie."""
         if code.selection is None or not code.selection.over_batch:
             return None
-        n, best = code.selection.k * len(acts), acts.new_empty(0)
+        n, best = code.selection.k * self._n_tokens(acts), acts.new_empty(0)
         for chunk in acts.split(len(self._m)):
             m = torch.mm(chunk - weights.b_dec, weights.encoder.T, out=self._m[: len(chunk)])
             best = torch.cat([best, distance(code, m, weights.own).flatten()])
             best = best.topk(min(n, len(best)), sorted=False).values
-        return best.min().clamp(min=0)
+        return self.mesh.nth_largest(best, n, "all").clamp(min=0)
 
     def _activate_(
         self, m: Tensor, latents: Tensor, own: Parameters, objective: Objective, fired: Tensor, bound: Tensor | None
     ) -> Tensor:
         """Fills `latents` and the mask of what is on; counts what fired. Gives the smallest, of a selection."""
         code, smallest = objective.nonlinearity, m.new_full((), torch.inf)
+        if bound is None and code.selection is not None:
+            bound = token_bounds(code, code.selection, m, own, self.mesh)
         for rows in self._slabs(len(m)):
             mask, slab = self._support[rows], latents[rows]
-            torch.neg(_selected(code, m[rows], own, bound).to(mask.dtype), out=mask)
+            torch.neg(on_with_bound(code, m[rows], own, _of(rows, bound)).to(mask.dtype), out=mask)
             slab.copy_(code.value(m[rows], own))
             _keep_(slab, mask)
             fired += torch.gt(slab, 0, out=torch.empty_like(slab)).sum(0)
@@ -114,9 +120,12 @@ class DenseStep(Step):
     ) -> Tensor:
         """Adds an auxiliary term's gradient on m to `upstream` and its own to the rest; returns its value."""
         chosen = m if term.among is None else m.masked_fill(~term.among, -torch.inf)
-        mask = -on(term.code, chosen, weights.own).to(self._support.dtype)
+        selection, bound = term.code.selection, None
+        if selection is not None:
+            bound = token_bounds(term.code, selection, chosen, weights.own, self.mesh)
+        mask = -on_with_bound(term.code, chosen, weights.own, bound).to(self._support.dtype)
         latents = _keep_(term.code.value(m, weights.own).clone(), mask)
-        error = (latents @ weights.decoder).sub_(target)
+        error = self.mesh.sum_(latents @ weights.decoder, "latent").sub_(target)
         value = term.coeff * error.square().sum(dtype=torch.float64) / (batch * target.shape[1])
         error *= 2 * term.coeff / (batch * target.shape[1])
         if term.trains_decoder:
@@ -134,11 +143,9 @@ class DenseStep(Step):
             self._gradients.own[name].add_(kept.sum(0))
 
 
-def _selected(code: Nonlinearity, m: Tensor, own: Parameters, bound: Tensor | None) -> Tensor:
-    """What is on, with the bound of the whole batch where a selection needs one."""
-    if bound is None:
-        return on(code, m, own)
-    return code.support(m, own) & (distance(code, m, own) >= bound)
+def _of(rows: slice, bound: Tensor | None) -> Tensor | None:
+    """Of some tokens; a bound of the whole batch is one number."""
+    return bound if bound is None or bound.ndim == 1 else bound[rows]
 
 
 _MASKS = {torch.float32: torch.int32, torch.float64: torch.int64}

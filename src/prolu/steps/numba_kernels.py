@@ -142,6 +142,44 @@ def decode(starts, latents, values, decoder, b_dec, x, scale, error, upstream, s
             upstream[t] = dot(e, decoder[latents[t]])
 
 
+@_jit(parallel=True, fastmath=FAST)
+@no_type_check
+def decode_part(starts, latents, values, decoder, bias, recon):
+    """The first half of `decode`, where other ranks have the other latents: bias and the pairs' decoder rows."""
+    for i in prange(recon.shape[0]):
+        recon[i, :] = bias
+        add_rows(recon[i], decoder, latents, values, starts[i], starts[i + 1])
+
+
+@_jit(parallel=True, fastmath=FAST)
+@no_type_check
+def errors(starts, latents, decoder, x, scale, error, upstream, squares):
+    """The second half of `decode`: `error` holds all ranks' reconstruction, and then the error."""
+    for i in prange(x.shape[0]):
+        e, total = error[i], x.dtype.type(0)
+        for k in range(e.shape[0]):
+            r = e[k] - x[i, k]
+            total += r * r
+            e[k] = r * scale
+        squares[i] = total
+        for t in range(starts[i], starts[i + 1]):
+            upstream[t] = dot(e, decoder[latents[t]])
+
+
+@_jit(parallel=True)
+@no_type_check
+def largest_of_rows(starts, values, out):
+    """Each row's largest values, as many as `out` is wide; -inf where there are fewer."""
+    k = out.shape[1]
+    for i in prange(out.shape[0]):
+        row = values[starts[i] : starts[i + 1]]
+        n = row.shape[0]
+        if n > k:
+            out[i, :] = np.partition(row, n - k)[n - k :]
+        else:
+            out[i, :n], out[i, n:] = row, -np.inf
+
+
 @_jit(parallel=True)
 @no_type_check
 def sort_by_latent(starts, latents, n_latents, n_parts, by_latent, tokens, source):

@@ -60,6 +60,8 @@ class StepStats(NamedTuple):
     """Tokens of the batch on which each latent was on (greater than 0)."""
     smallest: Float[Tensor, ""]
     """The smallest latent that was on, where the nonlinearity selects; else 0."""
+    n_on: Float[Tensor, ""]
+    """Pairs of token and latent that were on."""
 
 
 def smallest_on(code: Nonlinearity, values: Float[Tensor, "..."]) -> Float[Tensor, ""]:

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from numba import get_num_threads, set_num_threads
 from torch import Tensor
 
-from prolu.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback
+from prolu.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback, Selection
 from prolu.steps import numba_kernels as kernels
 from prolu.steps.adam import AdamConfig
 from prolu.steps.base import Step
@@ -90,7 +90,7 @@ class SparseNumbaStep(Step):
         gradients.b_dec.copy_(small["b_dec"])
         for name, gradient in gradients.own.items():
             gradient.copy_(small[name]) if name in small else gradient.zero_()
-        return gradients, stats
+        return self._summed(gradients, stats, objective)
 
     def update_(
         self,
@@ -104,10 +104,13 @@ class SparseNumbaStep(Step):
         lr: float,
         adam: AdamConfig,
     ) -> StepStats:
-        """One projected Adam update, in place; no gradient matrix is made, unless a clip needs its norm first."""
-        if adam.max_grad_norm is not None:
+        """One projected Adam update, in place; no gradient matrix is made, unless a clip needs its norm first, or other
+        ranks have other rows of the batch.
+        """
+        if adam.max_grad_norm is not None or self.mesh.data > 1:
             return super().update_(weights, first, second, acts, objective, n_updates=n_updates, lr=lr, adam=adam)
         codes, small, stats = self._pair_gradients(weights, acts, objective)
+        self.mesh.sum_(small["b_dec"], "all")
         c = adam.constants(n_updates, lr, weights.encoder.numpy().dtype)
         matrices = (weights.encoder, weights.decoder, first.encoder, second.encoder, first.decoder, second.decoder)
         kernels.latent_updates(*codes, *(t.numpy() for t in matrices), c)
@@ -115,13 +118,14 @@ class SparseNumbaStep(Step):
         vectors += [(weights.own[n], first.own[n], second.own[n], small[n]) for n in weights.own if n in small]
         for p, m, v, g in vectors:
             kernels.adam_row(p.numpy(), g.numpy(), m.numpy(), v.numpy(), c)
-        return stats
+        return self._summed_stats(stats, objective)
 
     def _pair_gradients(
         self, weights: Weights, acts: Tensor, objective: Objective
     ) -> tuple[tuple[np.ndarray, ...], dict[str, Tensor], StepStats]:
-        """All but the two matrices: pairs sorted by latent, gradients of the vectors, statistics."""
+        """All but the two matrices: pairs sorted by latent, gradients of the vectors, statistics; of this rank."""
         (batch, d_in), code, term = acts.shape, objective.nonlinearity, objective.auxiliary
+        n_tokens = self._n_tokens(acts)
         set_num_threads(min(torch.get_num_threads(), MOST_THREADS))
         n_rows = batch if term is None else 2 * batch
         centred, error = self._rows(n_rows)
@@ -130,11 +134,11 @@ class SparseNumbaStep(Step):
         latents, m = self._held(n)
         own = {name: self._gathered(f"own {name}", latents, p) for name, p in weights.own.items()}
         values = code.value(m, own)
-        scale = 2 / (batch * d_in)
+        scale = 2 / (n_tokens * d_in)
         upstream, mse = self._decode(
             weights, 0, latents, values, weights.b_dec, acts.contiguous(), scale, error[:batch]
         )
-        back, penalty = objective.pull_back(upstream, values, m, own, batch)
+        back, penalty = objective.pull_back(upstream, values, m, own, n_tokens)
         smallest, fired, auxiliary, to_decoder = smallest_on(code, values), None, torch.zeros_like(mse), values
         if term is not None:
             fired = torch.from_numpy(np.bincount(latents[values.numpy() > 0], minlength=weights.d_sae)).to(values.dtype)
@@ -149,12 +153,13 @@ class SparseNumbaStep(Step):
             name: m_sums if gradient is back.m else self._sorted("to_own", source, gradient)[1]
             for name, gradient in back.parameters.items()
         }
-        small["b_dec"] = error[:batch].sum(0) - m_sums @ weights.encoder
+        small["b_dec"] = self.mesh.once(error[:batch].sum(0)) - m_sums @ weights.encoder
         sorted_values, counted = self._pairs.array("sorted_values", n_pairs), torch.empty_like(m_sums)
         kernels.gather_and_count(by_latent, source, to_decoder.numpy(), sorted_values, counted.numpy())
         off = batch * weights.d_sae - n
-        penalty = (penalty + off * objective.penalty.at_zero) / batch
-        stats = StepStats(mse, penalty, auxiliary, counted if fired is None else fired, smallest)
+        penalty = (penalty + off * objective.penalty.at_zero) / n_tokens
+        fired = counted if fired is None else fired
+        stats = StepStats(mse, penalty, auxiliary, fired, smallest, fired.sum().double())
         kernels.split_evenly(by_latent, PAIRS_PER_LATENT, self._blocks)
         codes = (self._blocks, by_latent, tokens, sorted_values, to_m, centred.numpy(), error.numpy())
         return codes, small, stats
@@ -182,12 +187,18 @@ class SparseNumbaStep(Step):
         starts = self._starts[first_row : first_row + rows + 1]
         starts = starts if starts[0] == 0 else starts - starts[0]
         upstream = self._pairs.array("also upstream" if first_row else "upstream", len(latents))
-        squares, x = self._squares[:rows], target.numpy()
-        kernels.decode(
-            starts, latents, values.numpy(), weights.decoder.numpy(), bias.numpy(), x, x.dtype.type(scale),
-            error.numpy(), upstream, squares,
-        )  # fmt: skip
-        return torch.from_numpy(upstream), torch.tensor(squares.sum(dtype=np.float64) / target.numel())
+        squares, x, mesh = self._squares[:rows], target.numpy(), self.mesh
+        decoder, factor = weights.decoder.numpy(), x.dtype.type(scale)
+        if mesh.latent == 1:  # one kernel, while a token's decoder rows are in the cache
+            kernels.decode(
+                starts, latents, values.numpy(), decoder, bias.numpy(), x, factor, error.numpy(), upstream, squares
+            )
+        else:
+            kernels.decode_part(starts, latents, values.numpy(), decoder, mesh.once(bias).numpy(), error.numpy())
+            mesh.sum_(error, "latent")
+            kernels.errors(starts, latents, decoder, x, factor, error.numpy(), upstream, squares)
+        mean = squares.sum(dtype=np.float64) / (target.numel() * mesh.data)
+        return torch.from_numpy(upstream), torch.tensor(mean)
 
     def _auxiliary(
         self, weights: Weights, term: Auxiliary, n: int, centred: Tensor, error: Tensor, scale: float
@@ -229,7 +240,9 @@ class SparseNumbaStep(Step):
         starts[0] = n
         for start in range(0, len(centred), len(self._m)):
             chunk = centred[start : start + len(self._m)]
-            m = torch.mm(chunk, encoder.T, out=self._m.view(-1)[: len(chunk) * len(encoder)].view(len(chunk), -1))
+            m = torch.mm(
+                chunk, encoder.T, out=self._m.view(-1)[: len(chunk) * len(encoder)].view(len(chunk), len(encoder))
+            )
             if threshold is None:
                 m.masked_fill_(~code.support(m, own), -torch.inf)
             floor = (threshold if threshold is not None else torch.full_like(m[0], torch.finfo(m.dtype).min)).numpy()
@@ -245,7 +258,9 @@ class SparseNumbaStep(Step):
             latents = self._pairs.array("latents", expected, np.int32, keep=held)
             kernels.fill(m.numpy(), floor, of_chunk, latents, self._pairs.array("m", expected, keep=held))
             if selection is not None and selection.over_batch:
-                n = self._cut(floor, selection.k * len(centred), starts[: start + len(chunk) + 1])
+                n = self._cut(floor, selection.k * self._n_tokens(centred), starts[: start + len(chunk) + 1])
+            if selection is not None and self.mesh.size > 1 and start + len(chunk) == len(centred):
+                n = self._cut_across(floor, selection, starts)
         return n
 
     def _cut(self, threshold: np.ndarray, k: int, starts: np.ndarray) -> int:
@@ -255,7 +270,26 @@ class SparseNumbaStep(Step):
             return n
         latents, m = self._held(n, first)
         above = m.numpy() - threshold[latents]
-        kept = above >= np.partition(above, n - first - k)[n - first - k]
+        return self._keep(above >= np.partition(above, n - first - k)[n - first - k], starts)
+
+    def _cut_across(self, threshold: np.ndarray, selection: Selection, starts: np.ndarray) -> int:
+        """Keeps what the selection leaves once all ranks have said what they have; each has cut its own already."""
+        first, n = int(starts[0]), int(starts[-1])
+        latents, m = self._held(n, first)
+        above, rows = m.numpy() - threshold[latents], len(starts) - 1
+        if selection.over_batch:
+            k = selection.k * rows * self.mesh.data
+            largest = torch.from_numpy(above).topk(min(k, len(above)), sorted=False).values
+            return self._keep(above >= self.mesh.nth_largest(largest, k, "all").numpy(), starts)
+        largest = np.empty((rows, selection.k), above.dtype)
+        kernels.largest_of_rows(starts - first, above, largest)
+        bounds = self.mesh.nth_largest(torch.from_numpy(largest), selection.k, "latent").squeeze(1).numpy()
+        return self._keep(above >= np.repeat(bounds, np.diff(starts)), starts)
+
+    def _keep(self, kept: np.ndarray, starts: np.ndarray) -> int:
+        """Closes the gaps that other pairs leave; returns how many there are now."""
+        first, n = int(starts[0]), int(starts[-1])
+        latents, m = self._held(n, first)
         starts[:] = first + np.concatenate([[0], np.cumsum(kept)])[starts - first]
         n_kept = int(starts[-1]) - first
         latents[:n_kept], m.numpy()[:n_kept] = latents[kept], m.numpy()[kept]

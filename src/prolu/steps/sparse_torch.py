@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prolu.nonlinearities import Nonlinearity, Parameters, Pullback, on
+from prolu.nonlinearities import Nonlinearity, Parameters, Pullback
 from prolu.steps.base import Step
 from prolu.steps.objective import Objective, StepStats, smallest_on
+from prolu.steps.selection import on_across
 from prolu.weights import Weights
 
 ROWS_PER_CHUNK = 1024
@@ -39,51 +40,58 @@ class SparseTorchStep(Step):
     ) -> tuple[Weights, StepStats]:
         """Gradients with respect to every weight, and what was seen. The gradients are the buffers' own."""
         (batch, d_in), code, grads = acts.shape, objective.nonlinearity, self._gradients
+        mesh, n_tokens = self.mesh, self._n_tokens(acts)
         for tensor in grads.tensors():
             tensor.zero_()
         centred = acts - weights.b_dec
         pairs = self._encode(centred, weights.encoder, weights.own, code)
         own = pairs.own(weights)
         values = code.value(pairs.m, own)
-        error = _decoded(weights, pairs, values, batch).add_(weights.b_dec).sub_(acts)
-        mse = error.square().sum(dtype=torch.float64) / (batch * d_in)
-        scale, auxiliary, m_sum = 2 / (batch * d_in), torch.zeros_like(mse), torch.zeros_like(grads.encoder[:, 0])
+        error = mesh.sum_(_decoded(weights, pairs, values, batch), "latent").add_(weights.b_dec).sub_(acts)
+        mse = error.square().sum(dtype=torch.float64) / (n_tokens * d_in)
+        scale, auxiliary, m_sum = 2 / (n_tokens * d_in), torch.zeros_like(mse), torch.zeros_like(grads.encoder[:, 0])
         if (term := objective.auxiliary) is not None:
             others = self._dead_pairs(centred, weights, term.code, term.among) if term.of_dead else pairs
             also = term.code.value(others.m, others.own(weights))
-            miss = _decoded(weights, others, also, batch).sub_(-error if term.target == "residual" else centred)
-            auxiliary = term.coeff * miss.square().sum(dtype=torch.float64) / (batch * d_in)
+            miss = mesh.sum_(_decoded(weights, others, also, batch), "latent")
+            miss.sub_(-error if term.target == "residual" else centred)
+            auxiliary = term.coeff * miss.square().sum(dtype=torch.float64) / (n_tokens * d_in)
             miss *= scale * term.coeff
             back = term.code.pullback(_products(weights, others, miss), others.m, others.own(weights))
             m_sum += _spend_(grads, others, back, also if term.trains_decoder else None, centred, miss)
         error *= scale
-        back, penalty = objective.pull_back(_products(weights, pairs, error), values, pairs.m, own, batch)
+        back, penalty = objective.pull_back(_products(weights, pairs, error), values, pairs.m, own, n_tokens)
         m_sum += _spend_(grads, pairs, back, values, centred, error)
-        grads.b_dec.copy_(error.sum(0) - m_sum @ weights.encoder)
+        grads.b_dec.copy_(mesh.once(error.sum(0)) - m_sum @ weights.encoder)
         off = batch * weights.d_sae - len(values)
         fired = torch.bincount(pairs.latent, values > 0, weights.d_sae).to(values.dtype)
-        penalty = (penalty + off * objective.penalty.at_zero) / batch
-        return grads, StepStats(mse, penalty, auxiliary, fired, smallest_on(code, values))
+        penalty = (penalty + off * objective.penalty.at_zero) / n_tokens
+        stats = StepStats(mse, penalty, auxiliary, fired, smallest_on(code, values), fired.sum().double())
+        return self._summed(grads, stats, objective)
 
     def _encode(self, centred: Tensor, encoder: Tensor, own: Parameters, code: Nonlinearity) -> _Pairs:
         threshold, selection = code.threshold(own), code.selection
         found = []
         for start in range(0, len(centred), len(self._m)):
             chunk = centred[start : start + len(self._m)]
-            m = torch.mm(chunk, encoder.T, out=self._m.view(-1)[: len(chunk) * len(encoder)].view(len(chunk), -1))
+            m = torch.mm(
+                chunk, encoder.T, out=self._m.view(-1)[: len(chunk) * len(encoder)].view(len(chunk), len(encoder))
+            )
             if selection is None:
                 mask = m > threshold if threshold is not None else code.support(m, own)
             else:
-                mask = code.support(m, own) if selection.over_batch else on(code, m, own)
+                mask = code.support(m, own) if selection.over_batch else on_across(code, m, own, self.mesh)
             flat = mask.view(-1).nonzero().squeeze(1)
-            token = torch.div(flat, len(encoder), rounding_mode="floor")
+            token = torch.div(flat, max(1, len(encoder)), rounding_mode="floor")
             found.append(_Pairs(token + start, flat - token * len(encoder), m.view(-1)[flat]))
         pairs = _Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
         if selection is not None and selection.over_batch:
             assert threshold is not None
-            above = pairs.m - threshold[pairs.latent]
-            kept = above.topk(min(selection.k * len(centred), len(above)), sorted=False).values
-            pairs = _Pairs(*(part[above >= kept.min()] for part in pairs)) if len(kept) else pairs
+            above, n = pairs.m - threshold[pairs.latent], selection.k * self._n_tokens(centred)
+            if self.mesh.size > 1 or len(above):
+                largest = above.topk(min(n, len(above)), sorted=False).values
+                bound = self.mesh.nth_largest(largest, n, "all")
+                pairs = _Pairs(*(part[above >= bound] for part in pairs))
         return pairs
 
     def _dead_pairs(self, centred: Tensor, weights: Weights, code: Nonlinearity, among: Tensor | None) -> _Pairs:
