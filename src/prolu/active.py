@@ -61,13 +61,13 @@ class ActiveRun:
                 self._follower.log(line)
         if n_updates in self._probe_steps:
             self._probes[n_updates] = probe(self.trainer.sae(), held_out)
-        if self.finished and not all(t.isfinite().all() for t in self.trainer.state.weights.tensors()):
+        if self.finished and not all(t.isfinite().all() for t in self.trainer.sae().weights.tensors()):
             raise FloatingPointError("the weights are not finite")
 
     def saved(self) -> Saved:
         """All that it takes to go on."""
         seen = {"curve": self._curve, "probes": sorted(self._probes.items()), "resampled": self.resampled}
-        return Saved(self.trainer.state.tensors(), self.trainer.state.counters() | seen)
+        return Saved(self.trainer.tensors(), self.trainer.state.counters() | seen)
 
     def restore_(self, saved: Saved) -> None:
         """Takes up what `saved` gave.

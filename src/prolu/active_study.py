@@ -15,6 +15,7 @@ from prolu.config import RunConfig
 from prolu.evaluation import HeldOut
 from prolu.files import read_json_lines, remove, write_atomically
 from prolu.interrupts import Interrupt
+from prolu.mesh import Mesh
 from prolu.nonlinearities import nonlinearity_named
 from prolu.progress import Meter
 from prolu.results import FAILURE_FILE, RESULTS_FILE
@@ -39,9 +40,12 @@ class ActiveStudy:
         keep_state: bool,
         progress: bool,
         trackers: Trackers,
+        mesh: Mesh,
     ):
         self.stream, self._out = request.stream, request.out
-        self._keep_state, self._progress, self._trackers = keep_state, progress, trackers
+        self._keep_state, self._progress, self._trackers, self._mesh = keep_state, progress, trackers, mesh
+        # On a mesh, a rank that fails halfway leaves the others waiting: only what all of them see is a run's failure.
+        self._failures = (MemoryError, RuntimeError) if mesh.size == 1 else ()
         self._held_out = HeldOut(self.stream.lm, self.stream.blocks, request.eval_tokens)
         self.runs = self._prepared(todo, shared)
         """Those that are training, each where it was left."""
@@ -100,9 +104,9 @@ class ActiveStudy:
             own = nonlinearity_named(config.code).parameter_names
             folder, shape = self._out / config.run_id, (self.stream.d_in, config.d_sae, own, config.precision)
             try:
-                stream, steps = self.stream, shared.get(shape)
-                trainer = Trainer(config, stream.d_in, stream.batch_size, steps=steps, device=stream.device)
-            except (MemoryError, RuntimeError) as problem:
+                stream, steps, mesh = self.stream, shared.get(shape), self._mesh
+                trainer = Trainer(config, stream.d_in, stream.batch_size, steps=steps, device=stream.device, mesh=mesh)
+            except self._failures as problem:
                 self._record_failure(config.run_id, 0, problem)
                 continue
             shared.setdefault(shape, trainer.steps)
@@ -142,7 +146,7 @@ class ActiveStudy:
         """Does some work of one run; if it fails, the run is stopped and the others go on."""
         try:
             work()
-        except (FloatingPointError, MemoryError, RuntimeError) as problem:
+        except (FloatingPointError, *self._failures) as problem:
             self.runs.remove(run)
             self._keep_last_good(run)
             self._record_failure(run.run_id, run.trainer.state.n_updates, problem)

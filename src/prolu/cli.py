@@ -21,6 +21,7 @@ from prolu.commands import (
     prepare_eval,
     prepare_harvest,
     prepare_harvest_dry_run,
+    prepare_on_mesh,
     prepare_pull,
     prepare_push,
     prepare_report,
@@ -30,6 +31,7 @@ from prolu.config import RunConfig
 from prolu.files import FolderBusyError
 from prolu.hub import MAIN, HubError
 from prolu.interrupts import INTERRUPTED
+from prolu.mesh import LostRankError, is_first_process, n_processes
 from prolu.recipes import GPT2_WIDTH, RECIPES, recipe_named
 from prolu.sources import HarvestSource, Source
 from prolu.sweeps import SweepFailedError, with_seeds
@@ -67,12 +69,17 @@ class Train:
     batch_size: int = 4096
     """Tokens per training step."""
     latents: OmitArgPrefixes[LatentPages] = field(default_factory=LatentPages)
+    mesh: str = ""
+    """Devices that share the SAE, as in data=2,latent=4: its batches in 2, its latents in 4 shares. Started as
+    torchrun --nproc-per-node 8 -m prolu train ... (docs/scaling.md)."""
     out: Path
     """Folder of the study."""
 
     def prepare(self) -> Job:
         """Checks the request; gives back the work."""
         run = RunConfig(**asdict(self.run))
+        if self.mesh or n_processes() > 1:
+            return prepare_on_mesh(run, self.batch_size, self.source, self.out, self.latents, self.mesh)
         return prepare_sweep(lambda d_in: ([run], self.batch_size), self.source, self.out, self.latents)
 
 
@@ -278,10 +285,13 @@ def main(args: Sequence[str] | None = None) -> int:
         return WRONG_REQUEST
     command = tyro.cli(Command, prog="prolu", args=args, description="Sparse autoencoders with ProLU, compared.")
     try:
+        if n_processes() > 1 and not isinstance(command, Train):
+            raise ValueError(f"torchrun started {n_processes()} processes: only prolu train shares its work")
         job = command.prepare()
+    except LostRankError as problem:
+        return _say(str(problem), FAILED)
     except (ValueError, OSError) as problem:  # OSError: a file or folder of the request cannot be read
-        print(f"prolu: {problem}", file=sys.stderr)
-        return WRONG_REQUEST
+        return _say(str(problem), WRONG_REQUEST)
     except KeyboardInterrupt:
         return INTERRUPTED
     return _finish(job)
@@ -296,12 +306,18 @@ def _finish(job: Job) -> int:
         sentence, code = f"interrupted; {kept}", INTERRUPTED
     except (FolderBusyError, HubError) as problem:
         sentence, code = str(problem), WRONG_REQUEST
-    except (OSError, FloatingPointError, SweepFailedError) as problem:
+    except (OSError, FloatingPointError, SweepFailedError, LostRankError) as problem:
         sentence, code = f"{problem}; {kept}", FAILED
     except Exception:
         traceback.print_exc()
         sentence, code = f"failed while running; {kept}", FAILED
-    print(f"prolu: {sentence}", file=sys.stderr)
+    return _say(sentence, code)
+
+
+def _say(sentence: str, code: int) -> int:
+    """Says why, once for all processes that do one thing together; gives back the code."""
+    if is_first_process():
+        print(f"prolu: {sentence}", file=sys.stderr)
     return code
 
 

@@ -14,7 +14,9 @@ from prolu.config import RunConfig
 from prolu.data import load_blocks
 from prolu.estimates import estimate, harvest_seconds, outline
 from prolu.evaluation import HeldOut, evaluate
+from prolu.following import follow, led
 from prolu.lm import DTYPES, LanguageModel
+from prolu.mesh import ALONE, Mesh, join
 from prolu.results import Results, failures, read_study
 from prolu.sae import SAE, read_provenance
 from prolu.sharing import check_push, deliver, fetch_checked, holds_same, pack, unpack
@@ -64,7 +66,22 @@ class LatentPages:
         at_least_1("examples", self.examples)
 
 
-def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: LatentPages) -> Job:
+def prepare_on_mesh(
+    run: RunConfig, batch_size: int, source: Source, out: Path, latents: LatentPages, shape: str
+) -> Job:
+    """Trains one SAE on all ranks of a mesh; the first does all else."""
+    if len(source.hook) > 1:
+        raise ValueError(f"mesh {shape!r}: trains at one hook, not at {len(source.hook)}")
+    torch.set_num_threads(at_least_1("threads", source.threads))
+    mesh = join(shape, source.device)
+    mesh.latents(run.d_sae), mesh.rows(batch_size)
+    job: Job | None = mesh.together(
+        lambda: prepare_sweep(lambda _: ([run], batch_size), source, out, latents, mesh) if mesh.is_first else None
+    )
+    return job or (lambda: follow(run, batch_size, mesh))
+
+
+def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: LatentPages, mesh: Mesh = ALONE) -> Job:
     """Trains runs on one stream, or at several hooks on one each, then draws reports and pages of latents."""
     latents.check()
     check_trackers(source.tracker)
@@ -93,7 +110,8 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: Late
         if several:
             found = run_sweeps(lambda d_in: runs_at(d_in)[0], streams, out, **settings)
         else:
-            found = {streams[0].lm.hook: run_sweep(requests[0].runs, streams[0], out, **settings)}
+            with led(mesh):
+                found = {streams[0].lm.hook: run_sweep(requests[0].runs, streams[0], out, **settings, mesh=mesh)}
         for stream in streams:
             if stream.lm.hook in found:
                 pages = _pages_of(found[stream.lm.hook], latents)

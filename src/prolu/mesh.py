@@ -8,6 +8,7 @@
 A collective along an axis of one rank is the identity, so code that is written for a mesh runs alone to the bit.
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -60,6 +61,11 @@ def n_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first_process() -> bool:
+    """Whether this one speaks for all that torchrun started together; a process alone does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def check_shape(text: str, shape: Shape, device: str) -> None:
     """Raises ValueError unless the processes that are there, and their devices, make up the mesh."""
     started, wanted = n_processes(), shape.data * shape.latent
@@ -93,7 +99,7 @@ def join(text: str, device: str = "cpu") -> "Mesh":
         return Mesh()
     start_processes()
     here = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else "cpu"
-    return Mesh(*shape, device=here)
+    return Mesh(*shape, device=here, is_led=True)
 
 
 def start_processes() -> None:
@@ -107,11 +113,14 @@ def start_processes() -> None:
 
 
 class Mesh:
-    """This rank's place, and what it can do with the others. All ranks call the same methods in the same order."""
+    """A rank's place, and what it can do with the others. All ranks call the same methods in the same order."""
 
-    def __init__(self, data: int = 1, latent: int = 1, *, device: str = "cpu"):
-        """Args: `device` is this rank's own. With more than one rank, torch's process group is there already."""
-        self.data, self.latent, self.device = data, latent, torch.device(device)
+    def __init__(self, data: int = 1, latent: int = 1, *, device: str = "cpu", is_led: bool = False):
+        """Args: `device` is this rank's own; `is_led`: the first rank `tell`s the others what to do.
+
+        With more than one rank, torch's process group is there already.
+        """
+        self.data, self.latent, self.device, self._is_led = data, latent, torch.device(device), is_led
         self.size = data * latent
         self.rank, self._groups = 0, {}
         if self.size > 1:
@@ -122,16 +131,12 @@ class Mesh:
             self.rank = dist.get_rank()
         self.data_rank, self.latent_rank = divmod(self.rank, latent)
         self.sent: Counter[str] = Counter()
-        """Bytes that this rank put into collectives, by axis, over an axis of more than one rank."""
+        """Bytes of the tensors in collectives over more than one rank, by axis; `told` are the first rank's words."""
 
     @property
     def is_first(self) -> bool:
         """Whether this rank speaks and writes for all."""
         return self.rank == 0
-
-    def describe(self) -> dict[str, int]:
-        """As a study's config has it."""
-        return {"data": self.data, "latent": self.latent}
 
     def ranks(self, axis: Axis) -> int:
         """So many along an axis."""
@@ -148,15 +153,16 @@ class Mesh:
         n = d_sae // self.latent
         return slice(self.latent_rank * n, (self.latent_rank + 1) * n)
 
-    def rows(self, batch_size: int) -> int:
-        """Rows of a batch that each rank trains on.
+    def rows(self, batch_size: int) -> slice:
+        """Of a batch of so many rows, this rank's.
 
         Raises:
             ValueError: they cannot be shared out equally.
         """
         if batch_size % self.data:
             raise ValueError(f"mesh data={self.data}: must divide batch_size, which is {batch_size}")
-        return batch_size // self.data
+        n = batch_size // self.data
+        return slice(self.data_rank * n, (self.data_rank + 1) * n)
 
     # What steps need.
 
@@ -196,20 +202,6 @@ class Mesh:
         missing = n - largest.shape[-1]
         padded = torch.nn.functional.pad(largest, (0, missing), value=-torch.inf)
         return self.gathered(padded, axis, -1).topk(n, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-
-    # What streams need.
-
-    def exchange(self, parts: list[Shaped[Tensor, "n d"]], n_coming: list[int]) -> Shaped[Tensor, "m d"]:
-        """Part i goes to rank i; what comes here, in order of the ranks that sent it, of so many rows each."""
-        if self.size == 1:
-            return parts[0]
-        rows = torch.cat(parts)
-        width, kind = rows.shape[1] * rows.element_size(), rows.dtype
-        coming = torch.empty(sum(n_coming), rows.shape[1], dtype=kind, device=rows.device)
-        sizes = [[n * width for n in counts] for counts in (n_coming, [len(part) for part in parts])]
-        out, sent = (t.view(torch.uint8).view(-1) for t in (coming, rows))
-        self._do("all", sent, lambda: dist.all_to_all_single(out, sent, *sizes))
-        return coming
 
     # What checkpoints and evaluation need.
 
@@ -257,11 +249,28 @@ class Mesh:
             return text
         data = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
         length = torch.tensor([len(data)])
-        self._do("all", length, lambda: dist.broadcast(length, 0))
+        self._broadcast(length)
         if not self.is_first:
             data = torch.empty(int(length), dtype=torch.uint8)
-        self._do("all", data, lambda: dist.broadcast(data, 0))
+        self._broadcast(data)
         return bytes(data.tolist()[:-1]).decode()
+
+    def tell(self, task: str, *tensors: Tensor) -> None:
+        """On the first rank of a mesh that is led: the others' `told` gives this. Elsewhere nothing."""
+        if not (self._is_led and self.is_first):
+            return
+        kinds = [[str(t.dtype).removeprefix("torch."), list(t.shape)] for t in tensors]
+        self.text_of_first(json.dumps([task, kinds]))
+        for tensor in tensors:
+            self._broadcast(tensor.to(self.device).contiguous())
+
+    def told(self) -> tuple[str, list[Tensor]]:
+        """What the first rank tells next; waits for it."""
+        task, kinds = json.loads(self.text_of_first(""))
+        tensors = [torch.empty(shape, dtype=getattr(torch, kind), device=self.device) for kind, shape in kinds]
+        for tensor in tensors:
+            self._broadcast(tensor)
+        return task, tensors
 
     def together(self, work: Callable[[], Any]) -> Any:
         """What the work gives here, once it has succeeded on every rank.
@@ -286,13 +295,8 @@ class Mesh:
         """What the work gives on the first rank, which alone does it; None on the others. Raises as `together`."""
         return self.together(lambda: work() if self.is_first else None)
 
-    def in_turn(self, work: Callable[[], Any]) -> Any:
-        """What the work gives here; one rank does it at a time, the first one first. Raises as `together`."""
-        found = None
-        for rank in range(self.size):
-            mine = self.together(lambda rank=rank: work() if rank == self.rank else None)
-            found = mine if rank == self.rank else found
-        return found
+    def _broadcast(self, tensor: Tensor) -> None:
+        self._do("told", tensor, lambda: dist.broadcast(tensor, 0))
 
     def _sentences(self, sentence: str) -> list[str]:
         """Every rank's, cut to some length."""

@@ -66,7 +66,7 @@ class Rebirth:
         generator: torch.Generator,
         mesh: Mesh = ALONE,
     ):
-        """Args: `dead` are among this rank's latents; `reconstruct` is the SAE as it is now, in the space it works in."""
+        """Args: `dead` are among a rank's own latents; `reconstruct` is the SAE as it is, in the space it works in."""
         self._config, self._reconstruct, self._generator, self._mesh = config, reconstruct, generator, mesh
         self._dead = dead = mesh.gathered(dead)
         self.n_dead, self._n_seen = int(dead.sum()), 0
@@ -78,6 +78,7 @@ class Rebirth:
         self._n_seen += len(acts)
         if not self.n_dead or not len(acts):
             return
+        self._mesh.tell("offer", acts, raw_norm)
         uniform = torch.rand(len(acts), generator=self._generator, dtype=torch.float64)
         acts = acts.to(self._dead.device)
         loss = (acts - self._reconstruct(acts)).double().square().sum(1).cpu()

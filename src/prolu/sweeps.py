@@ -14,6 +14,7 @@ from prolu.checkpoints import Clock
 from prolu.config import RunConfig
 from prolu.files import owned
 from prolu.interrupts import Interrupt
+from prolu.mesh import ALONE, Mesh
 from prolu.progress import Meter
 from prolu.results import Results, failures, read_study
 from prolu.stream import ActivationStream
@@ -59,6 +60,7 @@ def run_sweep(
     keep_state: bool = False,
     trackers: Sequence[str] = (),
     progress: bool = True,
+    mesh: Mesh = ALONE,
 ) -> Results:
     """Trains all runs on one stream, evaluates each when it ends, and writes the study's folder.
 
@@ -77,6 +79,7 @@ def run_sweep(
         keep_state: keep the moments of finished runs, so that they can be extended to more tokens.
         trackers: also write training curves to `wandb`, `tensorboard` or both; they decide no bit (docs/trackers.md).
         progress: show rates and time left.
+        mesh: ranks that share the SAE, led by this one; the others `follow` it (docs/scaling.md).
 
     Raises:
         ValueError: two runs alike, a run shorter than a batch, a folder that holds something else, or one in
@@ -85,7 +88,10 @@ def run_sweep(
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written.
     """
     request = StudyRequest(list(runs), stream, Path(out), eval_tokens)
-    _finish([request], Clock(checkpoint_seconds), keep_state=keep_state, trackers=trackers, progress=progress)
+    if mesh.size > 1 and len(request.runs) > 1:
+        raise ValueError(f"mesh: trains one SAE at a time, not {len(request.runs)}")
+    clock = Clock(checkpoint_seconds)
+    _finish([request], clock, keep_state=keep_state, trackers=trackers, progress=progress, mesh=mesh)
     return Results.load(out)
 
 
@@ -153,8 +159,9 @@ def requests_at_hooks(
 
 
 def _finish(
-    requests: Sequence[StudyRequest], clock: Clock, *, keep_state: bool, trackers: Sequence[str], progress: bool
-) -> None:
+    requests: Sequence[StudyRequest], clock: Clock, *, keep_state: bool, trackers: Sequence[str], progress: bool,
+    mesh: Mesh = ALONE,
+) -> None:  # fmt: skip
     """Trains what is not done yet, of one study or of several side by side."""
     told, shared = Trackers(trackers), Shared()
     prepare_folders(requests)
@@ -169,9 +176,10 @@ def _finish(
                 write_study(request.out, study)  # a longer one
             done = done_of(request.runs, request.out)
             if todo := [run for run in request.runs if run not in done]:
-                left.append(
-                    ActiveStudy(todo, request, shared=shared, keep_state=keep_state, progress=progress, trackers=told)
+                study = ActiveStudy(
+                    todo, request, shared=shared, keep_state=keep_state, progress=progress, trackers=told, mesh=mesh
                 )
+                left.append(study)
         if left:
             _train(left, clock, progress=progress)
         for request in requests:

@@ -1,5 +1,6 @@
 """One SAE in training: its state, and a step."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -81,12 +82,13 @@ class Trainer:
             steps: lets trainers of one shape share buffers; it does not change a bit.
             dtype: of weights, moments and activations.
             device: where they are.
-            mesh: ranks that share this SAE; each has a trainer of its own, and steps with its own rows.
+            mesh: ranks that share this SAE; each has a trainer, and all call the same methods in the same order.
 
         Raises:
             ValueError: the mesh does not divide d_sae or batch_size.
         """
-        self.config, self.mesh, self._latents = config, mesh, mesh.latents(config.d_sae)
+        mesh.tell("begin", torch.tensor(d_in))
+        self.config, self.mesh, latents, rows = config, mesh, mesh.latents(config.d_sae), mesh.rows(batch_size)
         self.batch_size = batch_size
         self.n_steps = config.n_steps(batch_size)
         self.sae_config = SAEConfig(
@@ -101,7 +103,7 @@ class Trainer:
         self._coeff_warmup_steps = round(config.coeff_warmup_fraction * self.n_steps)
         self._adam = AdamConfig(beta1=config.beta1, max_grad_norm=config.max_grad_norm)
         self.resampling = config.resampling(batch_size)
-        weights = initial_weights(self.sae_config, config.init_seed, dtype, config.initial_bias, self._latents)
+        weights = initial_weights(self.sae_config, config.init_seed, dtype, config.initial_bias, latents)
         weights = weights.map(lambda t: t.to(device))
         never = torch.zeros(weights.d_sae, dtype=torch.int64, device=device)
         moments = weights.zeros_like(), weights.zeros_like()
@@ -111,15 +113,17 @@ class Trainer:
         self.crossover = 0.0
         if config.precision == "fp32":
             self.crossover = crossover_density(torch.device(device).type, d_in, config.d_sae)
-        self.steps = steps or Steps(weights, mesh.rows(batch_size), config.precision, mesh)
+        self.steps = steps or Steps(weights, rows.stop - rows.start, config.precision, mesh)
 
     def step(self, acts: Float[Tensor, "batch d_in"]) -> StepReport:
-        """One update on normalised activations, of a mesh this rank's rows of the batch.
+        """One update on normalised activations; a rank of a mesh trains on its rows of them.
 
         Raises:
             ValueError: no activations, or of another width, dtype or device than the SAE.
         """
         acts = self._checked(acts)
+        self.mesh.tell("step", acts)
+        acts = acts[self.mesh.rows(len(acts))]
         weights, first, second, last_fired, fired, n_updates, family, steered = self.state
         lr = self.config.lr * self._schedule.factor(n_updates)
         stats = self.steps[family].update_(
@@ -165,6 +169,7 @@ class Trainer:
 
     def rebirth(self) -> Rebirth:
         """Resampling at this step, to be shown fresh activations and then finished."""
+        self.mesh.tell("rebirth")
         n_updates = self.state.n_updates
         since = n_updates - max(0, n_updates - self.resampling.count_steps)
         dead = self.state.fired < self.resampling.dead_below * since * self.batch_size
@@ -180,6 +185,7 @@ class Trainer:
 
     def resample_(self, rebirth: Rebirth) -> Resampled:
         """Gives dead latents their new directions, in place."""
+        self.mesh.tell("resample_")
         code = nonlinearity_named(self.config.code)
         starts = {name: code.initial(name) for name in code.parameter_names}
         return rebirth.finish_(self.state.weights, self.state.first, self.state.second, starts)
@@ -194,6 +200,7 @@ class Trainer:
 
     def summary(self, report: StepReport) -> dict[str, float | int]:
         """A line of `metrics.jsonl`: figures of the last step, and latents silent for a tenth of the run."""
+        self.mesh.tell("summary")
         stats, done = report.stats, self.state.n_updates
         silent_since = done - max(1, self.n_steps // 10)
         n_silent = self.mesh.sum_((self.state.last_fired <= silent_since).sum(), "latent")
@@ -210,21 +217,25 @@ class Trainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by name, for a checkpoint; of a mesh the whole on the first rank, and own latents on the others."""
+        self.mesh.tell("tensors")
         return {name: self.mesh.whole(t) if _of_latents(name) else t for name, t in self.state.tensors().items()}
 
     def restore_(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         """Takes up a state that `tensors` and `TrainerState.counters` gave, whatever the mesh was, in place.
 
-        Args: `tensors` are looked at on the first rank only.
+        Args: both are looked at on the first rank only.
 
         Raises:
             ValueError: it is not a state of this trainer.
         """
-        self.mesh.on_first(lambda: self._check_state(tensors, counters))
+        self.mesh.tell("restore_")
+        self.mesh.together(lambda: self._check_state(tensors, counters) if self.mesh.is_first else None)
         for name, tensor in self.state.tensors().items():
             self.mesh.hand_out_(tensor, tensors.get(name), of_latents=_of_latents(name))
+        kept = {name: counters[name] for name in self.state.counters()} if self.mesh.is_first else {}
+        kept = json.loads(self.mesh.text_of_first(json.dumps(kept)))
         self.state = self.state._replace(
-            n_updates=counters["n_updates"], step=counters["step"], steered=Steered(*counters["steered"])
+            n_updates=kept["n_updates"], step=kept["step"], steered=Steered(*kept["steered"])
         )
 
     def _check_state(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
@@ -249,11 +260,12 @@ class Trainer:
 
         Of a mesh, where all ranks ask: the whole, in memory of its own, on the first; own latents on the others.
         """
+        self.mesh.tell("sae")
         weights = self.state.weights
         if self.mesh.latent > 1:
             own = {name: self.mesh.whole(t) for name, t in weights.own.items()}
-            encoder, decoder = self.mesh.whole(weights.encoder), self.mesh.whole(weights.decoder)
-            weights = Weights(encoder, decoder, weights.b_dec.to(encoder.device), own)
+            whole = Weights(self.mesh.whole(weights.encoder), self.mesh.whole(weights.decoder), weights.b_dec, own)
+            weights = whole.map(lambda t: t.to(weights.b_dec.device))
         return SAE(self.sae_config, weights)
 
     def describe(self) -> dict[str, Any]:

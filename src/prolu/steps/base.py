@@ -15,8 +15,8 @@ from prolu.weights import Weights
 class Step(ABC):
     """A training step for SAEs of one shape: owns its buffers, keeps no state between calls.
 
-    On a mesh `weights` are this rank's latents and `acts` its rows of the batch. Three sums make the numbers those of
-    one process: reconstructions over the latent axis, gradients over the data axis, b_dec's and the statistics over both.
+    On a mesh `weights` are this rank's latents and `acts` its rows of the batch. Three sums make the numbers those
+    of one process: reconstructions over the latent axis, gradients over the data axis, b_dec's and figures over both.
     """
 
     mesh: Mesh = ALONE
