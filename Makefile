@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full test-browser lint format builtin-lm bench bench-stream quality interop crash fuzz calibrate clean
+.PHONY: help demo test test-full test-browser lint format builtin-lm bench bench-stream distributed quality interop crash fuzz calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,9 @@ bench-stream: $(INSTALLED)  ## the activation stream against the bare model, the
 	$(BIN)/python -m pytest -m 'not slow' tests/test_store.py tests/test_stream.py
 	$(BIN)/python benchmarks/stream.py --json benchmarks/stream.json
 	$(BIN)/python benchmarks/caching.py --json benchmarks/caching.json
+
+distributed: $(INSTALLED)  ## one SAE on 2 and 4 processes: the numbers and bytes of docs/scaling.md, resuming, refusals (5 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_mesh.py
 
 quality: $(INSTALLED)  ## Gated, JumpReLU and TopK against dictionary_learning's own trainers, at equal L0 (20 minutes)
 	$(BIN)/python -m pytest -m 'not slow' tests/test_baselines.py tests/test_steering.py
