@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,8 @@ HERE = Path(__file__).parent
 RESAMPLED = {"resample_fractions": [0.5], "resample_count_fraction": 0.2, "resample_dead_below": 0.5}
 
 
-def start(n, command):
-    """So many processes, with the environment that torchrun gives them; what each wrote, and its exit code."""
+def launched(n, command):
+    """So many processes, with the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -32,12 +34,22 @@ def start(n, command):
                 stderr=subprocess.PIPE,
             )
         )  # fmt: skip
+    return ranks
+
+
+def ended(ranks):
+    """Each one's exit code, and what it wrote."""
     try:
         said = [process.communicate(timeout=120) for process in ranks]
     finally:
         for process in ranks:
             process.kill()
     return [(process.returncode, *texts) for process, texts in zip(ranks, said, strict=True)]
+
+
+def start(n, command):
+    """Both."""
+    return ended(launched(n, command))
 
 
 def on_ranks(n, cases):
@@ -171,6 +183,41 @@ def test_the_command_gives_the_same_results_on_two_ranks(train, tmp_path):
         assert other["resampled"] == alone["resampled"]
         for name in ("mse", "l0", "degradation"):
             assert other[name] == pytest.approx(alone[name], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_on_two_ranks_goes_on_in_one_process(train, tmp_path):
+    train += ["--d-sae", "40", "--n-tokens", "64000"]
+    assert [code for code, *_ in start(1, [*train, "--out", str(tmp_path / "whole")])] == [0]
+    out = tmp_path / "stopped"
+    ranks = launched(2, [*train, "--out", str(out), "--mesh", "latent=2", "--checkpoint-minutes", "0"])
+    while not list(out.glob("checkpoints/step-*/checkpoint.json")):
+        assert all(rank.poll() is None for rank in ranks)
+        time.sleep(0.05)
+    for rank in ranks:
+        rank.send_signal(signal.SIGINT)
+    assert [code for code, *_ in ended(ranks)] == [130, 0]
+    assert not (out / "results.jsonl").exists()
+    assert [code for code, *_ in start(1, [*train, "--out", str(out)])] == [0]
+    whole, stopped = (json.loads((folder / "results.jsonl").read_text()) for folder in (tmp_path / "whole", out))
+    assert "resumed" in (out / "log.jsonl").read_text()
+    for name in ("mse", "l0", "degradation"):
+        assert stopped[name] == pytest.approx(whole[name], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_others(train, tmp_path):
+    out = tmp_path / "dead"
+    train += ["--d-sae", "40", "--n-tokens", "1920000", "--checkpoint-minutes", "0", "--mesh", "latent=2"]
+    ranks = launched(2, [*train, "--out", str(out)])
+    while not list(out.glob("checkpoints/step-*/checkpoint.json")):
+        assert all(rank.poll() is None for rank in ranks)
+        time.sleep(0.05)
+    ranks[1].kill()
+    (code, _, told), _ = ended(ranks)
+    assert code == 1
+    assert "another rank is gone" in told
+    assert "Traceback" not in told
 
 
 @pytest.mark.slow

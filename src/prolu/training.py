@@ -229,7 +229,7 @@ class Trainer:
             ValueError: it is not a state of this trainer.
         """
         self.mesh.tell("restore_")
-        self.mesh.together(lambda: self._check_state(tensors, counters) if self.mesh.is_first else None)
+        self.mesh.on_first(lambda: self._check_state(tensors, counters))
         for name, tensor in self.state.tensors().items():
             self.mesh.hand_out_(tensor, tensors.get(name), of_latents=_of_latents(name))
         kept = {name: counters[name] for name in self.state.counters()} if self.mesh.is_first else {}
