@@ -31,9 +31,10 @@ class CudaStep(Step):
             raise ValueError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
         self._precision = precision
         self._on_gpu = like.encoder.device.type == "cuda"
-        self._gradients, self._encode, self._pull_back, self._update_ = (
-            torch.compile(f, dynamic=False) if self._on_gpu else f for f in (_gradients, _encode, _pull_back, _update_)
-        )
+        self._gradients = torch.compile(_gradients, dynamic=False) if self._on_gpu else _gradients
+        self._encode = torch.compile(_encode, dynamic=False) if self._on_gpu else _encode
+        self._pull_back = torch.compile(_pull_back, dynamic=False) if self._on_gpu else _pull_back
+        self._update_ = torch.compile(_update_, dynamic=False) if self._on_gpu else _update_
         self._acts = like.encoder.new_empty(batch_size, like.d_in)
         self._rates = like.encoder.new_empty(2)
         self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
