@@ -74,7 +74,8 @@ def prepare_on_mesh(
         raise ValueError(f"mesh {shape!r}: trains at one hook, not at {len(source.hook)}")
     torch.set_num_threads(at_least_1("threads", source.threads))
     mesh = join(shape, source.device)
-    mesh.latents(run.d_sae), mesh.rows(batch_size)
+    mesh.latents(run.d_sae)
+    mesh.rows(batch_size)
     job: Job | None = mesh.on_first(lambda: prepare_sweep(lambda _: ([run], batch_size), source, out, latents, mesh))
     return job or (lambda: follow(run, batch_size, mesh))
 

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 Axis = Literal["latent", "data", "all"]
 
@@ -126,7 +127,7 @@ class Mesh:
         if self.size > 1:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
-            grid = dist.init_device_mesh(self.device.type, (data, latent), mesh_dim_names=("data", "latent"))
+            grid = init_device_mesh(self.device.type, (data, latent), mesh_dim_names=("data", "latent"))
             self._groups = {"data": grid.get_group("data"), "latent": grid.get_group("latent"), "all": dist.group.WORLD}
             self.rank = dist.get_rank()
         self.data_rank, self.latent_rank = divmod(self.rank, latent)
