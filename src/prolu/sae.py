@@ -1,5 +1,6 @@
 """The sparse autoencoder: initialise, encode, decode, save, load."""
 
+import hashlib
 import json
 import math
 import struct
@@ -166,6 +167,19 @@ class SAE(torch.nn.Module):
                 raise ValueError(f"{file}: {name} holds values that are not finite")
         own = {name: tensors[name] for name in own_names}
         return cls(config, Weights(tensors["W_enc"].T.contiguous(), tensors["W_dec"], tensors["b_dec"], own))
+
+
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 of the weights that `SAE.save` wrote.
+
+    Raises:
+        ValueError: none there.
+    """
+    file = Path(folder) / WEIGHTS_FILE
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        raise ValueError(f"{file}: no such file; a saved SAE has {CONFIG_FILE} and {WEIGHTS_FILE}") from None
 
 
 def read_config(file: Path) -> SAEConfig:

@@ -15,6 +15,7 @@ from prolu.config import RunConfig
 from prolu.files import write_atomically
 from prolu.results import STUDY_FILE, read_study
 from prolu.sae import CONFIG_FILE
+from prolu.starts import starting_weights
 from prolu.steps import crossover_density
 from prolu.stream import ActivationStream
 
@@ -56,6 +57,9 @@ def prepare_folders(requests: Sequence[StudyRequest]) -> None:
     """
     for request in requests:
         check_runs(request.runs, request.stream.batch_size)
+        for run in request.runs:
+            if run.init_from is not None:
+                starting_weights(run, request.stream.d_in)
         if request.eval_tokens < 1:
             raise ValueError(f"eval_tokens {request.eval_tokens}: must be at least 1")
         check_folder(request.out, describe_study(request), request.stream.batch_size)
@@ -121,7 +125,7 @@ def check_folder(out: Path, study: dict[str, Any], batch_size: int) -> None:
     flat_held, flat_asked = _flat(held), _flat(asked)
     for name in sorted(flat_held.keys() | flat_asked.keys()):
         # Paths may change, what lies there may not: the digests are compared.
-        if name.startswith("versions") or name in ("stream.lm", "stream.data"):
+        if name.startswith("versions") or name in ("stream.lm", "stream.data") or name.endswith(".init_from"):
             continue
         if flat_held.get(name) == flat_asked.get(name):
             continue
