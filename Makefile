@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full test-browser lint format builtin-lm bench bench-stream quality crash fuzz calibrate clean
+.PHONY: help demo test test-full test-browser lint format builtin-lm bench bench-stream quality interop crash fuzz calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ quality: $(INSTALLED)  ## Gated, JumpReLU and TopK against dictionary_learning's
 	$(BIN)/python -m pytest -m 'not slow' tests/test_baselines.py tests/test_steering.py
 	$(BIN)/python benchmarks/quality.py --json benchmarks/quality.json
 
+interop: $(INSTALLED)  ## other libraries' own code beside ours, each in an environment that this makes once
+	$(BIN)/python tests/saebench_core.py
+
 crash: $(INSTALLED)  ## kill a sweep at every disk operation and at 40 random moments; each must end as if nothing had happened
 	cd tests && ../$(BIN)/python crash.py
 
@@ -72,4 +75,4 @@ calibrate: $(INSTALLED)  ## remake the table that decides between dense and spar
 	$(BIN)/python benchmarks/calibrate.py
 
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) .venv-peers .venv-transformer-lens runs
+	rm -rf $(VENV) .venv-peers .venv-saebench .venv-transformer-lens .venv-trackers runs
