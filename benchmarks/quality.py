@@ -28,7 +28,7 @@ PEERS: dict[str, list[dict[str, Any]]] = {
     "jumprelu": [{"target_l0": 16.0}, {"target_l0": 32.0}],
     "gated": [{"l1_penalty": 0.3}, {"l1_penalty": 0.15}],
 }
-OURS = {"topk": ("topk", "none"), "jumprelu": ("jumprelu(0.3)", "l0"), "gated": ("gated", "l1")}
+OURS = {"topk": ("topk", "none"), "jumprelu": ("jumprelu(1)", "l0"), "gated": ("gated", "l1")}
 DEFAULT_LR = {"topk": 2e-4 / (D_SAE / 2**14) ** 0.5, "jumprelu": 7e-5, "gated": 5e-5}
 LR = 4e-3
 
@@ -72,6 +72,21 @@ def peers(file: Path) -> None:
             for lr in (DEFAULT_LR[name], LR):
                 found = train_peer(name, settings, lr, tensors["acts"], tensors["held_out"])
                 print(json.dumps({"name": name, "settings": settings} | found), flush=True)
+
+
+def run_peers(file: Path, n_threads: int) -> list[dict[str, Any]]:
+    """What `peers` found in its environment; a line is shown as it comes."""
+    from peers import environment
+
+    command, found = [environment(), __file__, "--peers", file, "--threads", str(n_threads)], []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            if line.startswith("{"):
+                found.append(json.loads(line))
+                print(f"peer {line}", end="", flush=True)
+    if process.returncode:
+        sys.exit(f"the peers' process failed with {process.returncode}")
+    return found
 
 
 def train_ours(name: str, l0: float, acts: torch.Tensor, held_out: torch.Tensor) -> dict[str, float]:
@@ -132,15 +147,10 @@ def main() -> None:
     if options.peers:
         peers(options.peers)
         return
-    from peers import environment
-
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "activations.safetensors"
         write_activations(file, options.tokens)
-        command = [environment(), __file__, "--peers", file, "--threads", str(options.threads)]
-        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-        theirs, tensors = [json.loads(line) for line in lines if line.startswith("{")], load_file(file)
-        rows = []
+        theirs, tensors, rows = run_peers(file, options.threads), load_file(file), []
         for name, some in PEERS.items():
             for settings in some:
                 tried = [t for t in theirs if t["name"] == name and t["settings"] == settings]

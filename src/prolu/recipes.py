@@ -80,10 +80,12 @@ def demo(d_in: int) -> Recipe:
 COMPARISON_FAMILIES = [
     ("relu", "l1"),
     ("relu", "sqrt_l1"),
+    ("prolu_relu", "l1"),
     ("prolu_relu", "sqrt_l1"),
     ("prolu_ste", "l1"),
+    ("prolu_ste", "sqrt_l1"),
     ("gated", "l1"),
-    ("jumprelu(0.3)", "l0"),
+    ("jumprelu(1)", "l0"),
     ("topk", "none"),
     ("batchtopk", "none"),
 ]
@@ -94,7 +96,7 @@ COMPARISON_SEEDS = (0, 1, 2)
 
 
 def comparison(d_in: int) -> Recipe:
-    """ReLU and ProLU under both penalties, Gated, JumpReLU, TopK and BatchTopK, at four L0s, three seeds each.
+    """ReLU and both ProLUs under both penalties, Gated, JumpReLU, TopK and BatchTopK, at four L0s, three seeds each.
 
     The learning rate falls over the second half, so that little of it is left once coefficients are frozen.
     """

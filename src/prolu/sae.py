@@ -50,9 +50,20 @@ def normalise(acts: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch
 
     The factor is computed first and then multiplied, the association other libraries use.
     """
+    factor, norms = _factor(acts)
+    return acts * factor, norms
+
+
+def normalise_(acts: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch"]:
+    """`normalise` in place; gives back the raw norms."""
+    factor, norms = _factor(acts)
+    acts.mul_(factor)
+    return norms
+
+
+def _factor(acts: Tensor) -> tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch"]]:
     norms = torch.linalg.vector_norm(acts, dim=-1)
-    scale = math.sqrt(acts.shape[-1]) / norms
-    return acts * torch.where(norms > 0, scale, 0)[..., None], norms
+    return torch.where(norms > 0, math.sqrt(acts.shape[-1]) / norms, 0)[..., None], norms
 
 
 def initial_weights(

@@ -13,7 +13,7 @@ from prolu.blocks import TokenBlocks
 from prolu.lm import LanguageModel
 from prolu.passes import Harvest, describe_activations
 from prolu.rng import keyed_generator
-from prolu.sae import normalise
+from prolu.sae import normalise, normalise_
 from prolu.transfer import Transfer
 
 
@@ -167,10 +167,8 @@ class ActivationStream:
         per_block = self.blocks.ctx - self._first
         for i in range(0, min(len(order), math.ceil(n_tokens / per_block)), per_pass):
             for piece in self._source.at(self.lm.hook, order[i : i + per_pass]):
-                yield Batch(*normalise(self._rows(self._to_device(piece))))
-
-    def _rows(self, piece: Float[Tensor, "n ctx d_in"]) -> Float[Tensor, "rows d_in"]:
-        return piece[:, self._first :].float().flatten(0, 1)
+                raw = self._to_device(piece)[:, self._first :]
+                yield Batch(*normalise(raw.float().flatten(0, 1)))
 
     def _blocks_of(self, epoch: int, window: int) -> np.ndarray:
         order = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, "blocks", epoch))
@@ -183,9 +181,11 @@ class ActivationStream:
         self._held = None
         chosen, start = self._blocks_of(epoch, window), 0
         for piece in self._source.at(self.lm.hook, chosen):
-            raw = self._rows(self._to_device(piece))
-            end = start + len(raw)
-            self._acts[start:end], self._norms[start:end] = normalise(raw)
+            raw = self._to_device(piece)[:, self._first :]
+            end = start + raw.shape[0] * raw.shape[1]
+            rows = self._acts[start:end]
+            rows.view(raw.shape).copy_(raw)  # straight from the source's own numbers: no copy of a piece is made
+            self._norms[start:end] = normalise_(rows)
             start = end
         last = (window + 1) * self._blocks_per_window >= len(self.blocks.train)
         self._source.expect(self.lm.hook, self._blocks_of(*((epoch + 1, 0) if last else (epoch, window + 1))))
