@@ -15,13 +15,14 @@ from prolu.weights import Weights
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / ".venv-peers"
-PACKAGES = ["torch", "sae-lens==6.54.12", "dictionary-learning==0.1.0", "numba", "jaxtyping"]
+PACKAGES = ["torch", "sae-lens==6.54.12", "dictionary-learning==0.1.0", "eai-sparsify==1.3.3", "numba", "jaxtyping"]
+"""The last but two is imported as `sparsify`."""
 
 
 def environment() -> Path:
-    """The Python of an environment that holds SAELens, dictionary_learning and this project; made once."""
+    """The Python of an environment that holds the peers and this project; made once for a list of packages."""
     python, made = ENVIRONMENT / "bin" / "python", ENVIRONMENT / "installed"
-    if not made.exists():
+    if not made.exists() or made.read_text() != "\n".join(PACKAGES):
         print(f"making {ENVIRONMENT.name} for the peers (about two minutes)", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
         pip = [python, "-m", "pip"]
@@ -29,7 +30,7 @@ def environment() -> Path:
         subprocess.run([*pip, "install", "--quiet", *constraints, *PACKAGES], check=True)
         subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchvision"], check=True)
         subprocess.run([*pip, "install", "--quiet", "--no-deps", "--editable", ROOT], check=True)
-        made.touch()
+        made.write_text("\n".join(PACKAGES))
     return python
 
 

@@ -121,8 +121,8 @@ def test_filters(report, opened):
     assert drawn(page) == [3] * 5
     bars = "document.getElementById('plane-0').data.filter(t => t.error_y?.visible && t.error_x?.visible).length"
     assert page.evaluate(bars) == 5
-    page.locator(".chip", has_text="topk + none").click()
-    assert page.locator(".chip", has_text="topk + none").get_attribute("aria-pressed") == "false"
+    page.locator(".chip", has_text="topk").click()
+    assert page.locator(".chip", has_text="topk").get_attribute("aria-pressed") == "false"
     assert visible_rows(page).count() == N_RUNS - 9
     assert drawn(page) == [3] * 4
     assert len(page.evaluate("document.getElementById('curve-0').data")) == N_RUNS - 9

@@ -11,6 +11,8 @@ from prolu.nonlinearities import ProLU, prolu
 from prolu.passes import Harvest
 from prolu.results import Results
 from prolu.sae import SAE, SAEConfig
+from prolu.sharing import pull, push
+from prolu.splicing import splice
 from prolu.statistics import Verdict, matched, points, verdict_table
 from prolu.store import ActivationStore, harvest
 from prolu.stream import ActivationStream
@@ -40,8 +42,11 @@ __all__ = [
     "matched",
     "points",
     "prolu",
+    "pull",
+    "push",
     "run_sweep",
     "run_sweeps",
+    "splice",
     "verdict_table",
     "with_seeds",
 ]

@@ -2,16 +2,19 @@
 
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from prolu.checkpoints import Saved
+from prolu.config import RunConfig
 from prolu.evaluation import HeldOut, probe, score
 from prolu.files import write_atomically
 from prolu.frontiers import is_converged
 from prolu.results import CURVES_FILE
 from prolu.stream import Batch
+from prolu.trackers import Follower
 from prolu.training import Trainer
 
 LINES_PER_CURVE = 100
@@ -27,6 +30,7 @@ class ActiveRun:
         self.resampled: list[dict[str, int]] = []
         self._probes: dict[int, dict[str, float]] = {}
         self._curve: list[str] = []
+        self._follower: Follower | None = None
         self._probe_steps = trainer.config.probe_steps(trainer.batch_size)
         self._every = max(1, trainer.n_steps // LINES_PER_CURVE)
 
@@ -51,7 +55,10 @@ class ActiveRun:
             raise FloatingPointError("the loss is not finite")
         n_updates = self.trainer.state.n_updates
         if n_updates % self._every == 0 or self.finished:
-            self._curve.append(json.dumps(self.trainer.summary(report)) + "\n")
+            line = self.trainer.summary(report)
+            self._curve.append(json.dumps(line) + "\n")
+            if self._follower is not None:
+                self._follower.log(line)
         if n_updates in self._probe_steps:
             self._probes[n_updates] = probe(self.trainer.sae(), held_out)
         if self.finished and not all(t.isfinite().all() for t in self.trainer.state.weights.tensors()):
@@ -71,6 +78,18 @@ class ActiveRun:
         self.trainer.restore_(saved.tensors, saved.facts)
         self._curve, self._probes = list(saved.facts["curve"]), {int(n): p for n, p in saved.facts["probes"]}
         self.resampled = list(saved.facts["resampled"])
+
+    def follow(self, follower: Follower) -> None:
+        """Tells a follower the curve so far, and from now on every line as it comes."""
+        for line in self._curve:
+            follower.log(json.loads(line))
+        self._follower = follower
+
+    def tell_result(self, record: Mapping[str, Any]) -> None:
+        """Tells it the held-out figures, once they are on the disk."""
+        if self._follower is not None:
+            known = {field.name for field in fields(RunConfig)}
+            self._follower.finish({k: v for k, v in record.items() if isinstance(v, int | float) and k not in known})
 
     def finish(self, held_out: HeldOut) -> dict[str, Any]:
         """Saves the SAE, what it does to documents and by latent, and its curve; returns its line of results."""

@@ -1,9 +1,11 @@
 """One study while it trains: its runs, their checkpoints, results and failures."""
 
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from prolu.nonlinearities import nonlinearity_named
 from prolu.progress import Meter
 from prolu.results import FAILURE_FILE, RESULTS_FILE
 from prolu.steps import Steps
-from prolu.study import FINAL_FOLDER, StudyRequest
+from prolu.study import FINAL_FOLDER, LENGTH_FIELDS, MOVABLE, StudyRequest
+from prolu.trackers import Followed, Trackers
 from prolu.training import Trainer
 
 Shared = dict[tuple[int, int, tuple[str, ...], str], Steps]
@@ -35,9 +38,10 @@ class ActiveStudy:
         shared: Shared,
         keep_state: bool,
         progress: bool,
+        trackers: Trackers,
     ):
         self.stream, self._out = request.stream, request.out
-        self._keep_state, self._progress = keep_state, progress
+        self._keep_state, self._progress, self._trackers = keep_state, progress, trackers
         self._held_out = HeldOut(self.stream.lm, self.stream.blocks, request.eval_tokens)
         self.runs = self._prepared(todo, shared)
         """Those that are training, each where it was left."""
@@ -110,8 +114,19 @@ class ActiveStudy:
                     run.restore_(saved)
                 except (ValueError, KeyError, TypeError) as problem:
                     self._say(f"{config.run_id}: its checkpoint does not fit ({problem}); it starts anew")
+            run.follow(self._trackers.follow(self._followed(run)))
             active.append(run)
         return active
+
+    def _followed(self, run: ActiveRun) -> Followed:
+        """A run as trackers know it: named by its study's name and all that stays when it is resumed or extended."""
+        config, stream = run.trainer.config, self.stream.describe()
+        lasting = {k: v for k, v in asdict(config).items() if k not in LENGTH_FIELDS and k != "init_from"}  # a path
+        out, hook = self._out.resolve(), stream["hook"]
+        group = f"{out.parent.name}/{hook}" if out.name == hook else out.name  # one of several hooks, or the only one
+        facts = [group, {k: v for k, v in stream.items() if k not in MOVABLE}, lasting]
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return Followed(out, group, config.run_id, key, run.trainer.describe() | {"stream": stream})
 
     def _read(self, folder: Path) -> Mapping[str, Saved]:
         found = read_checkpoint(folder)
@@ -151,6 +166,7 @@ class ActiveStudy:
         record = run.finish(self._held_out)
         records = [r for r in read_json_lines(self._out / RESULTS_FILE) if r["run_id"] != run.run_id] + [record]
         write_atomically(self._out / RESULTS_FILE, "".join(json.dumps(r) + "\n" for r in records))
+        run.tell_result(record)
 
     def _say(self, sentence: str) -> None:
         print(f"prolu: {sentence}", file=sys.stderr, flush=True)

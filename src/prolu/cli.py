@@ -22,11 +22,14 @@ from prolu.commands import (
     prepare_eval,
     prepare_harvest,
     prepare_harvest_dry_run,
+    prepare_pull,
+    prepare_push,
     prepare_report,
     prepare_sweep,
 )
 from prolu.config import RunConfig
 from prolu.files import FolderBusyError
+from prolu.hub import MAIN, HubError
 from prolu.interrupts import INTERRUPTED
 from prolu.recipes import GPT2_WIDTH, RECIPES, recipe_named
 from prolu.sources import HarvestSource, Source
@@ -217,6 +220,47 @@ class Report:
         return prepare_report(self.studies, self.out, self.latents)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """Send a study, or a run of one, to the Hugging Face hub: a folder an SAE, results, a model card, in one commit."""
+
+    folder: Positional[Path]
+    """Of a study, of a run, or of the studies at several hooks."""
+    repo: Positional[str]
+    """user/repo on the hub; made if it is not there."""
+    dry_run: bool = False
+    """Only list the files and show the card; nothing is sent or written."""
+    private: bool = False
+    """A new repository is private; one that is there already must be."""
+    revision: str = MAIN
+    """Branch to commit to; made if it is not there."""
+    license: str = "mit"
+    """Licence of what is sent, as the hub names licences."""
+
+    def prepare(self) -> Job:
+        """Checks the request; gives back the work."""
+        return prepare_push(
+            self.folder, self.repo, revision=self.revision, private=self.private, license=self.license,
+            dry_run=self.dry_run,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    """Take a study, or one SAE, from the Hugging Face hub; each SAE is loaded before anything is written."""
+
+    place: Positional[str]
+    """user/repo, or user/repo/FOLDER for one SAE."""
+    out: Path
+    """A new folder for it."""
+    revision: str = MAIN
+    """Branch, tag or commit."""
+
+    def prepare(self) -> Job:
+        """Checks the request; gives back the work."""
+        return prepare_pull(self.place, self.out, self.revision)
+
+
 Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Train, subcommand("train")]
@@ -224,6 +268,8 @@ Command = (
     | Annotated[Harvest, subcommand("harvest")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Push, subcommand("push")]
+    | Annotated[Pull, subcommand("pull")]
 )
 
 
@@ -254,7 +300,7 @@ def _finish(job: Job) -> int:
         return job() or DONE
     except KeyboardInterrupt:
         sentence, code = f"interrupted; {kept}", INTERRUPTED
-    except FolderBusyError as problem:
+    except (FolderBusyError, HubError) as problem:
         sentence, code = str(problem), WRONG_REQUEST
     except (OSError, FloatingPointError, SweepFailedError) as problem:
         sentence, code = f"{problem}; {kept}", FAILED

@@ -17,6 +17,7 @@ from prolu.evaluation import HeldOut, evaluate
 from prolu.lm import DTYPES, LanguageModel
 from prolu.results import Results, failures, read_study
 from prolu.sae import SAE, read_provenance
+from prolu.sharing import check_push, deliver, fetch_checked, holds_same, pack, unpack
 from prolu.sources import HarvestSource, Source, at_least_1, first_hook, streams_of
 from prolu.store import (
     STORE_FILE,
@@ -29,6 +30,7 @@ from prolu.store import (
 )
 from prolu.study import StudyRequest, check_runs, holds_study, prepare_folders
 from prolu.sweeps import requests_at_hooks, run_sweep, run_sweeps
+from prolu.trackers import check_trackers
 
 if TYPE_CHECKING:
     from prolu.report import FeaturePages
@@ -65,6 +67,7 @@ class LatentPages:
 def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: LatentPages) -> Job:
     """Trains runs on one stream, or at several hooks on one each, then draws reports and pages of latents."""
     latents.check()
+    check_trackers(source.tracker)
     torch.set_num_threads(at_least_1("threads", source.threads))
     seconds = None if source.checkpoint_minutes is None else 60 * source.checkpoint_minutes
     if seconds is not None and seconds < 0:
@@ -76,7 +79,10 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: Late
         # A study that is extended keeps its text, and with it its stream.
         n_tokens = held["stream"].get("max_train_tokens", n_tokens)
     streams = streams_of(source, n_tokens, runs_at(ANY_WIDTH)[1])
-    settings = {"eval_tokens": source.eval_tokens, "checkpoint_seconds": seconds, "keep_state": source.keep_state}
+    settings = {
+        "eval_tokens": source.eval_tokens, "checkpoint_seconds": seconds, "keep_state": source.keep_state,
+        "trackers": source.tracker,
+    }  # fmt: skip
     if several:
         requests = requests_at_hooks(lambda d_in: runs_at(d_in)[0], streams, out, source.eval_tokens)
     else:
@@ -217,6 +223,37 @@ def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPag
         for pages, missing, lm, blocks in todo:
             pages.write(missing, lm, blocks)
         draw_report(folders, out)
+
+    return job
+
+
+def prepare_push(folder: Path, repo: str, *, revision: str, private: bool, license: str, dry_run: bool) -> Job:
+    """Sends a study, or a run of one, to the hub; or only says what it would send."""
+    parcel = pack(folder, repo, license=license)
+    sizes = parcel.sizes
+    told = f"{len(parcel.saes)} SAEs, {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB"
+    head = None if dry_run else check_push(parcel, revision=revision, private=private)
+
+    def job() -> None:
+        if head is None:
+            print("\n".join(f"{size:>13,}  {name}" for name, size in sizes.items()))
+            print(f"{told}, to {parcel.place}; nothing is sent\n\n{parcel.card}", end="")
+            return
+        sent = deliver(parcel, head, revision=revision, private=private)
+        print(f"{told}, in {sent.url}" if sent.changed else f"{parcel.place}: holds all of it already; nothing is new")
+
+    return job
+
+
+def prepare_pull(place: str, out: Path, revision: str) -> Job:
+    """Takes SAEs from the hub into a new folder."""
+    files = fetch_checked(place, revision)
+    is_there = holds_same(files, out)
+
+    def job() -> None:
+        if not is_there:
+            unpack(files, out)
+        print(f"{len(files)} files of {place} in {out}" + (", as they were" if is_there else ""))
 
     return job
 

@@ -111,8 +111,8 @@ class LanguageModel:
         folder = str(builtin.MODEL_DIR) if self.name == "builtin" else self.name
         self._model, self.tokenizer = _load(folder, self.device, device_map, dtype)
         self.dtype = dtype
-        self._family = FAMILIES.get(self._model.config.model_type)
-        self.centred = bool(self._family and self._family.layer_norm)
+        self._family = family_of(self._model)
+        self.centred = reads_centred(self._model)
         self.bos = bos_token_id(self.tokenizer)
         self._digests: list[str] = []  # one at most; the same list at all hooks of the model
         self._locate(hook)
@@ -130,6 +130,12 @@ class LanguageModel:
         """
         other = copy.copy(self)
         other._locate(hook)
+        return other
+
+    def uncentred(self) -> "LanguageModel":
+        """The same model, weights shared, its activations with their mean over d_model, as others may have read them."""
+        other = copy.copy(self)
+        other.centred = False
         return other
 
     @property
@@ -280,7 +286,7 @@ class LanguageModel:
         return (part.to(self.device) for part in tokens.split(rows))
 
     def _centre(self, acts: Tensor) -> Tensor:
-        return acts - acts.mean(-1, keepdim=True) if self.centred else acts
+        return centre(acts) if self.centred else acts
 
     @torch.no_grad()
     def _read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
@@ -294,7 +300,7 @@ class LanguageModel:
 
         with ExitStack() as hooks:
             for site in dict.fromkeys(sites):
-                hooks.enter_context(self._hooked(site, partial(note, site)))
+                hooks.enter_context(hooked(self._model, site, partial(note, site)))
             try:
                 self._model.base_model(input_ids=tokens.to(self.device), use_cache=False)
             except _StopError:
@@ -302,29 +308,46 @@ class LanguageModel:
         raise ValueError(f"hook {self.hook!r}: the model's forward pass never reaches it")
 
     def _replaced(self, site: Site, by: Tensor) -> Any:
-        return self._hooked(site, by.to)
+        return hooked(self._model, site, by.to)
 
-    @contextmanager
-    def _hooked(self, site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """For a while, what passes the site goes through `change`."""
-        module = self._model.get_submodule(site.path)
 
-        def on_input(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            if args:
-                return (change(args[0]), *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
+@contextmanager
+def hooked(model: Any, site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """For a while, what passes a site of the model goes through `change`."""
+    module = model.get_submodule(site.path)
 
-        def on_output(_: Any, args: tuple, output: Any) -> Any:
-            return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+    def on_input(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
 
-        if site.side == "input":
-            handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
-        else:
-            handle = module.register_forward_hook(on_output)
-        try:
-            yield
-        finally:
-            handle.remove()
+    def on_output(_: Any, args: tuple, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    if site.side == "input":
+        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(on_output)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def family_of(model: Any) -> Family | None:
+    """The family of a transformers model, if it is one of `FAMILIES`."""
+    return FAMILIES.get(model.config.model_type)
+
+
+def reads_centred(model: Any) -> bool:
+    """Whether what reads the residual stream of a transformers model removes its mean."""
+    family = family_of(model)
+    return bool(family and family.layer_norm)
+
+
+def centre(acts: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    """Activations less their mean over d, token by token."""
+    return acts - acts.mean(-1, keepdim=True)
 
 
 def _next_token_loss(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from prolu.files import write_atomically
+from prolu.hub import MAIN, HubError, fetch, place_of
 from prolu.nonlinearities import activate, nonlinearity_named
 from prolu.rng import keyed_generator
 from prolu.steps.adam import normalise_rows_
@@ -139,14 +140,18 @@ class SAE(torch.nn.Module):
         x, norms = normalise(acts)
         return x, (norms / math.sqrt(self.config.d_in))[..., None]
 
+    def files(self, provenance: dict[str, Any] | None = None) -> dict[str, bytes]:
+        """What `save` writes, by name."""
+        tensors = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
+        facts = {"sae": asdict(self.config), "provenance": provenance or {}}
+        return {WEIGHTS_FILE: save(tensors), CONFIG_FILE: (json.dumps(facts, indent=1) + "\n").encode()}
+
     def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Writes `sae.safetensors` and `config.json`; `provenance` (model, hook, run) goes into the latter."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
-        write_atomically(folder / WEIGHTS_FILE, save(tensors))
-        facts = {"sae": asdict(self.config), "provenance": provenance or {}}
-        write_atomically(folder / CONFIG_FILE, json.dumps(facts, indent=1) + "\n")
+        for name, content in self.files(provenance).items():
+            write_atomically(folder / name, content)
 
     @classmethod
     def load(cls, folder: str | Path) -> "SAE":
@@ -178,6 +183,20 @@ class SAE(torch.nn.Module):
                 raise ValueError(f"{file}: {name} holds values that are not finite")
         own = {name: tensors[name] for name in own_names}
         return cls(config, Weights(tensors["W_enc"].T.contiguous(), tensors["W_dec"], tensors["b_dec"], own))
+
+    @classmethod
+    def from_hub(cls, place: str, revision: str = MAIN) -> "SAE":
+        """Loads one SAE from the Hugging Face hub: `SAE.from_hub("user/repo/RUN_ID")`; downloaded once, into its cache.
+
+        Raises:
+            ValueError: no such place, no access, or no SAE of ours there.
+            ConnectionError: the hub does not answer.
+        """
+        where = place_of(place)
+        folder = fetch(where, revision, (CONFIG_FILE, WEIGHTS_FILE))
+        if not (folder / WEIGHTS_FILE).is_file():
+            raise HubError(f"{where}: no SAE there (no {WEIGHTS_FILE}); name its folder, as in user/repo/RUN_ID")
+        return cls.load(folder)
 
 
 def weights_digest(folder: str | Path) -> str:

@@ -57,6 +57,8 @@ class Source:
     """Between two checkpoints; by default one or more, so that writing them takes less than 3% of the time."""
     keep_state: bool = False
     """Keep Adam's moments of finished runs (twice the size of their weights), so that they can be extended."""
+    tracker: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    """Also write training curves there, one or both; pip install 'prolu[wandb]', 'prolu[tensorboard]'."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads; part of what decides the last bits."""
     device: Literal["cpu", "cuda"] = "cpu"

@@ -25,6 +25,9 @@ FINAL_FOLDER = "final"
 LENGTH_FIELDS = {f.name for f in fields(RunConfig) if f.name.endswith(("_fraction", "_fractions"))} | {"n_tokens"}
 """What may change when a run is extended, if every step that it has made stays what it was."""
 
+MOVABLE = ("lm", "data")
+"""Of a stream: paths, which may change; what lies there may not, so the digests are compared."""
+
 
 class StudyRequest(NamedTuple):
     """What to train, on what, and where."""
@@ -124,8 +127,7 @@ def check_folder(out: Path, study: dict[str, Any], batch_size: int) -> None:
     held, asked = read_study(out), json.loads(json.dumps(study))
     flat_held, flat_asked = _flat(held), _flat(asked)
     for name in sorted(flat_held.keys() | flat_asked.keys()):
-        # Paths may change, what lies there may not: the digests are compared.
-        if name.startswith("versions") or name in ("stream.lm", "stream.data") or name.endswith(".init_from"):
+        if name.startswith("versions") or name in [f"stream.{part}" for part in MOVABLE] or name.endswith(".init_from"):
             continue
         if flat_held.get(name) == flat_asked.get(name):
             continue

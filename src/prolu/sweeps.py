@@ -18,6 +18,7 @@ from prolu.progress import Meter
 from prolu.results import Results, failures, read_study
 from prolu.stream import ActivationStream
 from prolu.study import StudyRequest, check_parent, describe_study, prepare_folders, write_study
+from prolu.trackers import Trackers
 
 
 class SweepFailedError(RuntimeError):
@@ -56,6 +57,7 @@ def run_sweep(
     eval_tokens: int = 32_768,
     checkpoint_seconds: float | None = None,
     keep_state: bool = False,
+    trackers: Sequence[str] = (),
     progress: bool = True,
 ) -> Results:
     """Trains all runs on one stream, evaluates each when it ends, and writes the study's folder.
@@ -73,6 +75,7 @@ def run_sweep(
         eval_tokens: held-out tokens to score on.
         checkpoint_seconds: between two checkpoints; None: a minute or more, and under 3% of the time.
         keep_state: keep the moments of finished runs, so that they can be extended to more tokens.
+        trackers: also write training curves to `wandb`, `tensorboard` or both; they decide no bit (docs/trackers.md).
         progress: show rates and time left.
 
     Raises:
@@ -82,7 +85,7 @@ def run_sweep(
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written.
     """
     request = StudyRequest(list(runs), stream, Path(out), eval_tokens)
-    _finish([request], Clock(checkpoint_seconds), keep_state=keep_state, progress=progress)
+    _finish([request], Clock(checkpoint_seconds), keep_state=keep_state, trackers=trackers, progress=progress)
     return Results.load(out)
 
 
@@ -94,6 +97,7 @@ def run_sweeps(
     eval_tokens: int = 32_768,
     checkpoint_seconds: float | None = None,
     keep_state: bool = False,
+    trackers: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, Results]:
     """The same sweep at several hooks, side by side: where the streams share a source, each window is read once.
@@ -105,7 +109,7 @@ def run_sweeps(
         runs: what to train at each hook, or a function of the width of its activations.
         streams: one per hook, alike in all else; share a `Harvest` of all the hooks, or an `ActivationStore`.
         out: folder of the studies.
-        eval_tokens, checkpoint_seconds, keep_state, progress: as `run_sweep` has them.
+        eval_tokens, checkpoint_seconds, keep_state, trackers, progress: as `run_sweep` has them.
 
     Returns:
         Finished runs by hook; a hook at which every run failed is left out.
@@ -116,7 +120,7 @@ def run_sweeps(
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written at every hook.
     """
     requests = requests_at_hooks(runs, streams, Path(out), eval_tokens)
-    _finish(requests, Clock(checkpoint_seconds), keep_state=keep_state, progress=progress)
+    _finish(requests, Clock(checkpoint_seconds), keep_state=keep_state, trackers=trackers, progress=progress)
     return {r.stream.lm.hook: Results.load(r.out) for r in requests if done_of(r.runs, r.out)}
 
 
@@ -148,13 +152,16 @@ def requests_at_hooks(
     return [StudyRequest(list(at_width(s.d_in)), s, out / s.lm.hook, eval_tokens) for s in streams]
 
 
-def _finish(requests: Sequence[StudyRequest], clock: Clock, *, keep_state: bool, progress: bool) -> None:
+def _finish(
+    requests: Sequence[StudyRequest], clock: Clock, *, keep_state: bool, trackers: Sequence[str], progress: bool
+) -> None:
     """Trains what is not done yet, of one study or of several side by side."""
+    told, shared = Trackers(trackers), Shared()
     prepare_folders(requests)
-    shared: Shared = {}
     with ExitStack() as folders:
         for request in requests:
             folders.enter_context(owned(request.out))
+        folders.enter_context(told)
         left: list[ActiveStudy] = []
         for request in requests:
             study = describe_study(request)
@@ -162,7 +169,9 @@ def _finish(requests: Sequence[StudyRequest], clock: Clock, *, keep_state: bool,
                 write_study(request.out, study)  # a longer one
             done = done_of(request.runs, request.out)
             if todo := [run for run in request.runs if run not in done]:
-                left.append(ActiveStudy(todo, request, shared=shared, keep_state=keep_state, progress=progress))
+                left.append(
+                    ActiveStudy(todo, request, shared=shared, keep_state=keep_state, progress=progress, trackers=told)
+                )
         if left:
             _train(left, clock, progress=progress)
         for request in requests:

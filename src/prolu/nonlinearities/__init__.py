@@ -8,6 +8,7 @@ from prolu.nonlinearities.gated import Gated
 from prolu.nonlinearities.jumprelu import JumpReLU
 from prolu.nonlinearities.prolu_family import PROLU_RELU, PROLU_STE, GeneralisedProLU, ProLU, heaviside, prolu
 from prolu.nonlinearities.relu import ReLU
+from prolu.nonlinearities.thresholded import Thresholded
 from prolu.nonlinearities.topk import BatchTopK, TopK
 
 __all__ = [
@@ -15,12 +16,18 @@ __all__ = [
     "TAKES_L0",
     "WITH_ARGUMENTS",
     "Auxiliary",
+    "BatchTopK",
+    "Gated",
     "GeneralisedProLU",
+    "JumpReLU",
     "Nonlinearity",
     "Parameters",
     "ProLU",
     "Pullback",
+    "ReLU",
     "Selection",
+    "Thresholded",
+    "TopK",
     "activate",
     "distance",
     "heaviside",
@@ -35,6 +42,7 @@ NONLINEARITIES: dict[str, Nonlinearity] = {
     "prolu_ste": PROLU_STE,
     "gated": Gated(),
     "jumprelu": JumpReLU(),
+    "thresholded": Thresholded(),
 }
 """By the name that configs and files use."""
 
