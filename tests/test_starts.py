@@ -64,9 +64,9 @@ def test_norms_of_decoder_rows_move_into_the_encoder(tmp_path, nonlinearity):
     torch.testing.assert_close(other(x), sae(x))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("nonlinearity", ["prolu_ste", "topk(4)"])
-def test_half_precision_is_converted(tmp_path, dtype, nonlinearity):
+def test_another_number_format_is_converted(tmp_path, dtype, nonlinearity):
     some_sae(nonlinearity).to(dtype).save(tmp_path)
     weights = starting_weights(config_from(tmp_path, nonlinearity), D_IN)
     assert same(weights, SAE.load(tmp_path).weights.map(torch.Tensor.float))

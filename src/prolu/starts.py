@@ -9,7 +9,7 @@ from prolu.sae import SAE, SAEConfig, initial_weights, weights_digest
 from prolu.weights import Weights
 
 ROUNDINGS = 16
-"""A decoder row whose norm is off 1 by no more than so many eps of its number format is of unit norm."""
+"""A decoder row is of unit norm if off 1 by no more than so many eps of the coarser format, the file's or the run's."""
 
 
 def starting_weights(config: RunConfig, d_in: int, dtype: torch.dtype = torch.float32) -> Weights:
@@ -29,7 +29,8 @@ def starting_weights(config: RunConfig, d_in: int, dtype: torch.dtype = torch.fl
     _check_fit(config, wanted, sae.config)
     weights = sae.weights
     norms = torch.linalg.vector_norm(weights.decoder, dim=1, dtype=torch.float64)
-    off_unit = (norms - 1).abs() > ROUNDINGS * torch.finfo(weights.decoder.dtype).eps
+    eps = max(torch.finfo(weights.decoder.dtype).eps, torch.finfo(dtype).eps)  # fp32 weights may be kept as fp64
+    off_unit = (norms - 1).abs() > ROUNDINGS * eps
     weights = weights.map(lambda t: t.to(dtype, copy=True))
     return _with_unit_rows(config, weights, norms) if off_unit.any() else weights
 
