@@ -108,7 +108,7 @@ def test_any_study_can_be_had_at_target_l0s():
 def test_the_comparison_has_its_families_targets_and_seeds():
     runs = RECIPES["comparison"](128).runs
     assert {run.d_sae for run in runs} == {1024}
-    assert len({run.family for run in runs}) == 8
-    assert len({run.run_id for run in runs}) == len(runs) == 8 * 4 * 3
+    assert len({run.family for run in runs}) == 10
+    assert len({run.run_id for run in runs}) == len(runs) == 10 * 4 * 3
     assert min(run.n_tokens for run in runs) >= 2_000_000
     assert {run.target_l0 for run in runs} == {8, 16, 32, 64}
