@@ -356,6 +356,36 @@ def test_prepared_inputs_are_recorded(tmp_path):
     assert said == ["centred (their mean over d_model removed)", "scaled per token to norm sqrt(12)"]
 
 
+@pytest.mark.parametrize("code", CODES)
+def test_prepared_inputs_are_not_forgotten_where_the_rest_is(tmp_path, code):
+    sae, x = make(code), acts()
+    folder = exported(sae, "dictionary_learning", tmp_path, inputs_normalised=True)
+    (folder / "prolu.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    del config["prolu"]["sae"]
+    (folder / "config.json").write_text(json.dumps(config))
+    back, made = import_sae(folder)
+    assert back.config.normalisation == "per_token"
+    assert made["centred"] is True
+    gates, apart = differences(back.encode(x), sae.encode(x))
+    assert gates == 0
+    assert apart < 1e-6
+    assert differences(back(x), sae(x))[1] < 2e-6
+    config["prolu"]["inputs_must_be"] = ["whitened"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="inputs_must_be is"):
+        import_sae(folder)
+
+
+def test_centring_at_a_module_path_is_not_forgotten_either(tmp_path):
+    made = MADE | {"hook": "transformer.h.1.output"}
+    folder = exported(make("jumprelu"), "saelens", tmp_path, made, inputs_normalised=True)
+    (folder / "prolu.safetensors").unlink()
+    back, found = import_sae(folder)
+    assert back.config.nonlinearity == "thresholded"
+    assert (found["hook"], found["centred"]) == (made["hook"], True)
+
+
 def rubbish(folder, file, content):
     (folder / file).write_bytes(content)
     return folder

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prolu.interop.memory import CENTRED, MARK, check_inputs, mark, own_file, remembered, scaled
+from prolu.interop.memory import CENTRED, MARK, check_inputs, mark, own_file, prepared, remembered, scaled
 from prolu.interop.plain import Plain, has_unit_rows, plain_of, sae_of, tied, untied, with_unit_rows
 from prolu.interop.reading import checked, count, field, read_json, read_torch_zip, widths
 from prolu.lm import SITES
@@ -114,13 +114,15 @@ def from_folder(folder: Path) -> tuple[SAE, dict[str, Any]]:
         raise ValueError(f"{file}: dict_class is {name!r}, supported are {', '.join(CLASSES)}")
     layout = CLASSES[name]
     plain = _read(folder, trainer, layout, read_torch_zip(folder / TENSORS))
+    is_scaled, is_centred = prepared(file, config.get(MARK), plain.d_in)
     found = remembered(folder, config.get(MARK), plain, (lambda p: p) if layout.is_tied else untied)
     if found is not None:
         return found
     plain = plain if layout.is_tied else tied(plain)
     if name == "AutoEncoder" and not has_unit_rows(plain):
         plain = with_unit_rows(plain)  # as it is when it is loaded there
-    return sae_of(plain, "none"), _provenance(config, trainer, name)
+    made = _provenance(config, trainer, name) | {"centred": is_centred}
+    return sae_of(plain, "per_token" if is_scaled else "none"), made
 
 
 def _read(folder: Path, trainer: Mapping[str, Any], layout: Layout, there: Mapping[str, Tensor]) -> Plain:
@@ -169,4 +171,4 @@ def _provenance(config: Mapping[str, Any], trainer: Mapping[str, Any], name: str
     if hook and hook[1] in SITES:
         made["hook"] = f"blocks.{hook[2]}.hook_{hook[1]}"
     kept = {key: value for key, value in config.items() if key != MARK}
-    return made | {"centred": False, "origin": {"format": "dictionary_learning", "architecture": name, "config": kept}}
+    return made | {"origin": {"format": "dictionary_learning", "architecture": name, "config": kept}}

@@ -51,6 +51,22 @@ def check_inputs(library: str, unsaid: list[str], *, inputs_normalised: bool) ->
         raise ValueError(f"inputs_normalised: {library!r} says all that must be done to inputs; leave it out")
 
 
+def prepared(file: Path, marked: Any, d_in: int) -> tuple[bool, bool]:
+    """Whether an export recorded that inputs must be scaled per token, and that they must be centred.
+
+    It counts also where the SAE is not remembered: the weights are of such inputs whatever became of the rest.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    said = marked.get("inputs_must_be", []) if isinstance(marked, dict) else []
+    known = [scaled(d_in), CENTRED]
+    if not isinstance(said, list) or any(one not in known for one in said):
+        supported = " and ".join(map(repr, known))
+        raise ValueError(f"{file}: {MARK}.inputs_must_be is {said!r}, supported is a list of {supported}")
+    return known[0] in said, known[1] in said
+
+
 def remembered(
     folder: Path, marked: Any, plain: Plain, as_written: Callable[[Plain], Plain] = lambda plain: plain
 ) -> tuple[SAE, dict[str, Any]] | None:

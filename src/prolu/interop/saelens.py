@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import save
 
-from prolu.interop.memory import CENTRED, MARK, check_inputs, mark, own_file, remembered
+from prolu.interop.memory import CENTRED, MARK, check_inputs, mark, own_file, prepared, remembered
 from prolu.interop.plain import OWN, Plain, plain_of, sae_of, tied, with_unit_rows
 from prolu.interop.reading import checked, count, field, only, read_json, read_safetensors
 from prolu.lm import SITES
@@ -89,11 +89,13 @@ def from_folder(folder: Path) -> tuple[SAE, dict[str, Any]]:
     plain = _read(folder, config, architecture)
     is_tied = field(file, config, "apply_b_dec_to_input", bool, True)
     by_norm = architecture == "topk" and field(file, config, "rescale_acts_by_decoder_norm", bool, False)
+    _, is_centred = prepared(file, metadata.get(MARK), plain.d_in)
     found = remembered(folder, metadata.get(MARK), plain) if is_tied and not by_norm else None
     if found is not None and found[0].config.normalisation == normalisation:
         return found
     plain = plain if is_tied else tied(plain)
-    return sae_of(with_unit_rows(plain) if by_norm else plain, normalisation), _provenance(config, architecture)
+    made = _provenance(config, architecture) | ({"centred": True} if is_centred else {})
+    return sae_of(with_unit_rows(plain) if by_norm else plain, normalisation), made
 
 
 def _read(folder: Path, config: Mapping[str, Any], architecture: str) -> Plain:
