@@ -13,6 +13,17 @@ before_operation: list[Callable[[str, Path], None]] = []
 """Called before every write, fsync, rename and unlink with its name and path. For tests that kill or fail there."""
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path, or the closest of its parents that is there."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def check_can_be_folder(out: Path) -> None:
+    """Raises ValueError if a file is in the way of a folder."""
+    if not (nearest := nearest_existing(out)).is_dir():
+        raise ValueError(f"out {str(out)!r}: {nearest} is a file")
+
+
 def write_atomically(file: Path, content: str | bytes) -> None:
     """Writes to a temporary name beside `file`, flushes to the disk, renames."""
     partial = file.with_name(f".{file.name}.partial")

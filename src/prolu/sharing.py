@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from prolu.documents import DOCUMENTS_FILE
-from prolu.files import remove, rename_folder, write_flushed
+from prolu.files import check_can_be_folder, remove, rename_folder, write_flushed
 from prolu.hub import MAIN, Head, HubError, Place, Sent, fetch, look, place_of, send
 from prolu.latents import LATENTS_FILE
 from prolu.results import CURVES_FILE, RESULTS_FILE, STUDY_FILE, Results, read_study
@@ -178,9 +178,7 @@ def holds_same(files: Mapping[str, Path], out: Path) -> bool:
     Raises:
         ValueError: it holds something else.
     """
-    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"out {str(out)!r}: {nearest} is a file")
+    check_can_be_folder(out)
     if not out.exists() or not any(out.iterdir()):
         return False
     for name, file in files.items():

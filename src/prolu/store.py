@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prolu.blocks import TokenBlocks, copy_blocks, read_blocks
-from prolu.files import owned, write_atomically
+from prolu.files import check_can_be_folder, nearest_existing, owned, write_atomically
 from prolu.interrupts import Interrupt
 from prolu.lm import DTYPES, LanguageModel
 from prolu.passes import Harvest, describe_activations
@@ -159,8 +159,7 @@ def store_bytes(n_tokens: int, widths: Sequence[int], dtype: str) -> int:
 
 def check_disk(out: Path, n_bytes: int) -> None:
     """Raises ValueError if the disk of `out` has no room for so many bytes."""
-    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
-    free = shutil.disk_usage(nearest).free
+    free = shutil.disk_usage(nearest_existing(out)).free
     if n_bytes > free:
         raise ValueError(
             f"out {str(out)!r}: needs {n_bytes / 1e9:,.1f} GB, its disk has {free / 1e9:,.1f} GB free; harvest fewer "
@@ -283,9 +282,7 @@ def _prepare(out: Path, made: dict[str, Any]) -> dict[str, Any]:
 
 def check_store_folder(out: Path) -> None:
     """Raises ValueError if something else than a store, begun or finished, lies there."""
-    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"out {str(out)!r}: {nearest} is a file")
+    check_can_be_folder(out)
     if out.exists() and not (out / STORE_FILE).is_file():
         there = {p.name for p in out.iterdir() if not p.name.startswith(".")}
         if there - {TOKENS_FOLDER}:

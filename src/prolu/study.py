@@ -12,7 +12,7 @@ import torch
 
 from prolu.checkpoints import CHECKPOINTS_FOLDER
 from prolu.config import RunConfig
-from prolu.files import write_atomically
+from prolu.files import check_can_be_folder, write_atomically
 from prolu.results import STUDY_FILE, read_study
 from prolu.sae import CONFIG_FILE
 from prolu.steps import crossover_density
@@ -94,9 +94,7 @@ def holds_study(out: Path) -> bool:
     Raises:
         ValueError: something else is there.
     """
-    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"out {str(out)!r}: {nearest} is a file")
+    check_can_be_folder(out)
     if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
         return False  # nothing but what a process leaves that died before its first file was whole
     if not (out / STUDY_FILE).is_file():
@@ -106,9 +104,7 @@ def holds_study(out: Path) -> bool:
 
 def check_parent(out: Path, hooks: Sequence[str]) -> None:
     """Raises ValueError unless studies at these hooks can lie in `out`: it is new, or holds studies at hooks."""
-    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"out {str(out)!r}: {nearest} is a file")
+    check_can_be_folder(out)
     there = [path for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
     if (out / STUDY_FILE).exists():
         raise ValueError(f"out {str(out)!r}: holds a study at one hook; choose another folder for several")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from prolu.files import write_atomically
+from prolu.files import check_can_be_folder, write_atomically
 from prolu.interop import dictionary_learning, own_format, saelens, sparsify
 from prolu.sae import SAE, read_provenance
 
@@ -98,9 +98,7 @@ def _holding(folder: Path, format: str) -> str:
 
 def check_new(out: Path) -> None:
     """Raises ValueError unless a folder is new, or empty."""
-    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"out {str(out)!r}: {nearest} is a file")
+    check_can_be_folder(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"out {str(out)!r}: not empty; choose another folder")
 
