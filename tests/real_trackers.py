@@ -44,11 +44,14 @@ def main(lm, text, out, kill_at):
 
 
 def flush(out):
-    """Waits until TensorBoard's thread has written what it was told, so that the kill leaves something to forget."""
+    """Waits until TensorBoard's thread has written what it was told, so that the kill leaves something to forget, and
+    until W&B's process has begun its files; what it has written in them by then is not ours to say.
+    """
     import time
 
     for _ in range(200):
-        if sum(f.stat().st_size for f in Path(out).glob("tensorboard/*/*")) > 20_000:
+        told = sum(f.stat().st_size for f in Path(out).glob("tensorboard/*/*"))
+        if told > 20_000 and len(list(Path(out).glob("wandb/offline-run-*/*.wandb"))) == 2:
             return
         time.sleep(0.05)
 
@@ -69,11 +72,12 @@ def wandb(out):
 
     found = []
     for file in sorted(Path(out, "wandb").glob("offline-run-*/*.wandb")):
-        run = {"history": [], "summary": {}, "config": {}}
+        run = {"id": file.stem.removeprefix("run-"), "history": [], "summary": {}, "config": {}}
         for data in records(file.read_bytes()):
             record = Record.FromString(data)
             if record.HasField("run"):
-                run |= {"id": record.run.run_id, "group": record.run.run_group, "name": record.run.display_name}
+                assert record.run.run_id == run["id"]
+                run |= {"group": record.run.run_group, "name": record.run.display_name}
                 run["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
             elif record.HasField("history"):
                 items = {(i.key or i.nested_key[0]): json.loads(i.value_json) for i in record.history.item}

@@ -119,7 +119,7 @@ def test_killed_and_resumed_the_curves_are_whole(sweep, plain, tmp_path):
     check_tensorboard(found["tensorboard"], plain)
     before, after = found["wandb"][:2], found["wandb"][2:]
     check_wandb(after, plain)
-    assert {run["id"] for run in before if "id" in run} == {run["id"] for run in after}
+    assert {run["id"] for run in before} == {run["id"] for run in after}
 
 
 def test_one_that_cannot_write_is_dropped_and_the_other_goes_on(sweep, plain, tmp_path):
