@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full test-browser lint format builtin-lm bench bench-stream quality interop crash fuzz calibrate clean
+.PHONY: help demo test test-full test-browser lint format docs package oldest builtin-lm bench bench-stream quality interop crash fuzz calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,22 @@ lint: $(INSTALLED)  ## style, types, layers
 format: $(INSTALLED)  ## put the code into shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(INSTALLED)  ## the documentation site, build/docs/index.html; warnings are errors, and nothing is fetched
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+
+package: $(INSTALLED)  ## wheel and sdist in build/package, checked, and the wheel used in an environment of its own
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,package]'
+	rm -rf build/package
+	$(BIN)/python -m build --outdir build/package .
+	$(BIN)/twine check --strict build/package/*
+	$(BIN)/python scripts/try_wheel.py build/package/*.whl
+
+oldest:  ## the fast tests with the oldest versions that pyproject.toml allows, in .venv-oldest (Python 3.11; 5 GB, torch's CUDA build)
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable . pytest hypothesis beartype
+	@# Without shapes enforced: the import hook of old jaxtyping wraps what numba compiles.
+	.venv-oldest/bin/python -m pytest -m 'not slow and not browser' -o addopts='-q --strict-markers -p no:cacheprovider'
 
 builtin-lm: $(INSTALLED)  ## train the built-in language model anew (45 minutes)
 	$(BIN)/python scripts/train_builtin.py
@@ -76,4 +92,4 @@ calibrate: $(INSTALLED)  ## remake the table that decides between dense and spar
 	$(BIN)/python benchmarks/calibrate.py
 
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) .venv-peers .venv-saebench .venv-transformer-lens .venv-trackers runs
+	rm -rf $(VENV) .venv-oldest .venv-peers .venv-saebench .venv-transformer-lens .venv-trackers build runs

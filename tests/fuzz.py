@@ -40,7 +40,7 @@ def config_cases() -> Iterator[Case]:
     wrong = [-1, float("nan"), float("inf"), "x", None, [], {}, -(10**30), "\x00", "../../etc"]
     permitted = {
         "init_seed": [-1, -(10**30)], "target_l0": [None], "max_grad_norm": [None, float("inf")], "resample_max_raw_norm": [None, float("inf")],
-        "initial_bias": [-1, -(10**30)],
+        "initial_bias": [-1, -(10**30)], "init_from": [None], "init_digest": [None],
     }  # fmt: skip
     for field in fields(prolu.RunConfig):
         for value in wrong:

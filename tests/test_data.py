@@ -145,7 +145,7 @@ def test_rows_of_token_ids_are_cut_each_by_itself(tokenizer, pretokenised):
 def test_a_slice_is_the_same_rows_whatever_the_files(tokenizer, pretokenised, tmp_path):
     folder, rows = pretokenised
     data = Dataset.from_dict({"input_ids": [*rows.tolist(), [5] * 20]})
-    data.save_to_disk(tmp_path / "saved", num_shards=3)
+    data.save_to_disk(str(tmp_path / "saved"), num_shards=3)
     data.to_json(tmp_path / "rows.jsonl.gz", compression="gzip")
     data.to_parquet(tmp_path / "rows.parquet", batch_size=9)
     for source in (folder, tmp_path / "saved", tmp_path / "rows.jsonl.gz", tmp_path / "rows.parquet"):
@@ -211,7 +211,7 @@ def test_another_tokenizers_ids_are_refused(tokenizer, tmp_path):
 
 def test_datasets_at_hand_give_the_blocks_of_their_files(tokenizer, stories_file, pretokenised, tmp_path):
     texts = Dataset.from_dict({"text": [d.content for d in documents_of(stories_file)]})
-    texts.save_to_disk(tmp_path / "saved")
+    texts.save_to_disk(str(tmp_path / "saved"))
     mapped = load_from_disk(tmp_path / "saved")
     expected = load_blocks(str(stories_file), tokenizer, ctx=32)
     for dataset in (texts, mapped, texts.to_iterable_dataset(), mapped.to_iterable_dataset(num_shards=3)):

@@ -121,7 +121,7 @@ class ActiveStudy:
     def _followed(self, run: ActiveRun) -> Followed:
         """A run as trackers know it: named by its study's name and all that stays when it is resumed or extended."""
         config, stream = run.trainer.config, self.stream.describe()
-        lasting = {k: v for k, v in asdict(config).items() if k not in LENGTH_FIELDS}
+        lasting = {k: v for k, v in asdict(config).items() if k not in LENGTH_FIELDS and k != "init_from"}  # a path
         out, hook = self._out.resolve(), stream["hook"]
         group = f"{out.parent.name}/{hook}" if out.name == hook else out.name  # one of several hooks, or the only one
         facts = [group, {k: v for k, v in stream.items() if k not in MOVABLE}, lasting]

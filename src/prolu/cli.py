@@ -4,6 +4,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,6 +35,8 @@ from prolu.recipes import GPT2_WIDTH, RECIPES, recipe_named
 from prolu.scoring import Scoring
 from prolu.sources import HarvestSource, Source
 from prolu.sweeps import SweepFailedError, with_seeds
+
+DESCRIPTION = "Sparse autoencoders with ProLU, compared. `prolu --version` says which prolu this is."
 
 DATA_FIELDS = ("text_column", "split", "eval_split")
 """What goes with one dataset and no other."""
@@ -306,7 +309,10 @@ def main(args: Sequence[str] | None = None) -> int:
     if args[:1] == ["sweep"] and args[1:] and not args[1].startswith("-") and args[1] not in RECIPES:
         print(f"prolu: study {args[1]!r}: choose one of {', '.join(RECIPES)}", file=sys.stderr)
         return WRONG_REQUEST
-    command = tyro.cli(Command, prog="prolu", args=args, description="Sparse autoencoders with ProLU, compared.")
+    if list(args) == ["--version"]:
+        print(f"prolu {version('prolu')}")
+        return DONE
+    command = tyro.cli(Command, prog="prolu", args=args, description=DESCRIPTION)
     try:
         job = command.prepare()
     except (ValueError, OSError) as problem:  # OSError: a file or folder of the request cannot be read

@@ -8,6 +8,7 @@ from prolu.checks import check_types
 from prolu.nonlinearities import TAKES_L0, nonlinearity_named
 from prolu.penalties import penalty_named
 from prolu.resampling import SECOND_MOMENTS, Resampling
+from prolu.sae import SAEConfig, weights_digest
 from prolu.schedule import Schedule
 from prolu.steering import Steering
 from prolu.steps.choice import FAMILIES
@@ -58,6 +59,11 @@ class RunConfig:
     """Seed of the initial weights."""
     initial_bias: float = 0.0
     """Where the encoder biases start."""
+    init_from: str | None = None
+    """Folder of a saved SAE whose weights the run starts from; its size, normalisation and kind of nonlinearity must be
+    the run's. None: random weights."""
+    init_digest: str | None = None
+    """SHA-256 of that SAE's weights: found if not given; if given, they must have it."""
     normalisation: str = "per_token"
     """per_token: activations scaled to norm sqrt(d_in); none: as they are."""
     resample_fractions: tuple[float, ...] = ()
@@ -86,6 +92,7 @@ class RunConfig:
     def __post_init__(self):
         check_types(self)
         self._check_sparsity()
+        self._find_start()
         self._require("coeff", 0 <= self.coeff < math.inf, "0 or more, and finite")
         self._require("lr", 0 < self.lr < math.inf, "more than 0, and finite")
         self._require("initial_bias", math.isfinite(self.initial_bias), "finite")
@@ -134,6 +141,15 @@ class RunConfig:
                 f"penalty is {self.penalty!r}, coeff {self.coeff}"
             )
 
+    def _find_start(self) -> None:
+        if self.init_from is None:
+            self._require("init_digest", self.init_digest is None, "None without init_from")
+            return
+        self._require("initial_bias", self.initial_bias == 0, "0 with init_from, whose biases are kept")
+        if self.init_digest is None:
+            # What lies in a folder may change; the config of a run may not.
+            object.__setattr__(self, "init_digest", weights_digest(self.init_from))
+
     def _check_resampling(self) -> None:
         for name in ("resample_dead_below", "resample_exponent", "resample_encoder_norm"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more, and finite")
@@ -172,7 +188,12 @@ class RunConfig:
         """Name of the run's folder: what varies within a study."""
         nonlinearity = re.sub(r"[^\w.+-]+", "_", self.nonlinearity).strip("_")
         sparsity = f"{self.coeff:.4g}" if self.target_l0 is None else f"L{self.target_l0:g}"
-        return f"{nonlinearity}-{self.penalty}-{sparsity}-lr{self.lr:.4g}-d{self.d_sae}-s{self.init_seed}"
+        start = f"-from{self.init_digest[:8]}" if self.init_digest else ""
+        return f"{nonlinearity}-{self.penalty}-{sparsity}-lr{self.lr:.4g}-d{self.d_sae}-s{self.init_seed}{start}"
+
+    def sae_config(self, d_in: int) -> SAEConfig:
+        """What its SAE computes, on activations of that width."""
+        return SAEConfig(d_in=d_in, d_sae=self.d_sae, nonlinearity=self.code, normalisation=self.normalisation)
 
     def n_steps(self, batch_size: int) -> int:
         """Full batches in `n_tokens`.

@@ -1,5 +1,6 @@
 """The sparse autoencoder: initialise, encode, decode, save, load."""
 
+import hashlib
 import json
 import math
 import struct
@@ -196,6 +197,19 @@ class SAE(torch.nn.Module):
         if not (folder / WEIGHTS_FILE).is_file():
             raise HubError(f"{where}: no SAE there (no {WEIGHTS_FILE}); name its folder, as in user/repo/RUN_ID")
         return cls.load(folder)
+
+
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 of the weights that `SAE.save` wrote.
+
+    Raises:
+        ValueError: none there.
+    """
+    file = Path(folder) / WEIGHTS_FILE
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        raise ValueError(f"{file}: no such file; a saved SAE has {CONFIG_FILE} and {WEIGHTS_FILE}") from None
 
 
 def read_config(file: Path) -> SAEConfig:

@@ -15,6 +15,7 @@ from prolu.config import RunConfig
 from prolu.files import check_can_be_folder, write_atomically
 from prolu.results import STUDY_FILE, read_study
 from prolu.sae import CONFIG_FILE
+from prolu.starts import starting_weights
 from prolu.steps import crossover_density
 from prolu.stream import ActivationStream
 
@@ -59,6 +60,9 @@ def prepare_folders(requests: Sequence[StudyRequest]) -> None:
     """
     for request in requests:
         check_runs(request.runs, request.stream.batch_size)
+        for run in request.runs:
+            if run.init_from is not None:
+                starting_weights(run, request.stream.d_in)
         if request.eval_tokens < 1:
             raise ValueError(f"eval_tokens {request.eval_tokens}: must be at least 1")
         check_folder(request.out, describe_study(request), request.stream.batch_size)
@@ -119,7 +123,7 @@ def check_folder(out: Path, study: dict[str, Any], batch_size: int) -> None:
     held, asked = read_study(out), json.loads(json.dumps(study))
     flat_held, flat_asked = _flat(held), _flat(asked)
     for name in sorted(flat_held.keys() | flat_asked.keys()):
-        if name.startswith("versions") or name in [f"stream.{part}" for part in MOVABLE]:
+        if name.startswith("versions") or name in [f"stream.{part}" for part in MOVABLE] or name.endswith(".init_from"):
             continue
         if flat_held.get(name) == flat_asked.get(name):
             continue

@@ -14,7 +14,8 @@ from prolu.nonlinearities import nonlinearity_named
 from prolu.penalties import penalty_named
 from prolu.resampling import Rebirth, Resampled
 from prolu.rng import keyed_generator
-from prolu.sae import SAE, SAEConfig, initial_weights
+from prolu.sae import SAE
+from prolu.starts import starting_weights
 from prolu.steering import Steered
 from prolu.steps import AdamConfig, Objective, Steps, StepStats, crossover_density, next_family
 from prolu.steps.choice import FAMILIES
@@ -71,24 +72,22 @@ class Trainer:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ):
-        """Args: `steps` lets trainers of one shape share buffers; it does not change a bit."""
+        """Args: `steps` lets trainers of one shape share buffers; it does not change a bit.
+
+        Raises:
+            ValueError: the SAE that the run starts from does not fit it.
+        """
         self.config = config
         self.batch_size = batch_size
         self.n_steps = config.n_steps(batch_size)
-        self.sae_config = SAEConfig(
-            d_in=d_in,
-            d_sae=config.d_sae,
-            nonlinearity=config.code,
-            normalisation=config.normalisation,
-        )
+        self.sae_config = config.sae_config(d_in)
         code = nonlinearity_named(config.code).in_training
         self._objective = Objective(code, penalty_named(config.penalty), config.coeff, code.auxiliary)
         self._schedule, self._steering = config.schedule(batch_size), config.steering(batch_size)
         self._coeff_warmup_steps = round(config.coeff_warmup_fraction * self.n_steps)
         self._adam = AdamConfig(beta1=config.beta1, max_grad_norm=config.max_grad_norm)
         self.resampling = config.resampling(batch_size)
-        weights = initial_weights(self.sae_config, config.init_seed, dtype, config.initial_bias)
-        weights = weights.map(lambda t: t.to(device))
+        weights = starting_weights(config, d_in, dtype).map(lambda t: t.to(device))
         never = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
         moments = weights.zeros_like(), weights.zeros_like()
         self.state = TrainerState(weights, *moments, never, never.double(), 0, config.step, Steered(config.coeff))

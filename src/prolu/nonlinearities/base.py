@@ -133,6 +133,10 @@ class Nonlinearity(ABC):
         """A further term of the loss."""
         return None
 
+    def rescaled(self, parameters: Parameters, factor: Float[Tensor, "..."]) -> dict[str, Float[Tensor, "..."]]:
+        """Own parameters at which factor * m gives factor times the latent."""
+        return {name: factor * parameter for name, parameter in parameters.items()}
+
     def observe_(self, parameters: Parameters, smallest: Float[Tensor, ""], n_updates: int) -> None:  # noqa: B027
         """Sees, after update number `n_updates` (from 1), the smallest latent that was on; may note it in place."""
 

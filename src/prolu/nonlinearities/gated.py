@@ -75,6 +75,10 @@ class Gated(Nonlinearity):
         """Through the gate."""
         return self.gate.pullback(upstream, m, parameters)
 
+    def rescaled(self, parameters, factor):
+        """Both biases; the scale of the magnitude stays."""
+        return super().rescaled(parameters, factor) | {"r_mag": parameters["r_mag"]}
+
     @property
     def auxiliary(self):
         """Mean of (x - b_dec - ReLU(m + b_gate) W_dec)^2, both frozen but m and b_gate."""

@@ -62,5 +62,9 @@ class JumpReLU(Nonlinearity):
         slope = (-theta / self.bandwidth).expand_as(z)
         return Pullback(torch.zeros_like(z), {"log_threshold": torch.where(self._in_band(z, theta), slope, 0)})
 
+    def rescaled(self, parameters, factor):
+        """The bias, and theta by its logarithm; the bandwidth stays, it is no part of the latent's value."""
+        return {"b_enc": factor * parameters["b_enc"], "log_threshold": parameters["log_threshold"] + factor.log()}
+
     def _in_band(self, z, theta):
         return (z - theta).abs() < self.bandwidth / 2
