@@ -11,8 +11,10 @@ import prolu.sweeps
 from crash import contents
 from prolu import SAE, RunConfig, SAEConfig, Trainer, grid, run_sweep
 from prolu.cli import main
+from prolu.frontiers import family
 from prolu.sae import WEIGHTS_FILE, initial_weights
 from prolu.starts import starting_weights
+from prolu.study import check_runs
 from synthetic import sparse_activations
 
 D_IN, D_SAE = 16, 40
@@ -218,3 +220,18 @@ def test_the_command_line_takes_it(source, tiny_lm_folder, stories_file, tmp_pat
     written = json.loads((tmp_path / "study" / run.run_id / "config.json").read_text())
     assert written["provenance"]["run"] | asdict(run) == written["provenance"]["run"] | {"resample_fractions": ()}
     assert math.isfinite(written["provenance"]["run"]["d_in"])
+
+
+def test_seeds_that_would_give_the_same_bits_are_refused(source, tiny_stream, tmp_path):
+    alone = config_from(source)
+    with pytest.raises(ValueError, match="init_seed 0 and 1: with init_from and without resampling"):
+        sweep(grid(alone, coeff=[1e-3, 2e-3], init_seed=[0, 1]), tiny_stream, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+    check_runs(grid(base(source), init_seed=[0, 1]), batch_size=64)
+    check_runs(grid(alone, coeff=[1e-3, 2e-3], init_seed=[5]), batch_size=64)
+
+
+def test_a_fine_tuned_run_is_a_family_of_its_own(source):
+    fresh, tuned = RunConfig(d_sae=D_SAE), config_from(source)
+    assert tuned.family == f"{fresh.family}, fine-tuned"
+    assert [family(asdict(run)) for run in (fresh, tuned)] == [fresh.family, tuned.family]

@@ -181,7 +181,7 @@ class RunConfig:
     @property
     def family(self) -> str:
         """What is compared."""
-        return family_of(self.nonlinearity, self.penalty)
+        return family_of(self.nonlinearity, self.penalty, fine_tuned=self.init_from is not None)
 
     @property
     def run_id(self) -> str:
@@ -254,10 +254,11 @@ class RunConfig:
         return round(0.8 * end), end
 
 
-def family_of(nonlinearity: str, penalty: str | None) -> str:
-    """What is compared: nonlinearity and penalty (None: not known); where a nonlinearity says its L0 itself, whichever
-    that is.
+def family_of(nonlinearity: str, penalty: str | None, *, fine_tuned: bool = False) -> str:
+    """What is compared: nonlinearity and penalty (None: not known), and whether the weights began as a saved SAE's;
+    where a nonlinearity says its L0 itself, whichever that is.
     """
     name = nonlinearity.partition("(")[0]
     code = name if name in TAKES_L0 else nonlinearity
-    return code if penalty in ("none", None) else f"{code} + {penalty}"
+    loss = code if penalty in ("none", None) else f"{code} + {penalty}"
+    return f"{loss}, fine-tuned" if fine_tuned else loss

@@ -17,8 +17,8 @@ CONVERGENCE_TOLERANCE = 0.05
 
 
 def family(record: Record) -> str:
-    """What is compared: nonlinearity and penalty."""
-    return family_of(record["nonlinearity"], record["penalty"])
+    """What is compared: nonlinearity, penalty, and whether it began from a saved SAE."""
+    return family_of(record["nonlinearity"], record["penalty"], fine_tuned=record.get("init_digest") is not None)
 
 
 def is_converged(before: Mapping[str, float], after: Mapping[str, float]) -> bool:

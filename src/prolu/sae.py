@@ -204,11 +204,12 @@ def weights_digest(folder: str | Path) -> str:
 
     Raises:
         ValueError: none there.
+        OSError: it cannot be read.
     """
     file = Path(folder) / WEIGHTS_FILE
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{file}: no such file; a saved SAE has {CONFIG_FILE} and {WEIGHTS_FILE}") from None
 
 

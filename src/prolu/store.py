@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +95,19 @@ class ActivationStore:
         into = buffer.view(torch.uint8).numpy().data.cast("B")
         size = buffer[0].nbytes
 
-        def read(places: list[tuple[int, int]]) -> None:
-            for i, block in places:
-                file, at = self._place(hook, block, size)
-                handle = os.open(file, os.O_RDONLY)
-                try:
-                    if os.preadv(handle, [into[i * size : (i + 1) * size]], at) < size:
-                        raise OSError(f"{file}: shorter than it was when the store was opened")
-                finally:
-                    os.close(handle)
+        def read(places: list[tuple[int, Path, int]], handles: dict[Path, int]) -> None:
+            for i, file, at in places:
+                if os.preadv(handles[file], [into[i * size : (i + 1) * size]], at) < size:
+                    raise OSError(f"{file}: shorter than it was when the store was opened")
 
         with ThreadPoolExecutor(READERS) as readers:
             for first in range(0, len(chosen), BLOCKS_PER_READ):
-                some = list(enumerate(chosen[first : first + BLOCKS_PER_READ].tolist()))
-                list(readers.map(read, (some[i::READERS] for i in range(READERS))))
+                some = chosen[first : first + BLOCKS_PER_READ].tolist()
+                places = [(i, *self._place(hook, block, size)) for i, block in enumerate(some)]
+                with ExitStack() as opened:  # no more files at once than a read has blocks
+                    files = {file for _, file, _ in places}
+                    handles = {file: opened.enter_context(file.open("rb", buffering=0)).fileno() for file in files}
+                    list(readers.map(read, (places[i::READERS] for i in range(READERS)), itertools.repeat(handles)))
                 yield buffer[: len(some)]
 
     def expect(self, hook: str, chosen: np.ndarray) -> None:

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,11 +80,19 @@ def check_runs(runs: Sequence[RunConfig], batch_size: int) -> None:
     if not runs:
         raise ValueError("no runs: pass at least one RunConfig")
     seen: set[str] = set()
+    starts: dict[RunConfig, int] = {}
     for run in runs:
         run.n_steps(batch_size)
         if run.run_id in seen:
             raise ValueError(f"run {run.run_id}: listed twice, or two runs differ only in what is not in a run's name")
         seen.add(run.run_id)
+        if run.init_from is not None and not run.resample_fractions:  # then no draw of the run depends on its seed
+            other = starts.setdefault(replace(run, init_seed=0), run.init_seed)
+            if other != run.init_seed:
+                raise ValueError(
+                    f"init_seed {other} and {run.init_seed}: with init_from and without resampling they give the same "
+                    "run to the bit; start from one SAE per seed, or train one seed"
+                )
 
 
 def write_study(out: Path, study: Mapping[str, Any]) -> None:
