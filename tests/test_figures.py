@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from prolu.figures import COLOURS, DASHES, MARKERS, draw_frontier, lines, pareto_points, save_figure
+from prolu.figures import COLOURS, DASHES, MARKERS, colours, draw_frontier, lines, pareto_points, save_figure
 from prolu.report.page import DASHES as PAGE_DASHES
 from prolu.report.page import SYMBOLS, page_data, render_page
 from prolu.report.page import Report as PageReport
@@ -80,6 +80,21 @@ def test_a_figure_of_ten_families(tmp_path):
     assert figure.legends[0].get_window_extent().x0 > axes.get_window_extent().x1  # beside it, and whole
     assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
     plt.close(figure)
+
+
+def test_heights_are_logarithmic_only_where_they_are_far_apart():
+    records = list(study())
+    for factor, scale in ((1, "linear"), (0.01, "log"), (0, "linear")):
+        some = [r | {"degradation": r["degradation"] * (factor if r["l0"] > 30 else 1)} for r in records]
+        figure = draw_frontier(some, "l0", "degradation")
+        assert figure.axes[0].get_yscale() == scale
+        assert scale == "log" or figure.axes[0].get_ylim()[0] == 0
+        plt.close(figure)
+
+
+def test_a_nonlinearity_has_its_colour_whatever_its_arguments():
+    assert colours("jumprelu(0.3)") == colours("jumprelu") == COLOURS["jumprelu"]
+    assert colours("prolu(0,1,1)") not in COLOURS.values()
 
 
 def test_a_figure_is_the_same_bytes_every_time(tmp_path):

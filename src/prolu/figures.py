@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.typing import LineStyleType
 
 from prolu.frontiers import Record, family, pareto_mask, studies
@@ -67,13 +68,17 @@ BETTER = {"degradation", "mse", "l0", "l1", "sqrt_l1", "fvu"}
 MANY = 6
 """Families whose legend still finds room in a figure."""
 
+WIDE = 20
+"""Ratio of the highest point to the lowest from which heights are drawn on a logarithmic scale."""
+
 FRONTIER_PLANES = {plane for plane in PLANES if plane != ("l0", "l1")}
 """Planes in which lower is better on both axes, so that a Pareto frontier means something."""
 
 
 def colours(nonlinearity: str) -> tuple[str, str]:
-    """The colours of a nonlinearity, on white and on black."""
-    return COLOURS.get(nonlinearity) or OTHER_COLOURS[sum(map(ord, nonlinearity)) % len(OTHER_COLOURS)]
+    """The colours of a nonlinearity, whatever its arguments, on white and on black."""
+    known = COLOURS.get(nonlinearity.partition("(")[0])
+    return known or OTHER_COLOURS[sum(map(ord, nonlinearity)) % len(OTHER_COLOURS)]
 
 
 def colour(nonlinearity: str) -> str:
@@ -114,7 +119,14 @@ def draw_frontier(records: Sequence[Record], x: str, y: str) -> Figure:
     if x == "l0":
         axes.set_xscale("log")
         _plain_log_ticks(axes)
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if any(p.y < 0 for p in found) else 0)
+    heights = [p.y for p in found]
+    if min(heights) > 0 and max(heights) > WIDE * min(heights):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if min(heights) < 0 else 0)
     axes.grid(True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
