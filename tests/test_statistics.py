@@ -10,7 +10,7 @@ import pytest
 
 from prolu import replicates
 from prolu.documents import DocumentSums, read_documents_of
-from prolu.statistics import Verdict, half_width, hypervolume, matched, points, summaries, verdict_table
+from prolu.statistics import Verdict, half_width, hypervolume, matched, points, summaries, told, verdict_table
 
 file = Path(__file__).parent.parent / "benchmarks" / "intervals.py"
 spec = importlib.util.spec_from_file_location("coverage_benchmark", file)
@@ -96,6 +96,17 @@ def test_what_cannot_be_told_is_said_with_its_reason(tmp_path, runs, l0, reason)
     assert reason in found.reason
     assert reason in str(found)
     assert math.isnan(found.change) is not reason.startswith("one seed")
+
+
+def test_a_pair_of_which_nothing_is_known_takes_one_row(tmp_path):
+    runs = power_law("relu + l1", 1.0, (0, 1)) + power_law("prolu_ste + l1", 0.7, (0, 1))
+    for l0s, reasons in (
+        ((90,), ["L0 90 is outside the range of prolu_ste + l1"]),
+        ((2, 90), ["no L0 here is inside the range of both"]),
+        ((20, 90), ["", "L0 90 is outside the range of prolu_ste + l1"]),
+    ):
+        assert [v.reason for v in told(verdict_table(Made(runs, tmp_path), l0s))] == reasons
+    assert [v.reason for v in told(verdict_table(Made(runs[:6], tmp_path), (20, 90)))] == []
 
 
 def test_unconverged_runs_enter_only_when_asked_to_and_it_is_said(tmp_path):

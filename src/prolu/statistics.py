@@ -179,12 +179,14 @@ def verdict_table(
 
 
 def told(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """For tables: a pair of which nothing is known at any L0 takes one row, with L0 nan and all the reasons."""
+    """For tables: a pair of which nothing is known at any L0 takes one row, with L0 nan and one reason."""
     rows: list[Verdict] = []
     for _, group in groupby(verdicts, key=lambda v: (v.challenger, v.baseline)):
         same = list(group)
         if all(math.isnan(v.change) for v in same):
-            same = [same[0]._replace(l0=math.nan, reason="; ".join(dict.fromkeys(v.reason for v in same)))]
+            reasons = {v.reason for v in same}
+            reason = reasons.pop() if len(reasons) == 1 else "no L0 here is inside the range of both"
+            same = [same[0]._replace(l0=math.nan, reason=reason)]
         rows += same
     return rows
 
