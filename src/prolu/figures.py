@@ -119,19 +119,24 @@ def draw_frontier(records: Sequence[Record], x: str, y: str) -> Figure:
     if x == "l0":
         axes.set_xscale("log")
         _plain_log_ticks(axes)
-    heights = [p.y for p in found]
-    if min(heights) > 0 and max(heights) > WIDE * min(heights):
+    if far_apart(found):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if min(heights) < 0 else 0)
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if any(p.y < 0 for p in found) else 0)
     axes.grid(True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     _legend(figure, axes, records, beside=many)
     return figure
+
+
+def far_apart(found: Sequence[Point]) -> bool:
+    """Whether heights are drawn on a logarithmic scale."""
+    heights = [p.y for p in found]
+    return min(heights, default=0) > 0 and max(heights) > WIDE * min(heights)
 
 
 def families(records: Sequence[Record]) -> dict[str, Record]:

@@ -2,7 +2,7 @@ const $ = (id) => document.getElementById(id);
 const shown = { families: new Set(Object.keys(data.families)), seed: "all", converged: false };
 const runsById = new Map(data.runs.map((run) => [run.id, run]));
 const narrow = matchMedia("(max-width: 700px)");
-const DECADES = [1, 10, 100, 1000, 10000].flatMap((n) => [n, 2 * n, 5 * n]);
+const DECADES = [1e-4, 0.001, 0.01, 0.1, 1, 10, 100, 1000, 10000].flatMap((n) => [n, 2 * n, 5 * n]);
 
 // ---- what is shown
 const isShown = (run) => shown.families.has(run.family) && (!shown.converged || run.converged)
@@ -43,12 +43,13 @@ function aboutPoint(point, plane) {
 }
 
 // ---- figures
-function layout(xlabel, ylabel, log) {
+function layout(xlabel, ylabel, log, tall) {
   const axis = { color: variable("quiet"), gridcolor: variable("line"), linecolor: variable("faint"), zeroline: false, automargin: true, ticks: "" };
   const title = (text) => ({ text: narrow.matches ? text.split(":")[0] : text, font: { size: 12.5, color: variable("quiet") }, standoff: 8 });
+  const decades = { type: "log", tickvals: DECADES, ticktext: DECADES.map((n) => String(Number(n.toPrecision(1)))) };
   return {
-    xaxis: { ...axis, title: title(xlabel), ...(log && { type: "log", tickvals: DECADES }) },
-    yaxis: { ...axis, title: title(ylabel), rangemode: "tozero" },
+    xaxis: { ...axis, title: title(xlabel), ...(log && decades) },
+    yaxis: { ...axis, title: title(ylabel), rangemode: "tozero", ...(tall && decades) },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
     margin: { l: 8, r: 12, t: 10, b: 8 }, font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: variable("ink") },
     hoverlabel: { bgcolor: variable("panel"), bordercolor: variable("faint"), font: { color: variable("ink"), size: 12.5 }, align: "left" },
@@ -94,14 +95,14 @@ function runsOf(plane) {
 function drawAll() {
   data.planes.forEach((plane, i) => {
     $(`title-${i}`).textContent = plane.title;
-    draw(`plane-${i}`, shown.seed === "all" ? meansOf(plane) : runsOf(plane), layout(plane.xlabel, plane.ylabel, plane.log));
+    draw(`plane-${i}`, shown.seed === "all" ? meansOf(plane) : runsOf(plane), layout(plane.xlabel, plane.ylabel, plane.log, plane.tall));
   });
   data.curves.forEach((curve, i) => {
     $(`curve-title-${i}`).textContent = curve.title;
     const traces = data.runs.filter(isShown).map((run) => ({ x: curve.lines[run.id][0], y: curve.lines[run.id][1], mode: "lines",
       line: { color: ink(run.family), dash: data.families[run.family].dash, width: 1.1 }, opacity: 0.8,
       hovertemplate: `${escaped(run.id)}<br>%{y:.4g}<extra></extra>` }));
-    const look = layout("training tokens", "", false);
+    const look = layout("training tokens", "", false, false);
     if (curve.log) look.yaxis.type = "log";
     look.yaxis.nticks = 7;
     draw(`curve-${i}`, traces, look);

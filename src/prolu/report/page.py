@@ -10,7 +10,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from prolu.claims import paper_claims
-from prolu.figures import FRONTIER_PLANES, LABELS, PLANES, TITLES, colours, families, marker, pareto_points
+from prolu.figures import FRONTIER_PLANES, LABELS, PLANES, TITLES, colours, families, far_apart, marker, pareto_points
 from prolu.frontiers import Record, family, studies
 from prolu.report.assets import asset, inlined
 from prolu.report.html_tables import COLUMNS, claims_table, families_table, runs_table, verdicts_table
@@ -135,7 +135,7 @@ def _plane(records: Sequence[Record], x: str, y: str) -> dict[str, Any]:
     found = points(records, x, y)
     best = {p.run_ids for p in pareto_points(found)} if (x, y) in FRONTIER_PLANES else set()
     return {
-        "x": x, "y": y, "title": TITLES.get((x, y), f"{y} against {x}"), "log": x == "l0",
+        "x": x, "y": y, "title": TITLES.get((x, y), f"{y} against {x}"), "log": x == "l0", "tall": far_apart(found),
         "xlabel": LABELS.get(x, x), "ylabel": LABELS.get(y, y),
         "points": [_point(p) | {"best": p.run_ids in best} for p in found],
     }  # fmt: skip
