@@ -74,7 +74,7 @@ bench-stream: $(INSTALLED)  ## the activation stream against the bare model, the
 	$(BIN)/python benchmarks/stream.py --json benchmarks/stream.json
 	$(BIN)/python benchmarks/caching.py --json benchmarks/caching.json
 
-quality: $(INSTALLED)  ## Gated, JumpReLU and TopK against dictionary_learning's own trainers, at equal L0 (20 minutes)
+quality: $(INSTALLED)  ## Gated, JumpReLU and TopK against dictionary_learning's own trainers, at equal L0 (10 minutes)
 	$(BIN)/python -m pytest -m 'not slow' tests/test_baselines.py tests/test_steering.py
 	$(BIN)/python benchmarks/quality.py --json benchmarks/quality.json
 
