@@ -44,8 +44,8 @@ class ActiveRun:
         """Whether all its steps are made."""
         return self.trainer.state.n_updates >= self.trainer.n_steps
 
-    def step(self, batch: Batch, held_out: HeldOut) -> None:
-        """One step and what follows it.
+    def step(self, batch: Batch, held_out: HeldOut | None) -> None:
+        """One step and what follows it; of a mesh, only the first rank needs what is held out.
 
         Raises:
             FloatingPointError: the loss is not finite; the weights may not be either.
@@ -59,15 +59,16 @@ class ActiveRun:
             self._curve.append(json.dumps(line) + "\n")
             if self._follower is not None:
                 self._follower.log(line)
-        if n_updates in self._probe_steps:
-            self._probes[n_updates] = probe(self.trainer.sae(), held_out)
-        if self.finished and not all(t.isfinite().all() for t in self.trainer.state.weights.tensors()):
+        if n_updates in self._probe_steps and (sae := self.trainer.whole_sae()) is not None:
+            assert held_out is not None
+            self._probes[n_updates] = probe(sae, held_out)
+        if self.finished and not self.trainer.all_finite():
             raise FloatingPointError("the weights are not finite")
 
     def saved(self) -> Saved:
-        """All that it takes to go on."""
+        """All that it takes to go on. On a mesh all ranks ask together, and only the first gets the tensors."""
         seen = {"curve": self._curve, "probes": sorted(self._probes.items()), "resampled": self.resampled}
-        return Saved(self.trainer.state.tensors(), self.trainer.state.counters() | seen)
+        return Saved(self.trainer.whole_state(), self.trainer.state.counters() | seen)
 
     def restore_(self, saved: Saved) -> None:
         """Takes up what `saved` gave.
@@ -91,9 +92,15 @@ class ActiveRun:
             known = {field.name for field in fields(RunConfig)}
             self._follower.finish({k: v for k, v in record.items() if isinstance(v, int | float) and k not in known})
 
-    def finish(self, held_out: HeldOut) -> dict[str, Any]:
-        """Saves the SAE, what it does to documents and by latent, and its curve; returns its line of results."""
-        config, sae = self.trainer.config, self.trainer.sae()
+    def finish(self, held_out: HeldOut | None) -> dict[str, Any] | None:
+        """Saves the SAE, what it does to documents and by latent, and its curve; returns its line of results.
+
+        On a mesh all ranks call it together, and only the first does it.
+        """
+        config, sae = self.trainer.config, self.trainer.whole_sae()
+        if sae is None:
+            return None
+        assert held_out is not None
         figures, documents, latents = score(sae, held_out)
         start, end = (self._probes.get(n, figures) for n in self._probe_steps)
         sae.save(self.folder, self._provenance)

@@ -40,9 +40,11 @@ class ActiveStudy:
         progress: bool,
         trackers: Trackers,
     ):
-        self.stream, self._out = request.stream, request.out
+        self.stream, self.mesh, self._out = request.stream, request.stream.mesh, request.out
         self._keep_state, self._progress, self._trackers = keep_state, progress, trackers
-        self._held_out = HeldOut(self.stream.lm, self.stream.blocks, request.eval_tokens)
+        self._held_out = None
+        if self.mesh.is_first:
+            self._held_out = HeldOut(self.stream.lm, self.stream.blocks, request.eval_tokens)
         self.runs = self._prepared(todo, shared)
         """Those that are training, each where it was left."""
 
@@ -67,8 +69,11 @@ class ActiveStudy:
         if not self.runs:
             return
         started, step = time.monotonic(), self.first_step
+        saved = {run.run_id: run.saved() for run in self.runs}
+        if not self.mesh.is_first:
+            return
         try:
-            write_checkpoint(self._out, step, {run.run_id: run.saved() for run in self.runs})
+            write_checkpoint(self._out, step, saved)
         except OSError as problem:
             self._say(f"no checkpoint at step {step} ({problem.strerror or problem}); training goes on")
         self.log("checkpoint", step=step, seconds=time.monotonic() - started)
@@ -78,10 +83,10 @@ class ActiveStudy:
         finished = [run for run in self.runs if run.finished]
         if not finished:
             return
-        n_tokens = self._held_out.n_tokens
+        n_tokens = self._held_out.n_tokens if self._held_out is not None else 0
         with Meter("evaluating", n_tokens * len(finished), shown=self._progress) as meter:
             for run in finished:
-                if interrupt.requested:
+                if self.mesh.any(interrupt.requested):
                     return
                 self._attempt(run, lambda run=run: self._write_result(run))
                 self.runs = [other for other in self.runs if other is not run]
@@ -89,6 +94,8 @@ class ActiveStudy:
 
     def log(self, event: str, **facts: Any) -> None:
         """Notes what happened, and when."""
+        if not self.mesh.is_first:
+            return
         with (self._out / "log.jsonl").open("a") as log:
             log.write(json.dumps({"event": event, "time": time.time()} | facts) + "\n")
 
@@ -101,8 +108,12 @@ class ActiveStudy:
             folder, shape = self._out / config.run_id, (self.stream.d_in, config.d_sae, own, config.precision)
             try:
                 stream, steps = self.stream, shared.get(shape)
-                trainer = Trainer(config, stream.d_in, stream.batch_size, steps=steps, device=stream.device)
+                trainer = Trainer(
+                    config, stream.d_in, stream.batch_size, steps=steps, device=stream.device, mesh=self.mesh
+                )
             except (MemoryError, RuntimeError) as problem:
+                if self.mesh.n_ranks > 1:
+                    raise
                 self._record_failure(config.run_id, 0, problem)
                 continue
             shared.setdefault(shape, trainer.steps)
@@ -114,7 +125,8 @@ class ActiveStudy:
                     run.restore_(saved)
                 except (ValueError, KeyError, TypeError) as problem:
                     self._say(f"{config.run_id}: its checkpoint does not fit ({problem}); it starts anew")
-            run.follow(self._trackers.follow(self._followed(run)))
+            if self.mesh.is_first:
+                run.follow(self._trackers.follow(self._followed(run)))
             active.append(run)
         return active
 
@@ -139,11 +151,18 @@ class ActiveStudy:
         return found.runs
 
     def _attempt(self, run: ActiveRun, work: Callable[[], None]) -> None:
-        """Does some work of one run; if it fails, the run is stopped and the others go on."""
+        """Does some work of one run; if it fails, the run is stopped and the others go on.
+
+        On a mesh only a loss that is not finite is known to all ranks; anything else ends them.
+        """
         try:
             work()
         except (FloatingPointError, MemoryError, RuntimeError) as problem:
+            if self.mesh.n_ranks > 1 and not isinstance(problem, FloatingPointError):
+                raise
             self.runs.remove(run)
+            if not self.mesh.is_first:
+                return
             self._keep_last_good(run)
             self._record_failure(run.run_id, run.trainer.state.n_updates, problem)
 
@@ -161,15 +180,18 @@ class ActiveStudy:
         self.log("failed", run_id=run_id, step=step, reason=reason)
 
     def _write_result(self, run: ActiveRun) -> None:
-        if self._keep_state:
-            write_checkpoint(run.folder / FINAL_FOLDER, run.trainer.state.n_updates, {run.run_id: run.saved()})
+        if self._keep_state and (saved := run.saved()).tensors:
+            write_checkpoint(run.folder / FINAL_FOLDER, run.trainer.state.n_updates, {run.run_id: saved})
         record = run.finish(self._held_out)
+        if record is None:
+            return
         records = [r for r in read_json_lines(self._out / RESULTS_FILE) if r["run_id"] != run.run_id] + [record]
         write_atomically(self._out / RESULTS_FILE, "".join(json.dumps(r) + "\n" for r in records))
         run.tell_result(record)
 
     def _say(self, sentence: str) -> None:
-        print(f"prolu: {sentence}", file=sys.stderr, flush=True)
+        if self.mesh.is_first:
+            print(f"prolu: {sentence}", file=sys.stderr, flush=True)
 
 
 def done_of(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:

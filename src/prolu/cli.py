@@ -31,6 +31,7 @@ from prolu.files import FolderBusyError
 from prolu.hub import MAIN, HubError
 from prolu.interop import check_new, export_files, import_sae, write_folder
 from prolu.interrupts import INTERRUPTED
+from prolu.mesh import is_first_process, leave
 from prolu.recipes import GPT2_WIDTH, RECIPES, recipe_named
 from prolu.scoring import Scoring
 from prolu.sources import HarvestSource, Source
@@ -316,7 +317,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         job = command.prepare()
     except (ValueError, OSError) as problem:  # OSError: a file or folder of the request cannot be read
-        print(f"prolu: {problem}", file=sys.stderr)
+        if is_first_process():
+            print(f"prolu: {problem}", file=sys.stderr)
         return WRONG_REQUEST
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -337,7 +339,10 @@ def _finish(job: Job) -> int:
     except Exception:
         traceback.print_exc()
         sentence, code = f"failed while running; {kept}", FAILED
-    print(f"prolu: {sentence}", file=sys.stderr)
+    finally:
+        leave()
+    if is_first_process():
+        print(f"prolu: {sentence}", file=sys.stderr)
     return code
 
 

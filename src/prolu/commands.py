@@ -14,6 +14,7 @@ from prolu.config import RunConfig
 from prolu.data import load_blocks
 from prolu.estimates import estimate, harvest_seconds, outline
 from prolu.lm import DTYPES, LanguageModel
+from prolu.mesh import mesh_of
 from prolu.results import Results, failures, read_study
 from prolu.sharing import check_push, deliver, fetch_checked, holds_same, pack, unpack
 from prolu.sources import HarvestSource, Source, at_least_1, first_hook, streams_of
@@ -67,6 +68,7 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: Late
     latents.check()
     check_trackers(source.tracker)
     torch.set_num_threads(at_least_1("threads", source.threads))
+    mesh = mesh_of(source.mesh, source.device, source.threads)
     seconds = None if source.checkpoint_minutes is None else 60 * source.checkpoint_minutes
     if seconds is not None and seconds < 0:
         raise ValueError(f"checkpoint_minutes {source.checkpoint_minutes}: must be 0 or more")
@@ -76,7 +78,7 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: Late
     for held in [read_study(folder) for folder in folders if holds_study(folder)]:
         # A study that is extended keeps its text, and with it its stream.
         n_tokens = held["stream"].get("max_train_tokens", n_tokens)
-    streams = streams_of(source, n_tokens, runs_at(ANY_WIDTH)[1])
+    streams = mesh.in_turn(lambda: streams_of(source, n_tokens, runs_at(ANY_WIDTH)[1], mesh))
     settings = {
         "eval_tokens": source.eval_tokens, "checkpoint_seconds": seconds, "keep_state": source.keep_state,
         "trackers": source.tracker,
@@ -85,13 +87,15 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: Late
         requests = requests_at_hooks(lambda d_in: runs_at(d_in)[0], streams, out, source.eval_tokens)
     else:
         requests = [StudyRequest(runs_at(streams[0].d_in)[0], streams[0], out, source.eval_tokens)]
-    prepare_folders(requests)
+    mesh.in_turn(lambda: prepare_folders(requests))
 
     def job() -> int:
         if several:
             found = run_sweeps(lambda d_in: runs_at(d_in)[0], streams, out, **settings)
         else:
             found = {streams[0].lm.hook: run_sweep(requests[0].runs, streams[0], out, **settings)}
+        if not mesh.is_first:
+            return DONE
         for stream in streams:
             if stream.lm.hook in found:
                 pages = _pages_of(found[stream.lm.hook], latents)

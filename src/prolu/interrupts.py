@@ -13,8 +13,9 @@ INTERRUPTED = 130
 class Interrupt:
     """`with Interrupt() as interrupt: ... if interrupt.requested: save`. Does nothing outside the main thread."""
 
-    def __init__(self):
-        self.requested = False
+    def __init__(self, *, patient: bool = False):
+        """Args: `patient`: the second one does not end the process; torchrun passes on what the terminal sent too."""
+        self.requested, self._patient = False, patient
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "Interrupt":
@@ -30,6 +31,8 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            if self._patient:
+                return
             os._exit(INTERRUPTED)
         self.requested = True
         print("prolu: saving a checkpoint after this step; again to exit at once", file=sys.stderr, flush=True)

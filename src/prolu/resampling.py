@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from prolu.mesh import ALONE, Mesh
 from prolu.weights import Weights
 
 SECOND_MOMENTS = ("mean", "zero")
@@ -61,8 +62,13 @@ class Rebirth:
         dead: Bool[Tensor, " d_sae"],
         reconstruct: Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_in"]],
         generator: torch.Generator,
+        mesh: Mesh = ALONE,
     ):
-        """Args: `reconstruct` is the SAE as it is now, in the space it works in."""
+        """Args: `reconstruct` is the SAE as it is now, in the space it works in.
+
+        On a mesh, `dead` is of all latents; all ranks are shown the same activations, and draw the same.
+        """
+        self._mesh = mesh
         self._config, self._dead, self._reconstruct, self._generator = config, dead, reconstruct, generator
         self.n_dead, self._n_seen = int(dead.sum()), 0
         self._keys, self._rows = torch.empty(0, dtype=torch.float64), torch.empty(0)
@@ -84,28 +90,33 @@ class Rebirth:
         self._rows = torch.cat([self._rows.to(acts).view(-1, acts.shape[1]), acts])[best.to(acts.device)]
 
     def finish_(self, weights: Weights, first: Weights, second: Weights, starts: Mapping[str, float]) -> Resampled:
-        """Writes the new directions into weights and moments, in place.
+        """Writes the new directions into weights and moments, in place; of a mesh, into those of this rank's latents.
 
         With u the drawn activation scaled to unit norm: W_dec row u, W_enc column u times `encoder_norm`
         times the mean norm of the living columns, own parameters as in `starts` (b_enc 0), first moments 0.
         """
+        for drawn in (self._keys, self._rows):  # equal on all ranks already, and must be to the bit
+            self._mesh.broadcast_(drawn, 0)
         directions = self._rows[(self._keys > -torch.inf).to(self._rows.device)]
         dead = self._dead.nonzero().squeeze(1)[: len(directions)]
-        if len(dead):
-            living = ~self._dead if not self._dead.all() else torch.ones_like(self._dead)
-            norm = torch.linalg.vector_norm(weights.encoder[living], dim=1).mean()
+        if n_reborn := len(dead):
+            here = self._mesh.latents(len(self._dead))
+            living = (~self._dead if not self._dead.all() else torch.ones_like(self._dead))[here]
+            norm = self._mesh.mean_over_latents(torch.linalg.vector_norm(weights.encoder[living], dim=1))
             unit = directions / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+            mine = (dead >= here.start) & (dead < here.stop)
+            dead, unit = dead[mine] - here.start, unit[mine]
             weights.encoder[dead] = unit * (self._config.encoder_norm * norm)
             weights.decoder[dead] = unit
             for name, parameter in weights.own.items():
                 parameter[dead] = starts[name]
-            self._reset_moments_(dead, first, second)
-        return Resampled(self.n_dead, len(dead))
+            self._reset_moments_(dead, ~self._dead[here], first, second)
+        return Resampled(self.n_dead, n_reborn)
 
-    def _reset_moments_(self, dead: Tensor, first: Weights, second: Weights) -> None:
+    def _reset_moments_(self, dead: Tensor, living: Tensor, first: Weights, second: Weights) -> None:
         keeps_mean = self._config.second_moment == "mean" and not self._dead.all()
         moments = [(first.encoder, second.encoder), (first.decoder, second.decoder)]
         moments += [(first.own[name], second.own[name]) for name in first.own]
         for m, v in moments:
             m[dead] = 0
-            v[dead] = v[~self._dead].mean() if keeps_mean else 0
+            v[dead] = self._mesh.mean_over_latents(v[living]) if keeps_mean else 0

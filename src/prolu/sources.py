@@ -10,6 +10,7 @@ import torch
 
 from prolu.data import load_blocks
 from prolu.lm import DTYPES, LanguageModel
+from prolu.mesh import ALONE, Mesh
 from prolu.passes import Harvest
 from prolu.store import ActivationStore
 from prolu.stream import ActivationStream
@@ -60,9 +61,11 @@ class Source:
     tracker: tuple[Literal["wandb", "tensorboard"], ...] = ()
     """Also write training curves there, one or both; pip install 'prolu[wandb]', 'prolu[tensorboard]'."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """CPU threads; part of what decides the last bits."""
+    """CPU threads, of all processes on this machine; part of what decides the last bits."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the language model runs and SAEs are trained."""
+    mesh: str = ""
+    """data=D,latent=L: one SAE on the D x L processes that torchrun started; latents split L ways, batches D ways."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +97,12 @@ class HarvestSource:
     """CPU threads."""
 
 
-def streams_of(source: Source, n_tokens: int, batch_size: int) -> list[ActivationStream]:
+def streams_of(source: Source, n_tokens: int, batch_size: int, mesh: Mesh = ALONE) -> list[ActivationStream]:
     """The activations that a source describes, hook by hook, from one place."""
     device = _device(source.device)
-    order = {"window_tokens": source.window_tokens, "train_on_bos": source.train_on_bos, "device": device}
+    order = {
+        "window_tokens": source.window_tokens, "train_on_bos": source.train_on_bos, "device": device, "mesh": mesh,
+    }  # fmt: skip
     if source.store is not None:
         shared = ActivationStore(source.store)
         hooks = shared.hooks if len(shared.hooks) == 1 else source.hook

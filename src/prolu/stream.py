@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prolu.blocks import TokenBlocks
 from prolu.lm import LanguageModel
+from prolu.mesh import ALONE, Mesh
 from prolu.passes import Harvest, describe_activations
 from prolu.rng import keyed_generator
 from prolu.sae import normalise, normalise_
@@ -74,6 +75,7 @@ class ActivationStream:
         train_on_bos: bool = True,
         source: Source | None = None,
         device: str | torch.device = "cpu",
+        mesh: Mesh = ALONE,
     ):
         """Args:
             lm: the model at the hook to train on.
@@ -87,6 +89,8 @@ class ActivationStream:
             source: a store of these activations, or a harvest shared with streams at other hooks; by default a
                 harvest of its own.
             device: where windows are held, and SAEs trained on their batches.
+            mesh: the ranks that train on it; each harvests its share of a window, and its batches are its rows of the
+                whole ones, which are the same for every mesh.
 
         Raises:
             ValueError: a batch does not fit into a window, a block not into the model, or the store holds other
@@ -94,6 +98,8 @@ class ActivationStream:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: must be at least 1")
+        mesh.check("batch_size", batch_size, "data")
+        self.mesh = mesh
         self.lm, self.blocks, self.batch_size, self.seed, self.train_on_bos = lm, blocks, batch_size, seed, train_on_bos
         self._source: Source = source or Harvest(lm, blocks, dtype=acts_dtype)
         self._facts = describe_activations(lm, blocks) | {"hook": lm.hook, "acts_dtype": self._source.dtype}
@@ -114,8 +120,9 @@ class ActivationStream:
         self.batches_per_epoch = self._n_full * self._batches_per_window + rest * per_block // batch_size
         self._held: tuple[int, int] | None = None
         self._to_device = Transfer(device)
-        self._acts = torch.empty(self._rows_per_window, lm.d_in, device=self.device)
-        self._norms = torch.empty(self._rows_per_window, device=self.device)
+        most = self._rows_per_window if mesh.n_ranks == 1 else self._batches_per_window * batch_size // mesh.n_data
+        self._acts = torch.empty(most, lm.d_in, device=self.device)
+        self._norms = torch.empty(most, device=self.device)
 
     @property
     def d_in(self) -> int:
@@ -153,7 +160,8 @@ class ActivationStream:
     def __getitem__(self, index: int) -> Batch:
         epoch, window, row = self.place(index)
         self._hold(epoch, window)
-        rows = self._order[row : row + self.batch_size]
+        n_data = self.mesh.n_data
+        rows = self._order[row // n_data : (row + self.batch_size) // n_data]
         return Batch(self._acts[rows], self._norms[rows])
 
     def fresh(self, n_tokens: int, *key: int | str) -> Iterator[Batch]:
@@ -164,11 +172,28 @@ class ActivationStream:
         """
         order = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, *key)).numpy()
         per_pass = max(1, self.lm.batch_tokens // self.blocks.ctx)
-        per_block = self.blocks.ctx - self._first
-        for i in range(0, min(len(order), math.ceil(n_tokens / per_block)), per_pass):
-            for piece in self._source.at(self.lm.hook, order[i : i + per_pass]):
-                raw = self._to_device(piece)[:, self._first :]
+        n_blocks = min(len(order), math.ceil(n_tokens / (self.blocks.ctx - self._first)))
+        passes, mesh = [order[i : i + per_pass] for i in range(0, n_blocks, per_pass)], self.mesh
+        for first in range(0, len(passes), mesh.n_ranks):
+            for raw in self._shown(passes[first : first + mesh.n_ranks]):
                 yield Batch(*normalise(raw.float().flatten(0, 1)))
+
+    def _shown(self, passes: list[np.ndarray]) -> Iterator[Float[Tensor, "n positions d_in"]]:
+        """Activations of a pass for each rank at most: each makes its own, and shows it to the others."""
+        mesh, per_block = self.mesh, self.blocks.ctx - self._first
+        if mesh.n_ranks == 1:
+            yield from self._raw(passes[0])
+            return
+        asked = passes[mesh.rank : mesh.rank + 1]
+        own = [piece.to(torch.float32, copy=True) for blocks in asked for piece in self._raw(blocks)]
+        for rank, blocks in enumerate(passes):
+            raw = torch.cat(own) if rank == mesh.rank else self._acts.new_empty(len(blocks), per_block, self.d_in)
+            yield mesh.broadcast_(raw, rank)
+
+    def _raw(self, chosen: np.ndarray) -> Iterator[Float[Tensor, "n positions d_in"]]:
+        """Activations of these blocks that are trained on, piece by piece; the next may overwrite them."""
+        for piece in self._source.at(self.lm.hook, chosen):
+            yield self._to_device(piece)[:, self._first :]
 
     def _blocks_of(self, epoch: int, window: int) -> np.ndarray:
         order = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, "blocks", epoch))
@@ -179,16 +204,50 @@ class ActivationStream:
         if self._held == (epoch, window):
             return
         self._held = None
-        chosen, start = self._blocks_of(epoch, window), 0
-        for piece in self._source.at(self.lm.hook, chosen):
-            raw = self._to_device(piece)[:, self._first :]
-            end = start + raw.shape[0] * raw.shape[1]
-            rows = self._acts[start:end]
-            rows.view(raw.shape).copy_(raw)  # straight from the source's own numbers: no copy of a piece is made
-            self._norms[start:end] = normalise_(rows)
-            start = end
+        chosen = self._blocks_of(epoch, window)
+        n_rows = len(chosen) * (self.blocks.ctx - self._first)
+        order = torch.randperm(n_rows, generator=keyed_generator(self.seed, "rows", epoch, window))
+        if self.mesh.n_ranks == 1:
+            self._fill_(self._acts, self._norms, chosen)
+        else:
+            order = self._exchange(chosen, order)
         last = (window + 1) * self._blocks_per_window >= len(self.blocks.train)
-        self._source.expect(self.lm.hook, self._blocks_of(*((epoch + 1, 0) if last else (epoch, window + 1))))
-        order = torch.randperm(start, generator=keyed_generator(self.seed, "rows", epoch, window))
+        following = self._blocks_of(*((epoch + 1, 0) if last else (epoch, window + 1)))
+        self._source.expect(self.lm.hook, following[self.mesh.share_of(len(following))])
         self._order = order.to(self.device)
         self._held = (epoch, window)
+
+    def _fill_(self, acts: Tensor, norms: Tensor, chosen: np.ndarray) -> None:
+        """Writes these blocks' activations, normalised, and their norms before."""
+        start = 0
+        for raw in self._raw(chosen):
+            end = start + raw.shape[0] * raw.shape[1]
+            rows = acts[start:end]
+            rows.view(raw.shape).copy_(raw)  # straight from the source's own numbers: no copy of a piece is made
+            norms[start:end] = normalise_(rows)
+            start = end
+
+    def _exchange(self, chosen: np.ndarray, order: Tensor) -> Tensor:
+        """Harvests this rank's share of a window, and deals out its rows; gives the order of those that came.
+
+        A rank receives its rows of every batch of the window, from each rank in the order in which they are used.
+        """
+        mesh, per_block, d_in = self.mesh, self.blocks.ctx - self._first, self.d_in
+        bounds = [mesh.share_of(len(chosen), rank) for rank in range(mesh.n_ranks)]
+        own = bounds[mesh.rank]
+        held = self._acts.new_empty((own.stop - own.start) * per_block, d_in + 1)  # with the norm as one more column
+        self._fill_(held[:, :d_in], held[:, d_in], chosen[own])
+        whole = order[: len(order) // self.batch_size * self.batch_size]
+        by_data_rank = whole.view(-1, mesh.n_data, self.batch_size // mesh.n_data).transpose(0, 1).flatten(1)
+        owner = torch.empty(len(order), dtype=torch.int64)
+        for rank, share in enumerate(bounds):
+            owner[share.start * per_block : share.stop * per_block] = rank
+        first_row = own.start * per_block
+        going = [wanted[owner[wanted] == mesh.rank] - first_row for wanted in by_data_rank]
+        sent = [going[rank // mesh.n_latent] for rank in range(mesh.n_ranks)]
+        wanted = by_data_rank[mesh.data_rank]
+        came_from = owner[wanted]
+        received = [int((came_from == rank).sum()) for rank in range(mesh.n_ranks)]
+        rows = mesh.exchanged(held[torch.cat(sent).to(held.device)], [len(some) for some in sent], received)
+        self._acts[: len(rows)], self._norms[: len(rows)] = rows[:, :d_in], rows[:, d_in]
+        return torch.empty_like(wanted).scatter_(0, came_from.argsort(stable=True), torch.arange(len(wanted)))

@@ -18,6 +18,7 @@ from prolu.sae import CONFIG_FILE
 from prolu.starts import starting_weights
 from prolu.steps import crossover_density
 from prolu.stream import ActivationStream
+from prolu.training import check_mesh
 
 FINAL_FOLDER = "final"
 """In a run's folder: the state it ended with, if it was asked to keep that."""
@@ -45,7 +46,7 @@ def describe_study(request: StudyRequest) -> dict[str, Any]:
     return {
         "stream": stream.describe(),
         "eval_tokens": request.eval_tokens,
-        "n_threads": torch.get_num_threads(),
+        "n_threads": stream.mesh.n_threads or torch.get_num_threads(),
         "crossovers": {str(d): crossover_density("cpu", stream.d_in, d) for d in sorted({r.d_sae for r in runs})},
         "runs": [asdict(run) for run in runs],
         "versions": {"python": platform.python_version()} | {p: version(p) for p in ("prolu", "torch", "transformers")},
@@ -61,6 +62,7 @@ def prepare_folders(requests: Sequence[StudyRequest]) -> None:
     for request in requests:
         check_runs(request.runs, request.stream.batch_size)
         for run in request.runs:
+            check_mesh(run, request.stream.batch_size, request.stream.mesh)
             if run.init_from is not None:
                 starting_weights(run, request.stream.d_in)
         if request.eval_tokens < 1:

@@ -156,16 +156,17 @@ def _finish(
     requests: Sequence[StudyRequest], clock: Clock, *, keep_state: bool, trackers: Sequence[str], progress: bool
 ) -> None:
     """Trains what is not done yet, of one study or of several side by side."""
-    told, shared = Trackers(trackers), Shared()
-    prepare_folders(requests)
+    told, shared, mesh = Trackers(trackers), Shared(), requests[0].stream.mesh
+    mesh.in_turn(lambda: prepare_folders(requests))
+    progress = progress and mesh.is_first
     with ExitStack() as folders:
-        for request in requests:
+        for request in requests if mesh.is_first else []:
             folders.enter_context(owned(request.out))
         folders.enter_context(told)
         left: list[ActiveStudy] = []
         for request in requests:
             study = describe_study(request)
-            if json.loads(json.dumps(study["runs"])) != read_study(request.out)["runs"]:
+            if mesh.is_first and json.loads(json.dumps(study["runs"])) != read_study(request.out)["runs"]:
                 write_study(request.out, study)  # a longer one
             done = done_of(request.runs, request.out)
             if todo := [run for run in request.runs if run not in done]:
@@ -174,8 +175,9 @@ def _finish(
                 )
         if left:
             _train(left, clock, progress=progress)
-        for request in requests:
+        for request in requests if mesh.is_first else []:
             tidy(done_of(request.runs, request.out), request.out)
+        mesh.wait()
     if not any(done_of(request.runs, request.out) for request in requests):
         reasons = itertools.chain.from_iterable(failures(request.out).values() for request in requests)
         raise SweepFailedError(f"every run failed; the first: {next(reasons)}")
@@ -187,7 +189,11 @@ def _train(studies: Sequence[ActiveStudy], clock: Clock, *, progress: bool) -> N
     Raises:
         KeyboardInterrupt: asked to stop; checkpoints are written.
     """
-    with Interrupt() as interrupt:
+    mesh = studies[0].mesh
+    if mesh.n_ranks > 1:
+        for study in studies:
+            study.log("mesh", data=mesh.n_data, latent=mesh.n_latent)
+    with Interrupt(patient=mesh.n_ranks > 1) as interrupt:
         _conclude(studies, clock, interrupt)  # what had ended, but was not yet recorded
         if any(study.runs for study in studies):
             _loop(studies, clock, interrupt, progress=progress)
@@ -205,7 +211,7 @@ def _loop(studies: Sequence[ActiveStudy], clock: Clock, interrupt: Interrupt, *,
                 study.step(step)
             meter.advance(batch_size)
             _conclude(studies, clock, interrupt)
-            if clock.is_due:
+            if studies[0].mesh.any(clock.is_due):
                 _checkpoint(studies, clock)
         rate = {"tokens_per_second": meter.tokens_per_second, "seconds": meter.seconds, "n_saes": len(runs)}
     for study in studies:
@@ -216,7 +222,7 @@ def _conclude(studies: Sequence[ActiveStudy], clock: Clock, interrupt: Interrupt
     """Scores what has ended; if asked to stop, saves the rest and stops."""
     for study in studies:
         study.conclude(interrupt)
-    if interrupt.requested:
+    if studies[0].mesh.any(interrupt.requested):
         _checkpoint(studies, clock)
         raise KeyboardInterrupt
 

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from prolu.mesh import ALONE, Mesh
+
 Parameters = Mapping[str, Float[Tensor, "..."]]
 """A nonlinearity's own per-latent parameters, by name."""
 
@@ -49,14 +51,20 @@ class Selection:
         if self.k < 1:
             raise ValueError(f"k {self.k}: must be at least 1")
 
-    def bound(self, above: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "..."]:
-        """The smallest m - threshold that is selected, 0 if there are too few above 0: of each token, or of all."""
+    def bound(self, above: Float[Tensor, "*batch d_sae"], mesh: Mesh = ALONE) -> Float[Tensor, "..."]:
+        """The smallest m - threshold that is selected, 0 if there are too few above 0: of each token, or of all.
+
+        Of a mesh, the ranks of a row show each other their best.
+        """
         if self.over_batch:
             rows, n = above.flatten(), self.k * above[..., 0].numel()
         else:
             rows, n = above, self.k
-        kth = rows.topk(min(n, rows.shape[-1]), dim=-1, sorted=False).values.amin(-1, keepdim=True)
-        return kth.clamp(min=0)
+        best = rows.topk(min(n, rows.shape[-1]), dim=-1, sorted=False).values
+        if mesh.n_latent > 1:
+            best = mesh.gathered_over_latents(best, -1, "selection")
+            best = best.topk(min(n, best.shape[-1]), dim=-1, sorted=False).values
+        return best.amin(-1, keepdim=True).clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -141,13 +149,15 @@ class Nonlinearity(ABC):
         """Sees, after update number `n_updates` (from 1), the smallest latent that was on; may note it in place."""
 
 
-def on(nonlinearity: Nonlinearity, m: Float[Tensor, "*batch"], parameters: Parameters) -> Bool[Tensor, "*batch"]:
-    """The support, cut down to the nonlinearity's selection."""
+def on(
+    nonlinearity: Nonlinearity, m: Float[Tensor, "*batch"], parameters: Parameters, mesh: Mesh = ALONE
+) -> Bool[Tensor, "*batch"]:
+    """The support, cut down to the nonlinearity's selection; of a mesh, `m` is of this rank's latents."""
     support, selection = nonlinearity.support(m, parameters), nonlinearity.selection
     if selection is None:
         return support
     above = distance(nonlinearity, m, parameters)
-    return support & (above >= selection.bound(above))
+    return support & (above >= selection.bound(above, mesh))
 
 
 def distance(nonlinearity: Nonlinearity, m: Float[Tensor, "*batch"], parameters: Parameters) -> Float[Tensor, "*batch"]:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.adam import adam
 
+from prolu.mesh import ALONE, Mesh
 from prolu.weights import Weights
 
 ENTRIES_PER_SLAB = 2**18
@@ -40,6 +41,7 @@ def adam_update_(
     n_updates: int,
     lr: float,
     config: AdamConfig = AdamConfig(),
+    mesh: Mesh = ALONE,
 ) -> None:
     """One projected Adam update, in place; `gradients` are spent.
 
@@ -51,13 +53,14 @@ def adam_update_(
         lr: learning rate of this update.
         first: Adam's first moments.
         second: Adam's second moments.
+        mesh: of whose latents these are a part; a clip looks at all of them.
     """
     slabs = _slabs(weights)
     scale = None
     if config.max_grad_norm is not None:
         for rows in slabs:
             project_(gradients.decoder[rows], weights.decoder[rows])
-        scale = clip_scale(gradients, config.max_grad_norm)
+        scale = clip_scale(gradients, config.max_grad_norm, mesh)
     for rows in slabs:
         params, grads, ms, vs = (_rows(w, rows) for w in (weights, gradients, first, second))
         decoder = weights.decoder[rows]
@@ -89,9 +92,13 @@ def _rows(weights: Weights, rows: slice) -> list[Tensor]:
     return [weights.encoder[rows], weights.decoder[rows], *vectors]
 
 
-def clip_scale(gradients: Weights, max_grad_norm: float) -> Float[Tensor, ""]:
+def clip_scale(gradients: Weights, max_grad_norm: float, mesh: Mesh = ALONE) -> Float[Tensor, ""]:
     """What to divide all gradients by, so that their norm together is at most `max_grad_norm`."""
     norms = torch.stack([torch.linalg.vector_norm(g) for g in gradients.tensors()])
+    if mesh.n_latent > 1:
+        b_dec = torch.linalg.vector_norm(gradients.b_dec)  # on every rank, and counted once
+        squares = norms.square().sum() - b_dec.square() * (mesh.latent_rank > 0)
+        norms = mesh.sum_over_latents_(squares, "scalars").sqrt()
     return (torch.linalg.vector_norm(norms) / max_grad_norm).clamp_(min=1)
 
 

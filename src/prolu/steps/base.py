@@ -5,13 +5,20 @@ from abc import ABC, abstractmethod
 from jaxtyping import Float
 from torch import Tensor
 
+from prolu.mesh import ALONE, Mesh
 from prolu.steps.adam import AdamConfig, adam_update_
 from prolu.steps.objective import Objective, StepStats
 from prolu.weights import Weights
 
 
 class Step(ABC):
-    """A training step for SAEs of one shape: owns its buffers, keeps no state between calls."""
+    """A training step for SAEs of one shape: owns its buffers, keeps no state between calls.
+
+    On a mesh, `weights` are a rank's latents and `acts` its rows of the batch. Statistics are then of these too, but
+    for `mse` and `auxiliary`, which look at all latents.
+    """
+
+    mesh: Mesh = ALONE
 
     @abstractmethod
     def gradients(
@@ -33,5 +40,10 @@ class Step(ABC):
     ) -> StepStats:
         """One projected Adam update of weights and moments, in place; `n_updates` were made before."""
         gradients, stats = self.gradients(weights, acts, objective)
-        adam_update_(weights, gradients, first, second, n_updates=n_updates, lr=lr, config=adam)
+        self._sum_over_data_(gradients)
+        adam_update_(weights, gradients, first, second, n_updates=n_updates, lr=lr, config=adam, mesh=self.mesh)
         return stats
+
+    def _sum_over_data_(self, gradients: Weights) -> None:
+        for gradient in gradients.tensors():
+            self.mesh.sum_over_data_(gradient, "gradients")

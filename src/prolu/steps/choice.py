@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+from prolu.mesh import ALONE, Mesh
 from prolu.steps.base import Step
 from prolu.steps.cuda import CudaStep
 from prolu.steps.dense import DenseStep
@@ -22,8 +23,9 @@ HYSTERESIS = 0.1
 class Steps:
     """All families for SAEs of one shape, each made when first needed; trainers may share them."""
 
-    def __init__(self, like: Weights, batch_size: int, precision: str = "fp32"):
-        self._like, self._batch_size, self._precision = like, batch_size, precision
+    def __init__(self, like: Weights, batch_size: int, precision: str = "fp32", mesh: Mesh = ALONE):
+        """Args: weights and batch are a rank's, on a mesh."""
+        self._like, self._batch_size, self._precision, self._mesh = like, batch_size, precision, mesh
         self._made: dict[str, Step] = {}
 
     def __getitem__(self, family: str) -> Step:
@@ -33,16 +35,16 @@ class Steps:
 
     def _make(self, family: str) -> Step:
         if family == "dense" and (self._like.encoder.device.type == "cuda" or self._precision != "fp32"):
-            return CudaStep(self._like, self._batch_size, self._precision)
+            return CudaStep(self._like, self._batch_size, self._precision, self._mesh)
         if family == "dense":
-            return DenseStep(self._like, self._batch_size)
+            return DenseStep(self._like, self._batch_size, self._mesh)
         if family == "sparse" and has_numba() and self._like.encoder.device.type == "cpu":
             from prolu.steps.sparse_numba import SparseNumbaStep
 
-            return SparseNumbaStep(self._like, self._batch_size)
+            return SparseNumbaStep(self._like, self._batch_size, self._mesh)
         from prolu.steps.sparse_torch import SparseTorchStep
 
-        return SparseTorchStep(self._like, self._batch_size)
+        return SparseTorchStep(self._like, self._batch_size, self._mesh)
 
 
 def has_numba() -> bool:

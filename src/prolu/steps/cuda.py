@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prolu.mesh import ALONE, Mesh
 from prolu.steps.adam import AdamConfig, clip_scale, project_
 from prolu.steps.base import Step
 from prolu.steps.dense import DenseStep
@@ -24,13 +25,16 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 class CudaStep(Step):
-    """The GPU's step for SAEs of one shape. Trainers share its input buffers and its graphs' memory."""
+    """The GPU's step for SAEs of one shape. Trainers share its input buffers and its graphs' memory.
 
-    def __init__(self, like: Weights, batch_size: int, precision: str = "fp32"):
+    On a mesh it is neither fused nor captured: sums over ranks lie in between.
+    """
+
+    def __init__(self, like: Weights, batch_size: int, precision: str = "fp32", mesh: Mesh = ALONE):
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-        self._precision = precision
-        self._on_gpu = like.encoder.device.type == "cuda"
+        self._precision, self.mesh = precision, mesh
+        self._on_gpu = like.encoder.device.type == "cuda" and mesh.n_ranks == 1
         self._gradients = torch.compile(_gradients, dynamic=False) if self._on_gpu else _gradients
         self._update_ = torch.compile(_update_, dynamic=False) if self._on_gpu else _update_
         self._acts = like.encoder.new_empty(batch_size, like.d_in)
@@ -42,7 +46,7 @@ class CudaStep(Step):
     @cached_property
     def _reference(self) -> DenseStep:
         """For selections and auxiliary terms; in fp32."""
-        return DenseStep(self._like, self._batch_size)
+        return DenseStep(self._like, self._batch_size, self.mesh)
 
     def gradients(
         self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
@@ -51,7 +55,7 @@ class CudaStep(Step):
         if not is_plain(objective):
             return self._reference.gradients(weights, acts, objective)
         with _fp32_matmuls_in(self._precision):
-            return self._gradients(weights, acts, objective, self._precision)
+            return self._gradients(weights, acts, objective, self._precision, self.mesh)
 
     def update_(
         self,
@@ -71,10 +75,11 @@ class CudaStep(Step):
 
         def once(x: Tensor) -> StepStats:
             gradients, stats = self.gradients(weights, x, objective)
+            self._sum_over_data_(gradients)
             scale = None
             if adam.max_grad_norm is not None:
                 project_(gradients.decoder, weights.decoder)
-                scale = clip_scale(gradients, adam.max_grad_norm).reciprocal()
+                scale = clip_scale(gradients, adam.max_grad_norm, self.mesh).reciprocal()
             self._update_(weights, gradients, first, second, self._rates, scale, adam)
             return stats
 
@@ -109,15 +114,18 @@ def _matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
-def _gradients(weights: Weights, acts: Tensor, objective: Objective, precision: str) -> tuple[Weights, StepStats]:
+def _gradients(
+    weights: Weights, acts: Tensor, objective: Objective, precision: str, mesh: Mesh
+) -> tuple[Weights, StepStats]:
     """The dense step's equations on whole matrices."""
-    batch, d_in = acts.shape
+    batch, d_in = len(acts) * mesh.n_data, acts.shape[1]
     code, own = objective.nonlinearity, weights.own
     centred = acts - weights.b_dec
     m = _matmul(centred, weights.encoder.T, precision)
     on = code.support(m, own)
     latents = torch.where(on, code.value(m, own), 0)
-    error = _matmul(latents, weights.decoder, precision) + weights.b_dec - acts
+    recon = mesh.sum_over_latents_(_matmul(latents, weights.decoder, precision), "reconstruction")
+    error = recon + weights.b_dec - acts
     mse = error.square().sum(dtype=torch.float64) / (batch * d_in)
     error = error * (2 / (batch * d_in))
     upstream = _matmul(error, weights.decoder.T, precision)
@@ -126,7 +134,7 @@ def _gradients(weights: Weights, acts: Tensor, objective: Objective, precision: 
     gradients = Weights(
         encoder=_matmul(to_m.T, centred, precision),
         decoder=_matmul(latents.T, error, precision),
-        b_dec=error.sum(0) - to_m.sum(0) @ weights.encoder,
+        b_dec=error.sum(0) - mesh.sum_over_latents_(to_m.sum(0) @ weights.encoder, "b_dec"),
         own={name: torch.where(on, back.parameters.get(name, nothing), 0).sum(0) for name in own},
     )
     fired = (latents > 0).sum(0, dtype=acts.dtype)

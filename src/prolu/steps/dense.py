@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prolu.mesh import ALONE, Mesh
 from prolu.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback, distance, on
 from prolu.steps.base import Step
 from prolu.steps.objective import Objective, StepStats
@@ -22,7 +23,8 @@ ENTRIES_PER_SLAB = 2**18
 class DenseStep(Step):
     """The dense step for SAEs of one shape."""
 
-    def __init__(self, like: Weights, batch_size: int):
+    def __init__(self, like: Weights, batch_size: int, mesh: Mesh = ALONE):
+        self.mesh = mesh
         rows, encoder = min(batch_size, ROWS_PER_CHUNK), like.encoder
         self._gradients = like.zeros_like()
         self._m, self._latents, self._upstream = (encoder.new_empty(rows, like.d_sae) for _ in range(3))
@@ -33,21 +35,25 @@ class DenseStep(Step):
         self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
     ) -> tuple[Weights, StepStats]:
         """Gradients with respect to every weight, and what was seen. The gradients are the buffers' own."""
-        batch, d_in = acts.shape
+        batch, d_in = len(acts) * self.mesh.n_data, acts.shape[1]
         grads = self._gradients
         for tensor in grads.tensors():
             tensor.zero_()
         mse, penalty, auxiliary = acts.new_zeros(3, dtype=torch.float64)
         fired = torch.zeros_like(grads.encoder[:, 0])
         m_sum = torch.zeros_like(fired)
-        bound = self._bound_of_batch(weights, acts, objective.nonlinearity)
+        bound = batch_bound = self._bound_of_batch(weights, acts, objective.nonlinearity)
         smallest = torch.full_like(fired[0], torch.inf)
+        bias = weights.b_dec if self.mesh.latent_rank == 0 else torch.zeros_like(weights.b_dec)
         for chunk in acts.split(len(self._m)):
             centred = chunk - weights.b_dec
             m, latents, upstream = (b[: len(chunk)] for b in (self._m, self._latents, self._upstream))
             torch.mm(centred, weights.encoder.T, out=m)
+            if objective.nonlinearity.selection is not None and self.mesh.n_latent > 1 and batch_bound is None:
+                bound = self._bound_of_tokens(objective.nonlinearity, m, weights.own)
             smallest = smallest.minimum(self._activate_(m, latents, weights.own, objective, fired, bound))
-            error = torch.addmm(weights.b_dec, latents, weights.decoder).sub_(chunk)
+            error = torch.addmm(bias, latents, weights.decoder)
+            self.mesh.sum_over_latents_(error, "reconstruction").sub_(chunk)
             mse += error.square().sum(dtype=torch.float64) / (batch * d_in)
             residual = -error if objective.auxiliary else error
             error *= 2 / (batch * d_in)
@@ -61,7 +67,7 @@ class DenseStep(Step):
             grads.encoder.addmm_(upstream.T, centred)
             grads.b_dec.add_(error.sum(0))
         # The tied bias: + at the output, - at the input. dm @ W_enc^T summed over tokens needs no matmul.
-        grads.b_dec.sub_(m_sum @ weights.encoder)
+        grads.b_dec.sub_(self.mesh.sum_over_latents_(m_sum @ weights.encoder, "b_dec"))
         return grads, StepStats(mse, penalty / batch, auxiliary, fired, smallest.where(smallest.isfinite(), 0))
 
     def _slabs(self, n_rows: int) -> list[slice]:
@@ -71,12 +77,20 @@ class DenseStep(Step):
         """Where a selection counts over the whole batch: how far above its threshold a latent must lie."""
         if code.selection is None or not code.selection.over_batch:
             return None
-        n, best = code.selection.k * len(acts), acts.new_empty(0)
+        n, best = code.selection.k * len(acts) * self.mesh.n_data, acts.new_empty(0)
         for chunk in acts.split(len(self._m)):
             m = torch.mm(chunk - weights.b_dec, weights.encoder.T, out=self._m[: len(chunk)])
             best = torch.cat([best, distance(code, m, weights.own).flatten()])
             best = best.topk(min(n, len(best)), sorted=False).values
+        if self.mesh.n_ranks > 1:
+            best = self.mesh.gathered_over_all(best, "selection")
+            best = best.topk(min(n, len(best)), sorted=False).values
         return best.min().clamp(min=0)
+
+    def _bound_of_tokens(self, code: Nonlinearity, m: Tensor, own: Parameters) -> Tensor:
+        """The same for each token, where its latents are on several ranks."""
+        assert code.selection is not None
+        return code.selection.bound(distance(code, m, own), self.mesh)
 
     def _activate_(
         self, m: Tensor, latents: Tensor, own: Parameters, objective: Objective, fired: Tensor, bound: Tensor | None
@@ -85,7 +99,8 @@ class DenseStep(Step):
         code, smallest = objective.nonlinearity, m.new_full((), torch.inf)
         for rows in self._slabs(len(m)):
             mask, slab = self._support[rows], latents[rows]
-            torch.neg(_selected(code, m[rows], own, bound).to(mask.dtype), out=mask)
+            bound_here = bound if bound is None or not bound.ndim else bound[rows]
+            torch.neg(_selected(code, m[rows], own, bound_here).to(mask.dtype), out=mask)
             slab.copy_(code.value(m[rows], own))
             _keep_(slab, mask)
             fired += torch.gt(slab, 0, out=torch.empty_like(slab)).sum(0)
@@ -114,9 +129,9 @@ class DenseStep(Step):
     ) -> Tensor:
         """Adds an auxiliary term's gradient on m to `upstream` and its own to the rest; returns its value."""
         chosen = m if term.among is None else m.masked_fill(~term.among, -torch.inf)
-        mask = -on(term.code, chosen, weights.own).to(self._support.dtype)
+        mask = -on(term.code, chosen, weights.own, self.mesh).to(self._support.dtype)
         latents = _keep_(term.code.value(m, weights.own).clone(), mask)
-        error = (latents @ weights.decoder).sub_(target)
+        error = self.mesh.sum_over_latents_(latents @ weights.decoder, "reconstruction").sub_(target)
         value = term.coeff * error.square().sum(dtype=torch.float64) / (batch * target.shape[1])
         error *= 2 * term.coeff / (batch * target.shape[1])
         if term.trains_decoder:
@@ -135,7 +150,7 @@ class DenseStep(Step):
 
 
 def _selected(code: Nonlinearity, m: Tensor, own: Parameters, bound: Tensor | None) -> Tensor:
-    """What is on, with the bound of the whole batch where a selection needs one."""
+    """What is on, with the bound of a selection where it takes more than these rows, or these latents, to find it."""
     if bound is None:
         return on(code, m, own)
     return code.support(m, own) & (distance(code, m, own) >= bound)

@@ -142,6 +142,31 @@ def decode(starts, latents, values, decoder, b_dec, x, scale, error, upstream, s
             upstream[t] = dot(e, decoder[latents[t]])
 
 
+@_jit(parallel=True, fastmath=FAST)
+@no_type_check
+def reconstruct(starts, latents, values, decoder, out):
+    """What these latents add to each token's reconstruction: the first part of `decode`, where ranks share the rest."""
+    for i in prange(out.shape[0]):
+        for k in range(out.shape[1]):
+            out[i, k] = 0
+        add_rows(out[i], decoder, latents, values, starts[i], starts[i + 1])
+
+
+@_jit(parallel=True, fastmath=FAST)
+@no_type_check
+def look_back(starts, latents, decoder, x, scale, error, upstream, squares):
+    """The rest of `decode`: `error` comes as the whole reconstruction."""
+    for i in prange(x.shape[0]):
+        e, total = error[i], x.dtype.type(0)
+        for k in range(e.shape[0]):
+            r = e[k] - x[i, k]
+            total += r * r
+            e[k] = r * scale
+        squares[i] = total
+        for t in range(starts[i], starts[i + 1]):
+            upstream[t] = dot(e, decoder[latents[t]])
+
+
 @_jit(parallel=True)
 @no_type_check
 def sort_by_latent(starts, latents, n_latents, n_parts, by_latent, tokens, source):

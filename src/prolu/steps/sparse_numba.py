@@ -22,6 +22,7 @@ from jaxtyping import Float
 from numba import get_num_threads, set_num_threads
 from torch import Tensor
 
+from prolu.mesh import ALONE, Mesh
 from prolu.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback
 from prolu.steps import numba_kernels as kernels
 from prolu.steps.adam import AdamConfig
@@ -62,7 +63,8 @@ class _Pairs:
 class SparseNumbaStep(Step):
     """The sparse step for SAEs of one shape."""
 
-    def __init__(self, like: Weights, batch_size: int):
+    def __init__(self, like: Weights, batch_size: int, mesh: Mesh = ALONE):
+        self.mesh = mesh
         rows = min(batch_size, ROWS_PER_CHUNK)
         dtype = like.encoder.numpy().dtype
         self._m = like.encoder.new_empty(rows, like.d_sae)
@@ -104,8 +106,8 @@ class SparseNumbaStep(Step):
         lr: float,
         adam: AdamConfig,
     ) -> StepStats:
-        """One projected Adam update, in place; no gradient matrix is made, unless a clip needs its norm first."""
-        if adam.max_grad_norm is not None:
+        """One projected Adam update, in place; no gradient matrix is made, unless a clip or other ranks need it."""
+        if adam.max_grad_norm is not None or self.mesh.n_data > 1:
             return super().update_(weights, first, second, acts, objective, n_updates=n_updates, lr=lr, adam=adam)
         codes, small, stats = self._pair_gradients(weights, acts, objective)
         c = adam.constants(n_updates, lr, weights.encoder.numpy().dtype)
@@ -121,7 +123,8 @@ class SparseNumbaStep(Step):
         self, weights: Weights, acts: Tensor, objective: Objective
     ) -> tuple[tuple[np.ndarray, ...], dict[str, Tensor], StepStats]:
         """All but the two matrices: pairs sorted by latent, gradients of the vectors, statistics."""
-        (batch, d_in), code, term = acts.shape, objective.nonlinearity, objective.auxiliary
+        batch, code, term = len(acts), objective.nonlinearity, objective.auxiliary
+        whole_batch = batch * self.mesh.n_data
         set_num_threads(min(torch.get_num_threads(), MOST_THREADS))
         n_rows = batch if term is None else 2 * batch
         centred, error = self._rows(n_rows)
@@ -130,11 +133,11 @@ class SparseNumbaStep(Step):
         latents, m = self._held(n)
         own = {name: self._gathered(f"own {name}", latents, p) for name, p in weights.own.items()}
         values = code.value(m, own)
-        scale = 2 / (batch * d_in)
+        scale = 2 / (whole_batch * weights.d_in)
         upstream, mse = self._decode(
             weights, 0, latents, values, weights.b_dec, acts.contiguous(), scale, error[:batch]
         )
-        back, penalty = objective.pull_back(upstream, values, m, own, batch)
+        back, penalty = objective.pull_back(upstream, values, m, own, whole_batch)
         smallest, fired, auxiliary, to_decoder = smallest_on(code, values), None, torch.zeros_like(mse), values
         if term is not None:
             fired = torch.from_numpy(np.bincount(latents[values.numpy() > 0], minlength=weights.d_sae)).to(values.dtype)
@@ -149,11 +152,12 @@ class SparseNumbaStep(Step):
             name: m_sums if gradient is back.m else self._sorted("to_own", source, gradient)[1]
             for name, gradient in back.parameters.items()
         }
-        small["b_dec"] = error[:batch].sum(0) - m_sums @ weights.encoder
+        to_input = self.mesh.sum_over_latents_(m_sums @ weights.encoder, "b_dec")
+        small["b_dec"] = error[:batch].sum(0) - to_input
         sorted_values, counted = self._pairs.array("sorted_values", n_pairs), torch.empty_like(m_sums)
         kernels.gather_and_count(by_latent, source, to_decoder.numpy(), sorted_values, counted.numpy())
         off = batch * weights.d_sae - n
-        penalty = (penalty + off * objective.penalty.at_zero) / batch
+        penalty = (penalty + off * objective.penalty.at_zero) / whole_batch
         stats = StepStats(mse, penalty, auxiliary, counted if fired is None else fired, smallest)
         kernels.split_evenly(by_latent, PAIRS_PER_LATENT, self._blocks)
         codes = (self._blocks, by_latent, tokens, sorted_values, to_m, centred.numpy(), error.numpy())
@@ -183,11 +187,15 @@ class SparseNumbaStep(Step):
         starts = starts if starts[0] == 0 else starts - starts[0]
         upstream = self._pairs.array("also upstream" if first_row else "upstream", len(latents))
         squares, x = self._squares[:rows], target.numpy()
-        kernels.decode(
-            starts, latents, values.numpy(), weights.decoder.numpy(), bias.numpy(), x, x.dtype.type(scale),
-            error.numpy(), upstream, squares,
-        )  # fmt: skip
-        return torch.from_numpy(upstream), torch.tensor(squares.sum(dtype=np.float64) / target.numel())
+        codes, rest = (starts, latents, values.numpy(), weights.decoder.numpy()), (x, x.dtype.type(scale))
+        if self.mesh.n_latent > 1:
+            kernels.reconstruct(*codes, error.numpy())
+            self.mesh.sum_over_latents_(error, "reconstruction").add_(bias)
+            kernels.look_back(starts, latents, weights.decoder.numpy(), *rest, error.numpy(), upstream, squares)
+        else:
+            kernels.decode(*codes, bias.numpy(), *rest, error.numpy(), upstream, squares)
+        mean = squares.sum(dtype=np.float64) / (target.numel() * self.mesh.n_data)
+        return torch.from_numpy(upstream), torch.tensor(mean)
 
     def _auxiliary(
         self, weights: Weights, term: Auxiliary, n: int, centred: Tensor, error: Tensor, scale: float

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prolu.mesh import ALONE, Mesh
 from prolu.nonlinearities import Nonlinearity, Parameters, Pullback, on
 from prolu.steps.base import Step
 from prolu.steps.objective import Objective, StepStats, smallest_on
@@ -30,7 +31,8 @@ class _Pairs(NamedTuple):
 class SparseTorchStep(Step):
     """The sparse step for SAEs of one shape."""
 
-    def __init__(self, like: Weights, batch_size: int):
+    def __init__(self, like: Weights, batch_size: int, mesh: Mesh = ALONE):
+        self.mesh = mesh
         self._m = like.encoder.new_empty(min(batch_size, ROWS_PER_CHUNK), like.d_sae)
         self._gradients = like.zeros_like()
 
@@ -38,20 +40,22 @@ class SparseTorchStep(Step):
         self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
     ) -> tuple[Weights, StepStats]:
         """Gradients with respect to every weight, and what was seen. The gradients are the buffers' own."""
-        (batch, d_in), code, grads = acts.shape, objective.nonlinearity, self._gradients
+        code, grads, d_in = objective.nonlinearity, self._gradients, weights.d_in
+        batch = len(acts) * self.mesh.n_data
         for tensor in grads.tensors():
             tensor.zero_()
         centred = acts - weights.b_dec
         pairs = self._encode(centred, weights.encoder, weights.own, code)
         own = pairs.own(weights)
         values = code.value(pairs.m, own)
-        error = _decoded(weights, pairs, values, batch).add_(weights.b_dec).sub_(acts)
+        error = self._decoded(weights, pairs, values, len(acts)).add_(weights.b_dec).sub_(acts)
         mse = error.square().sum(dtype=torch.float64) / (batch * d_in)
         scale, auxiliary, m_sum = 2 / (batch * d_in), torch.zeros_like(mse), torch.zeros_like(grads.encoder[:, 0])
         if (term := objective.auxiliary) is not None:
             others = self._dead_pairs(centred, weights, term.code, term.among) if term.of_dead else pairs
             also = term.code.value(others.m, others.own(weights))
-            miss = _decoded(weights, others, also, batch).sub_(-error if term.target == "residual" else centred)
+            miss = self._decoded(weights, others, also, len(acts))
+            miss.sub_(-error if term.target == "residual" else centred)
             auxiliary = term.coeff * miss.square().sum(dtype=torch.float64) / (batch * d_in)
             miss *= scale * term.coeff
             back = term.code.pullback(_products(weights, others, miss), others.m, others.own(weights))
@@ -59,11 +63,16 @@ class SparseTorchStep(Step):
         error *= scale
         back, penalty = objective.pull_back(_products(weights, pairs, error), values, pairs.m, own, batch)
         m_sum += _spend_(grads, pairs, back, values, centred, error)
-        grads.b_dec.copy_(error.sum(0) - m_sum @ weights.encoder)
-        off = batch * weights.d_sae - len(values)
+        grads.b_dec.copy_(error.sum(0) - self.mesh.sum_over_latents_(m_sum @ weights.encoder, "b_dec"))
+        off = len(acts) * weights.d_sae - len(values)
         fired = torch.bincount(pairs.latent, values > 0, weights.d_sae).to(values.dtype)
         penalty = (penalty + off * objective.penalty.at_zero) / batch
         return grads, StepStats(mse, penalty, auxiliary, fired, smallest_on(code, values))
+
+    def _decoded(self, weights: Weights, pairs: _Pairs, values: Tensor, n_tokens: int) -> Tensor:
+        """Sum of a token's values times decoder rows, without b_dec."""
+        out = _weighted_sums(weights.decoder, pairs.latent, _starts(pairs.token, n_tokens), values)
+        return self.mesh.sum_over_latents_(out, "reconstruction")
 
     def _encode(self, centred: Tensor, encoder: Tensor, own: Parameters, code: Nonlinearity) -> _Pairs:
         threshold, selection = code.threshold(own), code.selection
@@ -92,11 +101,6 @@ class SparseTorchStep(Step):
         own = {name: p[latents] for name, p in weights.own.items()}
         pairs = self._encode(centred, weights.encoder[latents], own, code)
         return pairs._replace(latent=latents[pairs.latent])
-
-
-def _decoded(weights: Weights, pairs: _Pairs, values: Tensor, batch: int) -> Tensor:
-    """Sum of a token's values times decoder rows, without b_dec."""
-    return _weighted_sums(weights.decoder, pairs.latent, _starts(pairs.token, batch), values)
 
 
 def _products(weights: Weights, pairs: _Pairs, error: Tensor) -> Tensor:
