@@ -1,0 +1,253 @@
+"""One SAE on one and two processes of this machine, strong and weak, against a cost model; and what the model predicts.
+
+    python benchmarks/scaling.py --json scaling.json
+
+Every process has one thread, so that a second one brings a second core. Configurations take turns, round by round.
+The model: seconds = compute of one process on its part + bytes over the wire / rate of an all-reduce, where the
+compute is measured on one process at the shape that a rank has, and the rate on an all-reduce of the same size.
+Last come predictions for GPUs that were not measured, from the assumptions printed beside them.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from prolu.config import RunConfig
+from prolu.mesh import ALONE, MeshShape, bytes_per_step, leave, mesh_of
+from prolu.recipes import RECIPES
+from prolu.training import Trainer
+from step import sparse_problem
+
+L0, AT_D_SAE = 60.0, 12_288
+"""Latents on per token, in proportion to their number: so ranks of one shape have the same work."""
+
+
+class Layout(NamedTuple):
+    """Something to time."""
+
+    name: str
+    mesh: str
+    d_sae: int
+    batch: int
+    """Of all ranks together."""
+
+
+def layouts(d_sae: int, batch: int) -> list[Layout]:
+    """One process; two that share its work; two with twice the work; and one at the shapes that ranks have."""
+    return [
+        Layout("one process", "", d_sae, batch),
+        Layout("strong latent=2", "latent=2", d_sae, batch),
+        Layout("strong data=2", "data=2", d_sae, batch),
+        Layout("weak latent=2", "latent=2", 2 * d_sae, batch),
+        Layout("weak data=2", "data=2", d_sae, 2 * batch),
+        Layout("half the latents", "", d_sae // 2, batch),
+        Layout("half the batch", "", d_sae, batch // 2),
+    ]
+
+
+def measure(layout: Layout, d_in: int, family: str, n_steps: int) -> dict[str, Any]:
+    """Seconds per step of this rank, its memory, and the rate of an all-reduce."""
+    mesh = mesh_of(layout.mesh, "cpu", 1)
+    torch.set_num_threads(1)
+    whole, x = sparse_problem(d_in, layout.d_sae, layout.batch, L0 * layout.d_sae / AT_D_SAE)
+    config = RunConfig(
+        nonlinearity="relu", coeff=1e-3, lr=1e-7, d_sae=layout.d_sae, n_tokens=1000 * layout.batch, step=family
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    trainer = Trainer(config, d_in, layout.batch, mesh=mesh)
+    here, weights = mesh.latents(layout.d_sae), trainer.state.weights
+    for own, all_of_it in ((weights.encoder, whole.encoder), (weights.decoder, whole.decoder)):
+        own.copy_(all_of_it[here])
+    weights.own["b_enc"].copy_(whole.own["b_enc"][here])
+    rows = layout.batch // mesh.n_data
+    acts = x[mesh.data_rank * rows : (mesh.data_rank + 1) * rows].contiguous()
+    del whole, x
+    trainer.step(acts)
+    trainer.step(acts)
+    mesh.bytes_sent.clear()
+    times = []
+    for _ in range(n_steps):
+        mesh.wait()
+        start = time.perf_counter()
+        report = trainer.step(acts)
+        mesh.wait()
+        times.append(time.perf_counter() - start)
+    sent = {name: n // n_steps for name, n in mesh.bytes_sent.items()}
+    tensors = 3 * weights.d_sae * 2 * d_in * 4
+    return {
+        "seconds": statistics.median(times),
+        "l0": float(report.n_on) / layout.batch,
+        "sent": sent,
+        "rate": all_reduce_rate(max(sent.values())) if mesh is not ALONE else None,
+        "state": tensors,
+        "grown": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before),
+        "first": mesh.is_first,
+    }
+
+
+def all_reduce_rate(n_bytes: int) -> float:
+    """Bytes that an all-reduce of such a size takes in per second, on each rank."""
+    t, times = torch.ones(n_bytes // 4), []
+    for _ in range(5):
+        dist.barrier()
+        start = time.perf_counter()
+        dist.all_reduce(t)
+        times.append(time.perf_counter() - start)
+        t.fill_(1.0)
+    return n_bytes / statistics.median(times)
+
+
+def run(layout: Layout, d_in: int, family: str, n_steps: int) -> dict[str, Any]:
+    """Measures in processes of their own."""
+    command = [sys.executable]
+    if layout.mesh:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [__file__, "--worker", json.dumps(layout), str(d_in), family, str(n_steps)]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    return next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+
+
+def with_model(found: dict[str, list[dict[str, Any]]], shapes: list[Layout], d_in: int) -> list[dict[str, Any]]:
+    """A line per layout: medians, efficiency, and what the model says."""
+    seconds = {name: statistics.median(f["seconds"] for f in some) for name, some in found.items()}
+    part = {
+        "strong latent=2": seconds["half the latents"],
+        "strong data=2": seconds["half the batch"],
+        "weak latent=2": seconds["one process"],
+        "weak data=2": seconds["one process"],
+    }
+    lines = []
+    for layout in shapes:
+        one = found[layout.name][0]
+        line = {"layout": layout.name, "d_sae": layout.d_sae, "batch": layout.batch, "l0": one["l0"]}
+        line |= {"seconds": seconds[layout.name], "state_bytes": one["state"], "grown_bytes": one["grown"]}
+        if layout.mesh:
+            rate = statistics.median(f["rate"] for f in found[layout.name])
+            said = bytes_per_step(MeshShape.parse(layout.mesh), layout.batch, d_in, layout.d_sae, n_own=1)
+            total = sum(said.values())
+            line |= {"sent": one["sent"], "formula": said, "rate": rate}
+            line |= {"predicted": part[layout.name] + total / rate, "wire_seconds": total / rate}
+            work = 1 if layout.name.startswith("strong") else 2
+            line["speedup"] = work * seconds["one process"] / seconds[layout.name]
+        lines.append(line)
+    return lines
+
+
+class Gpu(NamedTuple):
+    """What is assumed of one, and of the wires between those of one machine."""
+
+    flops: float = 400e12
+    """Reached by bf16 matmuls of these shapes: 40% of an H100's 989 TFLOP/s."""
+    memory_rate: float = 2.3e12
+    """Bytes per second reached: 70% of 3.35 TB/s."""
+    wire_rate: float = 300e9
+    """Bytes per second that a ring all-reduce moves over NVLink, of 450 GB/s in one direction."""
+
+
+GPU = Gpu()
+
+
+def predicted_step(shape: MeshShape, batch: int, d_in: int, d_sae: int, gpu: Gpu = GPU) -> dict[str, float]:
+    """Seconds of one dense step on GPUs, by part, and bytes of memory per rank.
+
+    Five matmuls of 2 B F d; about twelve passes over the [batch, d_sae] matrices and 28 bytes per parameter for Adam
+    with 8 more for the gradients written and read; an all-reduce moves 2 (n - 1) / n of its bytes.
+    """
+    rows, latents = batch // shape.data, d_sae // shape.latent
+    entries, parameters = rows * latents, 2 * latents * d_in
+    sent = bytes_per_step(shape, batch, d_in, d_sae, n_own=1)
+    over_latents = sent.get("reconstruction", 0) + sent.get("b_dec", 0)
+    over_data = sent.get("gradients", 0) + sent.get("fired", 0)
+    ring = [2 * (n - 1) / n for n in shape]
+    seconds = {
+        "matmuls": 10 * entries * d_in / gpu.flops,
+        "entries": 12 * 4 * entries / gpu.memory_rate,
+        "adam": 36 * parameters / gpu.memory_rate,
+        "wire": (ring[1] * over_latents + ring[0] * over_data) / gpu.wire_rate,
+    }
+    memory = 4 * 4 * parameters + 5 * 4 * entries + 3 * 4 * rows * d_in
+    return seconds | {"seconds": sum(seconds.values()), "memory": memory}
+
+
+def predictions() -> dict[str, Any]:
+    """A million latents on 8 GPUs, each way to split them; and the paper's runs on one GPU each."""
+    million = {
+        f"data={shape.data},latent={shape.latent}": predicted_step(shape, 4096, 768, 2**20)
+        for shape in (MeshShape(1, 8), MeshShape(2, 4), MeshShape(4, 2), MeshShape(8, 1))
+    }
+    paper = {}
+    for name in ("experiment1", "experiment2", "experiment3"):
+        recipe = RECIPES[name](768)
+        step = [predicted_step(MeshShape(), recipe.batch_size, 768, r.d_sae)["seconds"] for r in recipe.runs]
+        steps = [r.n_tokens / recipe.batch_size for r in recipe.runs]
+        hours = sum(s * n for s, n in zip(step, steps, strict=True)) / 3600
+        paper[name] = {"runs": len(recipe.runs), "gpu_hours": hours}
+    return {"assumed": GPU._asdict(), "a million latents, 8 GPUs": million, "the paper": paper}
+
+
+def show(lines: list[dict[str, Any]], family: str) -> None:
+    """The table."""
+    print(f"\n{family} step\n{'layout':18} {'d_sae':>6} {'batch':>6} {'L0':>5} {'s/step':>7} {'model':>7} "
+          f"{'speedup':>8} {'sent MB':>8} {'formula':>8} {'wire s':>7} {'state MB':>9} {'grown MB':>9}")  # fmt: skip
+    for line in lines:
+        sent = sum(line.get("sent", {}).values()) / 1e6
+        print(
+            f"{line['layout']:18} {line['d_sae']:6} {line['batch']:6} {line['l0']:5.1f} {line['seconds']:7.3f} "
+            f"{line.get('predicted', float('nan')):7.3f} {line.get('speedup', 1):8.2f} {sent:8.2f} "
+            f"{sum(line.get('formula', {}).values()) / 1e6:8.2f} {line.get('wire_seconds', 0):7.3f} "
+            f"{line['state_bytes'] / 1e6:9.1f} {line['grown_bytes'] / 1e6:9.1f}"
+        )
+
+
+def main() -> None:
+    """Measures, compares, predicts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--d-in", type=int, default=768)
+    parser.add_argument("--d-sae", type=int, default=12_288)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--families", nargs="+", default=["sparse", "dense"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4, help="steps to time, of each layout and round")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    request = parser.parse_args()
+    shapes, results = layouts(request.d_sae, request.batch), {}
+    for family in request.families:
+        found: dict[str, list[dict[str, Any]]] = {layout.name: [] for layout in shapes}
+        for _ in range(request.rounds):
+            for layout in shapes:
+                found[layout.name].append(run(layout, request.d_in, family, request.steps))
+        results[family] = with_model(found, shapes, request.d_in)
+        show(results[family], family)
+    results["predictions"] = predictions()
+    print(json.dumps(results["predictions"], indent=1))
+    if request.json:
+        request.json.write_text(json.dumps(results, indent=1) + "\n")
+    on_meshes = [line for family in request.families for line in results[family] if "sent" in line]
+    misses = [line["predicted"] / line["seconds"] - 1 for line in on_meshes]
+    print(f"model against measurement: {min(misses):+.0%} to {max(misses):+.0%}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        name, mesh, d_sae, batch = json.loads(sys.argv[2])
+        facts = measure(Layout(name, mesh, d_sae, batch), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+        if facts["first"]:
+            print(json.dumps(facts), flush=True)
+        leave()
+    else:
+        main()
