@@ -18,6 +18,9 @@ from test_mesh import CASES
 WIRE = Case("wire", {"nonlinearity": "prolu_ste", "step": "sparse", "resample_fractions": ()}, "float32", 40, 128, 2048)
 """Large enough that headers and rendezvous do not count."""
 
+BOUNDS = {"float64": 1e-10, "float32": 1e-5}
+"""Of a norm-relative difference."""
+
 MESHES = ("latent=2", "data=2", "data=2,latent=2", "latent=3")
 
 
@@ -38,9 +41,9 @@ def main() -> int:
     )
     for mesh in MESHES:
         found, shape = on_mesh(mesh, folder / mesh, [*CASES, WIRE]), MeshShape.parse(mesh)
-        misses = {case: largest_difference(found[case.name][0], alone[case.name][0]) for case in CASES}
-        worst = {kind: max(d for case, d in misses.items() if case.dtype == kind) for kind in ("float64", "float32")}
-        in_bounds += sum(d <= (1e-10 if case.dtype == "float64" else 1e-5) for case, d in misses.items())
+        misses = [(case.dtype, largest_difference(found[case.name][0], alone[case.name][0])) for case in CASES]
+        worst = {dtype: max(miss for kind, miss in misses if kind == dtype) for dtype in BOUNDS}
+        in_bounds += sum(miss <= BOUNDS[dtype] for dtype, miss in misses)
         facts, case = found[WIRE.name][1], WIRE
         sent = sum(n for what, n in facts["sent"].items() if what != "curve") / case.n_steps
         said = bytes_per_step(shape, case.batch, case.d_in, case.run_config().d_sae, n_own=1)
@@ -51,14 +54,10 @@ def main() -> int:
             f"{wire:12.2f}",
             flush=True,
         )
-    n = len(MESHES)
-    print(
-        f"one SAE on {n} meshes: {in_bounds}/{n * len(CASES)} equal one process, bytes by the formula {formulas}/{n}",
-        end="",
-    )
-    ray = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    print("; Ray: " + json.loads(ray.read_text())["summary"] if ray is not None else "")
-    return int(in_bounds < n * len(CASES) or formulas < n)
+    n, total = len(MESHES), len(MESHES) * len(CASES)
+    ray = "; Ray: " + json.loads(Path(sys.argv[1]).read_text())["summary"] if sys.argv[1:] else ""
+    print(f"one SAE on {n} meshes: {in_bounds}/{total} equal one process, bytes by the formula {formulas}/{n}{ray}")
+    return int(in_bounds < total or formulas < n)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ class Case:
         """Half of the latents, about, are dead when it resamples."""
         settings = {"d_sae": D_SAE, "coeff": 0.01, "resample_fractions": (0.5,), "resample_count_fraction": 0.3}
         settings |= {"resample_dead_below": 0.3, "resample_candidates": 300, "resample_encoder_norm": 0.2}
-        return RunConfig(n_tokens=50 * self.batch, **settings | self.config)
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in (settings | self.config).items()}
+        return RunConfig(n_tokens=50 * self.batch, **settings)
 
 
 def activations(case: Case, key: int) -> torch.Tensor:
@@ -120,7 +121,7 @@ def loopback_bytes() -> int:
 def torchrun(n_ranks: int, *args: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command on so many processes of this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks), *args]
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    env = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"} | environment
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
 

@@ -13,6 +13,8 @@ from prolu.config import RunConfig
 from prolu.mesh import ALONE, MeshShape, bytes_per_step, mesh_of
 from prolu.training import Trainer, check_mesh
 
+REVIVED = {"aux_dead_tokens": 3 * BATCH, "resample_dead_below": 0.05}
+
 CASES = [
     Case("prolu_ste", {"nonlinearity": "prolu_ste", "penalty": "sqrt_l1", "step": "dense"}),
     Case("sparse", {"nonlinearity": "prolu_relu", "penalty": "sqrt_l1", "step": "sparse"}),
@@ -20,8 +22,8 @@ CASES = [
     Case("gated_dense", {"nonlinearity": "gated", "step": "dense"}),
     Case("gated", {"nonlinearity": "gated", "step": "sparse"}),
     Case("jumprelu", {"nonlinearity": "jumprelu", "penalty": "l0", "coeff": 0.001, "target_l0": 10.0}),
-    Case("topk", {"nonlinearity": "topk(7)", "penalty": "none", "aux_dead_tokens": 3 * BATCH}),
-    Case("batchtopk", {"nonlinearity": "batchtopk(7)", "penalty": "none", "aux_dead_tokens": 3 * BATCH}),
+    Case("topk", {"nonlinearity": "topk(7)", "penalty": "none"} | REVIVED),
+    Case("batchtopk", {"nonlinearity": "batchtopk(7)", "penalty": "none"} | REVIVED),
     Case("clip", {"nonlinearity": "prolu_ste", "step": "dense", "max_grad_norm": 0.05}),
     Case("one_step", {"nonlinearity": "prolu_ste", "penalty": "sqrt_l1", "step": "sparse"}, "float32", 1),
     Case("one_dense_step", {"nonlinearity": "prolu_ste", "penalty": "sqrt_l1", "step": "dense"}, "float32", 1),
@@ -46,7 +48,7 @@ def test_trains_what_one_process_trains(mesh, alone, tmp_path):
         assert largest_difference(state, reference) <= bound, case.name
         assert torch.equal(state["last_fired"], reference["last_fired"])
         assert facts["resampled"] == theirs["resampled"]
-        assert case.n_steps == 1 or 10 < facts["resampled"][0]["n_reborn"] < D_SAE
+        assert case.n_steps == 1 or 5 < facts["resampled"][0]["n_reborn"] < D_SAE
         assert facts["line"]["dead"] == theirs["line"]["dead"]
         for ours, one in zip(facts["seen"], theirs["seen"], strict=True):
             assert ours == pytest.approx(one, rel=100 * bound, abs=1e-12), case.name
@@ -134,9 +136,7 @@ def test_the_stream_is_the_same_for_every_mesh(mesh, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("first", "second"), [("data=2,latent=2", ""), ("data=2,latent=2", "latent=2"), ("", "data=2")]
-)
+@pytest.mark.parametrize("second", ["", "latent=2"])
 def test_a_state_goes_on_where_the_mesh_is_another(second, alone, tmp_path):
     """What 4 ranks save, 1 or 2 take up to the bit, and end where one process ends."""
     cases = [case for case in CASES if case.dtype == "float64"]
