@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full test-browser lint format docs package oldest builtin-lm bench bench-stream quality interop crash fuzz calibrate clean
+.PHONY: help demo test test-full test-browser lint format docs package oldest builtin-lm bench bench-stream quality interop crash fuzz distributed calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -87,6 +87,10 @@ crash: $(INSTALLED)  ## kill a sweep at every disk operation and at 40 random mo
 
 fuzz: $(INSTALLED)  ## malformed inputs, some hundreds, against everything that reads
 	cd tests && ../$(BIN)/python fuzz.py
+
+distributed: $(INSTALLED)  ## one SAE on several processes against one; a sweep on a Ray cluster, its workers and its driver killed
+	$(BIN)/python -m pytest tests/test_mesh.py tests/test_mesh_commands.py
+	cd tests && ../$(BIN)/python distributed.py
 
 calibrate: $(INSTALLED)  ## remake the table that decides between dense and sparse steps
 	$(BIN)/python benchmarks/calibrate.py

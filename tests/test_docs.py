@@ -40,7 +40,7 @@ SHOWN_ONLY = {
 GOES_ON_FROM = {"docs/embedding.md": "README.md", "docs/interop.md": "README.md"}
 """Pages whose examples use what another's have trained: they are run after them, in their folder."""
 
-CODE = re.compile(r"^((prolu|pip|make|python) |(from|import) \w)", re.MULTILINE)
+CODE = re.compile(r"^((prolu|pip|make|python|torchrun) |(from|import) \w)", re.MULTILINE)
 
 
 def blocks(page, *languages):
@@ -90,6 +90,10 @@ def small(line, folder, instead):
     parts = shlex.split(line, comments=True)
     if parts == ["make", "demo"]:
         parts = ["prolu", "demo", "--out", "runs/demo"]
+    launcher = []
+    if parts[0] == "torchrun":
+        launcher = [Path(sys.executable).parent / "torchrun", *parts[1 : parts.index("prolu")]]
+        parts = parts[parts.index("prolu") :]
     assert parts[0] == "prolu", line
     instead = instead | {"blocks.6.hook_resid_pre": "blocks.1.hook_resid_pre"}
     parts = [str(instead.get(part, part)) for part in parts]
@@ -104,7 +108,7 @@ def small(line, folder, instead):
         extra += ["--n-tokens", "20000", "--d-sae", "64", "--batch-size", "256"]
     if parts[1] == "harvest":
         extra += ["--n-tokens", "20000"]
-    return [Path(sys.executable).parent / "prolu", *parts[1:], *extra]
+    return [*launcher, *parts, *extra] if launcher else [Path(sys.executable).parent / "prolu", *parts[1:], *extra]
 
 
 def only_run(study):
