@@ -130,7 +130,9 @@ def main() -> int:
     code, said = sweeps.run("local")
     print(f"local engine: {time.monotonic() - started:.1f} s, code {code}", flush=True)
     wanted = sweeps.trained("local")
-    checks.note("local engine", code == 0 and len(wanted["results.jsonl"].splitlines()) == 6, said[-2000:] * (code != 0))
+    checks.note(
+        "local engine", code == 0 and len(wanted["results.jsonl"].splitlines()) == 6, said[-2000:] * (code != 0)
+    )
 
     started = time.monotonic()
     process = sweeps.start("whole", *ray_engine)
@@ -147,7 +149,7 @@ def main() -> int:
 
     killed = {"worker": 0, "driver": 0}
     kinds = ["worker"] * request.worker_kills + ["driver"] * request.driver_kills
-    for i, kind in enumerate(kinds):
+    for kind in kinds:
         shutil.rmtree(folder / "killed", ignore_errors=True)
         process = sweeps.start("killed", *ray_engine)
         wait_for(workers)
@@ -177,20 +179,26 @@ def main() -> int:
         stopped = process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
         code, again = sweeps.run(out, *ray_engine)
         same = stopped and code == 0 and sweeps.trained(out) == wanted
-        checks.note(f"{signal.Signals(number).name} to the driver", same, (f"{kept} " + said + again)[-3000:] * (not same))
+        checks.note(
+            f"{signal.Signals(number).name} to the driver", same, (f"{kept} " + said + again)[-3000:] * (not same)
+        )
 
     for flags, words in (
-        (("--gpus-per-group", "0.5"), r"a group needs 1 CPUs, 0.5 GPU and \d+\.\d GB of memory on one machine; the most"),
+        (
+            ("--gpus-per-group", "0.5"),
+            r"a group needs 1 CPUs, 0.5 GPU and \d+\.\d GB of memory on one machine",
+        ),
         (("--address", "127.0.0.1:9"), "address '127.0.0.1:9': no Ray cluster answers there"),
     ):
         code, said = sweeps.run("refused", *ray_engine, *flags)
         good = code == 2 and re.search(words, said) is not None and len(said.strip().splitlines()) == 1
-        checks.note(f"refused: {' '.join(flags)}", good and not (folder / "refused").exists(), said[-2000:] * (not good))
+        checks.note(
+            f"refused: {' '.join(flags)}", good and not (folder / "refused").exists(), said[-2000:] * (not good)
+        )
     wait_for(lambda: not workers(), 60)
     shutil.rmtree(folder, ignore_errors=True)
-    print(
-        f"ray: checks {checks.n}, passed {checks.passed}; killed {killed['worker']} workers and {killed['driver']} drivers"
-    )
+    ends = f"{killed['worker']} workers and {killed['driver']} drivers killed"
+    print(f"ray: checks {checks.n}, passed {checks.passed}; {ends}")
     return int(checks.passed != checks.n)
 
 

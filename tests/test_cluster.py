@@ -1,9 +1,10 @@
-"""What a worker of a cluster is told, does and says, without one; and, where Ray has been installed, all of `make ray`."""
+"""What a worker of a cluster is told, does and says, without a cluster; and with Ray itself, where it is installed."""
 
 import importlib.util
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from prolu.study import StudyRequest
 from prolu.workers import Board, GroupTask, StoppedError, portable, work_on
 from ray_cluster import ENVIRONMENT
 
-RUNS = grid(RunConfig(d_sae=40, n_tokens=2560, lr=0.02), coeff=[0.02, 0.05]) + [RunConfig(d_sae=40, n_tokens=1280)]
+RUNS = [*grid(RunConfig(d_sae=40, n_tokens=2560, lr=0.02), coeff=[0.02, 0.05]), RunConfig(d_sae=40, n_tokens=1280)]
 
 
 class Called:
@@ -93,8 +94,6 @@ def test_a_signal_at_a_worker_is_no_end(source, tmp_path, monkeypatch):
 
 def test_paths_are_absolute_and_written_blocks_are_taken_as_they_are(source, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(source.data).parent)
-    from dataclasses import replace
-
     relative = replace(source, data="stories.txt", tokens=Path("tokens"))
     (stream,) = streams_of(relative, 2560, 64)
     (there,) = streams_of(portable(relative), 2560, 64)
@@ -108,7 +107,7 @@ def test_paths_are_absolute_and_written_blocks_are_taken_as_they_are(source, tmp
 def test_a_meter_forgets_what_was_done_before(capsys):
     with Meter("training", 100, shown=False) as meter:
         meter.forget(40)
-        listeners.append(lambda *words: print(*words))
+        listeners.append(print)
         try:
             meter.advance(10)
         finally:
@@ -125,4 +124,4 @@ def test_ray_itself():
     command = [sys.executable, script, "--worker-kills", "1", "--driver-kills", "1"]
     done = subprocess.run(command, cwd=script.parent, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "killed 1 workers and 1 drivers" in done.stdout.splitlines()[-1]
+    assert "1 workers and 1 drivers killed" in done.stdout.splitlines()[-1]

@@ -110,7 +110,9 @@ def test_a_group_that_died_goes_on_whoever_asks_for_how_many(wanted, tiny_stream
             in_groups(tiny_stream, tmp_path / "a", 2)
     assert not gather(request)
     assert begin(request, 5) == begun(request) == deal(RUNS, 2)
-    with pytest.raises(ValueError, match=r"its runs are trained in groups; go on as it was begun, with --engine ray or"):
+    with pytest.raises(
+        ValueError, match=r"its runs are trained in groups; go on as it was begun, with --engine ray or"
+    ):
         local(tiny_stream, tmp_path / "a")
     assert in_groups(tiny_stream, tmp_path / "a", 2)
     assert contents(tmp_path / "a") == wanted

@@ -117,10 +117,10 @@ def _train(request: StudyRequest, tasks: Sequence[GroupTask], wanted: dict[str, 
     remote = ray.remote(max_calls=1)(work_on)  # a process a group: nothing of it stays
     settings = {"num_cpus": wanted["CPU"], "num_gpus": wanted["GPU"], "max_retries": RETRIES}
     settings |= {"retry_exceptions": [StoppedError]}
-    waiting = {
-        remote.options(memory=memory_of(request, task.runs), name=f"group {task.index}", **settings).remote(task, board):
-        task for task in tasks
-    }  # fmt: skip
+    waiting = {}
+    for task in tasks:
+        own = {"memory": memory_of(request, task.runs), "name": f"group {task.index}"}
+        waiting[remote.options(**own, **settings).remote(task, board)] = task
     problems, asked = [], False
     total = sum(task.sae_tokens(task.length) for task in tasks)
     with Interrupt() as interrupt, Meter("training", total, unit="SAE-tokens") as meter:

@@ -86,9 +86,7 @@ def prepare_sweep(
         # A study that is extended keeps its text, and with it its stream.
         n_tokens = held["stream"].get("max_train_tokens", n_tokens)
     # Of the tasks of a job array one writes the text's blocks, and the others wait for it.
-    streams = patiently(
-        lambda: streams_of(source, n_tokens, runs_at(ANY_WIDTH)[1]), math.inf if engine.group else 0.0
-    )
+    streams = patiently(lambda: streams_of(source, n_tokens, runs_at(ANY_WIDTH)[1]), math.inf if engine.group else 0.0)
     settings = {"checkpoint_seconds": seconds, "keep_state": source.keep_state}
     if several:
         requests = requests_at_hooks(lambda d_in: runs_at(d_in)[0], streams, out, source.eval_tokens)

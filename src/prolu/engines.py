@@ -18,11 +18,11 @@ class Engine:
     address: str = ""
     """With --engine ray: of the cluster, `auto` or HOST:PORT; empty: one is started here, for this sweep."""
     workers: int = 2
-    """With --engine ray: groups to train at once, each with --threads CPUs. There are more groups if memory asks for it."""
+    """With --engine ray: groups to train at once, each with --threads CPUs; there are more if memory asks for it."""
     gpus_per_group: float = 0.0
     """With --engine ray: GPUs of a group; groups share one at a fraction, as in 0.5."""
     group: str = ""
-    """I/N: train only group I of N, counted from 0, without Ray; for job arrays. The last to finish gathers them all."""
+    """I/N: train only group I of N, from 0, without Ray, as a task of a job array; the last to finish gathers all."""
 
     def check(self, source: Source) -> None:
         """Raises ValueError if it cannot be so."""
@@ -38,8 +38,8 @@ class Engine:
             return
         if len(source.hook) > 1:
             raise ValueError(
-                f"hook {' '.join(source.hook)}: runs are trained in groups at one hook; several share the passes of one "
-                "process"
+                f"hook {' '.join(source.hook)}: runs in groups are trained at one hook; several share the passes of "
+                "one process"
             )
         if source.tracker:
             raise ValueError(f"tracker {' '.join(source.tracker)}: follows one process; not with runs in groups")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +154,8 @@ def train_group(request: StudyRequest, index: int, runs: list[RunConfig], *, pro
     for run in runs:  # one that failed before goes on from its last good state
         if (request.out / run.run_id).exists() and not (group.out / run.run_id).exists():
             rename_folder(request.out / run.run_id, group.out / run.run_id)
-    try:
+    with suppress(SweepFailedError):  # each run's folder says so
         run_sweep(runs, request.stream, group.out, eval_tokens=request.eval_tokens, progress=progress, **settings)
-    except SweepFailedError:
-        pass  # each run's folder says so
     write_atomically(group.out / DONE_FILE, "")
 
 

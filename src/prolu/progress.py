@@ -12,7 +12,7 @@ from rich.text import Text
 SECONDS_BETWEEN_LINES = 15.0
 
 listeners: list[Callable[[str, int, int], None]] = []
-"""Told at every advance what is done, how much of it, and of how much. For a process whose progress another one shows."""
+"""Told at every advance what is done, how much of it, and of how much. For a process whose progress another shows."""
 
 
 class Meter:
@@ -66,9 +66,9 @@ class Meter:
         return self._done / max(self.seconds, 1e-9)
 
     def _line(self, now: float) -> str:
-        left = (self._total - self._done) / max(self.tokens_per_second, 1e-9)
+        left, share = (self._total - self._done) / max(self.tokens_per_second, 1e-9), self._done / max(self._total, 1)
         return (
-            f"{self._what} {self._done / max(self._total, 1):.0%}  {_rates(self.tokens_per_second, self._n_saes, self._unit)}  "
+            f"{self._what} {share:.0%}  {_rates(self.tokens_per_second, self._n_saes, self._unit)}  "
             f"{now - self._start:.0f} s gone, {left:.0f} s left"
         )
 

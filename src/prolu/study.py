@@ -95,8 +95,8 @@ def check_requests(requests: Sequence[StudyRequest], *, in_groups: bool = False)
         check_folder(request.out, describe_study(request), request.stream.batch_size)
         if not in_groups and (request.out / GROUPS_FOLDER).exists():
             raise ValueError(
-                f"out {str(request.out)!r}: its runs are trained in groups; go on as it was begun, with --engine ray or "
-                "--group"
+                f"out {str(request.out)!r}: its runs are trained in groups; go on as it was begun, with --engine ray "
+                "or --group"
             )
 
 

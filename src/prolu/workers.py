@@ -13,7 +13,7 @@ from prolu.files import patiently
 from prolu.groups import PATIENCE, train_group
 from prolu.progress import listeners
 from prolu.sources import Source, streams_of
-from prolu.study import StudyRequest
+from prolu.study import MOVABLE, StudyRequest
 
 SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -51,11 +51,16 @@ class GroupTask(NamedTuple):
 
 def portable(source: Source) -> Source:
     """The same with absolute paths, and its text, if it has been written as token blocks, as it is there."""
-    data = str(Path(source.data).resolve()) if Path(source.data).exists() else source.data
-    lm = str(Path(source.lm).resolve()) if Path(source.lm).exists() and source.lm != "builtin" else source.lm
-    if source.tokens is not None:
-        data = str(source.tokens.resolve())
-    return replace(source, lm=lm, data=data, tokens=None, store=source.store and source.store.resolve())
+    data = _absolute(source.data) if source.tokens is None else str(source.tokens.resolve())
+    return replace(
+        source, lm=_absolute(source.lm), data=data, tokens=None, store=source.store and source.store.resolve()
+    )
+
+
+def _absolute(name: str) -> str:
+    """Of a file or folder that is there; other names stay."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name != "builtin" and path.exists() else name
 
 
 class Board:
@@ -111,13 +116,11 @@ def work_on(task: GroupTask, board: Any) -> None:
         with redirect_stderr(voice):  # pyright: ignore[reportArgumentType]
             (stream,) = streams_of(task.source, task.n_tokens, task.batch_size)
             for name, value in stream.describe().items():
-                if value != task.stream[name]:
+                if name not in MOVABLE and value != task.stream[name]:
                     raise ValueError(f"{name} is {task.stream[name]!r} where the sweep began, {value!r} on this node")
             request = StudyRequest(task.runs, stream, task.out, task.eval_tokens)
             # Its worker before this one may still be dying.
-            patiently(
-                lambda: train_group(request, task.index, task.runs, progress=False, **task.settings), PATIENCE
-            )
+            patiently(lambda: train_group(request, task.index, task.runs, progress=False, **task.settings), PATIENCE)
     except KeyboardInterrupt:
         raise StoppedError from None
     finally:
