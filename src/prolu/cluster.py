@@ -32,16 +32,18 @@ def prepare_cluster(
         ValueError: the study cannot be trained so, no cluster answers, or none of its nodes can hold a group.
     """
     check_groups(request)
+    todo, there = left(request), begun(request)
+    if not todo and not there:
+        return lambda: gather(request)
     connect(engine, source.threads)
-    wanted, todo = {"CPU": float(source.threads), "GPU": engine.gpus_per_group}, left(request)
+    wanted = {"CPU": float(source.threads), "GPU": engine.gpus_per_group}
     n = n_groups(todo, engine.workers, lambda runs: memory_of(request, runs), room(engine.workers))
-    for runs in filter(None, begun(request) or deal(todo, n)):
+    for runs in filter(None, there or deal(todo, n)):
         check_fits(wanted | {"memory": memory_of(request, runs)})
     make_folder(request.out)
 
     def work() -> bool:
         groups = begin(request, n)
-        gather(request)
         tasks = [
             GroupTask(
                 portable(source), n_tokens, request.stream.batch_size, request.stream.describe(), request.out.resolve(),
@@ -52,6 +54,7 @@ def prepare_cluster(
         if tasks:
             with owned(request.out / GROUPS_FOLDER, ".driver"):
                 _train(request, tasks, wanted)
+        ray.shutdown()  # the report needs none of it
         gather(request)
         check_finished(request)
         return True
@@ -137,6 +140,7 @@ def _train(request: StudyRequest, tasks: Sequence[GroupTask], wanted: dict[str, 
                 asked = True
                 for ref in waiting:
                     ray.cancel(ref)
+        shown.look(board)
     if interrupt.requested:
         raise KeyboardInterrupt
     if problems:

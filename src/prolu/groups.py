@@ -135,7 +135,7 @@ def is_done(out: Path, index: int) -> bool:
 
 
 def train_group(request: StudyRequest, index: int, runs: list[RunConfig], *, progress: bool, **settings: Any) -> None:
-    """Trains one group, from its checkpoint if there is one; in turns with nobody: its folder has one owner.
+    """Trains one group, from its checkpoint if there is one, unless that is done.
 
     Args:
         request: the study, on this process's stream.
@@ -147,13 +147,20 @@ def train_group(request: StudyRequest, index: int, runs: list[RunConfig], *, pro
         FolderBusyError: another process trains it.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written.
     """
-    if not runs or is_done(request.out, index):
-        return
     group = request._replace(runs=runs, out=folder_of(request.out, index))
-    prepare_folders([group])
-    for run in runs:  # one that failed before goes on from its last good state
-        if (request.out / run.run_id).exists() and not (group.out / run.run_id).exists():
-            rename_folder(request.out / run.run_id, group.out / run.run_id)
+
+    def opened() -> bool:
+        with owned(request.out):
+            if not runs or is_done(request.out, index) or begun(request) is None:
+                return False
+            prepare_folders([group])
+            for run in runs:  # one that failed before goes on from its last good state
+                if (request.out / run.run_id).exists() and not (group.out / run.run_id).exists():
+                    rename_folder(request.out / run.run_id, group.out / run.run_id)
+            return True
+
+    if not patiently(opened, PATIENCE):
+        return
     with suppress(SweepFailedError):  # each run's folder says so
         run_sweep(runs, request.stream, group.out, eval_tokens=request.eval_tokens, progress=progress, **settings)
     write_atomically(group.out / DONE_FILE, "")

@@ -89,6 +89,7 @@ class Voice:
 
     def __init__(self, task: GroupTask, board: Any):
         self._task, self._board, self._last = task, board, 0.0
+        self._sentences: list[str] = []
 
     def hear(self, what: str, done: int, total: int) -> None:
         """Of a meter."""
@@ -96,12 +97,18 @@ class Voice:
         if what == "training" and (done == total or now - self._last > SECONDS_BETWEEN_LOOKS):
             self._last, length = now, self._task.length
             self._board.tell.remote(self._task.index, length - total, length - total + done)
+            self.pass_on()
 
     def write(self, text: str) -> int:
-        """As a file has it."""
+        """As a file has it. Nothing is told yet: this may be a signal's handler, in the midst of telling."""
         if text.startswith("prolu: "):
-            self._board.say.remote(f"group {self._task.index}: {text.removeprefix('prolu: ').strip()}")
+            self._sentences.append(f"group {self._task.index}: {text.removeprefix('prolu: ').strip()}")
         return len(text)
+
+    def pass_on(self) -> None:
+        """Tells what was written."""
+        while self._sentences:
+            self._board.say.remote(self._sentences.pop(0))
 
     def flush(self) -> None:
         """As a file has it."""
@@ -125,3 +132,4 @@ def work_on(task: GroupTask, board: Any) -> None:
         raise StoppedError from None
     finally:
         listeners.remove(voice.hear)
+        voice.pass_on()
