@@ -165,7 +165,8 @@ def main() -> int:
         whole = kind == "driver" or sweeps.trained("killed") == wanted
         code, again = sweeps.run("killed", *ray_engine)
         same = process.returncode == expected and whole and code == 0 and sweeps.trained("killed") == wanted
-        why = f"(code {process.returncode}, {len(left)} checkpoints there, then {code})"
+        resumed = (folder / "killed" / "log.jsonl").read_text().count('"resumed"')
+        why = f"(code {process.returncode}, {len(left)} checkpoints there, then {code}; {resumed} groups resumed)"
         checks.note(f"{kind} killed after {delay:.1f} s", same, why + (said + again)[-3000:] * (not same))
 
     for number in (signal.SIGINT, signal.SIGTERM):

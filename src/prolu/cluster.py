@@ -122,7 +122,7 @@ def _train(request: StudyRequest, tasks: Sequence[GroupTask], wanted: dict[str, 
     settings |= {"retry_exceptions": [StoppedError]}
     waiting = {}
     for task in tasks:
-        own = {"memory": memory_of(request, task.runs), "name": f"group {task.index}"}
+        own = {"memory": memory_of(request, task.runs), "name": f"group {task.number}"}
         waiting[remote.options(**own, **settings).remote(task, board)] = task
     problems, asked = [], False
     total = sum(task.sae_tokens(task.length) for task in tasks)
@@ -167,7 +167,7 @@ class Shown:
     """The driver's view of the board: one meter for all groups."""
 
     def __init__(self, meter: Meter, tasks: Sequence[GroupTask]):
-        self._meter, self._tasks = meter, {task.index: task for task in tasks}
+        self._meter, self._tasks = meter, {task.number: task for task in tasks}
         self._done: dict[int, int] = {}
 
     def look(self, board: Any) -> None:

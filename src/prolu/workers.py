@@ -32,7 +32,7 @@ class GroupTask(NamedTuple):
     """What the worker's stream must be."""
     out: Path
     eval_tokens: int
-    index: int
+    number: int
     runs: list[RunConfig]
     settings: dict[str, Any]
 
@@ -46,7 +46,7 @@ class GroupTask(NamedTuple):
         return max(run.n_steps(self.batch_size) for run in self.runs) * self.batch_size
 
     def __str__(self) -> str:
-        return f"group {self.index} ({', '.join(run.run_id for run in self.runs)})"
+        return f"group {self.number} ({', '.join(run.run_id for run in self.runs)})"
 
 
 def portable(source: Source) -> Source:
@@ -96,13 +96,13 @@ class Voice:
         now = time.monotonic()
         if what == "training" and (done == total or now - self._last > SECONDS_BETWEEN_LOOKS):
             self._last, length = now, self._task.length
-            self._board.tell.remote(self._task.index, length - total, length - total + done)
+            self._board.tell.remote(self._task.number, length - total, length - total + done)
             self.pass_on()
 
     def write(self, text: str) -> int:
         """As a file has it. Nothing is told yet: this may be a signal's handler, in the midst of telling."""
         if text.startswith("prolu: "):
-            self._sentences.append(f"group {self._task.index}: {text.removeprefix('prolu: ').strip()}")
+            self._sentences.append(f"group {self._task.number}: {text.removeprefix('prolu: ').strip()}")
         return len(text)
 
     def pass_on(self) -> None:
@@ -127,7 +127,7 @@ def work_on(task: GroupTask, board: Any) -> None:
                     raise ValueError(f"{name} is {task.stream[name]!r} where the sweep began, {value!r} on this node")
             request = StudyRequest(task.runs, stream, task.out, task.eval_tokens)
             # Its worker before this one may still be dying.
-            patiently(lambda: train_group(request, task.index, task.runs, progress=False, **task.settings), PATIENCE)
+            patiently(lambda: train_group(request, task.number, task.runs, progress=False, **task.settings), PATIENCE)
     except KeyboardInterrupt:
         raise StoppedError from None
     finally:
