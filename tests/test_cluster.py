@@ -63,7 +63,7 @@ def test_tokens_of_a_group():
     task = GroupTask(Source(), 2560, 64, {}, Path("a"), 320, 3, RUNS, {})
     assert task.length == 2560
     assert [task.sae_tokens(n) for n in (0, 640, 1280, 2560)] == [0, 1920, 3840, 6400]
-    assert str(task).startswith("group 3 (relu-l1-0.02-")
+    assert str(task).startswith("group 3 (prolu_ste-l1-0.02-")
 
 
 def test_what_a_worker_says_is_told_and_what_it_fails_of_is_raised(source, tmp_path):
@@ -75,7 +75,7 @@ def test_what_a_worker_says_is_told_and_what_it_fails_of_is_raised(source, tmp_p
     work_on(task, Called(board))
     _, said = board.read()
     assert len(said) == 1
-    assert said[0].startswith(f"group 0: {runs[-1].run_id}: failed at step 1 (the loss is not finite")
+    assert said[0].startswith(f"group 0: {runs[-1].run_id}: failed at step 2 (the loss is not finite")
     assert board.read()[1] == []
     other = task._replace(stream=task.stream | {"data_digest": "0" * 64})
     with pytest.raises(ValueError, match=r"data_digest is '0+' where the sweep began, '\w+' on this node"):

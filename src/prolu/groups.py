@@ -138,7 +138,7 @@ def train_group(request: StudyRequest, index: int, runs: list[RunConfig], *, pro
     """Trains one group, from its checkpoint if there is one, unless that is done.
 
     Args:
-        request: the study, on this process's stream.
+        request: the study, on this process's stream; of its runs, these are enough.
         index: of the group.
         runs: of the group.
         progress, settings: as `run_sweep` has them.
@@ -151,7 +151,8 @@ def train_group(request: StudyRequest, index: int, runs: list[RunConfig], *, pro
 
     def opened() -> bool:
         with owned(request.out):
-            if not runs or is_done(request.out, index) or begun(request) is None:
+            is_begun = (request.out / GROUPS_FOLDER / GROUPS_FILE).is_file()  # else all are gathered
+            if not runs or not is_begun or is_done(request.out, index):
                 return False
             prepare_folders([group])
             for run in runs:  # one that failed before goes on from its last good state
