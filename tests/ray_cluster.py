@@ -55,7 +55,7 @@ class Sweeps:
     def command(self, out: str, *flags: str) -> list[str]:
         """Six SAEs."""
         source = ["--lm", "lm", "--data", "stories.txt", "--hook", "blocks.1.hook_resid_pre", "--ctx", "32"]
-        size = ["--target-l0", "6", "--scale", "0.06", "--batch-size", "64", "--eval-tokens", "320", "--threads", "1"]
+        size = ["--target-l0", "6", "--scale", "0.015", "--batch-size", "64", "--eval-tokens", "320", "--threads", "1"]
         settings = ["--checkpoint-minutes", "0.01", "--features", "none", "--out", out]
         return [sys.executable, "-m", "prolu", "sweep", "demo", *source, *size, *settings, *flags]
 
@@ -93,7 +93,7 @@ def workers() -> list[int]:
     return found
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 600.0) -> None:
     """Raises TimeoutError if it does not come true."""
     end = time.monotonic() + seconds
     while not condition():
@@ -123,7 +123,7 @@ def main() -> int:
     if importlib.util.find_spec("ray") is None:
         return subprocess.run([environment(), __file__, *sys.argv[1:]], check=False).returncode
     folder, checks, moments = Path(tempfile.mkdtemp(prefix="prolu-ray-")), Checks(), random.Random(request.seed)
-    os.environ |= {"RAY_TMPDIR": str(folder / "ray"), "OMP_NUM_THREADS": "1"}
+    os.environ |= {"RAY_TMPDIR": str(folder / "ray"), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     sweeps, ray_engine = Sweeps(folder), ("--engine", "ray", "--workers", str(N_WORKERS))
 
     started = time.monotonic()
