@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full test-browser lint format docs package oldest builtin-lm bench bench-stream quality interop crash fuzz distributed calibrate clean
+.PHONY: help demo test test-full test-browser lint format docs package oldest builtin-lm bench bench-stream quality interop crash fuzz ray distributed calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -85,15 +85,18 @@ interop: $(INSTALLED)  ## other libraries' own code beside ours, each in an envi
 crash: $(INSTALLED)  ## kill a sweep at every disk operation and at 40 random moments; each must end as if nothing had happened
 	cd tests && ../$(BIN)/python crash.py
 
+ray: $(INSTALLED)  ## a sweep on a Ray cluster of two workers, whole and killed, against the local engine (in .venv-ray)
+	cd tests && ../$(BIN)/python ray_cluster.py
+
 fuzz: $(INSTALLED)  ## malformed inputs, some hundreds, against everything that reads
 	cd tests && ../$(BIN)/python fuzz.py
 
 distributed: $(INSTALLED)  ## one SAE on several processes against one; a sweep on a Ray cluster, its workers and its driver killed
-	$(BIN)/python -m pytest tests/test_mesh.py tests/test_mesh_commands.py
-	cd tests && ../$(BIN)/python distributed.py
+	$(BIN)/python -m pytest tests/test_mesh.py tests/test_mesh_commands.py tests/test_groups.py tests/test_cluster.py
+	cd tests && ../$(BIN)/python ray_cluster.py --json ../build/ray.json && ../$(BIN)/python distributed.py ../build/ray.json
 
 calibrate: $(INSTALLED)  ## remake the table that decides between dense and sparse steps
 	$(BIN)/python benchmarks/calibrate.py
 
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) .venv-oldest .venv-peers .venv-saebench .venv-transformer-lens .venv-trackers build runs
+	rm -rf $(VENV) .venv-oldest .venv-peers .venv-saebench .venv-transformer-lens .venv-trackers .venv-ray build runs

@@ -24,6 +24,7 @@ NOT_RUN_COMMANDS = {
     r"pip install": "installs",
     r"prolu demo": "the README's `make demo` is this",
     r"prolu (push|pull) ": "needs the hub; tests/test_hub.py runs them against one on this machine",
+    r"prolu .*--engine ray": "needs an extra; tests/ray_cluster.py",
     r"prolu .*--tracker": "needs packages that are extras; tests/test_real_trackers.py",
 }
 """By the beginning of a command."""

@@ -13,8 +13,8 @@ from prolu.cli import main
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SLOW_TO_IMPORT = {
-    "datasets", "httpx", "huggingface_hub", "matplotlib", "numba", "pandas", "plotly", "pyarrow", "scipy", "tokenizers",
-    "tensorboard", "transformers", "tyro", "wandb",
+    "datasets", "httpx", "huggingface_hub", "matplotlib", "numba", "pandas", "plotly", "pyarrow", "ray", "scipy",
+    "tensorboard", "tokenizers", "transformers", "tyro", "wandb",
 }  # fmt: skip
 
 

@@ -171,8 +171,10 @@ class BlocksFolder:
         self._lock = ExitStack()
 
     def __enter__(self) -> "BlocksFolder":
-        if self._folder.exists():
+        if self._folder.exists() and not self.finished:  # any number may read what is finished
             self._lock.enter_context(owned(self._folder))
+            if holds_blocks(self._folder):
+                self._go_on()  # its last owner may have come further since
         return self
 
     def __exit__(

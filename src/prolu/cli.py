@@ -27,6 +27,7 @@ from prolu.commands import (
     prepare_sweep,
 )
 from prolu.config import RunConfig
+from prolu.engines import Engine
 from prolu.files import FolderBusyError
 from prolu.hub import MAIN, HubError
 from prolu.interop import check_new, export_files, import_sae, write_folder
@@ -98,6 +99,7 @@ class Study:
     """Seeds of the first weights: every run of the study is trained at each; by default those of the study. Three or
     more give error bars."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    engine: OmitArgPrefixes[Engine] = field(default_factory=Engine)
     latents: OmitArgPrefixes[LatentPages] = field(default_factory=LatentPages)
     out: Path
     """Folder of the study."""
@@ -112,7 +114,7 @@ class Study:
             raise ValueError("json: only with --dry-run")
         if self.dry_run:
             return prepare_dry_run(self.at_width, self.source, as_json=self.json)
-        return prepare_sweep(self.at_width, self.resolved_source(), self.out, self.latents)
+        return prepare_sweep(self.at_width, self.resolved_source(), self.out, self.latents, self.engine)
 
     def resolved_source(self) -> Source:
         """On the study's own data also its own column and splits, where they were not set."""

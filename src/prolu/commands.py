@@ -1,18 +1,23 @@
 """What the commands do, once their requests have been read: each function checks first and gives back the work."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from prolu.active_study import done_of
 from prolu.blocks import holds_blocks
 from prolu.config import RunConfig
 from prolu.data import load_blocks
+from prolu.engines import Engine
 from prolu.estimates import estimate, harvest_seconds, outline
+from prolu.files import patiently
+from prolu.groups import prepare_group
 from prolu.lm import DTYPES, LanguageModel
 from prolu.mesh import mesh_of
 from prolu.results import Results, failures, read_study
@@ -63,9 +68,13 @@ class LatentPages:
         at_least_1("examples", self.examples)
 
 
-def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: LatentPages) -> Job:
+def prepare_sweep(
+    runs_at: RunsAtWidth, source: Source, out: Path, latents: LatentPages, engine: Engine | None = None
+) -> Job:
     """Trains runs on one stream, or at several hooks on one each, then draws reports and pages of latents."""
+    engine = engine or Engine()
     latents.check()
+    engine.check(source)
     check_trackers(source.tracker)
     torch.set_num_threads(at_least_1("threads", source.threads))
     mesh = mesh_of(source.mesh, source.device, source.threads)
@@ -78,24 +87,44 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: Late
     for held in [read_study(folder) for folder in folders if holds_study(folder)]:
         # A study that is extended keeps its text, and with it its stream.
         n_tokens = held["stream"].get("max_train_tokens", n_tokens)
-    streams = mesh.in_turn(lambda: streams_of(source, n_tokens, runs_at(ANY_WIDTH)[1], mesh))
-    settings = {
-        "eval_tokens": source.eval_tokens, "checkpoint_seconds": seconds, "keep_state": source.keep_state,
-        "trackers": source.tracker,
-    }  # fmt: skip
+    # Of the tasks of a job array one writes the text's blocks, and the others wait for it.
+    patience = math.inf if engine.group else 0.0
+    streams = mesh.in_turn(
+        lambda: patiently(lambda: streams_of(source, n_tokens, runs_at(ANY_WIDTH)[1], mesh), patience)
+    )
+    settings = {"checkpoint_seconds": seconds, "keep_state": source.keep_state}
     if several:
         requests = requests_at_hooks(lambda d_in: runs_at(d_in)[0], streams, out, source.eval_tokens)
     else:
         requests = [StudyRequest(runs_at(streams[0].d_in)[0], streams[0], out, source.eval_tokens)]
-    mesh.in_turn(lambda: prepare_folders(requests))
+    if engine.in_groups:
+        train = _in_groups(requests[0], source, n_tokens, engine, settings)
+    else:
+        mesh.in_turn(lambda: prepare_folders(requests))
+        settings |= {"eval_tokens": source.eval_tokens, "trackers": source.tracker}
+
+        def train() -> bool:
+            if several:
+                run_sweeps(lambda d_in: runs_at(d_in)[0], streams, out, **settings)
+            else:
+                run_sweep(requests[0].runs, streams[0], out, **settings)
+            return True
 
     def job() -> int:
-        if several:
-            found = run_sweeps(lambda d_in: runs_at(d_in)[0], streams, out, **settings)
-        else:
-            found = {streams[0].lm.hook: run_sweep(requests[0].runs, streams[0], out, **settings)}
+        finished = train()
         if not mesh.is_first:
             return DONE
+        if finished:
+            draw()
+        else:
+            print(f"{out}: other groups are not finished; the last of them gathers all, and draws the report")
+        failed = {f"{folder}/{run_id}": reason for folder in folders for run_id, reason in failures(folder).items()}
+        for run, reason in failed.items():
+            print(f"prolu: {run} failed ({reason}); the same command tries it again", file=sys.stderr)
+        return FAILED if failed else DONE
+
+    def draw() -> None:
+        found = {r.stream.lm.hook: Results.load(r.out) for r in requests if done_of(r.runs, r.out)}
         for stream in streams:
             if stream.lm.hook in found:
                 pages = _pages_of(found[stream.lm.hook], latents)
@@ -105,12 +134,19 @@ def prepare_sweep(runs_at: RunsAtWidth, source: Source, out: Path, latents: Late
             draw_reports([out / hook for hook in found], out)
         else:
             draw_report([out])
-        failed = {f"{folder}/{run_id}": reason for folder in folders for run_id, reason in failures(folder).items()}
-        for run, reason in failed.items():
-            print(f"prolu: {run} failed ({reason}); the same command tries it again", file=sys.stderr)
-        return FAILED if failed else DONE
 
     return job
+
+
+def _in_groups(
+    request: StudyRequest, source: Source, n_tokens: int, engine: Engine, settings: dict[str, Any]
+) -> Callable[[], bool]:
+    """Trains a study in groups; the work says whether they are all finished."""
+    if engine.group:
+        return prepare_group(request, engine, **settings)
+    from prolu.cluster import prepare_cluster
+
+    return prepare_cluster(request, source, n_tokens, engine, **settings)
 
 
 def prepare_harvest(request: HarvestSource, out: Path) -> Job:

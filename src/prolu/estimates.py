@@ -174,12 +174,11 @@ def estimate(
     seconds = per_step * steps_times_latents / largest.d_sae
     seconds += (flops_language_model + 2 * encode * scored) / rates.flops
 
-    state = n_hooks * sum((6 * d + 5) * f + 3 * d for f in d_saes) * BYTES
-    buffers = (2 * d + 5 * ROWS_PER_CHUNK) * largest.d_sae + 2 * batch_size * d
-    # A window at each hook, and the raw ones of the hooks that wait for their turn.
-    buffers += n_hooks * window_tokens * (d + 1) + (n_hooks - 1) * window_tokens * d
-    buffers += n_hooks * COPIES_OF_HELD_OUT * eval_tokens * d
-    buffers += deepest.n_parameters + 2 * BATCH_TOKENS * deepest.n_vocabulary
+    state = n_hooks * state_bytes(d_saes, d)
+    buffers = buffer_bytes(
+        largest.d_sae, d, batch_size=batch_size, window_tokens=window_tokens, eval_tokens=eval_tokens,
+        n_parameters=deepest.n_parameters, n_vocabulary=deepest.n_vocabulary, n_hooks=n_hooks,
+    )  # fmt: skip
     return Estimate(
         n_hooks=n_hooks,
         n_runs=n_hooks * len(runs),
@@ -188,12 +187,31 @@ def estimate(
         sae_tokens=n_hooks * sum(n_steps) * batch_size,
         flops_training=flops_training,
         flops_language_model=flops_language_model,
-        memory=state + buffers * BYTES + 2 * tokens,
+        memory=state + buffers + 2 * tokens,
         checkpoint=state,
         disk=n_hooks * sum((2 * d + 1) * f + d for f in d_saes) * BYTES,
         seconds=seconds,
         rates=rates,
     )
+
+
+def state_bytes(d_saes: Sequence[int], d: int) -> int:
+    """Weights, moments and counters of SAEs on activations of width d."""
+    return sum((6 * d + 5) * f + 3 * d for f in d_saes) * BYTES
+
+
+def buffer_bytes(
+    d_sae: int, d: int, *, batch_size: int, window_tokens: int, eval_tokens: int, n_parameters: int, n_vocabulary: int,
+    n_hooks: int = 1,
+) -> int:  # fmt: skip
+    """What a process holds once, however many SAEs of at most `d_sae` latents it trains: a step's buffers, the window,
+    held-out activations, the language model.
+    """
+    numbers = (2 * d + 5 * ROWS_PER_CHUNK) * d_sae + 2 * batch_size * d
+    # A window at each hook, and the raw ones of the hooks that wait for their turn.
+    numbers += n_hooks * window_tokens * (d + 1) + (n_hooks - 1) * window_tokens * d
+    numbers += n_hooks * COPIES_OF_HELD_OUT * eval_tokens * d
+    return (numbers + n_parameters + 2 * BATCH_TOKENS * n_vocabulary) * BYTES
 
 
 def harvest_seconds(n_tokens: int, lm: Outline, ctx: int) -> float:

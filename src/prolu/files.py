@@ -4,13 +4,18 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 before_operation: list[Callable[[str, Path], None]] = []
 """Called before every write, fsync, rename and unlink with its name and path. For tests that kill or fail there."""
+
+SECONDS_BETWEEN_TRIES = 0.2
 
 
 def nearest_existing(path: Path) -> Path:
@@ -109,6 +114,22 @@ def owned(folder: Path, file: str = ".lock") -> Iterator[None]:
                 f"out {str(folder)!r}: another process is working there; wait for it or stop it"
             ) from None
         yield
+
+
+def patiently(work: Callable[[], T], seconds: float) -> T:
+    """What `work` gives, tried again for so long while another process is working in a folder that it needs.
+
+    Raises:
+        FolderBusyError: it still is.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return work()
+        except FolderBusyError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(SECONDS_BETWEEN_TRIES)
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:

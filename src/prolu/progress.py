@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -9,6 +10,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 15.0
+
+listeners: list[Callable[[str, int, int], None]] = []
+"""Told at every advance what is done, how much of it, and of how much. For a process whose progress another shows."""
 
 
 class Meter:
@@ -39,10 +43,17 @@ class Meter:
         """Counts tokens done (once, however many SAEs saw them)."""
         self._done += n_tokens
         self._bar.advance(self._task, n_tokens)
+        for tell in listeners:
+            tell(self._what, self._done, self._total)
         now = time.monotonic()
         if self._lines and now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
             print(self._line(now), file=sys.stderr, flush=True)
+
+    def forget(self, n_tokens: int) -> None:
+        """Takes tokens out of the total: they were done before."""
+        self._total -= n_tokens
+        self._bar.update(self._task, total=self._total)
 
     @property
     def seconds(self) -> float:
@@ -55,9 +66,9 @@ class Meter:
         return self._done / max(self.seconds, 1e-9)
 
     def _line(self, now: float) -> str:
-        left = (self._total - self._done) / max(self.tokens_per_second, 1e-9)
+        left, share = (self._total - self._done) / max(self.tokens_per_second, 1e-9), self._done / max(self._total, 1)
         return (
-            f"{self._what} {self._done / self._total:.0%}  {_rates(self.tokens_per_second, self._n_saes, self._unit)}  "
+            f"{self._what} {share:.0%}  {_rates(self.tokens_per_second, self._n_saes, self._unit)}  "
             f"{now - self._start:.0f} s gone, {left:.0f} s left"
         )
 

@@ -26,6 +26,9 @@ FINAL_FOLDER = "final"
 LENGTH_FIELDS = {f.name for f in fields(RunConfig) if f.name.endswith(("_fraction", "_fractions"))} | {"n_tokens"}
 """What may change when a run is extended, if every step that it has made stays what it was."""
 
+GROUPS_FOLDER = "groups"
+"""In a study's folder while its runs are trained in groups (`groups.py`)."""
+
 MOVABLE = ("lm", "data")
 """Of a stream: paths, which may change; what lies there may not, so the digests are compared."""
 
@@ -53,12 +56,36 @@ def describe_study(request: StudyRequest) -> dict[str, Any]:
     }
 
 
-def prepare_folders(requests: Sequence[StudyRequest]) -> None:
+def prepare_folders(requests: Sequence[StudyRequest], *, in_groups: bool = False) -> None:
     """Checks requests and, only if all are good, creates each study's folder with its config.
 
     Raises:
         ValueError: as `run_sweep`.
     """
+    check_requests(requests, in_groups=in_groups)
+    for request in requests:
+        make_folder(request.out)
+        try:
+            if not (request.out / STUDY_FILE).exists():
+                write_study(request.out, describe_study(request))
+        except OSError as problem:
+            raise _unwritable(request.out, problem) from None
+
+
+def make_folder(out: Path) -> None:
+    """Creates it, if it is not there; ValueError if it cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise _unwritable(out, problem) from None
+
+
+def _unwritable(out: Path, problem: OSError) -> ValueError:
+    return ValueError(f"out {str(out)!r}: cannot be written ({problem.strerror})")
+
+
+def check_requests(requests: Sequence[StudyRequest], *, in_groups: bool = False) -> None:
+    """Raises ValueError unless each can be trained into its folder, by one process or in groups."""
     for request in requests:
         check_runs(request.runs, request.stream.batch_size)
         for run in request.runs:
@@ -68,13 +95,11 @@ def prepare_folders(requests: Sequence[StudyRequest]) -> None:
         if request.eval_tokens < 1:
             raise ValueError(f"eval_tokens {request.eval_tokens}: must be at least 1")
         check_folder(request.out, describe_study(request), request.stream.batch_size)
-    for request in requests:
-        try:
-            request.out.mkdir(parents=True, exist_ok=True)
-            if not (request.out / STUDY_FILE).exists():
-                write_study(request.out, describe_study(request))
-        except OSError as problem:
-            raise ValueError(f"out {str(request.out)!r}: cannot be written ({problem.strerror})") from None
+        if not in_groups and (request.out / GROUPS_FOLDER).exists():
+            raise ValueError(
+                f"out {str(request.out)!r}: its runs are trained in groups; go on as it was begun, with --engine ray "
+                "or --group"
+            )
 
 
 def check_runs(runs: Sequence[RunConfig], batch_size: int) -> None:
