@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = ROOT / ".venv-ray"
 PACKAGES = ["ray==2.60.0"]
-N_WORKERS = 2
+N_WORKERS, N_STEPS = 2, 600
 
 
 def environment() -> Path:
@@ -78,6 +78,11 @@ class Sweeps:
 
         found = contents(self.folder / out)
         return {name: data for name, data in found.items() if not name.startswith(("report.html", "figures"))}
+
+    def step(self, out: str) -> int:
+        """The last that a checkpoint of a group has."""
+        found = [int(place.name[5:]) for place in (self.folder / out).glob("groups/*/checkpoints/step-*")]
+        return max(found, default=0)
 
 
 def workers() -> list[int]:
@@ -139,7 +144,7 @@ def main() -> int:
     wait_for(workers)
     first = time.monotonic()
     wait_for(lambda: not workers())
-    training = time.monotonic() - first  # with the loading of the model
+    training = time.monotonic() - first
     said = process.communicate(timeout=900)[1]
     same = process.returncode == 0 and sweeps.trained("whole") == wanted
     print(f"ray: {time.monotonic() - started:.1f} s, {training:.1f} s of them with workers", flush=True)
@@ -150,15 +155,19 @@ def main() -> int:
     killed = {"worker": 0, "driver": 0}
     kinds = ["worker"] * request.worker_kills + ["driver"] * request.driver_kills
     for kind in kinds:
-        shutil.rmtree(folder / "killed", ignore_errors=True)
-        process = sweeps.start("killed", *ray_engine)
-        wait_for(workers)
-        delay = moments.uniform(0.0, 0.95 * training)
-        time.sleep(delay)
-        there = workers() if kind == "worker" else [process.pid]
-        for number in moments.sample(there, min(1, len(there))):
-            os.kill(number, signal.SIGKILL)
-            killed[kind] += 1
+        step, delay = moments.randrange(N_STEPS), moments.uniform(0.0, 1.0)
+        while True:
+            shutil.rmtree(folder / "killed", ignore_errors=True)
+            process = sweeps.start("killed", *ray_engine)
+            wait_for(lambda: (workers() and sweeps.step("killed") >= step) or process.poll() is not None)  # noqa: B023
+            time.sleep(delay)
+            there = [] if process.poll() is not None else workers() if kind == "worker" else [process.pid]
+            if there:
+                break
+            process.communicate()
+            step //= 2  # it was over
+        os.kill(moments.choice(there), signal.SIGKILL)
+        killed[kind] += 1
         left = sorted(str(f.relative_to(folder)) for f in folder.glob("killed/groups/*/checkpoints/step-*"))
         said = process.communicate(timeout=900)[1]
         expected = 0 if kind == "worker" else -signal.SIGKILL
@@ -167,7 +176,11 @@ def main() -> int:
         same = process.returncode == expected and whole and code == 0 and sweeps.trained("killed") == wanted
         resumed = (folder / "killed" / "log.jsonl").read_text().count('"resumed"')
         why = f"(code {process.returncode}, {len(left)} checkpoints there, then {code}; {resumed} groups resumed)"
-        checks.note(f"{kind} killed after {delay:.1f} s", same, why + (said + again)[-3000:] * (not same))
+        checks.note(
+            f"{kind} killed {delay:.1f} s after step {step} of {N_STEPS}",
+            same,
+            why + (said + again)[-3000:] * (not same),
+        )
 
     for number in (signal.SIGINT, signal.SIGTERM):
         out = f"signal{number}"
