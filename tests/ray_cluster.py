@@ -9,6 +9,7 @@ with one line; exit code 1 if a check failed.
 
 import argparse
 import importlib.util
+import json
 import os
 import random
 import re
@@ -124,6 +125,7 @@ def main() -> int:
     parser.add_argument("--worker-kills", type=int, default=5)
     parser.add_argument("--driver-kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the last line here")
     request = parser.parse_args()
     if importlib.util.find_spec("ray") is None:
         return subprocess.run([environment(), __file__, *sys.argv[1:]], check=False).returncode
@@ -212,7 +214,11 @@ def main() -> int:
     wait_for(lambda: not workers(), 60)
     shutil.rmtree(folder, ignore_errors=True)
     ends = f"{killed['worker']} workers and {killed['driver']} drivers killed"
-    print(f"ray: checks {checks.n}, passed {checks.passed}; {ends}")
+    summary = f"checks {checks.n}, passed {checks.passed}; {ends}"
+    print(f"ray: {summary}")
+    if request.json:
+        request.json.parent.mkdir(exist_ok=True)
+        request.json.write_text(json.dumps({"summary": summary}) + "\n")
     return int(checks.passed != checks.n)
 
 
