@@ -42,15 +42,14 @@ class DenseStep(Step):
         mse, penalty, auxiliary = acts.new_zeros(3, dtype=torch.float64)
         fired = torch.zeros_like(grads.encoder[:, 0])
         m_sum = torch.zeros_like(fired)
-        bound = batch_bound = self._bound_of_batch(weights, acts, objective.nonlinearity)
+        batch_bound = self._bound_of_batch(weights, acts, objective.nonlinearity)
         smallest = torch.full_like(fired[0], torch.inf)
         bias = weights.b_dec if self.mesh.latent_rank == 0 else torch.zeros_like(weights.b_dec)
         for chunk in acts.split(len(self._m)):
             centred = chunk - weights.b_dec
             m, latents, upstream = (b[: len(chunk)] for b in (self._m, self._latents, self._upstream))
             torch.mm(centred, weights.encoder.T, out=m)
-            if objective.nonlinearity.selection is not None and self.mesh.n_latent > 1 and batch_bound is None:
-                bound = self._bound_of_tokens(objective.nonlinearity, m, weights.own)
+            bound = batch_bound if batch_bound is not None else self._bound_of_tokens(m, weights.own, objective)
             smallest = smallest.minimum(self._activate_(m, latents, weights.own, objective, fired, bound))
             error = torch.addmm(bias, latents, weights.decoder)
             self.mesh.sum_over_latents_(error, "reconstruction").sub_(chunk)
@@ -87,9 +86,11 @@ class DenseStep(Step):
             best = best.topk(min(n, len(best)), sorted=False).values
         return best.min().clamp(min=0)
 
-    def _bound_of_tokens(self, code: Nonlinearity, m: Tensor, own: Parameters) -> Tensor:
-        """The same for each token, where its latents are on several ranks."""
-        assert code.selection is not None
+    def _bound_of_tokens(self, m: Tensor, own: Parameters, objective: Objective) -> Tensor | None:
+        """The same for each token, where a selection counts over latents on several ranks."""
+        code = objective.nonlinearity
+        if code.selection is None or self.mesh.n_latent == 1:
+            return None
         return code.selection.bound(distance(code, m, own), self.mesh)
 
     def _activate_(
