@@ -11,7 +11,6 @@ Last come predictions for GPUs that were not measured, from the assumptions prin
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import torch.distributed as dist
 from prolu.config import RunConfig
 from prolu.mesh import ALONE, MeshShape, bytes_per_step, leave, mesh_of
 from prolu.recipes import RECIPES
+from prolu.steps.dense import ROWS_PER_CHUNK
 from prolu.training import Trainer
 from step import sparse_problem
 
@@ -59,11 +59,11 @@ def measure(layout: Layout, d_in: int, family: str, n_steps: int) -> dict[str, A
     """Seconds per step of this rank, its memory, and the rate of an all-reduce."""
     mesh = mesh_of(layout.mesh, "cpu", 1)
     torch.set_num_threads(1)
+    before = anonymous_bytes()
     whole, x = sparse_problem(d_in, layout.d_sae, layout.batch, L0 * layout.d_sae / AT_D_SAE)
     config = RunConfig(
         nonlinearity="relu", coeff=1e-3, lr=1e-7, d_sae=layout.d_sae, n_tokens=1000 * layout.batch, step=family
     )
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     trainer = Trainer(config, d_in, layout.batch, mesh=mesh)
     here, weights = mesh.latents(layout.d_sae), trainer.state.weights
     for own, all_of_it in ((weights.encoder, whole.encoder), (weights.decoder, whole.decoder)):
@@ -83,16 +83,31 @@ def measure(layout: Layout, d_in: int, family: str, n_steps: int) -> dict[str, A
         mesh.wait()
         times.append(time.perf_counter() - start)
     sent = {name: n // n_steps for name, n in mesh.bytes_sent.items()}
-    tensors = 3 * weights.d_sae * 2 * d_in * 4
+    on_here = float(report.n_on) / mesh.n_ranks
     return {
         "seconds": statistics.median(times),
         "l0": float(report.n_on) / layout.batch,
         "sent": sent,
         "rate": all_reduce_rate(max(sent.values())) if mesh is not ALONE else None,
-        "state": tensors,
-        "grown": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before),
+        "memory": anonymous_bytes() - before,
+        "memory_formula": memory_per_rank(family, rows, d_in, weights.d_sae, on_here, gradients=mesh.n_data > 1),
         "first": mesh.is_first,
     }
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file stands behind."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def memory_per_rank(family: str, rows: int, d_in: int, latents: int, n_on: float, *, gradients: bool) -> float:
+    """Weights and moments, buffers of the step, activations; and gradients, where the step or other ranks need them."""
+    chunk = min(rows, ROWS_PER_CHUNK) * latents
+    state, matrices = 6 * latents * d_in, 2 * latents * d_in
+    if family == "dense":
+        return 4 * (state + matrices + 4 * chunk + 2 * rows * d_in)
+    return 4 * (state + matrices * gradients + chunk + 3 * rows * d_in + 12 * n_on)
 
 
 def all_reduce_rate(n_bytes: int) -> float:
@@ -135,7 +150,7 @@ def with_model(found: dict[str, list[dict[str, Any]]], shapes: list[Layout], d_i
     for layout in shapes:
         one = found[layout.name][0]
         line = {"layout": layout.name, "d_sae": layout.d_sae, "batch": layout.batch, "l0": one["l0"]}
-        line |= {"seconds": seconds[layout.name], "state_bytes": one["state"], "grown_bytes": one["grown"]}
+        line |= {"seconds": seconds[layout.name], "memory": one["memory"], "memory_formula": one["memory_formula"]}
         if layout.mesh:
             rate = statistics.median(f["rate"] for f in found[layout.name])
             said = bytes_per_step(MeshShape.parse(layout.mesh), layout.batch, d_in, layout.d_sae, n_own=1)
@@ -203,14 +218,14 @@ def predictions() -> dict[str, Any]:
 def show(lines: list[dict[str, Any]], family: str) -> None:
     """The table."""
     print(f"\n{family} step\n{'layout':18} {'d_sae':>6} {'batch':>6} {'L0':>5} {'s/step':>7} {'model':>7} "
-          f"{'speedup':>8} {'sent MB':>8} {'formula':>8} {'wire s':>7} {'state MB':>9} {'grown MB':>9}")  # fmt: skip
+          f"{'speedup':>8} {'sent MB':>8} {'formula':>8} {'wire s':>7} {'memory MB':>9} {'formula':>8}")  # fmt: skip
     for line in lines:
         sent = sum(line.get("sent", {}).values()) / 1e6
         print(
             f"{line['layout']:18} {line['d_sae']:6} {line['batch']:6} {line['l0']:5.1f} {line['seconds']:7.3f} "
             f"{line.get('predicted', float('nan')):7.3f} {line.get('speedup', 1):8.2f} {sent:8.2f} "
             f"{sum(line.get('formula', {}).values()) / 1e6:8.2f} {line.get('wire_seconds', 0):7.3f} "
-            f"{line['state_bytes'] / 1e6:9.1f} {line['grown_bytes'] / 1e6:9.1f}"
+            f"{line['memory'] / 1e6:9.1f} {line['memory_formula'] / 1e6:8.1f}"
         )
 
 
@@ -219,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--d-in", type=int, default=768)
     parser.add_argument("--d-sae", type=int, default=12_288)
-    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--families", nargs="+", default=["sparse", "dense"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="steps to time, of each layout and round")
