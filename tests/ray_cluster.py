@@ -205,6 +205,7 @@ def main() -> int:
             r"a group needs 1 CPUs, 0.5 GPU and \d+\.\d GB of memory on one machine",
         ),
         (("--address", "127.0.0.1:9"), "address '127.0.0.1:9': no Ray cluster answers there"),
+        (("--address", "auto"), "address 'auto': no Ray cluster answers there"),
     ):
         code, said = sweeps.run("refused", *ray_engine, *flags)
         good = code == 2 and re.search(words, said) is not None and len(said.strip().splitlines()) == 1

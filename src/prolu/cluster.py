@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,9 @@ from prolu.workers import SECONDS_BETWEEN_LOOKS, Board, GroupTask, StoppedError,
 
 RETRIES = 20
 """Of one group, after its worker died; each goes on from the last checkpoint."""
+
+SECONDS_TO_ANSWER = 10.0
+"""For a cluster at an address."""
 
 
 def prepare_cluster(
@@ -75,9 +79,12 @@ def connect(engine: Engine, threads: int) -> None:
         sizes = {"num_cpus": engine.workers * threads, "object_store_memory": 10**8}
         ray.init(address="local", include_dashboard=False, **sizes, **quiet)
         return
+    host, _, port = engine.address.rpartition(":")
     try:
+        if host and port.isdigit():
+            socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()  # Ray itself tries for minutes
         ray.init(address=engine.address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as problem:
+    except (OSError, ValueError, RuntimeError) as problem:
         reason = str(problem).strip().split("\n")[0]
         raise ValueError(f"address {engine.address!r}: no Ray cluster answers there ({reason})") from None
 
