@@ -317,14 +317,15 @@ def main(args: Sequence[str] | None = None) -> int:
         return DONE
     command = tyro.cli(Command, prog="prolu", args=args, description=DESCRIPTION)
     try:
-        job = command.prepare()
+        return _finish(command.prepare())
     except (ValueError, OSError) as problem:  # OSError: a file or folder of the request cannot be read
         if is_first_process():
             print(f"prolu: {problem}", file=sys.stderr)
         return WRONG_REQUEST
     except KeyboardInterrupt:
         return INTERRUPTED
-    return _finish(job)
+    finally:
+        leave()
 
 
 def _finish(job: Job) -> int:
@@ -341,8 +342,6 @@ def _finish(job: Job) -> int:
     except Exception:
         traceback.print_exc()
         sentence, code = f"failed while running; {kept}", FAILED
-    finally:
-        leave()
     if is_first_process():
         print(f"prolu: {sentence}", file=sys.stderr)
     return code
