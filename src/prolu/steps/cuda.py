@@ -115,7 +115,7 @@ def _matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:
 
 
 def _gradients(
-    weights: Weights, acts: Tensor, objective: Objective, precision: str, mesh: Mesh
+    weights: Weights, acts: Tensor, objective: Objective, precision: str, mesh: Mesh = ALONE
 ) -> tuple[Weights, StepStats]:
     """The dense step's equations on whole matrices."""
     batch, d_in = len(acts) * mesh.n_data, acts.shape[1]
