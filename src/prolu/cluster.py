@@ -38,7 +38,7 @@ def prepare_cluster(
     check_groups(request)
     todo, there = left(request), begun(request)
     if not todo and not there:
-        return lambda: gather(request)
+        return lambda: gather(request) or True  # a gathering that was killed may have left something to remove
     connect(engine, source.threads)
     wanted = {"CPU": float(source.threads), "GPU": engine.gpus_per_group}
     n = n_groups(todo, engine.workers, lambda runs: memory_of(request, runs), room(engine.workers))

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +17,7 @@ from prolu.config import RunConfig
 from prolu.data import load_blocks
 from prolu.engines import Engine
 from prolu.estimates import estimate, harvest_seconds, outline
-from prolu.files import patiently
+from prolu.files import owned, patiently
 from prolu.groups import prepare_group
 from prolu.lm import DTYPES, LanguageModel
 from prolu.mesh import mesh_of
@@ -110,32 +111,37 @@ def prepare_sweep(
                 run_sweep(requests[0].runs, streams[0], out, **settings)
             return True
 
+    def draw() -> None:
+        with owned(out) if engine.group else nullcontext():  # an array that is submitted again has all tasks draw
+            _draw_study(requests, latents, out, several=several)
+
     def job() -> int:
         finished = train()
         if not mesh.is_first:
             return DONE
         if finished:
-            draw()
+            patiently(draw, patience)
         else:
-            print(f"{out}: other groups are not finished; the last of them gathers all, and draws the report")
+            print(f"{out}: group {engine.group} is finished; the last task to end gathers all, and draws the report")
         failed = {f"{folder}/{run_id}": reason for folder in folders for run_id, reason in failures(folder).items()}
         for run, reason in failed.items():
             print(f"prolu: {run} failed ({reason}); the same command tries it again", file=sys.stderr)
         return FAILED if failed else DONE
 
-    def draw() -> None:
-        found = {r.stream.lm.hook: Results.load(r.out) for r in requests if done_of(r.runs, r.out)}
-        for stream in streams:
-            if stream.lm.hook in found:
-                pages = _pages_of(found[stream.lm.hook], latents)
-                if missing := pages.missing():
-                    pages.write(missing, stream.lm, stream.blocks)
-        if several:
-            draw_reports([out / hook for hook in found], out)
-        else:
-            draw_report([out])
-
     return job
+
+
+def _draw_study(requests: Sequence[StudyRequest], latents: LatentPages, out: Path, *, several: bool) -> None:
+    """Writes missing pages of latents, then the reports of studies of one LM that have a finished run."""
+    found = [r for r in requests if done_of(r.runs, r.out)]
+    for request in found:
+        pages = _pages_of(Results.load(request.out), latents)
+        if missing := pages.missing():
+            pages.write(missing, request.stream.lm, request.stream.blocks)
+    if several:
+        draw_reports([request.out for request in found], out)
+    else:
+        draw_report([out])
 
 
 def _in_groups(

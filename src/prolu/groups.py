@@ -169,7 +169,7 @@ def train_group(request: StudyRequest, index: int, runs: list[RunConfig], *, pro
 
 def gather(request: StudyRequest) -> bool:
     """Moves what finished groups have made into the study's folder, as one process would have left it; returns
-    whether that was the last of it.
+    whether this call moved the last of it.
 
     Killed at any moment and called again, it ends the same.
 
@@ -179,14 +179,16 @@ def gather(request: StudyRequest) -> bool:
 
     def gathered() -> bool:
         with owned(request.out):
-            return _gather(request, begun(request) or [])
+            return _gather(request, begun(request))
 
     return patiently(gathered, PATIENCE)
 
 
-def _gather(request: StudyRequest, groups: Groups) -> bool:
+def _gather(request: StudyRequest, groups: Groups | None) -> bool:
     out, gone = request.out, request.out / f".{GROUPS_FOLDER}"
     remove(gone)
+    if groups is None:
+        return False
     finished = [i for i, runs in enumerate(groups) if runs and is_done(out, i)]
     records = {record["run_id"]: record for record in read_json_lines(out / RESULTS_FILE)}
     before = list(records.items())
@@ -205,13 +207,28 @@ def _gather(request: StudyRequest, groups: Groups) -> bool:
         write_atomically(out / RESULTS_FILE, "".join(json.dumps(record) + "\n" for record in records.values()))
     if len(finished) < sum(map(bool, groups)):
         return False
-    if (out / GROUPS_FOLDER).exists():
-        with (out / LOG_FILE).open("a") as log:
-            for i in finished:
-                log.write((folder_of(out, i) / LOG_FILE).read_text())
-        rename_folder(out / GROUPS_FOLDER, gone)
-        remove(gone)
+    with (out / LOG_FILE).open("a") as log:
+        for i in finished:
+            log.write((folder_of(out, i) / LOG_FILE).read_text())
+    rename_folder(out / GROUPS_FOLDER, gone)
+    remove(gone)
     return True
+
+
+def train_and_gather(request: StudyRequest, index: int, n: int, **settings: Any) -> bool:
+    """Trains one group of `n`, then gathers what is finished; returns whether the report is this task's to draw.
+
+    It is if this task gathered the last group, or found all gathered when it came: whoever did that may have died
+    before the report. Of tasks that end at once, only one draws.
+
+    Args:
+        request, index: as `train_group` has them.
+        n: number of groups, if the study is not in groups yet.
+        settings: as `train_group` has them.
+    """
+    groups = begin(request, n)
+    train_group(request, index, groups[index], **settings)
+    return gather(request) or not any(groups)
 
 
 def check_finished(request: StudyRequest) -> None:
@@ -221,7 +238,7 @@ def check_finished(request: StudyRequest) -> None:
 
 
 def prepare_group(request: StudyRequest, engine: Engine, **settings: Any) -> Callable[[], bool]:
-    """Trains one group of a study, then gathers what is finished; the work says whether that was the last of it.
+    """Trains one group of a study, then gathers what is finished; the work says whether the report is to be drawn.
 
     Raises:
         ValueError: the study cannot be trained so.
@@ -233,9 +250,7 @@ def prepare_group(request: StudyRequest, engine: Engine, **settings: Any) -> Cal
     make_folder(request.out)
 
     def work() -> bool:
-        groups = begin(request, n)
-        train_group(request, index, groups[index], progress=True, **settings)
-        if not gather(request):
+        if not train_and_gather(request, index, n, progress=True, **settings):
             return False
         check_finished(request)
         return True
