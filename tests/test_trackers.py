@@ -185,10 +185,19 @@ def test_a_study_is_resumed_with_other_trackers(plain, tiny_stream, tmp_path, mo
     assert Results.load(tmp_path / "a").failures == {}
 
 
-def test_unknown_or_missing_ones_are_refused_before_anything_is_written(tiny_stream, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def none_installed(recorder, monkeypatch):
+    """Where the two are, they are hidden."""
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+def test_an_unknown_one_is_refused(tiny_stream, tmp_path):
     with pytest.raises(ValueError, match="tracker 'mlflow': choose among"):
         sweep(tiny_stream, tmp_path / "a", names=("mlflow",))
-    monkeypatch.undo()
+
+
+def test_missing_ones_are_refused_before_anything_is_written(tiny_stream, tmp_path, capsys, none_installed):
     for name in ("wandb", "tensorboard"):
         with pytest.raises(ValueError, match=rf"pip install 'prolu\[{name}\]'"):
             sweep(tiny_stream, tmp_path / "a", names=(name,))
@@ -199,9 +208,8 @@ def test_unknown_or_missing_ones_are_refused_before_anything_is_written(tiny_str
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_commands_of_the_docs_are_understood(monkeypatch, tmp_path, capsys):
+def test_the_commands_of_the_docs_are_understood(monkeypatch, tmp_path, capsys, none_installed):
     """As far as they go without the packages."""
-    monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parent.parent / "docs" / "trackers.md").read_text()
     for line in "".join(blocks("sh", text)).splitlines():
@@ -211,11 +219,11 @@ def test_the_commands_of_the_docs_are_understood(monkeypatch, tmp_path, capsys):
 
 def test_a_folder_of_their_name_is_not_them(tmp_path, monkeypatch):
     """W&B writes one into the working directory, and Python takes it for a package."""
-    monkeypatch.undo()
-    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(trackers, "TRACKERS", {"not_a_package": Recorder})
+    (tmp_path / "not_a_package").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ValueError, match="not installed"):
-        check_trackers(["wandb"])
+        check_trackers(["not_a_package"])
 
 
 @pytest.mark.slow  # starts a Python of its own, and trains
