@@ -10,7 +10,7 @@ from prolu.builtin import HOOK, MODEL_DIR
 
 def test_it_loads_reads_and_has_learned():
     lm = LanguageModel("builtin", HOOK)
-    blocks = load_blocks("builtin", lm.tokenizer, max_train_tokens=300_000)
+    blocks = load_blocks("builtin", lm.tokenizer, max_train_tokens=1_000_000)
     tokens = blocks.held_out[:64]
     shares = torch.bincount(torch.from_numpy(blocks.held_out[:, 1:].astype("int64")).flatten()).double()
     shares = shares[shares > 0] / shares.sum()

@@ -84,6 +84,20 @@ def test_reading_stops_when_there_is_enough(tokenizer, stories_file):
     assert few.train.size >= 1900
 
 
+def test_reading_goes_on_until_there_is_a_block_to_evaluate_on(tokenizer):
+    texts = [f"{i} a ball went up the tree " * 9 for i in range(2000)]
+    train, held_out = ([text for text in texts if is_held_out(text) is side] for side in (False, True))
+    rows = Dataset.from_dict({"text": [*train[:500], held_out[0], *train[500:]]})
+    blocks = load_blocks(rows, tokenizer, ctx=16, max_train_tokens=2000)
+    assert 500 < blocks.n_documents < 600
+    assert 0 < blocks.held_out.size < 200
+    only_train = Dataset.from_dict({"text": train})
+    with pytest.raises(ValueError, match="0 held-out tokens"):
+        load_blocks(only_train, tokenizer, ctx=16, max_train_tokens=2000)
+    with pytest.raises(ValueError, match="documents give 0 held-out tokens"):
+        load_blocks(rows, tokenizer, ctx=16, max_train_tokens=2000, held_out_fraction=0.0)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

@@ -64,7 +64,7 @@ def load_blocks(
             blocks, which are then taken as they are.
         tokenizer: a fast transformers tokenizer.
         ctx: tokens per block.
-        max_train_tokens: stop reading when there are so many to train on.
+        max_train_tokens: stop reading when there are so many to train on, and a block to evaluate on.
         text_column: the column that holds the text, or the token ids, where there are columns.
         split: rows to train on: a split, or a slice of one, as in `train[0:40%]`.
         eval_split: rows to evaluate on, as in `train[90:95%]`; empty: a tenth of the documents of `split`.
@@ -135,7 +135,7 @@ def _pack(
     with Meter("reading text", max_train_tokens, shown=shown) as meter:
         meter.advance(packer.n_tokens[False])
         for some in packer.missing(rows, column, others=False):
-            if packer.n_tokens[False] >= max_train_tokens:
+            if packer.n_tokens[False] >= max_train_tokens and (packer.has_block(True) or others or not fraction):
                 break
             before = packer.n_tokens[False]
             packer.add(some, [not others and is_held_out(document.key, fraction) for document in some])
@@ -190,10 +190,14 @@ class _Packer:
         if self._unsaved >= TOKENS_BETWEEN_SAVES:
             self.save()
 
+    def has_block(self, held_out: bool) -> bool:
+        """Whether a side has text for one block."""
+        return self.n_tokens[held_out] >= self._ctx
+
     def check(self, source: str) -> None:
         """Raises ValueError if a side has not even one block."""
         for name, side in (("training", False), ("held-out", True)):
-            if self.n_tokens[side] < self._ctx:
+            if not self.has_block(side):
                 raise ValueError(
                     f"data {source!r}: {self.n_documents} documents give {self.n_tokens[side]} {name} tokens, "
                     f"fewer than one block of {self._ctx}; pass more text or a smaller --ctx"
