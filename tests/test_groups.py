@@ -196,6 +196,17 @@ def test_a_run_that_fails_leaves_what_it_leaves_locally(tiny_stream, tmp_path):
     assert left(asked(tiny_stream, tmp_path / "b", runs)) == [BROKEN]
 
 
+def test_a_late_task_without_runs_does_not_deal_a_failed_run_anew(tiny_stream, tmp_path):
+    runs = [RUNS[0], BROKEN]
+    assert in_groups(tiny_stream, tmp_path / "a", 4, runs)
+    request, before = asked(tiny_stream, tmp_path / "a", runs), contents(tmp_path / "a")
+    assert not train_and_gather(request, 3, 4, progress=False, **SETTINGS)
+    assert contents(tmp_path / "a") == before
+    assert begun(request) is None
+    assert train_and_gather(request, 0, 4, progress=False, **SETTINGS)  # it is group 0's to try again
+    assert begun(request) is None
+
+
 def test_when_every_run_fails_there_is_a_reason(tiny_lm_folder, stories_file, tmp_path, monkeypatch, capsys):
     def step(self, acts):
         raise MemoryError("cannot allocate")

@@ -100,8 +100,13 @@ def begun(request: StudyRequest) -> Groups | None:
         raise ValueError(f"{file}: not groups of this study's runs") from None
 
 
-def begin(request: StudyRequest, n: int) -> Groups:
+def begin(request: StudyRequest, n: int, index: int | None = None) -> Groups:
     """The groups of a study: those that it was begun in, or what is left of it dealt into `n`, and so written down.
+
+    Args:
+        request: the study.
+        n: number of groups, if the study is not in groups yet.
+        index: of the only group that the caller trains; one without runs leaves it to others to write groups down.
 
     Raises:
         ValueError: it cannot be trained in groups.
@@ -114,7 +119,7 @@ def begin(request: StudyRequest, n: int) -> Groups:
             prepare_folders([request], in_groups=True)
             if (groups := begun(request)) is None:
                 groups = deal(left(request), n)
-                if any(groups):
+                if any(groups) and (index is None or groups[index]):
                     (request.out / GROUPS_FOLDER).mkdir(exist_ok=True)
                     ids = [[run.run_id for run in group] for group in groups]
                     write_atomically(request.out / GROUPS_FOLDER / GROUPS_FILE, json.dumps(ids) + "\n")
@@ -226,7 +231,7 @@ def train_and_gather(request: StudyRequest, index: int, n: int, **settings: Any)
         n: number of groups, if the study is not in groups yet.
         settings: as `train_group` has them.
     """
-    groups = begin(request, n)
+    groups = begin(request, n, index)
     train_group(request, index, groups[index], **settings)
     return gather(request) or not any(groups)
 
