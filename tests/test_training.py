@@ -30,9 +30,11 @@ def golden_losses(nonlinearity, penalty):
 @pytest.mark.parametrize(("nonlinearity", "penalty"), FAMILIES)
 def test_golden_run_repeats_its_stored_loss(nonlinearity, penalty):
     """To store a new curve after a change of numbers: python tests/test_training.py."""
-    stored = json.loads(GOLDEN.read_text())[f"{nonlinearity} + {penalty}"]
-    losses = golden_losses(nonlinearity, penalty)
-    assert losses == pytest.approx(stored, rel=1e-9)
+    golden = json.loads(GOLDEN.read_text())
+    stored, losses = golden[f"{nonlinearity} + {penalty}"], golden_losses(nonlinearity, penalty)
+    # Another torch sums in another order; training makes of its last bits 5e-9 by step 164 (2.6, relu + sqrt_l1).
+    n = len(stored) if torch.__version__ == golden["torch"] else 100
+    assert losses[:n] == pytest.approx(stored[:n], rel=1e-9)
     assert losses[-1] < 0.6 * losses[0]
 
 
@@ -109,7 +111,8 @@ def test_wrong_configs_name_the_field_and_what_is_valid(field, value, words):
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps({f"{n} + {p}": golden_losses(n, p) for n, p in FAMILIES}, indent=1) + "\n")
+    curves = {f"{n} + {p}": golden_losses(n, p) for n, p in FAMILIES}
+    GOLDEN.write_text(json.dumps({"torch": torch.__version__, **curves}, indent=1) + "\n")
 
 
 def test_a_member_of_the_generalised_family_trains_and_has_a_folder_name_without_brackets():
