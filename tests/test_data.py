@@ -226,7 +226,7 @@ def test_another_tokenizers_ids_are_refused(tokenizer, tmp_path):
 def test_datasets_at_hand_give_the_blocks_of_their_files(tokenizer, stories_file, pretokenised, tmp_path):
     texts = Dataset.from_dict({"text": [d.content for d in documents_of(stories_file)]})
     texts.save_to_disk(str(tmp_path / "saved"))
-    mapped = load_from_disk(tmp_path / "saved")
+    mapped = load_from_disk(str(tmp_path / "saved"))
     expected = load_blocks(str(stories_file), tokenizer, ctx=32)
     for dataset in (texts, mapped, texts.to_iterable_dataset(), mapped.to_iterable_dataset(num_shards=3)):
         blocks = load_blocks(dataset, tokenizer, ctx=32)
