@@ -67,7 +67,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer({"name": "ann"})
         if path == "/api/repos/create":
             asked = json.loads(body)
-            hub.create(f"{asked['organization']}/{asked['name']}", asked.get("visibility") == "private")
+            private = asked.get("visibility") == "private" or asked.get("private", False)  # huggingface_hub 1.3: that
+            hub.create(f"{asked['organization']}/{asked['name']}", private)
             return self.answer({"url": f"{hub.url}/{asked['organization']}/{asked['name']}"})
         if path == "/api/validate-yaml":
             wrong = (

@@ -360,11 +360,26 @@ def _next_token_loss(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return loss[:, :-1], (loss + chosen)[:, :-1]
 
 
+_GIVES_TUPLE: dict[type, bool] = {}
+"""Of kinds of blocks that have run: whether what they hand on is the first of a tuple, as in older transformers."""
+
+
 @contextmanager
 def _passed_through(blocks: list[torch.nn.Module]) -> Iterator[None]:
-    """For a while, these blocks hand on their input."""
+    """For a while, these blocks hand on their input; the first of a kind runs once, to see in what form."""
+
+    def forward_of(block: torch.nn.Module) -> Callable[..., Any]:
+        own, kind = block.forward, type(block)
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if kind not in _GIVES_TUPLE:
+                _GIVES_TUPLE[kind] = isinstance(own(hidden_states, *args, **kwargs), tuple)
+            return (hidden_states,) if _GIVES_TUPLE[kind] else hidden_states
+
+        return forward
+
     for block in blocks:
-        block.forward = lambda hidden_states, *args, **kwargs: hidden_states
+        block.forward = forward_of(block)
     try:
         yield
     finally:
