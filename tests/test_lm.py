@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import write_tokenizer
 from prolu import LanguageModel
-from prolu.lm import FAMILIES, SITES
+from prolu.lm import FAMILIES, SITES, _passed_through
 
 SMALL = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 SMALL_LLAMA = SMALL | {
@@ -231,3 +231,21 @@ def test_missing_models_are_named(tmp_path):
             LanguageModel(name, "blocks.0.hook_resid_pre")
     with pytest.raises(ValueError, match="cannot be loaded"):
         LanguageModel("no-such-model-anywhere", "blocks.0.hook_resid_pre")
+
+
+@pytest.mark.parametrize("gives_tuple", [False, True])
+def test_blocks_that_are_passed_over_answer_in_their_own_form(gives_tuple):
+    """Those of GPT-2 gave tuples up to transformers 5.0."""
+
+    class Block(torch.nn.Module):
+        def forward(self, hidden_states, scale):
+            return (hidden_states * scale, None) if gives_tuple else hidden_states * scale
+
+    blocks, x = [Block(), Block()], torch.randn(2, 3, 4)
+    with _passed_through(blocks):
+        for block in blocks:
+            given = block(x, scale=2.0)
+            assert isinstance(given, tuple) is gives_tuple
+            assert (given[0] if gives_tuple else given) is x
+    given = blocks[0](x, scale=2.0)
+    assert torch.equal(given[0] if gives_tuple else given, 2 * x)
