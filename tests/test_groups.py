@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from crash import contents
 from prolu import ActivationStream, RunConfig, grid, run_sweep
 from prolu.cli import main
-from prolu.files import before_operation, owned, patiently
+from prolu.files import FolderBusyError, before_operation, owned, patiently
 from prolu.groups import (
     begin,
     begun,
@@ -339,6 +339,21 @@ def test_another_number_of_groups_is_refused(tiny_lm_folder, stories_file, tmp_p
     assert not (tmp_path / "a" / "groups").exists()
 
 
+def test_while_one_draws_others_may_gather_but_not_draw(tiny_lm_folder, stories_file, tmp_path, monkeypatch):
+    out, drawn = tmp_path / "a", []
+
+    def draw(folders):
+        with owned(out):
+            pass
+        with pytest.raises(FolderBusyError), owned(out, ".report"):
+            pass
+        drawn.extend(folders)
+
+    monkeypatch.setattr("prolu.commands.draw_report", draw)
+    assert main([*flags_of(tiny_lm_folder, stories_file, out), "--group", "0/1"]) == 0
+    assert drawn == [out]
+
+
 FAKE_SLURM = {
     # What a scheduler does: the tasks of the array, here one after the other, the last first, each again if it asks so.
     "sbatch": """#!/bin/bash
@@ -414,4 +429,5 @@ def test_three_tasks_at_once_wait_for_each_other(tiny_lm_folder, stories_file, t
 
 def trained(out):
     """All of a study but its report."""
-    return {name: data for name, data in contents(out).items() if not name.startswith(("report.html", "figures"))}
+    drawn = ("report.html", "figures", ".report")
+    return {name: data for name, data in contents(out).items() if not name.startswith(drawn)}

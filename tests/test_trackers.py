@@ -192,9 +192,10 @@ def none_installed(recorder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
 
-def test_an_unknown_one_is_refused(tiny_stream, tmp_path):
+def test_an_unknown_one_is_refused_before_anything_is_written(tiny_stream, tmp_path):
     with pytest.raises(ValueError, match="tracker 'mlflow': choose among"):
         sweep(tiny_stream, tmp_path / "a", names=("mlflow",))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_ones_are_refused_before_anything_is_written(tiny_stream, tmp_path, capsys, none_installed):

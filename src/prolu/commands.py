@@ -112,7 +112,8 @@ def prepare_sweep(
             return True
 
     def draw() -> None:
-        with owned(out) if engine.group else nullcontext():  # an array that is submitted again has all tasks draw
+        # An array that is submitted again has all tasks draw. A lock of its own: others are still gathering.
+        with owned(out, ".report") if engine.group else nullcontext():
             _draw_study(requests, latents, out, several=several)
 
     def job() -> int:
