@@ -28,7 +28,7 @@ test-browser: $(INSTALLED)  ## the report and the pages of latents in chromium; 
 	@command -v chromium >/dev/null || { \
 	  test "$$(id -u)" = 0 || { echo "chromium is missing: as root, apt-get install chromium"; exit 1; }; \
 	  apt-get update -qq && apt-get install -y -qq chromium; }
-	$(BIN)/python -m pytest tests/test_browser.py
+	$(BIN)/python -m pytest tests/report/test_browser.py
 
 lint: $(INSTALLED)  ## style, types, layers
 	$(BIN)/ruff check
@@ -60,7 +60,7 @@ builtin-lm: $(INSTALLED)  ## train the built-in language model anew (45 minutes)
 	$(BIN)/python scripts/train_builtin.py
 
 bench: $(INSTALLED)  ## time the training steps against the floor and the peers, with both allocators; and how a sweep grows
-	$(BIN)/python -m pytest -m 'not slow' tests/test_dense_step.py tests/test_sparse_steps.py tests/test_adam.py
+	$(BIN)/python -m pytest -m 'not slow' tests/training/test_dense_step.py tests/training/test_sparse_steps.py tests/training/test_adam.py
 	$(BIN)/python benchmarks/step.py --peers --json benchmarks/step.json
 	$(BIN)/python benchmarks/step.py --peers --heap-reuse --json benchmarks/step-heap-reuse.json
 	$(BIN)/python benchmarks/step.py --peers --batch 1024 --l0 100 --json benchmarks/step-1024.json
@@ -70,30 +70,30 @@ bench: $(INSTALLED)  ## time the training steps against the floor and the peers,
 	$(BIN)/python benchmarks/figure.py benchmarks/step.json benchmarks/step-heap-reuse.json docs/figures/speed.png
 
 bench-stream: $(INSTALLED)  ## the activation stream against the bare model, the training step and the disk
-	$(BIN)/python -m pytest -m 'not slow' tests/test_store.py tests/test_stream.py
+	$(BIN)/python -m pytest -m 'not slow' tests/activations/test_store.py tests/activations/test_stream.py
 	$(BIN)/python benchmarks/stream.py --json benchmarks/stream.json
 	$(BIN)/python benchmarks/caching.py --json benchmarks/caching.json
 
 quality: $(INSTALLED)  ## Gated, JumpReLU and TopK against dictionary_learning's own trainers, at equal L0 (10 minutes)
-	$(BIN)/python -m pytest -m 'not slow' tests/test_baselines.py tests/test_steering.py
+	$(BIN)/python -m pytest -m 'not slow' tests/training/test_baselines.py tests/training/test_target_l0.py
 	$(BIN)/python benchmarks/quality.py --json benchmarks/quality.json
 
 interop: $(INSTALLED)  ## other libraries' own code beside ours, each in an environment that this makes once
-	$(BIN)/python tests/interop.py --json benchmarks/interop.json
-	$(BIN)/python tests/saebench_core.py
+	$(BIN)/python checks/interop.py --json benchmarks/interop.json
+	$(BIN)/python checks/saebench_core.py
 
 crash: $(INSTALLED)  ## kill a sweep at every disk operation and at 40 random moments; each must end as if nothing had happened
-	cd tests && ../$(BIN)/python crash.py
+	$(BIN)/python checks/crash.py
 
 ray: $(INSTALLED)  ## a sweep on a Ray cluster of two workers, whole and killed, against the local engine (in .venv-ray)
-	cd tests && ../$(BIN)/python ray_cluster.py
+	$(BIN)/python checks/ray_cluster.py
 
 fuzz: $(INSTALLED)  ## malformed inputs, some hundreds, against everything that reads
-	cd tests && ../$(BIN)/python fuzz.py
+	$(BIN)/python checks/fuzz.py
 
 distributed: $(INSTALLED)  ## one SAE on several processes against one; a sweep on a Ray cluster, its workers and its driver killed
-	$(BIN)/python -m pytest tests/test_mesh.py tests/test_mesh_commands.py tests/test_groups.py tests/test_cluster.py
-	cd tests && ../$(BIN)/python ray_cluster.py --json ../build/ray.json && ../$(BIN)/python distributed.py ../build/ray.json
+	$(BIN)/python -m pytest tests/training/test_mesh.py tests/studies/test_mesh_commands.py tests/studies/test_groups.py tests/studies/test_ray_cluster.py
+	$(BIN)/python checks/ray_cluster.py --json build/ray.json && $(BIN)/python checks/distributed.py build/ray.json
 
 calibrate: $(INSTALLED)  ## remake the table that decides between dense and sparse steps
 	$(BIN)/python benchmarks/calibrate.py

@@ -9,7 +9,7 @@ import os
 
 import torch
 
-from prolu.steps.choice import CROSSOVERS
+from prolu.training.steps.choice import CROSSOVERS
 from step import interleaved, our_step, sparse_problem
 
 SHAPES = [(64, 1024), (128, 1024), (128, 4096), (512, 8192), (768, 12_288)]

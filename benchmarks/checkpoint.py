@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from prolu import RunConfig, Trainer
-from prolu.checkpoints import LARGEST_SHARE, SHORTEST_SECONDS, Saved, read_checkpoint, write_checkpoint
+from prolu.studies.checkpoints import LARGEST_SHARE, SHORTEST_SECONDS, Saved, read_checkpoint, write_checkpoint
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from prolu.figures import save_figure
+from prolu.evaluation.comparison.figures import save_figure
 
 LABELS = {
     "sparse_numba": "prolu, sparse (numba)",

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 
-from prolu.nonlinearities import NONLINEARITIES
-from prolu.penalties import L1, PENALTIES
-from prolu.steps import AdamConfig, DenseStep, Objective
-from prolu.steps.cuda import PRECISIONS, CudaStep
-from prolu.weights import Weights
+from prolu.sae.nonlinearities import NONLINEARITIES
+from prolu.sae.penalties import L1, PENALTIES
+from prolu.sae.weights import Weights
+from prolu.training.config import PRECISIONS
+from prolu.training.steps import AdamConfig, DenseStep, Objective
+from prolu.training.steps.cuda import CudaStep
 from step import COEFF, LR, autograd_step, sparse_problem
 
 LIMITS = {"fp64": 1e-12, "fp32": 1e-5, "tf32": 5e-3, "bf16": 4e-2}

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
 
-from prolu import statistics
-from prolu.documents import DocumentSums
-from prolu.statistics import Verdict, matched
+from prolu.evaluation.comparison import verdicts as statistics
+from prolu.evaluation.comparison.verdicts import Verdict, matched
+from prolu.evaluation.document_sums import DocumentSums
 
 L0S, L0, CHALLENGER, BASELINE = (10, 20, 40, 80), 30.0, "prolu_ste + l1", "relu + l1"
 
@@ -111,7 +111,9 @@ def _positive(rng: np.random.Generator, spread: float, n: int) -> np.ndarray:
 
 def verdict_of(study: SimulatedStudy, l0: float = L0) -> Verdict:
     """Ours."""
-    with mock.patch("prolu.replicates.read_documents_of", lambda folder: study.documents[folder.name]):
+    with mock.patch(
+        "prolu.evaluation.comparison.replicates.read_documents_of", lambda folder: study.documents[folder.name]
+    ):
         return matched(study, CHALLENGER, BASELINE, l0)
 
 
@@ -124,7 +126,7 @@ def intervals(study: SimulatedStudy, rng: np.random.Generator) -> dict[str, tupl
         seen.extend((logs, resampled))
         return original(logs, resampled, n_documents)
 
-    with mock.patch("prolu.statistics.half_width", noted):
+    with mock.patch("prolu.evaluation.comparison.verdicts.half_width", noted):
         ours = verdict_of(study)
     logs, resampled = seen
     n, mean = len(logs[0]), logs[0].mean() - logs[1].mean()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from prolu.weights import Weights
+from prolu.sae.weights import Weights
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / ".venv-peers"

@@ -92,7 +92,7 @@ def run_peers(file: Path, n_threads: int) -> list[dict[str, Any]]:
 def train_ours(name: str, l0: float, acts: torch.Tensor, held_out: torch.Tensor) -> dict[str, float]:
     """Ours, asked for that L0."""
     from prolu import RunConfig, Trainer
-    from prolu.metrics import CodeSums, ReconstructionSums
+    from prolu.evaluation.metrics import CodeSums, ReconstructionSums
 
     nonlinearity, penalty = OURS[name]
     config = RunConfig(
@@ -116,7 +116,7 @@ def train_ours(name: str, l0: float, acts: torch.Tensor, held_out: torch.Tensor)
 def write_activations(file: Path, n_tokens: int) -> None:
     """Shuffled and normalised, of the built-in model; and held-out ones."""
     import prolu
-    from prolu.sae import normalise
+    from prolu.sae.scaling import normalise
 
     lm = prolu.LanguageModel("builtin", hook="blocks.2.hook_resid_pre")
     blocks = prolu.load_blocks("builtin", lm.tokenizer, ctx=128, max_train_tokens=n_tokens + 2**18, progress=True)

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from prolu.config import RunConfig
-from prolu.mesh import ALONE, MeshShape, bytes_per_step, leave, mesh_of
-from prolu.recipes import RECIPES
-from prolu.steps.dense import ROWS_PER_CHUNK
-from prolu.training import Trainer
+from prolu.runtime.mesh import ALONE, MeshShape, bytes_per_step, leave, mesh_of
+from prolu.studies.recipes import RECIPES
+from prolu.training.config import RunConfig
+from prolu.training.steps.dense import ROWS_PER_CHUNK
+from prolu.training.trainer import Trainer
 from step import sparse_problem
 
 L0, AT_D_SAE = 60.0, 12_288

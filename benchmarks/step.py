@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from peers import ENVIRONMENT, environment, peer_steps
-from prolu.nonlinearities import NONLINEARITIES
-from prolu.penalties import L1
-from prolu.steps import AdamConfig, Objective, Steps
-from prolu.steps.dense import ROWS_PER_CHUNK
-from prolu.weights import Weights
+from prolu.sae.nonlinearities import NONLINEARITIES
+from prolu.sae.penalties import L1
+from prolu.sae.weights import Weights
+from prolu.training.steps import AdamConfig, Objective, Steps
+from prolu.training.steps.dense import ROWS_PER_CHUNK
 
 COEFF, LR = 1e-3, 1e-7
 """So small a rate that L0 stays where it is put."""

@@ -200,7 +200,7 @@ def memory(lm: LanguageModel, store: ActivationStore) -> dict[str, float]:
 
 def resuming(lm: LanguageModel, folder: Path, kills: int) -> dict[str, int]:
     """Harvests by processes of their own, killed at random moments and called again, against one left alone."""
-    from prolu.blocks import copy_blocks
+    from prolu.activations.token_blocks import copy_blocks
 
     copy_blocks(random_blocks(40 * 1024), folder / "tokens")
     command = [sys.executable, "-m", "prolu", "harvest", "--lm", lm.name, "--hook", "blocks.1.hook_resid_pre"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from prolu import ActivationStream, HeldOut, LanguageModel, RunConfig, Trainer, evaluate, load_blocks
-from prolu.steps import Steps
+from prolu.training.steps import Steps
 from step import interleaved, our_step, sparse_problem
 
 D_IN, BATCH, L0 = 512, 1024, 50

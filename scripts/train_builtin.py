@@ -1,7 +1,7 @@
 """Trains the built-in language model on the standard library's source: `make builtin-lm`.
 
 Writes the Hugging Face folder `src/prolu/builtin/model` (weights, tokenizer, card). Evaluation modules
-(`prolu.data.is_held_out` of their path) are seen neither by the tokenizer nor by the model.
+(`prolu.activations.packing.is_held_out` of their path) are seen neither by the tokenizer nor by the model.
 """
 
 import argparse
@@ -16,9 +16,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from prolu.builtin import MODEL_DIR
-from prolu.builtin.corpus import digest, stdlib_documents
-from prolu.data import HELD_OUT_FRACTION, is_held_out, load_blocks
+from prolu.activations.builtin import MODEL_DIR
+from prolu.activations.builtin.corpus import digest, stdlib_documents
+from prolu.activations.packing import HELD_OUT_FRACTION, is_held_out, load_blocks
 
 CTX, BATCH_BLOCKS, VOCAB, BOS = 128, 64, 3072, "<|endoftext|>"
 

@@ -2,22 +2,23 @@
 
 from importlib.metadata import version
 
-from prolu.blocks import TokenBlocks
-from prolu.config import RunConfig
-from prolu.data import load_blocks
-from prolu.evaluation import HeldOut, evaluate
-from prolu.lm import LanguageModel
-from prolu.nonlinearities import ProLU, prolu
-from prolu.passes import Harvest
-from prolu.results import Results
-from prolu.sae import SAE, SAEConfig
-from prolu.sharing import pull, push
-from prolu.splicing import splice
-from prolu.statistics import Verdict, matched, points, verdict_table
-from prolu.store import ActivationStore, harvest
-from prolu.stream import ActivationStream
-from prolu.sweeps import grid, run_sweep, run_sweeps, with_seeds
-from prolu.training import Trainer
+from prolu.activations.harvesting import Harvest
+from prolu.activations.language_model import LanguageModel
+from prolu.activations.packing import load_blocks
+from prolu.activations.store import ActivationStore, harvest
+from prolu.activations.stream import ActivationStream
+from prolu.activations.token_blocks import TokenBlocks
+from prolu.evaluation.comparison.points import points
+from prolu.evaluation.comparison.verdicts import Verdict, matched, verdict_table
+from prolu.evaluation.held_out import HeldOut, evaluate
+from prolu.evaluation.splicing import splice
+from prolu.interop.sharing import pull, push
+from prolu.sae.autoencoder import SAE, SAEConfig
+from prolu.sae.nonlinearities import ProLU, prolu
+from prolu.studies.results import Results
+from prolu.studies.sweep import grid, run_sweep, run_sweeps, with_seeds
+from prolu.training.config import RunConfig
+from prolu.training.trainer import Trainer
 
 __version__ = version("prolu")
 

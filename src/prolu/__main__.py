@@ -2,6 +2,6 @@
 
 import sys
 
-from prolu.cli import main
+from prolu.cli.entry_point import main
 
 sys.exit(main())

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from prolu.files import check_can_be_folder, write_atomically
-from prolu.interop import dictionary_learning, own_format, saelens, sparsify
-from prolu.sae import SAE, read_provenance
+from prolu.interop.formats import dictionary_learning, own_format, saelens, sparsify
+from prolu.runtime.files import check_can_be_folder, write_atomically
+from prolu.sae.autoencoder import SAE, read_provenance
 
 
 class ToFiles(Protocol):

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prolu.lm import centre
-from prolu.sae import SAE, normalise, read_provenance
+from prolu.activations.hooks import centre
+from prolu.sae.autoencoder import SAE, read_provenance
+from prolu.sae.scaling import normalise
 
 NORM_TOLERANCE = 1e-5
 """SAEBench's own, of a row of W_dec."""

@@ -1,90 +1,14 @@
-"""A study as people look at it: figures, one HTML page, pages of latents, a table in the terminal."""
+"""A study as people look at it: the page, its figures and tables, and pages of latents.
 
-import os
-from collections.abc import Sequence
-from pathlib import Path
+- `writer`: writes all of it into a study's folder.
+- `page`, `html_tables`, `assets`: the HTML page.
+- `terminal`: the summary in the terminal.
+- `table_files`: results as CSV, LaTeX and Parquet.
+- `latents`: pages of latents.
+"""
 
-from prolu.figures import PLANES, draw_frontier, draw_training_curves, save_figure
-from prolu.files import read_json_lines, write_atomically
-from prolu.frontiers import Record, studies
-from prolu.report.features import FeaturePages, page_of
-from prolu.report.page import Report, render_page
-from prolu.report.tables import write_tables
+from prolu.report.latents.pages import FeaturePages
 from prolu.report.terminal import print_estimate, print_summary
-from prolu.results import CURVES_FILE, Results, pool, read_study
-from prolu.statistics import Verdict, verdict_table
+from prolu.report.writer import verdicts_of, write_report
 
-__all__ = ["FeaturePages", "print_estimate", "print_summary", "records_of", "verdicts_of", "write_report"]
-
-FIGURES_FOLDER, PAGE_FILE, POOLED_FOLDER = "figures", "report.html", "pooled"
-ENDINGS = ("svg", "pdf", "png")
-
-
-def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Draws figures (SVG, PDF and PNG) of one study, or of several together, and writes their page and a table of all
-    results (CSV and parquet); returns the page's path.
-
-    Args:
-        folders: studies.
-        out: folder of the report; by default the study's own, or `pooled` beside the first of several.
-
-    Raises:
-        ValueError: no study there, or none of its runs has finished.
-    """
-    found = [Results.load(folder) for folder in folders]
-    records = records_of(found)
-    place = Path(out) if out is not None else default_place(folders)
-    report = _report(found, records, place)
-    drawn = {f"{y}-against-{x}": draw_frontier(records, x, y) for x, y in PLANES}
-    drawn["training-curves"] = draw_training_curves(report.curves, records)
-    for name, figure in drawn.items():
-        save_figure(figure, *(place / FIGURES_FOLDER / f"{name}.{ending}" for ending in ENDINGS))
-    write_tables(records, place)
-    page = place / PAGE_FILE
-    write_atomically(page, render_page(report))
-    return page
-
-
-def _report(found: Sequence[Results], records: Sequence[Record], place: Path) -> Report:
-    """What the page shows; runs of several studies are named with their study."""
-    names = studies(records) if len(found) > 1 else [found[0].folder.resolve().name]
-    prefixes = [f"{name}/" if len(found) > 1 else "" for name in names]
-    runs = {
-        r["run_id"]: run for r, run in zip(records, (run for results in found for run in results.runs), strict=True)
-    }
-    pages = {run_id: page for run_id, run in runs.items() if (page := page_of(run))}
-    return Report(
-        name=" + ".join(names),
-        records=records,
-        configs={name: read_study(results.folder) for name, results in zip(names, found, strict=True)},
-        curves={run_id: read_json_lines(run.folder / CURVES_FILE) for run_id, run in runs.items()},
-        verdicts=verdicts_of(found),
-        failures={
-            prefix + run_id: why
-            for prefix, results in zip(prefixes, found, strict=True)
-            for run_id, why in results.failures.items()
-        },
-        pages={run_id: Path(os.path.relpath(page, place)).as_posix() for run_id, page in pages.items()},
-    )
-
-
-def verdicts_of(found: Sequence[Results]) -> list[Verdict]:
-    """Families compared at matched L0; those of studies at several hooks hook by hook, the challenger named with it."""
-    by_hook: dict[str, list[Results]] = {}
-    for results in found:
-        by_hook.setdefault(read_study(results.folder)["stream"].get("hook", ""), []).append(results)
-    return [
-        v if len(by_hook) == 1 else v._replace(challenger=f"{hook}: {v.challenger}")
-        for hook, some in by_hook.items()
-        for v in verdict_table(some)
-    ]
-
-
-def records_of(found: Sequence[Results]) -> Sequence[Record]:
-    """The runs of one study, or of several, pooled."""
-    return pool(found) if len(found) > 1 else found[0].records
-
-
-def default_place(folders: Sequence[str | Path]) -> Path:
-    """Where a report goes."""
-    return Path(folders[0]) if len(folders) == 1 else Path(folders[0]).resolve().parent / POOLED_FOLDER
+__all__ = ["FeaturePages", "print_estimate", "print_summary", "verdicts_of", "write_report"]

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from prolu.claims import Claim
-from prolu.frontiers import Record, family
-from prolu.statistics import LESS, MORE, Verdict, summaries, told
+from prolu.evaluation.comparison.claims import Claim
+from prolu.evaluation.comparison.frontiers import Record, family
+from prolu.evaluation.comparison.points import summaries
+from prolu.evaluation.comparison.verdicts import LESS, MORE, Verdict, told
 
 COLUMNS = {
     "family": "family",

@@ -9,12 +9,23 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from prolu.claims import paper_claims
-from prolu.figures import FRONTIER_PLANES, LABELS, PLANES, TITLES, colours, families, far_apart, marker, pareto_points
-from prolu.frontiers import Record, family, studies
+from prolu.evaluation.comparison.claims import paper_claims
+from prolu.evaluation.comparison.figures import (
+    FRONTIER_PLANES,
+    LABELS,
+    PLANES,
+    TITLES,
+    colours,
+    families,
+    far_apart,
+    marker,
+    pareto_points,
+)
+from prolu.evaluation.comparison.frontiers import Record, family, studies
+from prolu.evaluation.comparison.points import Point, points
+from prolu.evaluation.comparison.verdicts import Verdict
 from prolu.report.assets import asset, inlined
 from prolu.report.html_tables import COLUMNS, claims_table, families_table, runs_table, verdicts_table
-from prolu.statistics import Point, Verdict, points
 
 SYMBOLS = {
     "o": "circle",

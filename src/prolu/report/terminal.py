@@ -8,11 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prolu.claims import Claim, paper_claims, verdicts
-from prolu.config import RunConfig
-from prolu.estimates import DENSE_SHARE, TYPICAL_L0, Estimate
-from prolu.frontiers import Record, family, pareto_mask, studies
-from prolu.statistics import Verdict, summaries, told
+from prolu.evaluation.comparison.claims import Claim, paper_claims, verdicts
+from prolu.evaluation.comparison.frontiers import Record, family, pareto_mask, studies
+from prolu.evaluation.comparison.points import summaries
+from prolu.evaluation.comparison.verdicts import Verdict, told
+from prolu.studies.cost import DENSE_SHARE, TYPICAL_L0, Estimate
+from prolu.training.config import RunConfig
 
 MIN_WIDTH = 116
 """Columns that the table needs; a narrower terminal wraps it rather than cutting figures."""

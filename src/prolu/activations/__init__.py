@@ -1,0 +1,13 @@
+"""Text goes in, shuffled batches of activations come out.
+
+In the order of the data:
+
+- `text_rows`: rows of files, folders and hub datasets.
+- `packing`: documents into blocks of tokens, with some documents held out.
+- `token_blocks`: the blocks, in memory or in a folder.
+- `language_model`, `hooks`: a language model, and the places in it where activations are read.
+- `harvesting`, `store`: activations of blocks, computed now or read from the disk.
+- `stream`: shuffled batches, a pure function of a seed and an index.
+- `source`: the command-line options that describe a stream.
+- `builtin`: the small language model that ships with the package, and its text.
+"""

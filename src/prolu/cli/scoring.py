@@ -1,0 +1,150 @@
+"""Saved SAEs scored on held-out text: what they were trained for, other text, or a study's; shown, or kept."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from prolu.activations.language_model import DTYPES, LanguageModel
+from prolu.activations.packing import load_blocks
+from prolu.activations.source import at_least_1
+from prolu.activations.token_blocks import TokenBlocks
+from prolu.evaluation.held_out import HeldOut, score
+from prolu.sae.autoencoder import SAE, read_provenance
+from prolu.studies.folder import read_study
+from prolu.studies.scored_study import Saved, Shelf, describe
+
+EVAL_TOKENS = 32_768
+
+NEEDED = ("lm", "hook", "data", "ctx")
+"""What must be known to score an SAE; the rest has a usual value."""
+
+SAID_BY_A_STUDY = ("data", "text_column", "ctx", "split", "eval_split", "max_train_tokens", "eval_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """On what SAEs are scored: what a flag does not say, the SAE's config does."""
+
+    lm: str = ""
+    """Language model, if it lies elsewhere now, or the SAE does not say."""
+    hook: str = ""
+    """Where activations are read and spliced, if the SAE does not say."""
+    data: str = ""
+    """Other text to score on."""
+    text_column: str = ""
+    """Its column of text, if not the one trained on."""
+    split: str = ""
+    """Rows of other text: a split, or a slice of one; by default train."""
+    eval_split: str = ""
+    """Rows to score on; by default a tenth of the documents of the split."""
+    ctx: int | None = None
+    """Tokens per block."""
+    max_train_tokens: int | None = None
+    """Without a split to score on: training tokens to read past; by default the SAE's, or ten times those scored."""
+    eval_tokens: int | None = None
+    """Held-out tokens to score on; by default 32,768, or the study's."""
+    centred: bool | None = None
+    """Whether an SAE that does not say so, of a LayerNorm model, takes activations less their mean over d_model."""
+    like: Path | None = None
+    """A study: score on its model, hook and very held-out tokens."""
+    out: Path | None = None
+    """Folder to keep the scores in, as a study of its own, which grows; `prolu report STUDY OUT` shows both."""
+    converged: bool = False
+    """With --out: count these SAEs as converged, on your word, so that they enter frontiers and verdicts."""
+    json: bool = False
+    """Print one JSON object an SAE instead of a table."""
+
+    def prepare(self, runs: Sequence[Path]) -> Callable[[], None]:
+        """Checks the request; gives back the work.
+
+        Raises:
+            ValueError: no SAE there, something needed is not known, or a folder holds something else.
+        """
+        if not runs:
+            raise ValueError("runs: name at least one folder")
+        if self.converged and self.out is None:
+            raise ValueError("converged: only with --out")
+        found = [Saved(folder, SAE.load(folder), read_provenance(folder)) for folder in runs]
+        study = read_study(self.like) if self.like is not None else None
+        places = [self._place(one, study) for one in found]
+        for one, place in zip(found, places, strict=True):
+            if place != places[0]:
+                name = next(key for key in place if place[key] != places[0][key])
+                raise ValueError(
+                    f"{one.folder}: {name} is {place[name]!r}, of {found[0].folder} it is {places[0][name]!r}; score "
+                    "them one by one"
+                )
+        usual = EVAL_TOKENS if study is None else study["eval_tokens"]
+        n_tokens = usual if self.eval_tokens is None else self.eval_tokens
+        lm, blocks = self._opened(places[0], study, at_least_1("eval_tokens", n_tokens))
+        for one in found:
+            if lm.d_in != one.sae.config.d_in:
+                raise ValueError(
+                    f"{one.folder}: takes activations of width {one.sae.config.d_in}, {lm.name} gives {lm.d_in} there"
+                )
+        shelf = None if self.out is None else Shelf(self.out, describe(lm, blocks, n_tokens))
+        if shelf is not None:
+            shelf.check(found)
+        return lambda: self._score(found, HeldOut(lm, blocks, n_tokens), shelf)
+
+    def _place(self, saved: Saved, study: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What is to be read for an SAE."""
+        asked = {name: value for f in fields(self) if (value := getattr(self, name := f.name)) not in ("", None)}
+        if study is None:
+            made = saved.made | ({"split": "train", "eval_split": ""} if self.data else {})
+        else:
+            if said := [name for name in SAID_BY_A_STUDY if name in asked]:
+                raise ValueError(f"like: a study says {said[0]} itself; leave it out")
+            made = dict(study["stream"])
+            own, theirs = saved.made.get("hook"), made.get("hook")
+            if own is not None and own != theirs and not self.hook:
+                raise ValueError(
+                    f"{saved.folder}: reads {own}, the study {theirs}; --hook {theirs} scores it there all the same"
+                )
+        made |= {name: asked[name] for name in asked.keys() & {*NEEDED, *SAID_BY_A_STUDY}}
+        if missing := [name for name in NEEDED if name not in made]:
+            flags = " ".join(f"--{name}" for name in missing)
+            raise ValueError(f"{saved.folder}: its config does not say {', '.join(missing)}; give {flags}")
+        usual = {
+            "text_column": "text",
+            "split": "train",
+            "eval_split": "",
+            "lm_dtype": "fp32",
+            "max_train_tokens": None,
+        }
+        centred = self.centred if self.centred is not None else saved.made.get("centred")
+        return {name: made.get(name, usual.get(name)) for name in (*NEEDED, *usual)} | {"centred": centred}
+
+    def _opened(
+        self, place: Mapping[str, Any], study: Mapping[str, Any] | None, n_tokens: int
+    ) -> tuple[LanguageModel, TokenBlocks]:
+        lm = LanguageModel(place["lm"], place["hook"], dtype=DTYPES[place["lm_dtype"]])
+        if study is not None and lm.digest() != study["stream"]["lm_digest"]:
+            raise ValueError(f"lm {place['lm']!r}: its weights are not those of the study {self.like}")
+        if lm.centred and place["centred"] is None:
+            raise ValueError(
+                f"lm {place['lm']!r}: a LayerNorm model, and the SAE's config does not say whether its inputs lack "
+                "their mean over d_model; give --centred True or --centred False"
+            )
+        enough = place["max_train_tokens"]
+        blocks = load_blocks(
+            place["data"], lm.tokenizer, place["ctx"],
+            max_train_tokens=at_least_1("max_train_tokens", 10 * n_tokens if enough is None else enough),
+            text_column=place["text_column"], split=place["split"], eval_split=place["eval_split"], progress=True,
+        )  # fmt: skip
+        if study is not None and blocks.digest() != study["stream"]["data_digest"]:
+            raise ValueError(f"data {place['data']!r}: not the text that the study {self.like} was scored on")
+        return lm.uncentred() if place["centred"] is False else lm, blocks
+
+    def _score(self, found: Sequence[Saved], held_out: HeldOut, shelf: "Shelf | None") -> None:
+        for saved in found:
+            scores = score(saved.sae, held_out)
+            if shelf is not None:
+                shelf.keep(saved, scores, held_out, converged=True if self.converged else None)
+            if self.json:
+                print(json.dumps(scores.figures))
+            else:
+                title = [str(saved.folder)] if len(found) > 1 else []
+                print("\n".join([*title, *(f"{k:24} {v:.6g}" for k, v in scores.figures.items())]))

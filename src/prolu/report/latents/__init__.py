@@ -1,0 +1,1 @@
+"""Pages of latents: what makes each latent active, and what it promotes."""

@@ -1,0 +1,107 @@
+"""Which runs of a study get pages of their latents, and the model and text that these are made from."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from prolu.activations.language_model import DTYPES, LanguageModel
+from prolu.activations.packing import load_blocks
+from prolu.activations.token_blocks import TokenBlocks
+from prolu.evaluation.comparison.frontiers import pareto_mask
+from prolu.report.latents.browser import FEATURES_FOLDER, INDEX_FILE, Pages, was_made, write_browser
+from prolu.report.latents.firings import HeldText, chosen_blocks
+from prolu.runtime.progress import Meter
+from prolu.sae.autoencoder import WEIGHTS_FILE, read_provenance
+from prolu.studies.folder import read_study
+from prolu.studies.results import Results, Run
+
+Which = Literal["frontier", "all", "none"]
+
+FORMAT = 1
+"""Of the pages; raised when older ones should be made anew."""
+
+
+def chosen_runs(results: Results, which: Which) -> list[Run]:
+    """The runs on the frontier of L0 and degradation (of the converged runs, or of all if none is), all, or none."""
+    if which == "none":
+        return []
+    runs = [run for run in results.runs if run.record["converged"]] or results.runs
+    on = pareto_mask([run.record["l0"] for run in runs], [run.record["degradation"] for run in runs])
+    return results.runs if which == "all" else [run for run, best in zip(runs, on, strict=True) if best]
+
+
+@dataclass(frozen=True)
+class FeaturePages:
+    """The pages of the latents of some of a study's runs; those that are there already are kept."""
+
+    results: Results
+    which: Which
+    n_tokens: int
+    """Held-out tokens to look at, if there are so many."""
+    n_examples: int
+    """Strongest examples of a latent."""
+
+    def missing(self) -> list[Run]:
+        """Runs whose pages are still to be made."""
+        runs = chosen_runs(self.results, self.which)
+        return [run for run in runs if not was_made(run.folder / FEATURES_FOLDER, self._made(run))]
+
+    def open_source(self) -> tuple[LanguageModel, TokenBlocks]:
+        """The study's language model and text.
+
+        Raises:
+            ValueError: they cannot be read, or the model is another one now.
+        """
+        made = read_study(self.results.folder)["stream"]
+        try:
+            lm = LanguageModel(made["lm"], made["hook"], dtype=DTYPES[made["lm_dtype"]])
+            lm = lm if made.get("centred", True) else lm.uncentred()
+            if lm.digest() != made["lm_digest"]:
+                raise ValueError(
+                    f"lm {made['lm']!r}: its weights are not those that {self.results.folder} was trained on"
+                )
+            # A split for evaluation is the same however little is read of the other one.
+            enough = made["ctx"] if made["eval_split"] else made["max_train_tokens"]
+            blocks = load_blocks(
+                made["data"], lm.tokenizer, made["ctx"], max_train_tokens=enough, text_column=made["text_column"],
+                split=made["split"], eval_split=made["eval_split"], progress=True,
+            )  # fmt: skip
+        except KeyError as problem:
+            raise ValueError(f"{self.results.folder}: its config does not say {problem}") from None
+        except ValueError as problem:
+            raise ValueError(f"{problem}; --features none draws the report without it") from None
+        return lm, blocks
+
+    def write(self, runs: Sequence[Run], lm: LanguageModel, blocks: TokenBlocks) -> None:
+        """Makes the pages of some runs, each whole before the next is begun."""
+        size = chosen_blocks(blocks, self.n_tokens).size
+        with Meter("looking at latents", size * (1 + 3 * len(runs))) as meter:
+            text = HeldText.read(lm, blocks, self.n_tokens, meter.advance)
+            for run in runs:
+                pages = Pages(run.load(), text, lm, self.n_examples, _facts(run))
+                write_browser(run.folder / FEATURES_FOLDER, pages, self._made(run), meter.advance)
+
+    def _made(self, run: Run) -> dict[str, Any]:
+        stream = read_study(self.results.folder)["stream"]
+        return {
+            "format": FORMAT,
+            "weights": hashlib.sha256((run.folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+            "stream": {name: stream.get(name) for name in ("lm_digest", "hook", "data_digest")},
+            "n_tokens": self.n_tokens,
+            "n_examples": self.n_examples,
+        }
+
+
+def page_of(run: Run) -> Path | None:
+    """The page of a run's latents, if it has one."""
+    page = run.folder / FEATURES_FOLDER / INDEX_FILE
+    return page if page.is_file() else None
+
+
+def _facts(run: Run) -> Mapping[str, Any]:
+    record, names = run.record, {"l0": "L0", "degradation": "nats lost", "recovered": "recovered", "mse": "MSE"}
+    figures = {title: record[name] for name, title in names.items()}
+    state = {"converged": {True: "yes", False: "no", None: "not known"}[record["converged"]]}
+    return {"name": record["run_id"], "figures": figures | state, "config": read_provenance(run.folder)}

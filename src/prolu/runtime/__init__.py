@@ -1,0 +1,1 @@
+"""Files, processes, signals and the hub: what knows neither an SAE nor a language model."""

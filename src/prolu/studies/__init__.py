@@ -1,0 +1,11 @@
+"""Many SAEs on one stream of activations.
+
+- `sweep`: the training loop, and `run_sweep`.
+- `request`, `recipes`: what is asked for, and the studies that have a name.
+- `study_in_training`, `run_in_training`: a study and a run while they train.
+- `checkpoints`, `trackers`: their state on the disk, their curves in W&B and TensorBoard.
+- `folder`, `results`: the folder of a study, and its finished runs.
+- `scored_study`: SAEs that were scored here and trained elsewhere.
+- `cost`: what a study will cost.
+- `groups`: runs dealt to several processes.
+"""

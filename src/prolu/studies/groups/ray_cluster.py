@@ -1,0 +1,207 @@
+"""A sweep on a Ray cluster: each group of runs is a task, placed where it fits, retried when its worker dies."""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray  # pyright: ignore[reportMissingImports]
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError  # pyright: ignore[reportMissingImports]
+
+from prolu.activations.source import Source
+from prolu.runtime.files import owned
+from prolu.runtime.interrupts import Interrupt
+from prolu.runtime.progress import Meter
+from prolu.studies.folder import GROUPS_FOLDER, make_folder
+from prolu.studies.groups.dealing import (
+    begin,
+    begun,
+    check_finished,
+    check_groups,
+    deal,
+    gather,
+    is_done,
+    left,
+    memory_of,
+    n_groups,
+)
+from prolu.studies.groups.engine import Engine
+from prolu.studies.groups.worker import SECONDS_BETWEEN_LOOKS, Board, GroupTask, StoppedError, portable, work_on
+from prolu.studies.request import StudyRequest
+from prolu.studies.sweep import SweepFailedError
+
+RETRIES = 20
+"""Of one group, after its worker died; each goes on from the last checkpoint."""
+
+SECONDS_TO_ANSWER = 10.0
+"""For a cluster at an address."""
+
+
+def prepare_cluster(
+    request: StudyRequest, source: Source, n_tokens: int, engine: Engine, **settings: Any
+) -> Callable[[], bool]:
+    """Trains a study in groups on a cluster, and gathers them; the work says that it is all there.
+
+    Raises:
+        ValueError: the study cannot be trained so, no cluster answers, or none of its nodes can hold a group.
+    """
+    check_groups(request)
+    todo, there = left(request), begun(request)
+    if not todo and not there:
+        return lambda: gather(request) or True  # a gathering that was killed may have left something to remove
+    connect(engine, source.threads)
+    wanted = {"CPU": float(source.threads), "GPU": engine.gpus_per_group}
+    n = n_groups(todo, engine.workers, lambda runs: memory_of(request, runs), room(engine.workers))
+    for runs in filter(None, there or deal(todo, n)):
+        check_fits(wanted | {"memory": memory_of(request, runs)})
+    make_folder(request.out)
+
+    def work() -> bool:
+        groups = begin(request, n)
+        tasks = [
+            GroupTask(
+                portable(source), n_tokens, request.stream.batch_size, request.stream.describe(), request.out.resolve(),
+                request.eval_tokens, i, runs, settings,
+            )
+            for i, runs in enumerate(groups) if runs and not is_done(request.out, i)
+        ]  # fmt: skip
+        if tasks:
+            with owned(request.out / GROUPS_FOLDER, ".driver"):
+                _train(request, tasks, wanted)
+        ray.shutdown()  # the report needs none of it
+        gather(request)
+        check_finished(request)
+        return True
+
+    return work
+
+
+def connect(engine: Engine, threads: int) -> None:
+    """Joins the cluster, or starts one here.
+
+    Raises:
+        ValueError: none answers at this address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns that this will be the default
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if not engine.address:
+        sizes = {"num_cpus": engine.workers * threads, "object_store_memory": 10**8}
+        ray.init(address="local", include_dashboard=False, **sizes, **quiet)
+        return
+    host, _, port = engine.address.rpartition(":")
+    try:
+        if host and port.isdigit():
+            socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()  # Ray itself tries for minutes
+        ray.init(address=engine.address, **quiet)
+    except (OSError, ValueError, RuntimeError) as problem:
+        reason = str(problem).strip().split("\n")[0]
+        raise ValueError(f"address {engine.address!r}: no Ray cluster answers there ({reason})") from None
+
+
+def nodes() -> list[dict[str, float]]:
+    """What each machine of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def room(workers: int) -> float:
+    """Bytes that a group may take so that as many as workers have room at once, and each on a machine."""
+    found = [node.get("memory", 0.0) for node in nodes()]
+    return min(max(found), sum(found) / workers)
+
+
+def check_fits(wanted: dict[str, float]) -> None:
+    """Raises ValueError if no machine of the cluster has as much."""
+    found = nodes()
+    if not any(all(node.get(name, 0.0) >= amount for name, amount in wanted.items()) for node in found):
+        most = {name: max(node.get(name, 0.0) for node in found) for name in wanted}
+        raise ValueError(
+            f"a group needs {_in_words(wanted)} on one machine; the most that machines of the cluster have is "
+            f"{_in_words(most)}"
+        )
+
+
+def _in_words(resources: dict[str, float]) -> str:
+    gpus = f", {resources['GPU']:g} GPU" if resources["GPU"] else ""
+    return f"{resources['CPU']:g} CPUs{gpus} and {resources['memory'] / 1e9:,.1f} GB of memory"
+
+
+def _train(request: StudyRequest, tasks: Sequence[GroupTask], wanted: dict[str, float]) -> None:
+    """Has all groups trained; each is gathered when it is finished.
+
+    Raises:
+        SweepFailedError: a group could not be trained; the others were.
+        KeyboardInterrupt: asked to stop; the groups have checkpoints.
+    """
+    board = ray.remote(Board).options(num_cpus=0).remote()
+    remote = ray.remote(max_calls=1)(work_on)  # a process a group: nothing of it stays
+    settings = {"num_cpus": wanted["CPU"], "num_gpus": wanted["GPU"], "max_retries": RETRIES}
+    settings |= {"retry_exceptions": [StoppedError]}
+    waiting = {}
+    for task in tasks:
+        own = {"memory": memory_of(request, task.runs), "name": f"group {task.number}"}
+        waiting[remote.options(**own, **settings).remote(task, board)] = task
+    problems, asked = [], False
+    total = sum(task.sae_tokens(task.length) for task in tasks)
+    with Interrupt() as interrupt, Meter("training", total, unit="SAE-tokens") as meter:
+        shown = Shown(meter, tasks)
+        while waiting:
+            ended, _ = ray.wait(list(waiting), timeout=SECONDS_BETWEEN_LOOKS)
+            shown.look(board)
+            for ref in ended:
+                if problem := _problem_of(ref):
+                    problems.append(f"{waiting[ref]}: {problem}")
+                del waiting[ref]
+                gather(request)
+            if interrupt.requested and not asked:
+                asked = True
+                for ref in waiting:
+                    ray.cancel(ref)
+        shown.look(board)
+    if interrupt.requested:
+        raise KeyboardInterrupt
+    if problems:
+        raise SweepFailedError("; ".join(problems))
+
+
+def _problem_of(ref: Any) -> str | None:
+    """Why a task failed, in a sentence; None if it did not."""
+    try:
+        ray.get(ref)
+    except (TaskCancelledError, StoppedError):
+        return "stopped"
+    except RayTaskError as problem:
+        cause = problem.cause
+        if not isinstance(cause, OSError | ValueError | FloatingPointError):
+            print(problem, file=sys.stderr)  # ours: with its traceback
+        return str(cause) or type(cause).__name__
+    except RayError as problem:
+        return f"its worker died more than {RETRIES} times ({str(problem).strip().splitlines()[0]})"
+    return None
+
+
+class Shown:
+    """The driver's view of the board: one meter for all groups."""
+
+    def __init__(self, meter: Meter, tasks: Sequence[GroupTask]):
+        self._meter, self._tasks = meter, {task.number: task for task in tasks}
+        self._done: dict[int, int] = {}
+
+    def look(self, board: Any) -> None:
+        """Brings it up to date."""
+        try:
+            positions, sentences = ray.get(board.read.remote(), timeout=10 * SECONDS_BETWEEN_LOOKS)
+        except RayError:
+            return  # progress is all that is lost with it
+        for sentence in sentences:
+            print(f"prolu: {sentence}", file=sys.stderr, flush=True)
+        for index, (start, position) in positions.items():
+            before, now = (self._tasks[index].sae_tokens(n) for n in (start, position))
+            if index not in self._done:
+                self._meter.forget(before)
+                self._done[index] = before
+            if now > self._done[index]:  # a group that goes on from a checkpoint makes some steps twice
+                self._meter.advance(now - self._done[index])
+                self._done[index] = now

@@ -1,0 +1,301 @@
+"""Activations on the disk are the live ones, to the bit; a harvest that was interrupted ends as if it had not been."""
+
+import json
+import os
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+
+from prolu import ActivationStore, ActivationStream, LanguageModel, RunConfig, grid, harvest, load_blocks, run_sweep
+from prolu.activations.harvesting import Harvest
+from prolu.cli.entry_point import main
+from prolu.runtime.files import before_operation
+
+HOOKS = ("blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out", "blocks.2.hook_resid_post")
+WINDOW = 1024
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_lm_folder):
+    return LanguageModel(tiny_lm_folder, HOOKS[0], batch_tokens=256)
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16", "fp16"])
+def store(request, lm, tiny_blocks, tmp_path_factory):
+    out = tmp_path_factory.mktemp("store") / request.param
+    return harvest(lm, tiny_blocks, out, hooks=HOOKS, dtype=request.param, shard_tokens=1000, progress=False)
+
+
+def same(a, b):
+    return torch.equal(a.acts, b.acts) and torch.equal(a.raw_norm, b.raw_norm)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_batches_from_a_store_are_the_live_ones_to_the_bit(store, lm, tiny_blocks, hook):
+    assert store.n_shards > 3
+    there = lm.at(hook)
+    live = ActivationStream(there, tiny_blocks, 64, 3, WINDOW, acts_dtype=store.dtype)
+    kept = ActivationStream(there, store.blocks(), 64, 3, WINDOW, source=store)
+    assert live.describe() == kept.describe() | {"data": live.describe()["data"]}
+    n = live.batches_per_epoch
+    for i in (0, 1, n - 1, n, 2 * n - 1, 5):
+        assert same(live[i], kept[i])
+    fresh = [list(stream.fresh(2000, "resample", 7)) for stream in (live, kept)]
+    assert len(fresh[0]) == len(fresh[1]) > 1
+    assert all(same(a, b) for a, b in zip(*fresh, strict=True))
+
+
+def test_a_sweep_over_a_store_is_the_live_one_to_the_bit(store, lm, tiny_blocks, tmp_path):
+    runs = grid(RunConfig(d_sae=40, n_tokens=3200, coeff=0.02), nonlinearity=["relu", "prolu_ste"])
+    streams = {
+        "live": ActivationStream(lm, tiny_blocks, 64, acts_dtype=store.dtype),
+        "kept": ActivationStream(lm, store.blocks(), 64, source=store),
+    }
+    for name, stream in streams.items():
+        run_sweep(runs, stream, tmp_path / name, eval_tokens=320, progress=False)
+    files = sorted(p.relative_to(tmp_path / "live") for p in (tmp_path / "live").rglob("*") if p.is_file())
+    assert len(files) > 8
+    for file in files:
+        if file.name not in ("log.jsonl", ".lock"):
+            assert (tmp_path / "live" / file).read_bytes() == (tmp_path / "kept" / file).read_bytes(), file
+
+
+def test_a_sweep_over_a_store_leaves_the_language_model_alone(store, lm, monkeypatch):
+    stream = ActivationStream(lm, store.blocks(), 64, source=store)
+    monkeypatch.setattr(LanguageModel, "activations_at", None)
+    assert stream[stream.batches_per_epoch].acts.isfinite().all()
+
+
+def test_the_store_holds_what_the_model_gives_in_one_pass_for_all_hooks(lm, tiny_blocks, tmp_path, monkeypatch):
+    passes = []
+    plain = lm._model.base_model.forward
+    monkeypatch.setattr(lm._model.base_model, "forward", lambda *a, **k: passes.append(1) or plain(*a, **k))
+    widths_known_after = len(HOOKS)
+    store = harvest(lm, tiny_blocks, tmp_path / "s", hooks=HOOKS, dtype="fp32", shard_tokens=1024, progress=False)
+    assert len(passes) - widths_known_after == -(-len(tiny_blocks.train) // 8)
+    for hook in HOOKS:
+        kept = torch.cat([piece.clone() for piece in store.at(hook, np.arange(len(tiny_blocks.train)))])
+        torch.testing.assert_close(kept, lm.at(hook).activations(tiny_blocks.train), rtol=1e-6, atol=1e-6)
+    assert store.verify() == []
+    names = sorted(p.name for p in (tmp_path / "s").iterdir() if not p.name.startswith("."))
+    assert names == sorted([*HOOKS, "store.json", "tokens"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_blocks_activations_do_not_depend_on_its_company(tiny_lm_folder, tiny_blocks, dtype):
+    lm = LanguageModel(tiny_lm_folder, HOOKS[0], batch_tokens=256, dtype=dtype)
+    source, n = Harvest(lm, tiny_blocks, HOOKS), len(tiny_blocks.train)
+    straight = [torch.cat(pieces) for pieces in zip(*source.all_hooks(np.arange(n)), strict=True)]
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).numpy()[: n - 3]
+    for i, hook in enumerate(HOOKS):
+        assert torch.equal(torch.cat(list(source.at(hook, order))), straight[i][order])
+
+
+def test_streams_at_several_hooks_share_one_pass(lm, tiny_blocks, monkeypatch):
+    shared = Harvest(lm, tiny_blocks, HOOKS)
+    streams = [ActivationStream(lm.at(hook), tiny_blocks, 64, 3, WINDOW, source=shared) for hook in HOOKS]
+    alone = [ActivationStream(lm.at(hook), tiny_blocks, 64, 3, WINDOW) for hook in HOOKS]
+    n = []
+    plain = LanguageModel.activations_at
+    monkeypatch.setattr(LanguageModel, "activations_at", lambda *a: n.append(1) or plain(*a))
+    batches = [[stream[i] for stream in streams] for i in (0, 1, 15, 16)]
+    assert len(n) == 2 * WINDOW // 256
+    for i, row in zip((0, 1, 15, 16), batches, strict=True):
+        assert all(same(batch, stream[i]) for batch, stream in zip(row, alone, strict=True))
+
+
+class DeathError(Exception):
+    pass
+
+
+def test_a_harvest_that_dies_anywhere_ends_byte_identical(lm, tiny_blocks, tmp_path):
+    arguments = {"hooks": HOOKS[:2], "dtype": "bf16", "shard_tokens": 2500, "progress": False}
+    harvest(lm, tiny_blocks, tmp_path / "whole", **arguments)
+    operations = []
+    before_operation.append(lambda *what: operations.append(what))
+    try:
+        harvest(lm, tiny_blocks, tmp_path / "counted", **arguments)
+    finally:
+        before_operation.clear()
+    assert len(operations) > 40
+
+    def die(at):
+        left = at
+
+        def observe(*_):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise DeathError
+
+        return observe
+
+    for at in range(0, len(operations), 3):
+        before_operation.append(die(at))
+        try:
+            with pytest.raises(DeathError):
+                harvest(lm, tiny_blocks, tmp_path / "killed", **arguments)
+        finally:
+            before_operation.clear()
+        harvest(lm, tiny_blocks, tmp_path / "killed", **arguments)
+        assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+        shutil.rmtree(tmp_path / "killed")
+
+
+def contents(folder):
+    return {
+        p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name[0] != "."
+    }
+
+
+def test_going_on_does_not_harvest_again(lm, tiny_blocks, tmp_path, monkeypatch):
+    arguments = {"dtype": "fp32", "shard_tokens": 1024, "progress": False}
+    harvest(lm, tiny_blocks, tmp_path / "s", **arguments)
+    index = json.loads((tmp_path / "s/store.json").read_text())
+    index["shards"] = index["shards"][:-2]
+    (tmp_path / "s/store.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"2 of \d+ shards are missing"):
+        ActivationStore(tmp_path / "s")
+    n = []
+    plain = LanguageModel.activations_at
+    monkeypatch.setattr(LanguageModel, "activations_at", lambda *a: n.append(1) or plain(*a))
+    harvest(lm, tiny_blocks, tmp_path / "s", **arguments)
+    assert 4 < len(n) <= 8
+
+
+@pytest.fixture
+def small(lm, tiny_blocks, tmp_path):
+    harvest(lm, tiny_blocks, tmp_path / "s", dtype="fp16", shard_tokens=1024, progress=False)
+    return tmp_path / "s"
+
+
+def test_other_requests_are_refused(small, lm, tiny_blocks, tiny_lm, stories_file, tmp_path):
+    before = contents(small)
+    for words, change in (
+        ("holds another store: dtype is 'fp16' there, 'fp32' here", {"dtype": "fp32"}),
+        ("holds another store: d_in", {"hooks": HOOKS}),
+        ("holds another store: blocks_per_shard", {"shard_tokens": 512}),
+        ("one is listed twice", {"hooks": HOOKS[:1] * 2}),
+        ("must be at least 1", {"shard_tokens": 0}),
+        ("acts_dtype 'int8': choose one of fp32, bf16, fp16", {"dtype": "int8"}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            harvest(lm, tiny_blocks, small, **({"dtype": "fp16", "shard_tokens": 1024, "progress": False} | change))
+    store = ActivationStore(small)
+    with pytest.raises(ValueError, match="holds other activations: lm_batch_tokens is 256 there, 8192 here"):
+        ActivationStream(tiny_lm, store.blocks(), 64, source=store)
+    with pytest.raises(ValueError, match=f"the store .* has {HOOKS[0]}"):
+        ActivationStream(lm.at(HOOKS[1]), store.blocks(), 64, source=store)
+    other = load_blocks(str(stories_file), lm.tokenizer, ctx=16)
+    with pytest.raises(ValueError, match="holds other activations: data_digest"):
+        ActivationStream(lm, other, 64, source=store)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty, and not a store"):
+        harvest(lm, tiny_blocks, tmp_path / "mine", progress=False)
+    assert contents(small) == before
+
+
+def test_damage_is_named(small, lm, tiny_blocks):
+    good = (small / "store.json").read_text()
+    shard = small / HOOKS[0] / "00001.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-40] + b"\1" * 40)
+    assert ActivationStore(small).verify() == [f"{HOOKS[0]}/00001.safetensors"]
+    for broken in (whole[:-8], whole[:5], b""):
+        shard.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"00001.safetensors cannot be read"):
+            ActivationStore(small)
+    shard.write_bytes(whole)
+    opened, chosen = ActivationStore(small), np.array([40])
+    shard.write_bytes(whole[:-2000])
+    with pytest.raises(OSError, match=r"00001.safetensors: shorter than it was"):
+        [list(opened.at(HOOKS[0], np.array([i]))) for i in range(32, 64)]
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=r"00001.safetensors"):
+        next(opened.at(HOOKS[0], chosen))
+    with pytest.raises(ValueError, match=r"00001.safetensors cannot be read"):
+        ActivationStore(small)
+    for index in ("{", "[]", "{}", '{"made": {"hooks": 3}, "shards": []}'):
+        (small / "store.json").write_text(index)
+        with pytest.raises(ValueError, match=r"store\.json: not"):
+            ActivationStore(small)
+    for name, value in (
+        ("n_blocks", "many"), ("blocks_per_shard", 0), ("ctx", None), ("dtype", "int8"), ("hooks", []),
+        ("hooks", ["x"]), ("d_in", {}), ("d_in", 3), ("lm", None), ("lm_dtype", 16), ("lm_batch_tokens", True),
+    ):  # fmt: skip
+        index = json.loads(good)
+        index["made"][name] = value
+        (small / "store.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match=r"store\.json: not the index of a store"):
+            ActivationStore(small)
+        with pytest.raises(ValueError, match=r"store\.json: not the index of a store"):
+            harvest(lm, tiny_blocks, small, dtype="fp16", shard_tokens=1024, progress=False)
+    with pytest.raises(ValueError, match="no store there"):
+        ActivationStore(small / "nothing")
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(lm, tiny_blocks, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 0, 10**5))
+    with pytest.raises(ValueError, match=r"needs 0\.0 GB, its disk has 0\.0 GB free; harvest fewer tokens or hooks"):
+        harvest(lm, tiny_blocks, tmp_path / "s", hooks=HOOKS, dtype="fp32", progress=False)
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_does_not_fit_into_the_number_format_stops_the_harvest(lm, tiny_blocks, tmp_path, monkeypatch):
+    plain = LanguageModel.activations_at
+    monkeypatch.setattr(LanguageModel, "activations_at", lambda *a: [1e5 * acts for acts in plain(*a)])
+    with pytest.raises(FloatingPointError, match=r"hook_resid_pre are not finite as fp16, .* another number format"):
+        harvest(lm, tiny_blocks, tmp_path / "s", dtype="fp16", progress=False)
+    harvest(lm, tiny_blocks, tmp_path / "t", dtype="bf16", progress=False)
+
+
+def test_only_blocks_of_the_window_to_come_are_announced(small, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, at, size, how: asked.append((at, size)))
+    store = ActivationStore(small)
+    store.expect(HOOKS[0], np.array([40, 3, 4]))
+    n_bytes, per_shard = 32 * 16 * 2, 32
+    starts = [at % n_bytes for at, _ in asked]
+    assert [size for _, size in asked] == [n_bytes] * 3
+    assert len(set(starts)) == 1
+    assert [at // n_bytes for at, _ in asked] == [3, 4, 40 - per_shard]
+
+
+def test_harvest_and_train_from_the_command_line(tiny_lm_folder, stories_file, tmp_path, capsys):
+    source = ["--lm", str(tiny_lm_folder), "--data", str(stories_file), "--ctx", "32"]
+    store = ["harvest", *source, "--hook", *HOOKS[:2], "--n-tokens", "5000", "--dtype", "fp32", "--out"]
+    assert main([*store, str(tmp_path / "s"), "--dry-run", "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)
+    assert cost["disk"] == 5000 * (2 * 16 * 4 + 4)
+    assert cost["seconds"] > 0
+    assert not (tmp_path / "s").exists()
+    assert main([*store, str(tmp_path / "s")]) == 0
+    assert main([*store, str(tmp_path / "s")]) == 0  # again: nothing to do
+    train = ["train", "--d-sae", "40", "--n-tokens", "3840", "--batch-size", "64", "--eval-tokens", "640", "--out"]
+    hook = ["--hook", HOOKS[1]]
+    tokens = ["--data", str(tmp_path / "s/tokens")]
+    assert main([*train, str(tmp_path / "kept"), *hook, "--store", str(tmp_path / "s")]) == 0
+    assert main([*train, str(tmp_path / "live"), *hook, *source[:2], *tokens, *source[4:]]) == 0
+    kept, live = ((tmp_path / name / "results.jsonl").read_bytes() for name in ("kept", "live"))
+    assert kept == live
+    capsys.readouterr()
+    for wrong, words in (
+        ([*train, str(tmp_path / "x"), "--store", str(tmp_path / "s")], f"has {HOOKS[0]}, {HOOKS[1]}"),
+        ([*train, str(tmp_path / "x"), "--store", str(tmp_path / "no")], "no store there"),
+        (
+            ["fp16" if part == "fp32" else part for part in [*store, str(tmp_path / "s")]],
+            "dtype is 'fp32' there, 'fp16' here",
+        ),
+        ([*store, str(tmp_path / "s/store.json/x")], "is a file"),
+        ([*store, str(tmp_path / "x"), "--n-tokens", "0"], "n_tokens 0: must be at least 1"),
+        ([*store, str(tmp_path / "x"), "--json"], "only with --dry-run"),
+    ):
+        assert main(wrong) == 2, wrong
+        problem = capsys.readouterr().err
+        assert words in problem
+        assert not (tmp_path / "x").exists()

@@ -1,0 +1,46 @@
+"""Activations on their way to another device. What needs a GPU is skipped without one; `benchmarks/gpu.py` runs it."""
+
+import pytest
+import torch
+
+from prolu import ActivationStream, RunConfig, run_sweep
+from prolu.activations.transfer import Transfer
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def test_on_the_cpu_nothing_is_copied():
+    piece = torch.randn(3, 4, 5)
+    assert Transfer("cpu")(piece) is piece
+
+
+def test_a_stream_for_a_device_asks_for_every_piece_there(tiny_lm, tiny_blocks, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Transfer, "__call__", lambda self, piece: seen.append(len(piece)) or piece)
+    stream = ActivationStream(tiny_lm, tiny_blocks, batch_size=64, window_tokens=2048)
+    stream[0], stream[1]
+    assert sum(seen) == 2048 // tiny_blocks.ctx
+    assert stream.describe()["device"] == "cpu"
+
+
+@needs_gpu
+def test_pieces_arrive_whole_however_fast_their_memory_is_used_again():
+    transfer, piece = Transfer("cuda"), torch.empty(64, 128, 96)
+    there = []
+    for i in range(20):
+        piece.fill_(i)
+        there.append(transfer(piece[: 64 - i]))
+    for i, arrived in enumerate(there):
+        assert arrived.is_cuda
+        assert (arrived == i).all()
+
+
+@needs_gpu
+def test_a_sweep_on_a_gpu_agrees_with_the_cpus(tiny_lm, tiny_blocks, tmp_path):
+    found = {}
+    for device in ("cpu", "cuda"):
+        stream = ActivationStream(tiny_lm, tiny_blocks, batch_size=64, window_tokens=2048, device=device)
+        run = RunConfig(d_sae=48, n_tokens=64 * 60, coeff=0.02, lr=3e-3)
+        found[device] = run_sweep([run], stream, tmp_path / device, eval_tokens=640, progress=False).records[0]
+    for name in ("l0", "mse", "degradation"):
+        assert found["cuda"][name] == pytest.approx(found["cpu"][name], rel=0.02)

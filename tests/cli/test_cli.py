@@ -1,0 +1,153 @@
+"""Commands: good requests, and bad ones, which give one sentence, exit code 2, and write nothing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from prolu.cli.entry_point import main
+
+TINY_TRAIN = ["--d-sae", "40", "--n-tokens", "3840", "--batch-size", "64", "--ctx", "32", "--coeff", "0.02"]
+
+
+@pytest.fixture
+def source(tiny_lm_folder, stories_file):
+    return ["--lm", str(tiny_lm_folder), "--data", str(stories_file), "--hook", "blocks.1.hook_resid_pre"]
+
+
+def test_train_report_eval(source, tmp_path, capsys):
+    out = tmp_path / "a"
+    train = [
+        "train",
+        *source,
+        *TINY_TRAIN,
+        "--nonlinearity",
+        "prolu_ste",
+        "--eval-tokens",
+        "640",
+        "--out",
+        str(out),
+    ]
+    assert main(train) == 0
+    shown = capsys.readouterr().out
+    assert "1 SAEs" in shown
+    assert "report.html" in shown
+    (record,) = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert main(["report", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(out / record["run_id"]), "--eval-tokens", "640", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures == {name: record[name] for name in figures}
+    assert main(train) == 0  # again: nothing to do
+
+
+GOOD = object()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--lm": "/no/such/model"}, "lm '/no/such/model': no such folder"),
+        ({"--lm": "no-such-model"}, "lm 'no-such-model': cannot be loaded"),
+        ({"--hook": "blocks.12.hook_resid_pre"}, "hook 'blocks.12.hook_resid_pre': this model has blocks 0-2"),
+        ({"--hook": "layer3"}, "hook 'layer3': write blocks.L.hook_SITE"),
+        ({"--data": "empty.txt"}, "0 documents"),
+        ({"--data": "short.txt"}, "fewer than one block"),
+        ({"--data": "no/such/data.txt"}, "neither a file"),
+        ({"--batch-size": "100000", "--n-tokens": "1000000"}, "larger than a window"),
+        ({"--coeff": "-1"}, "coeff -1.0: must be 0 or more"),
+        ({"--coeff": "many"}, "--coeff"),
+        ({"--nonlinearity": "gelu"}, "choose one of relu"),
+        ({"--n-tokens": "5"}, "fewer than one batch"),
+        ({"--ctx": "100"}, "takes at most 64 tokens"),
+        ({"--threads": "0"}, "threads 0"),
+        ({"--eval-tokens": "0"}, "eval_tokens 0"),
+        ({"--colour": "red"}, "--colour"),
+        ({"--out": "full"}, "not empty, and not a study"),
+        ({"--out": "short.txt/x"}, "is a file"),
+        ({"--out": "/proc/prolu"}, "cannot be written"),
+    ],
+)  # fmt: skip
+def test_bad_requests(source, tmp_path, monkeypatch, capsys, change, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("Lily")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    flags = [*source, *TINY_TRAIN, "--out", "new"]
+    options = dict(zip(flags[::2], flags[1::2], strict=True)) | change
+    try:
+        code = main(["train", *(part for pair in options.items() for part in pair)])
+    except SystemExit as stop:
+        code = stop.code
+    problem = capsys.readouterr().err
+    assert code == 2
+    assert words in problem
+    assert "Traceback" not in problem
+    if "--colour" not in change and change.get("--coeff") != "many":
+        assert problem.startswith("prolu: ")
+        assert problem.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["sweep", "nonsense", "--out", "x"], "study 'nonsense': choose one of demo, comparison, experiment1"),
+        (["report", "nowhere"], "no study here"),
+        (["eval", "nowhere"], "no such file"),
+    ],
+)
+def test_bad_requests_of_other_commands(tmp_path, monkeypatch, capsys, args, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_read_is_a_wrong_request(source, tmp_path, monkeypatch, capsys):
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    assert main(["train", *source, *TINY_TRAIN, "--out", str(tmp_path / "a")]) == 2
+    problem = capsys.readouterr().err
+    assert problem.startswith("prolu: ")
+    assert "Permission denied" in problem
+    assert problem.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_while_running_is_not_a_wrong_request(source, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise ValueError("a bug of ours")
+
+    monkeypatch.setattr("prolu.studies.run_in_training.score", fail)
+    assert main(["train", *source, *TINY_TRAIN, "--eval-tokens", "640", "--out", str(tmp_path / "a")]) == 1
+    assert "what was finished is kept" in capsys.readouterr().err
+
+
+def test_an_interrupt_exits_130(source, tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prolu.studies.run_in_training.score", interrupt)
+    assert main(["train", *source, *TINY_TRAIN, "--eval-tokens", "640", "--out", str(tmp_path / "a")]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("args", "code"), [(["--help"], 0), (["train", "--colour", "red"], 2), (["report", "no"], 2)])
+def test_as_a_process(tmp_path, args, code):
+    done = subprocess.run(
+        [sys.executable, "-m", "prolu", *args],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

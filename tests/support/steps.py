@@ -1,0 +1,25 @@
+"""Random weights for tests of training steps, and how far two results are apart."""
+
+import itertools
+
+import torch
+
+from prolu.sae.autoencoder import SAEConfig
+from prolu.sae.weights import Weights
+from prolu.training.starting_weights import initial_weights
+
+COMBINATIONS = list(itertools.product(["relu", "prolu_relu", "prolu_ste"], ["l1", "sqrt_l1"]))
+
+
+def random_weights(d_in, d_sae, dtype=torch.float64, own=("b_enc",)):
+    weights = initial_weights(SAEConfig(d_in=d_in, d_sae=d_sae), 5, dtype)
+    g = torch.Generator().manual_seed(6)
+    weights.b_dec.copy_(0.1 * torch.randn(d_in, generator=g, dtype=dtype))
+    return Weights(
+        weights.encoder, weights.decoder, weights.b_dec,
+        {name: 0.2 * torch.randn(d_sae, generator=g, dtype=dtype) - 0.1 for name in own},
+    )  # fmt: skip
+
+
+def relative(a, b):
+    return ((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-300)).item()

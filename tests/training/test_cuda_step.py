@@ -1,0 +1,93 @@
+"""The GPU's step: its equations on the CPU against the dense step; compiled, captured and fast where a GPU is."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from prolu.sae.nonlinearities import NONLINEARITIES
+from prolu.sae.penalties import PENALTIES
+from prolu.training.steps import AdamConfig, DenseStep, Objective
+from prolu.training.steps.cuda import CudaStep
+from support.steps import COMBINATIONS, random_weights, relative
+from support.synthetic import sparse_activations
+
+
+@pytest.mark.parametrize(("nonlinearity", "penalty"), COMBINATIONS)
+@pytest.mark.parametrize(("batch", "d_in", "d_sae"), [(1, 5, 9), (7, 63, 100), (130, 16, 33)])
+def test_it_gives_the_dense_steps_gradients(nonlinearity, penalty, batch, d_in, d_sae):
+    objective = Objective(NONLINEARITIES[nonlinearity], PENALTIES[penalty], 0.03)
+    for dtype, limit in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
+        weights, x = random_weights(d_in, d_sae, dtype), sparse_activations(batch, d_in, dtype=dtype)
+        reference, theirs = DenseStep(weights, batch).gradients(weights, x, objective)
+        gradients, ours = CudaStep(weights, batch).gradients(weights, x, objective)
+        for a, b in zip(gradients.tensors(), reference.tensors(), strict=True):
+            assert relative(a, b) < limit
+        assert relative(ours.mse, theirs.mse) < limit
+        assert relative(ours.penalty, theirs.penalty) < limit
+        assert torch.equal(ours.fired, theirs.fired)
+
+
+@pytest.mark.parametrize("limit", [None, 1e-3])
+def test_twenty_updates_follow_the_dense_step(limit):
+    objective, ends = Objective(NONLINEARITIES["prolu_ste"], PENALTIES["sqrt_l1"], 0.02), []
+    for step_class in (DenseStep, CudaStep):
+        weights = random_weights(20, 90)
+        first, second, step = weights.zeros_like(), weights.zeros_like(), step_class(weights, 64)
+        for n in range(20):
+            x, adam = sparse_activations(64, 20, seed=n), AdamConfig(max_grad_norm=limit)
+            step.update_(weights, first, second, x, objective, n_updates=n, lr=1e-3, adam=adam)
+        ends.append((*weights.tensors(), *first.tensors(), *second.tensors()))
+    for ours, theirs in zip(*ends, strict=True):
+        assert relative(ours, theirs) < 1e-10
+
+
+def test_bf16_rounds_what_goes_into_a_matmul_and_nothing_else():
+    objective = Objective(NONLINEARITIES["prolu_ste"], PENALTIES["l1"], 0.02)
+    weights, x = random_weights(32, 100, torch.float32), sparse_activations(64, 32, dtype=torch.float32)
+    weights.b_dec.zero_()
+    rounded = weights.map(torch.clone)
+    rounded.encoder.copy_(weights.encoder.bfloat16())
+    exact = x.bfloat16().float()
+    reference, theirs = DenseStep(rounded, 64).gradients(rounded, exact, objective)
+    gradients, ours = CudaStep(weights, 64, "bf16").gradients(weights, x, objective)
+    assert torch.equal(ours.fired, theirs.fired)  # the gate saw m in fp32
+    for a, b in zip(gradients.tensors(), reference.tensors(), strict=True):
+        assert 1e-5 < relative(a, b) < 2e-2
+    with pytest.raises(ValueError, match="choose one of fp32, tf32, bf16"):
+        CudaStep(weights, 64, "fp8")
+
+
+COMPILED = """
+import torch
+from prolu.sae.nonlinearities import NONLINEARITIES
+from prolu.sae.penalties import PENALTIES
+from prolu.training.steps import AdamConfig, Objective
+from prolu.training.steps.cuda import _gradients, _update_
+from prolu.sae.autoencoder import SAEConfig
+from prolu.training.starting_weights import initial_weights
+x = torch.randn(40, 24, dtype=torch.float64)
+for name in NONLINEARITIES:
+    weights = initial_weights(SAEConfig(d_in=24, d_sae=96, nonlinearity=name), 1, torch.float64)
+    objective = Objective(NONLINEARITIES[name], PENALTIES["sqrt_l1"], 0.02)
+    plain, stats = _gradients(weights, x, objective, "fp32")
+    fused, also = torch.compile(_gradients, dynamic=False, fullgraph=True)(weights, x, objective, "fp32")
+    for a, b in zip((*plain.tensors(), *stats), (*fused.tensors(), *also), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+ends = []
+for update_ in (_update_, torch.compile(_update_, dynamic=False, fullgraph=True)):
+    w, first, second = weights.map(torch.clone), weights.zeros_like(), weights.zeros_like()
+    rates = torch.tensor([1e-3, 30.0], dtype=torch.float64)
+    update_(w, plain.map(torch.clone), first, second, rates, torch.tensor(0.5, dtype=torch.float64), AdamConfig())
+    ends.append((*w.tensors(), *first.tensors(), *second.tensors()))
+for a, b in zip(*ends, strict=True):
+    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++")
+@pytest.mark.slow  # compiles; in a process of its own, because signatures that are checked cannot be compiled
+def test_torch_compile_takes_it_whole_and_keeps_the_numbers():
+    subprocess.run([sys.executable, "-c", COMPILED], check=True, timeout=600)
