@@ -8,8 +8,6 @@ from prolu.activations.hooks import SITES
 from prolu.training.starting_weights import initial_weights
 from support.models import tokens
 
-__all__ = ["family_folder"]  # a fixture
-
 HOOK = "blocks.1.hook_resid_pre"
 
 
