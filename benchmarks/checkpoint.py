@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from prolu import RunConfig, Trainer
-from prolu.studies.checkpoints import LARGEST_SHARE, SHORTEST_SECONDS, Saved, read_checkpoint, write_checkpoint
+from prolu.studies.checkpoints import LARGEST_SHARE, SHORTEST_SECONDS, RunState, read_checkpoint, write_checkpoint
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
         Trainer(RunConfig(d_sae=request.d_sae, n_tokens=512, init_seed=i), request.d_in, 512)
         for i in range(request.runs)
     ]
-    saved = {t.config.run_id: Saved(t.state.tensors(), t.state.counters()) for t in trainers}
+    saved = {t.config.run_id: RunState(t.state.tensors(), t.state.counters()) for t in trainers}
     n_bytes = sum(tensor.nbytes for run in saved.values() for tensor in run.tensors.values())
     writing, reading = [], []
     with tempfile.TemporaryDirectory(dir=".") as folder:

@@ -25,7 +25,7 @@ from safetensors.torch import save
 
 import prolu
 from prolu.cli.entry_point import main
-from prolu.studies.checkpoints import Saved, read_checkpoint, write_checkpoint
+from prolu.studies.checkpoints import RunState, read_checkpoint, write_checkpoint
 from prolu.studies.results import Results
 from support import models
 
@@ -275,7 +275,7 @@ def checkpoint_cases(folder: Path) -> Iterator[Case]:
     g = random.Random(0)
     for i in range(40):
         place = folder / f"checkpoint-{i}"
-        write_checkpoint(place, 5, {"run": Saved({"x": torch.arange(50.0)}, {"n_updates": 5, "step": "dense"})})
+        write_checkpoint(place, 5, {"run": RunState({"x": torch.arange(50.0)}, {"n_updates": 5, "step": "dense"})})
         file = g.choice(sorted((place / "checkpoints" / "step-000000000005").iterdir()))
         data = file.read_bytes()
         at = g.randrange(len(data))

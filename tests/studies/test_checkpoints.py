@@ -16,7 +16,7 @@ import prolu.studies.sweep
 from prolu import ActivationStream, RunConfig, Trainer, grid, run_sweep
 from prolu.cli.entry_point import main
 from prolu.runtime.files import before_operation, owned
-from prolu.studies.checkpoints import Clock, Saved, read_checkpoint, write_checkpoint
+from prolu.studies.checkpoints import Clock, RunState, read_checkpoint, write_checkpoint
 from support.interruptions import contents, stop_at
 
 BASE = RunConfig(
@@ -243,7 +243,7 @@ def test_a_folder_has_one_owner_and_the_dead_own_nothing(tiny_stream, tmp_path):
 
 
 def test_two_are_kept_and_they_hold_everything(tmp_path):
-    saved = {"a": Saved({"x": torch.arange(3.0)}, {"n_updates": 7, "curve": ["{}\n"]})}
+    saved = {"a": RunState({"x": torch.arange(3.0)}, {"n_updates": 7, "curve": ["{}\n"]})}
     for step in (1, 2, 10):
         write_checkpoint(tmp_path, step, saved)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000000000002", "step-000000000010"]

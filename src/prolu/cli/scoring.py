@@ -13,7 +13,7 @@ from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.held_out import HeldOut, score
 from prolu.sae.autoencoder import SAE, read_provenance
 from prolu.studies.folder import read_study
-from prolu.studies.scored_study import Saved, Shelf, describe
+from prolu.studies.scored_study import SavedSAE, ScoredStudy, describe
 
 EVAL_TOKENS = 32_768
 
@@ -66,7 +66,7 @@ class Scoring:
             raise ValueError("runs: name at least one folder")
         if self.converged and self.out is None:
             raise ValueError("converged: only with --out")
-        found = [Saved(folder, SAE.load(folder), read_provenance(folder)) for folder in runs]
+        found = [SavedSAE(folder, SAE.load(folder), read_provenance(folder)) for folder in runs]
         study = read_study(self.like) if self.like is not None else None
         places = [self._place(one, study) for one in found]
         for one, place in zip(found, places, strict=True):
@@ -84,12 +84,12 @@ class Scoring:
                 raise ValueError(
                     f"{one.folder}: takes activations of width {one.sae.config.d_in}, {lm.name} gives {lm.d_in} there"
                 )
-        shelf = None if self.out is None else Shelf(self.out, describe(lm, blocks, n_tokens))
-        if shelf is not None:
-            shelf.check(found)
-        return lambda: self._score(found, HeldOut(lm, blocks, n_tokens), shelf)
+        scored_study = None if self.out is None else ScoredStudy(self.out, describe(lm, blocks, n_tokens))
+        if scored_study is not None:
+            scored_study.check(found)
+        return lambda: self._score(found, HeldOut(lm, blocks, n_tokens), scored_study)
 
-    def _place(self, saved: Saved, study: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _place(self, saved: SavedSAE, study: Mapping[str, Any] | None) -> dict[str, Any]:
         """What is to be read for an SAE."""
         asked = {name: value for f in fields(self) if (value := getattr(self, name := f.name)) not in ("", None)}
         if study is None:
@@ -138,11 +138,11 @@ class Scoring:
             raise ValueError(f"data {place['data']!r}: not the text that the study {self.like} was scored on")
         return lm.uncentred() if place["centred"] is False else lm, blocks
 
-    def _score(self, found: Sequence[Saved], held_out: HeldOut, shelf: "Shelf | None") -> None:
+    def _score(self, found: Sequence[SavedSAE], held_out: HeldOut, scored_study: "ScoredStudy | None") -> None:
         for saved in found:
             scores = score(saved.sae, held_out)
-            if shelf is not None:
-                shelf.keep(saved, scores, held_out, converged=True if self.converged else None)
+            if scored_study is not None:
+                scored_study.keep(saved, scores, held_out, converged=True if self.converged else None)
             if self.json:
                 print(json.dumps(scores.figures))
             else:

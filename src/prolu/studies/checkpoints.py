@@ -32,7 +32,7 @@ SHORTEST_SECONDS = 60.0
 """Between two checkpoints, unless the user says otherwise."""
 
 
-class Saved(NamedTuple):
+class RunState(NamedTuple):
     """One run's state."""
 
     tensors: dict[str, torch.Tensor]
@@ -44,7 +44,7 @@ class Checkpoint(NamedTuple):
     """A checkpoint as it was read."""
 
     step: int
-    runs: dict[str, Saved]
+    runs: dict[str, RunState]
     complaints: list[str]
     """A sentence for each newer one that is damaged."""
 
@@ -53,7 +53,7 @@ class DamagedError(Exception):
     """A checkpoint that is not what was written."""
 
 
-def write_checkpoint(folder: Path, step: int, runs: Mapping[str, Saved]) -> None:
+def write_checkpoint(folder: Path, step: int, runs: Mapping[str, RunState]) -> None:
     """Writes the state of all runs, gives it its name, and removes all but the last two.
 
     Raises:
@@ -104,7 +104,7 @@ def _found(folder: Path) -> list[Path]:
     return sorted((folder / CHECKPOINTS_FOLDER).glob("step-*"), reverse=True)
 
 
-def _read(place: Path) -> tuple[int, dict[str, Saved]]:
+def _read(place: Path) -> tuple[int, dict[str, RunState]]:
     try:
         sealed = json.loads((place / MANIFEST_FILE).read_bytes())
         content = sealed["content"]
@@ -116,7 +116,7 @@ def _read(place: Path) -> tuple[int, dict[str, Saved]]:
             data = (place / f"{run_id}.safetensors").read_bytes()
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise DamagedError(f"{run_id} is not what was written")
-            runs[run_id] = Saved(load(data), entry["facts"])
+            runs[run_id] = RunState(load(data), entry["facts"])
         return manifest["step"], runs
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as problem:
         raise DamagedError(f"{type(problem).__name__}: {problem}") from None

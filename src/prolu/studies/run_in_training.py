@@ -11,7 +11,7 @@ from prolu.activations.stream import Batch
 from prolu.evaluation.comparison.frontiers import is_converged
 from prolu.evaluation.held_out import HeldOut, probe, score
 from prolu.runtime.files import write_atomically
-from prolu.studies.checkpoints import Saved
+from prolu.studies.checkpoints import RunState
 from prolu.studies.folder import CURVES_FILE
 from prolu.studies.trackers import Follower
 from prolu.training.config import RunConfig
@@ -65,12 +65,12 @@ class ActiveRun:
         if self.finished and not self.trainer.all_finite():
             raise FloatingPointError("the weights are not finite")
 
-    def saved(self) -> Saved:
+    def saved(self) -> RunState:
         """All that it takes to go on. On a mesh all ranks ask together, and only the first gets the tensors."""
         seen = {"curve": self._curve, "probes": sorted(self._probes.items()), "resampled": self.resampled}
-        return Saved(self.trainer.whole_state(), self.trainer.state.counters() | seen)
+        return RunState(self.trainer.whole_state(), self.trainer.state.counters() | seen)
 
-    def restore_(self, saved: Saved) -> None:
+    def restore_(self, saved: RunState) -> None:
         """Takes up what `saved` gave.
 
         Raises:

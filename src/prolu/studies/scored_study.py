@@ -20,7 +20,7 @@ from prolu.studies.folder import RESULTS_FILE, holds_study, read_study, write_st
 from prolu.training.config import RunConfig
 
 
-class Saved(NamedTuple):
+class SavedSAE(NamedTuple):
     """An SAE on the disk."""
 
     folder: Path
@@ -41,13 +41,13 @@ def describe(lm: LanguageModel, blocks: TokenBlocks, n_tokens: int) -> dict[str,
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ScoredStudy:
     """A study's folder for SAEs that were scored, not trained, here; it grows."""
 
     folder: Path
     config: dict[str, Any]
 
-    def check(self, found: Sequence[Saved]) -> None:
+    def check(self, found: Sequence[SavedSAE]) -> None:
         """Raises ValueError unless the folder is new, or of scores on the same tokens, and has room for these SAEs."""
         names = [run_id(saved) for saved in found]
         if len(set(names)) < len(names):
@@ -63,7 +63,7 @@ class Shelf:
             if weights.is_file() and weights.read_bytes() != saved.sae.files()[WEIGHTS_FILE]:
                 raise ValueError(f"out {str(self.folder)!r}: holds another SAE named {name}; rename {saved.folder}")
 
-    def keep(self, saved: Saved, scores: Scores, held_out: HeldOut, *, converged: bool | None) -> None:
+    def keep(self, saved: SavedSAE, scores: Scores, held_out: HeldOut, *, converged: bool | None) -> None:
         """The SAE, its sums by document and numbers by latent, and its line of results."""
         name = run_id(saved)
         saved.sae.save(self.folder / name, saved.made)
@@ -78,12 +78,12 @@ class Shelf:
         write_atomically(self.folder / RESULTS_FILE, "".join(json.dumps(r) + "\n" for r in records))
 
 
-def run_id(saved: Saved) -> str:
+def run_id(saved: SavedSAE) -> str:
     """Its folder's name."""
     return saved.folder.resolve().name
 
 
-def settings(saved: Saved) -> dict[str, Any]:
+def settings(saved: SavedSAE) -> dict[str, Any]:
     """The settings of a run as its config has them; null where nothing is known, as of an import.
 
     An import's nonlinearity is named with its library, as in `saelens: jumprelu`: it was trained otherwise than ours.

@@ -14,7 +14,7 @@ from prolu.runtime.files import read_json_lines, write_atomically
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
 from prolu.sae.nonlinearities import nonlinearity_named
-from prolu.studies.checkpoints import Saved, read_checkpoint, write_checkpoint
+from prolu.studies.checkpoints import RunState, read_checkpoint, write_checkpoint
 from prolu.studies.folder import FAILURE_FILE, FINAL_FOLDER, MOVABLE, RESULTS_FILE
 from prolu.studies.request import LENGTH_FIELDS, StudyRequest
 from prolu.studies.run_in_training import ActiveRun
@@ -140,7 +140,7 @@ class ActiveStudy:
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         return Followed(out, group, config.run_id, key, run.trainer.describe() | {"stream": stream})
 
-    def _read(self, folder: Path) -> Mapping[str, Saved]:
+    def _read(self, folder: Path) -> Mapping[str, RunState]:
         found = read_checkpoint(folder)
         if found is None:
             return {}
