@@ -207,11 +207,12 @@ def predictions() -> dict[str, Any]:
     }
     paper = {}
     for name in ("experiment1", "experiment2", "experiment3"):
-        recipe = RECIPES[name](768)
-        step = [predicted_step(MeshShape(), recipe.batch_size, 768, r.d_sae)["seconds"] for r in recipe.runs]
-        steps = [r.n_tokens / recipe.batch_size for r in recipe.runs]
+        recipe = RECIPES[name]
+        runs = recipe.runs_at(768)
+        step = [predicted_step(MeshShape(), recipe.batch_size, 768, r.d_sae)["seconds"] for r in runs]
+        steps = [r.n_tokens / recipe.batch_size for r in runs]
         hours = sum(s * n for s, n in zip(step, steps, strict=True)) / 3600
-        paper[name] = {"runs": len(recipe.runs), "gpu_hours": hours}
+        paper[name] = {"runs": len(runs), "gpu_hours": hours}
     return {"assumed": GPU._asdict(), "a million latents, 8 GPUs": million, "the paper": paper}
 
 

@@ -200,7 +200,7 @@ def test_wrong_requests_write_nothing(streams, lm, tiny_blocks, tmp_path):
 @pytest.fixture
 def command(tiny_lm_folder, stories_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(RECIPES, "demo", lambda d_in: Recipe(runs_at(d_in), 64, BUILTIN))
+    monkeypatch.setitem(RECIPES, "demo", Recipe(runs_at, batch_size=64, n_tokens=2560, source=BUILTIN))
     source = ["--lm", str(tiny_lm_folder), "--data", str(stories_file), "--ctx", "32", "--eval-tokens", "320"]
     return ["sweep", "demo", *source, "--batch-size", "64", "--hook", *HOOKS[:2], "--out", "a"]
 

@@ -53,13 +53,13 @@ def test_a_dry_run_prints_all_runs_and_writes_nothing(name, tmp_path, monkeypatc
     monkeypatch.setattr("prolu.studies.cost.measure", lambda *_: RATES)
     assert main(["sweep", name, "--dry-run", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    recipe = RECIPES[name](768)
+    runs = RECIPES[name].runs_at(768)
     assert [(r["nonlinearity"], r["penalty"], r["coeff"], r["lr"]) for r in said["runs"]] == [
-        (r.nonlinearity, r.penalty, r.coeff, r.lr) for r in recipe.runs
+        (r.nonlinearity, r.penalty, r.coeff, r.lr) for r in runs
     ]
-    assert said["estimate"]["n_runs"] == len(recipe.runs)
+    assert said["estimate"]["n_runs"] == len(runs)
     assert said["estimate"]["tokens"] == 97_656 * 4096
-    assert said["estimate"]["disk"] == len(recipe.runs) * (2 * 768 * 12_288 + 12_288 + 768) * 4
+    assert said["estimate"]["disk"] == len(runs) * (2 * 768 * 12_288 + 12_288 + 768) * 4
     assert main(["sweep", name, "--dry-run", "--scale", "0.01"]) == 0
     assert "976 a run" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

@@ -24,9 +24,11 @@ TABLE = {
 @pytest.mark.parametrize(("name", "n_runs"), [("experiment1", 30), ("experiment2", 48), ("experiment3", 30)])
 def test_the_papers_configurations(name, n_runs):
     coefficient, n, lr, encoder_norm, multipliers = TABLE[name]
-    runs, batch_size, source = RECIPES[name](768)
+    recipe = RECIPES[name]
+    runs, source = recipe.runs_at(768), recipe.source
     assert len(runs) == n_runs
-    assert batch_size == 4096
+    assert recipe.batch_size == 4096
+    assert {run.n_tokens for run in runs} == {recipe.n_tokens}
     assert (source["lm"], source["hook"]) == ("gpt2", "blocks.6.hook_resid_pre")
     assert (source["split"], source["eval_split"], source["eval_tokens"]) == ("train[0:40%]", "train[90:95%]", 819_200)
     found = {(run.nonlinearity, run.penalty, f"{run.coeff:.10e}") for run in runs}
@@ -54,17 +56,18 @@ def test_the_papers_configurations(name, n_runs):
 
 
 def test_another_width_scales_coefficients_and_cuts_no_norms():
-    wide, narrow = (RECIPES["experiment1"](d_in).runs[0] for d_in in (768, 128))
+    wide, narrow = (RECIPES["experiment1"].runs_at(d_in)[0] for d_in in (768, 128))
     assert narrow.coeff == pytest.approx(6 * wide.coeff)
     assert narrow.d_sae == 16 * 128
     assert narrow.resample_max_raw_norm is None
 
 
 def test_a_scale_shrinks_everything_together():
-    full = recipe_named("experiment1")(768)
+    full = recipe_named("experiment1")
     small = full.scaled(0.01)
     assert full.scaled(1) == full
-    run = small.runs[7]
+    assert small.n_tokens == 4_000_000
+    run = small.runs_at(768)[7]
     assert (run.n_tokens, run.resample_candidates, run.n_steps(4096)) == (4_000_000, 8192, 976)
     schedule, resampling = run.schedule(4096), run.resampling(4096)
     assert (schedule.warmup_steps, schedule.decay_start_step, schedule.decay_end_step) == (20, 750, 949)
@@ -75,8 +78,9 @@ def test_a_scale_shrinks_everything_together():
 
 @pytest.mark.slow  # trains 30 SAEs
 def test_the_first_sweep_runs_end_to_end_at_a_tiny_scale(tiny_lm, tiny_blocks, tmp_path):
-    recipe = RECIPES["experiment1"](tiny_lm.d_in).scaled(0.0004)._replace(batch_size=256)
-    runs = [replace(run, lr=0.02) for run in recipe.runs]  # so few steps kill no latent at the paper's rate
+    recipe = RECIPES["experiment1"].scaled(0.0004)._replace(batch_size=256)
+    # At the paper's rate so few steps kill no latent.
+    runs = [replace(run, lr=0.02) for run in recipe.runs_at(tiny_lm.d_in)]
     stream = ActivationStream(tiny_lm, tiny_blocks, batch_size=recipe.batch_size)
     results = run_sweep(runs, stream, tmp_path / "experiment1", eval_tokens=320, progress=False)
     assert len(results.runs) == 30

@@ -86,7 +86,7 @@ def test_off_by_default_and_the_coefficient_warms_up_where_asked():
         plain.step(sparse_activations(64, 8, seed=seed, dtype=torch.float32))
     assert seen == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01])
     assert RunConfig().steering(4096) is None
-    assert all(run.target_l0 is None for name in RECIPES if name != "comparison" for run in RECIPES[name](768).runs)
+    assert all(run.target_l0 is None for name in RECIPES if name != "comparison" for run in RECIPES[name].runs_at(768))
 
 
 def test_of_topk_the_target_is_the_k():
@@ -99,14 +99,14 @@ def test_of_topk_the_target_is_the_k():
 
 
 def test_any_study_can_be_had_at_target_l0s():
-    recipe = RECIPES["demo"](128).at_targets((8, 32))
-    assert len(recipe.runs) == 12
-    assert {run.target_l0 for run in recipe.runs} == {8.0, 32.0}
-    assert len({run.run_id for run in recipe.runs}) == 12
+    runs = RECIPES["demo"].at_targets((8, 32)).runs_at(128)
+    assert len(runs) == 12
+    assert {run.target_l0 for run in runs} == {8.0, 32.0}
+    assert len({run.run_id for run in runs}) == 12
 
 
 def test_the_comparison_has_its_families_targets_and_seeds():
-    runs = RECIPES["comparison"](128).runs
+    runs = RECIPES["comparison"].runs_at(128)
     assert {run.d_sae for run in runs} == {1024}
     assert len({run.family for run in runs}) == 10
     assert len({run.run_id for run in runs}) == len(runs) == 10 * 4 * 3

@@ -1,7 +1,6 @@
 """The requests of the command line as dataclasses, from which their flags and help are made."""
 
 from dataclasses import asdict, dataclass, field, replace
-from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +22,7 @@ from prolu.cli.scoring import Scoring
 from prolu.interop import check_new, export_files, import_sae, write_folder
 from prolu.runtime.hub import MAIN
 from prolu.studies.groups.engine import Engine
-from prolu.studies.recipes import GPT2_WIDTH, RECIPES, recipe_named
+from prolu.studies.recipes import DESCRIPTIONS, RECIPES, recipe_named
 from prolu.studies.sweep import with_seeds
 from prolu.training.config import RunConfig
 
@@ -105,7 +104,8 @@ class Study:
 
     def resolved_source(self) -> Source:
         """On the study's own data also its own column and splits, where they were not set."""
-        own, plain = RECIPES[self.recipe](GPT2_WIDTH).source, Source()
+        own = RECIPES[self.recipe].source
+        plain = Source()
         if self.source.data != own["data"]:
             return self.source
         unset = {name for name in DATA_FIELDS if getattr(self.source, name) == getattr(plain, name)}
@@ -113,22 +113,21 @@ class Study:
 
     def at_width(self, d_in: int) -> tuple[list[RunConfig], int]:
         """What it trains on activations of that width, and in batches of which size."""
-        recipe = recipe_named(self.recipe)(d_in).scaled(self.scale)
-        runs = (recipe.at_targets(self.target_l0) if self.target_l0 else recipe).runs
+        recipe = recipe_named(self.recipe).scaled(self.scale)
+        runs = (recipe.at_targets(self.target_l0) if self.target_l0 else recipe).runs_at(d_in)
         runs = with_seeds(runs, self.init_seeds) if self.init_seeds else runs
         return [replace(run, precision=self.precision) for run in runs], self.batch_size
 
 
 def _default_study(name: str) -> Study:
-    recipe = RECIPES[name](GPT2_WIDTH)
+    recipe = RECIPES[name]
     kept = {key: value for key, value in recipe.source.items() if key not in DATA_FIELDS}
     source = replace(Source(), **kept | {"hook": (kept["hook"],)})  # pyright: ignore[reportArgumentType]
     return Study(recipe=name, batch_size=recipe.batch_size, source=source, out=Path("runs") / name)
 
 
 def _study(name: str) -> Any:
-    described = cleandoc(RECIPES[name].__doc__ or "")
-    return subcommand(name, default=_default_study(name), description=described)
+    return subcommand(name, default=_default_study(name), description=DESCRIPTIONS[name])
 
 
 @dataclass(frozen=True, kw_only=True)

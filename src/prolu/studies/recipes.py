@@ -8,35 +8,57 @@ from prolu.training.config import RunConfig
 
 
 class Recipe(NamedTuple):
-    """What a sweep trains."""
+    """What a sweep trains, before the width of the activations is known."""
 
-    runs: list[RunConfig]
+    runs_at: Callable[[int], list[RunConfig]]
+    """The runs to train on activations of width d_in. Only coefficients and d_sae may depend on the width."""
     batch_size: int
+    """Tokens per training step."""
+    n_tokens: int
+    """Training tokens of the longest run."""
     source: Mapping[str, str | int]
-    """Where its activations come from, unless one says otherwise: lm, hook, data and what goes with them."""
+    """Default options of the source of activations: lm, hook, data and the fields that belong to the data."""
+
+    def changed(self, change: Callable[[list[RunConfig]], list[RunConfig]]) -> "Recipe":
+        """Return the same study with its list of runs changed."""
+        return self._replace(runs_at=lambda d_in: change(self.runs_at(d_in)))
 
     def scaled(self, factor: float) -> "Recipe":
-        """The same study on `factor` times the tokens: schedule, resampling and its candidates shrink with it."""
+        """Return the same study on `factor` times the tokens; schedule, resampling and its candidates shrink with it.
+
+        Raises:
+            ValueError: `factor` is not positive and finite.
+        """
         if not 0 < factor < float("inf"):
             raise ValueError(f"scale {factor}: must be more than 0, and finite")
-        runs = [
-            replace(
-                run,
-                n_tokens=round(factor * run.n_tokens),
-                resample_candidates=max(1, round(factor * run.resample_candidates)),
-            )
-            for run in self.runs
-        ]
-        return self._replace(runs=runs) if factor != 1 else self
+        if factor == 1:
+            return self
+
+        def shortened(run: RunConfig) -> RunConfig:
+            n_candidates = max(1, round(factor * run.resample_candidates))
+            return replace(run, n_tokens=round(factor * run.n_tokens), resample_candidates=n_candidates)
+
+        shorter = self.changed(lambda runs: [shortened(run) for run in runs])
+        return shorter._replace(n_tokens=round(factor * self.n_tokens))
 
     def at_targets(self, target_l0s: Sequence[float]) -> "Recipe":
-        """Each family once at each L0, in place of its grid of coefficients, whose middle is where steering starts."""
-        families: dict[str, list[RunConfig]] = {}
-        for run in self.runs:
-            families.setdefault(run.family, []).append(run)
-        middle = [sorted(runs, key=lambda run: run.coeff)[len(runs) // 2] for runs in families.values()]
-        return self._replace(runs=[replace(run, target_l0=float(l0)) for run in middle for l0 in target_l0s])
+        """Return each family once at each target L0, instead of at its grid of coefficients.
 
+        The L0 controller starts from the middle coefficient of the family's grid.
+        """
+
+        def at_each_target(runs: list[RunConfig]) -> list[RunConfig]:
+            families: dict[str, list[RunConfig]] = {}
+            for run in runs:
+                families.setdefault(run.family, []).append(run)
+            middle = [sorted(grid, key=lambda run: run.coeff)[len(grid) // 2] for grid in families.values()]
+            return [replace(run, target_l0=float(l0)) for run in middle for l0 in target_l0s]
+
+        return self.changed(at_each_target)
+
+
+GPT2_WIDTH = 768
+"""Where coefficients and the cut of raw norms were chosen; elsewhere coefficients go with 1 / width, no norm is cut."""
 
 BUILTIN: Mapping[str, str | int] = {"lm": "builtin", "hook": "blocks.2.hook_resid_pre", "data": "builtin"}
 
@@ -51,6 +73,8 @@ PAPER_SOURCE: Mapping[str, str | int] = {
 }
 """Sections 3 and 4 of the method."""
 
+DEMO_TOKENS = 5000 * 512
+
 DEMO_COEFFS = {
     "relu + l1": (1.0e-3, 1.6e-3, 2.7e-3),
     "prolu_relu + l1": (6.7e-4, 1.2e-3, 2.1e-3),
@@ -62,19 +86,16 @@ DEMO_COEFFS = {
 """Per family, so that the families' ranges of L0 overlap: they respond very differently to one coefficient."""
 
 
-def demo(d_in: int) -> Recipe:
-    """Six families (three nonlinearities, two penalties), minutes on two cores.
-
-    Coefficients are those of width 768, times 768 / d_in: the MSE is a mean over d_in, the penalty a sum.
-    """
-    base = RunConfig(d_sae=512, n_tokens=5000 * 512, lr=5e-3, warmup_fraction=0.02, lr_floor=0.05)
+def _demo_runs(d_in: int) -> list[RunConfig]:
+    base = RunConfig(d_sae=512, n_tokens=DEMO_TOKENS, lr=5e-3, warmup_fraction=0.02, lr_floor=0.05)
     runs = []
     for family, coeffs in DEMO_COEFFS.items():
         nonlinearity, penalty = family.split(" + ")
         for coeff in coeffs:
-            scaled = float(f"{coeff * 768 / d_in:.3g}")
+            # The MSE is a mean over d_in and the penalty a sum, so a coefficient is worth less at a larger width.
+            scaled = float(f"{coeff * GPT2_WIDTH / d_in:.3g}")
             runs.append(replace(base, nonlinearity=nonlinearity, penalty=penalty, coeff=scaled))
-    return Recipe(runs, batch_size=512, source=BUILTIN)
+    return runs
 
 
 COMPARISON_FAMILIES = [
@@ -90,39 +111,40 @@ COMPARISON_FAMILIES = [
     ("batchtopk", "none"),
 ]
 
+COMPARISON_TOKENS = 2**22
+
 COMPARISON_L0S = (8.0, 16.0, 32.0, 64.0)
 
 COMPARISON_SEEDS = (0, 1, 2)
 
 
-def comparison(d_in: int) -> Recipe:
-    """ReLU and both ProLUs under both penalties, Gated, JumpReLU, TopK and BatchTopK, at four L0s, three seeds each.
-
-    The learning rate falls over the second half, so that little of it is left once coefficients are frozen.
-    """
+def _comparison_runs(d_in: int) -> list[RunConfig]:
     base = RunConfig(
-        d_sae=8 * d_in, n_tokens=2**22, lr=4e-3, warmup_fraction=0.05, coeff_warmup_fraction=0.05,
-        decay_start_fraction=0.5, lr_floor=0.02, aux_dead_tokens=200_000,
-    )  # fmt: skip
-    runs = [
-        replace(
-            base, nonlinearity=nonlinearity, penalty=penalty, target_l0=l0, init_seed=seed,
-            coeff=(0.7 if penalty == "l0" else 2.0) / d_in,
-        )
-        for nonlinearity, penalty in COMPARISON_FAMILIES
-        for l0 in COMPARISON_L0S
-        for seed in COMPARISON_SEEDS
-    ]  # fmt: skip
-    return Recipe(runs, batch_size=512, source=BUILTIN)
+        d_sae=8 * d_in,
+        n_tokens=COMPARISON_TOKENS,
+        lr=4e-3,
+        warmup_fraction=0.05,
+        coeff_warmup_fraction=0.05,
+        # The learning rate falls over the second half, so that little of it is left once coefficients are frozen.
+        decay_start_fraction=0.5,
+        lr_floor=0.02,
+        aux_dead_tokens=200_000,
+    )
+    runs = []
+    for nonlinearity, penalty in COMPARISON_FAMILIES:
+        coeff = (0.7 if penalty == "l0" else 2.0) / d_in
+        family = {"nonlinearity": nonlinearity, "penalty": penalty, "coeff": coeff}
+        for l0 in COMPARISON_L0S:
+            runs += [replace(base, **family, target_l0=l0, init_seed=seed) for seed in COMPARISON_SEEDS]
+    return runs
 
+
+PAPER_TOKENS = 400_000_000
 
 PAPER_STEPS = 97_656
 """400M tokens in batches of 4,096."""
 
 PAPER_FAMILIES = [(n, p) for p in ("l1", "sqrt_l1") for n in ("relu", "prolu_relu", "prolu_ste")]
-
-GPT2_WIDTH = 768
-"""Where coefficients and the cut of raw norms were chosen; elsewhere coefficients go with 1 / width, no norm is cut."""
 
 EXPERIMENT3_MULTIPLIERS = {
     ("prolu_ste", "l1"): 0.3,
@@ -134,63 +156,63 @@ EXPERIMENT3_MULTIPLIERS = {
 }
 
 
-def experiment1(d_in: int) -> Recipe:
-    """The paper's first sweep, 30 runs: section 3 of the method."""
-    return _paper(d_in, [3e-4 * 2**i for i in range(5)], lr=1e-3, encoder_norm=0.02)
-
-
-def experiment2(d_in: int) -> Recipe:
-    """The paper's second sweep, 48 runs, at a lower learning rate."""
-    return _paper(d_in, [3e-4 * 1.58**i for i in range(8)], lr=3e-4, encoder_norm=0.02)
-
-
-def experiment3(d_in: int) -> Recipe:
-    """The paper's third sweep, 30 runs: coefficients by family, larger encoder norms at resampling."""
-    return _paper(
-        d_in, [4e-4 * 1.5**i for i in range(5)], lr=1e-3, encoder_norm=0.2, multipliers=EXPERIMENT3_MULTIPLIERS
-    )
-
-
 def _paper(
-    d_in: int,
     coeffs: list[float],
     *,
     lr: float,
     encoder_norm: float,
     multipliers: dict[tuple[str, str], float] | None = None,
 ) -> Recipe:
-    """The paper's protocol over six families. Shares of its 97,656 steps, so that another length keeps the shape."""
-    base = RunConfig(
-        d_sae=16 * d_in,
-        n_tokens=400_000_000,
-        lr=lr,
-        warmup_fraction=2_000 / PAPER_STEPS,
-        decay_start_fraction=75_000 / PAPER_STEPS,
-        decay_end_fraction=95_000 / PAPER_STEPS,
-        resample_fractions=(25_000 / PAPER_STEPS, 50_000 / PAPER_STEPS),
-        resample_count_fraction=12_500 / PAPER_STEPS,
-        resample_encoder_norm=encoder_norm,
-        resample_max_raw_norm=2500.0 if d_in == GPT2_WIDTH else None,
-    )
-    runs = []
-    for nonlinearity, penalty in PAPER_FAMILIES:
-        factor = (multipliers or {}).get((nonlinearity, penalty), 1.0) * GPT2_WIDTH / d_in
-        runs += [replace(base, nonlinearity=nonlinearity, penalty=penalty, coeff=c * factor) for c in coeffs]
-    return Recipe(runs, batch_size=4096, source=PAPER_SOURCE)
+    """Return one of the paper's sweeps: its protocol over six families, at these coefficients for width 768."""
+
+    def runs_at(d_in: int) -> list[RunConfig]:
+        # Fractions of the paper's 97,656 steps, so that a run of another length keeps the shape of the schedule.
+        base = RunConfig(
+            d_sae=16 * d_in,
+            n_tokens=PAPER_TOKENS,
+            lr=lr,
+            warmup_fraction=2_000 / PAPER_STEPS,
+            decay_start_fraction=75_000 / PAPER_STEPS,
+            decay_end_fraction=95_000 / PAPER_STEPS,
+            resample_fractions=(25_000 / PAPER_STEPS, 50_000 / PAPER_STEPS),
+            resample_count_fraction=12_500 / PAPER_STEPS,
+            resample_encoder_norm=encoder_norm,
+            resample_max_raw_norm=2500.0 if d_in == GPT2_WIDTH else None,
+        )
+        runs = []
+        for nonlinearity, penalty in PAPER_FAMILIES:
+            factor = (multipliers or {}).get((nonlinearity, penalty), 1.0) * GPT2_WIDTH / d_in
+            runs += [replace(base, nonlinearity=nonlinearity, penalty=penalty, coeff=c * factor) for c in coeffs]
+        return runs
+
+    return Recipe(runs_at, batch_size=4096, n_tokens=PAPER_TOKENS, source=PAPER_SOURCE)
 
 
-RECIPES: dict[str, Callable[[int], Recipe]] = {
-    "demo": demo,
-    "comparison": comparison,
-    "experiment1": experiment1,
-    "experiment2": experiment2,
-    "experiment3": experiment3,
+RECIPES: dict[str, Recipe] = {
+    "demo": Recipe(_demo_runs, batch_size=512, n_tokens=DEMO_TOKENS, source=BUILTIN),
+    "comparison": Recipe(_comparison_runs, batch_size=512, n_tokens=COMPARISON_TOKENS, source=BUILTIN),
+    "experiment1": _paper([3e-4 * 2**i for i in range(5)], lr=1e-3, encoder_norm=0.02),
+    "experiment2": _paper([3e-4 * 1.58**i for i in range(8)], lr=3e-4, encoder_norm=0.02),
+    "experiment3": _paper(
+        [4e-4 * 1.5**i for i in range(5)], lr=1e-3, encoder_norm=0.2, multipliers=EXPERIMENT3_MULTIPLIERS
+    ),
 }
-"""By the name that `prolu sweep` takes."""
+"""The studies that have a name, by the name that `prolu sweep` takes."""
+
+DESCRIPTIONS = {
+    "demo": "Six families (three nonlinearities, two penalties) at three coefficients each: minutes on two cores.",
+    "comparison": "ReLU and both ProLUs under both penalties, Gated, JumpReLU, TopK and BatchTopK, at four target L0s "
+    "with three seeds each.",
+    "experiment1": "The paper's first sweep: 30 SAEs (section 3 of the method).",
+    "experiment2": "The paper's second sweep: 48 SAEs at a lower learning rate.",
+    "experiment3": "The paper's third sweep: 30 SAEs with a range of coefficients for each family and larger encoder "
+    "norms at resampling.",
+}
+"""What `prolu sweep --help` says of each study."""
 
 
-def recipe_named(name: str) -> Callable[[int], Recipe]:
-    """The recipe of that name.
+def recipe_named(name: str) -> Recipe:
+    """Return the recipe of that name.
 
     Raises:
         ValueError: there is none.
