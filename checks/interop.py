@@ -153,9 +153,9 @@ def exports(run: Path, folder: Path, acts: Tensor) -> list[Check]:
 
 
 def examples(run: Path, folder: Path, acts: Tensor) -> None:
-    """Runs what `docs/interop.md` shows of the others."""
+    """Runs what `docs/howto/interop.md` shows of the others."""
     shown = re.findall(
-        r"^```py\n(.*?)^```$", (ROOT / "docs" / "interop.md").read_text(), flags=re.DOTALL | re.MULTILINE
+        r"^```py\n(.*?)^```$", (ROOT / "docs" / "howto" / "interop.md").read_text(), flags=re.DOTALL | re.MULTILINE
     )
     write_folder(folder / "theirs" / "saelens", export_files(run, "saelens"))
     write_folder(folder / "theirs" / "dl", export_files(run, "dictionary_learning", inputs_normalised=True))

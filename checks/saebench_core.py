@@ -4,7 +4,7 @@
 
 Trains three SAEs on the built-in model, makes `.venv-saebench` if it is not there, runs SAEBench's code there, and
 computes its figures once more with our model and SAEs by its definitions. Ends with one line; exit code 1 if one of its
-figures is another then. `docs/saebench.md` says what the definitions are, and what stands in for the hub.
+figures is another then. `docs/howto/saebench.md` says what the definitions are, and what stands in for the hub.
 """
 
 import argparse

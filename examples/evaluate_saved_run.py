@@ -2,7 +2,7 @@
 
     python examples/evaluate_saved_run.py RUN TOKENS.npy [--lm FOLDER_OR_NAME]
 
-RUN is a run's folder, TOKENS.npy its held-out blocks [n, ctx] (`docs/format.md` says how to write them).
+RUN is a run's folder, TOKENS.npy its held-out blocks [n, ctx] (`docs/reference/format.md` says how to write them).
 """
 
 import argparse

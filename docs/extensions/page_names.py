@@ -1,4 +1,8 @@
-"""`docs/format.md`, as pages name each other for readers of the source, is a link to that page on the site."""
+"""Turn the name of a page in code font, for example `docs/format.md`, into a link to that page on the site.
+
+Docstrings and the lab notebook name pages in this way. The notebook is history and is not edited when a page moves, so
+a page is found by its file name, in whatever folder it lies now.
+"""
 
 import re
 
@@ -7,29 +11,35 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-PAGE = re.compile(r"docs/([\w/-]+)\.md")
+PAGE = re.compile(r"docs/(?:\w+/)*([\w-]+)\.md")
 
 
 class LinkPageNames(SphinxPostTransform):
-    """Replaces the name by the page's title; a page that is not there is a warning, so an error."""
+    """The replacement of page names by links; a page that does not exist is a warning, and so an error."""
 
     default_priority = 5  # before references are resolved
 
     def run(self, **kwargs: object) -> None:
-        """Of one page."""
+        """Replace the page names of one document."""
+        pages = {docname.rpartition("/")[2]: docname for docname in self.env.found_docs}
         for literal in list(self.document.findall(nodes.literal)):
-            if (name := PAGE.fullmatch(literal.astext())) is None:
+            name = PAGE.fullmatch(literal.astext())
+            if name is None:
                 continue
-            target = f"/{name[1]}"
             link = addnodes.pending_xref(
-                "", refdomain="std", reftype="doc", reftarget=target, refexplicit=False, refwarn=True,
+                "",
+                refdomain="std",
+                reftype="doc",
+                reftarget="/" + pages.get(name[1], name[1]),
+                refexplicit=False,
+                refwarn=True,
                 refdoc=self.env.docname,
-            )  # fmt: skip
+            )
             link += nodes.inline("", name[1], classes=["doc"])
             literal.replace_self(link)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Adds it."""
+    """Add the transform to Sphinx."""
     app.add_post_transform(LinkPageNames)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

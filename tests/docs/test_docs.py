@@ -30,15 +30,15 @@ NOT_RUN_COMMANDS = {
 """By the beginning of a command."""
 
 SHOWN_ONLY = {
-    "docs/hub.md": "needs the hub",
-    "docs/interop.md": "needs SAELens and dictionary_learning: `make interop`; its commands: test_interop.py",
-    "docs/trackers.md": "an argument, in a call that other pages run",
-    "docs/saebench.md": "needs sae-bench in an environment of its own",
-    "docs/replication.md": "needs a model and a text that are not ours to distribute, and hours",
+    "docs/howto/hub.md": "needs the hub",
+    "docs/howto/interop.md": "needs SAELens and dictionary_learning: `make interop`; its commands: test_interop.py",
+    "docs/howto/trackers.md": "an argument, in a call that other pages run",
+    "docs/howto/saebench.md": "needs sae-bench in an environment of its own",
+    "docs/findings/replication.md": "needs a model and a text that are not ours to distribute, and hours",
 }
 """Pages with code that is not run."""
 
-GOES_ON_FROM = {"docs/embedding.md": "README.md", "docs/interop.md": "README.md"}
+GOES_ON_FROM = {"docs/howto/embedding.md": "README.md", "docs/howto/interop.md": "README.md"}
 """Pages whose examples use what another's have trained: they are run after them, in their folder."""
 
 CODE = re.compile(r"^((prolu|pip|make|python|torchrun) |(from|import) \w)", re.MULTILINE)

@@ -76,7 +76,7 @@ def run_sweep(
         eval_tokens: held-out tokens to score on.
         checkpoint_seconds: between two checkpoints; None: a minute or more, and under 3% of the time.
         keep_state: keep the moments of finished runs, so that they can be extended to more tokens.
-        trackers: also write training curves to `wandb`, `tensorboard` or both; they decide no bit (docs/trackers.md).
+        trackers: also write training curves to `wandb`, `tensorboard` or both (docs/howto/trackers.md).
         progress: show rates and time left.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Our own format: a run's folder (docs/format.md)."""
+"""Our own format: a run's folder (docs/reference/format.md)."""
 
 from collections.abc import Mapping
 from pathlib import Path
