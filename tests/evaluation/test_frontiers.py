@@ -8,10 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prolu.evaluation.comparison.claims import paper_claims, verdicts
-from prolu.evaluation.comparison.frontiers import compare, curve, curves, is_converged, pareto_mask
+from prolu.evaluation.comparison.frontiers import compare, curve, curves, is_converged, pareto_best, pareto_mask
 from prolu.evaluation.comparison.verdicts import Verdict
 
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=25)
+
+
+@given(POINTS)
+def test_pareto_best_are_the_runs_of_the_mask(points):
+    runs = [{"run_id": i, "l1": x, "mse": y} for i, (x, y) in enumerate(points)]
+    mask = pareto_mask([p[0] for p in points], [p[1] for p in points])
+    assert [r["run_id"] for r in pareto_best(runs, "l1", "mse")] == [i for i, best in enumerate(mask) if best]
 
 
 @given(POINTS)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from prolu import SAE, HeldOut, LanguageModel, SAEConfig, evaluate
 from prolu.evaluation.comparison.figures import draw_scale_response, save_figure
-from prolu.evaluation.held_out import score
+from prolu.evaluation.held_out import choose_blocks, score
 from prolu.evaluation.latents import latent_figures, scale_response
 from prolu.evaluation.metrics import CodeSums
 from prolu.evaluation.predictions import clean_predictions, kl_of_logits, spliced_losses
@@ -62,6 +62,17 @@ def test_blocks_without_documents_count_as_such(tiny_lm, tiny_blocks):
     held_out = HeldOut(tiny_lm, replace(tiny_blocks, held_out_documents=None), 320)
     assert held_out.unit == "block"
     assert score(sae_of(), held_out).documents.n_tokens.tolist() == [32.0] * 10
+
+
+def test_the_choice_of_blocks_needs_a_token_and_a_block(tiny_lm, tiny_blocks):
+    from dataclasses import replace
+
+    assert set(choose_blocks(tiny_blocks, 33)) < set(choose_blocks(tiny_blocks, 320))
+    assert choose_blocks(tiny_blocks, 10**9).tolist() == list(range(len(tiny_blocks.held_out)))
+    with pytest.raises(ValueError, match="eval_tokens 0: must be at least 1"):
+        HeldOut(tiny_lm, tiny_blocks, 0)
+    with pytest.raises(ValueError, match="hold out none"):
+        HeldOut(tiny_lm, replace(tiny_blocks, held_out=tiny_blocks.held_out[:0]), 640)
 
 
 def test_perfect_reconstruction(held_out):

@@ -25,17 +25,29 @@ WITHOUT_BOS = "_no_bos"
 """Suffix of the figures that leave position 0 alone: not counted, and in the splice its true activation."""
 
 
+def choose_blocks(blocks: TokenBlocks, n_tokens: int) -> np.ndarray:
+    """Return the numbers, in ascending order, of the held-out blocks that hold `n_tokens` tokens (or all there are).
+
+    The choice depends on the blocks alone, so all SAEs that are scored on them are scored on the same tokens. Fewer
+    tokens are a subset of more.
+    """
+    # The same key wherever held-out blocks are chosen: the pages of latents show the text that the scores are of.
+    order = torch.randperm(len(blocks.held_out), generator=keyed_generator("held-out"))
+    n_blocks = min(math.ceil(n_tokens / blocks.ctx), len(order))
+    return order[:n_blocks].sort().values.numpy()
+
+
 class HeldOut:
     """A fixed choice of held-out blocks with everything that no SAE changes, computed once."""
 
     def __init__(self, lm: LanguageModel, blocks: TokenBlocks, n_tokens: int = 32_768):
         """Args: `n_tokens` is cut to what there is; the choice depends on the blocks alone."""
-        n_blocks = min(math.ceil(n_tokens / blocks.ctx), len(blocks.held_out))
-        if n_blocks < 1:
+        if n_tokens < 1:
             raise ValueError(f"eval_tokens {n_tokens}: must be at least 1")
-        order = torch.randperm(len(blocks.held_out), generator=keyed_generator("held-out"))
+        if not len(blocks.held_out):
+            raise ValueError("these token blocks hold out none for evaluation; at least 1 is needed")
         self.lm = lm
-        chosen = order[:n_blocks].sort().values.numpy()
+        chosen = choose_blocks(blocks, n_tokens)
         self.tokens = blocks.held_out[chosen]
         numbers = blocks.held_out_documents
         self.unit = "block" if numbers is None else "document"

@@ -59,12 +59,19 @@ class LatentFigures(NamedTuple):
 def latent_figures(sae: SAE, code: CodeSums) -> LatentFigures:
     """From the weights of an SAE, and sums of its code."""
     weights = sae.weights
-    cosine = torch.nn.functional.cosine_similarity(weights.encoder.double(), weights.decoder.double(), dim=1).cpu()
+    cosine = encoder_decoder_cosine(sae)
     if "b_enc" in weights.own:
         negative = (weights.own["b_enc"] < 0).double().cpu()
     else:
         negative = torch.full_like(cosine, torch.nan)
     return LatentFigures(code.density, code.mean_when_on, cosine, negative)
+
+
+@torch.no_grad()
+def encoder_decoder_cosine(sae: SAE) -> Float[Tensor, " d_sae"]:
+    """Return the cosine of each latent's encoder column W_enc[:, i] and decoder row W_dec[i], in float64 on the CPU."""
+    weights = sae.weights
+    return torch.nn.functional.cosine_similarity(weights.encoder.double(), weights.decoder.double(), dim=1).cpu()
 
 
 class Response(NamedTuple):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from prolu.evaluation.comparison.frontiers import Record, family, pareto_mask
+from prolu.evaluation.comparison.frontiers import Record, family, pareto_best
 
 TAGS = ("sparse-autoencoder", "interpretability", "mechanistic-interpretability")
 
@@ -93,9 +93,7 @@ def _model(lm: str) -> str:
 
 def _table(records: Sequence[Record]) -> str:
     """A row an SAE, by family and L0."""
-    converged = [r for r in records if r["converged"]]
-    mask = pareto_mask([r["l0"] for r in converged], [r["degradation"] for r in converged])
-    best = {r["run_id"] for r, on in zip(converged, mask, strict=True) if on}
+    best = {r["run_id"] for r in pareto_best(r for r in records if r["converged"])}
     order = list(dict.fromkeys(family(r) for r in records))
     rows = [COLUMNS, ("---", "---", *("--:",) * (len(COLUMNS) - 2))]
     for r in sorted(records, key=lambda r: (order.index(family(r)), r["l0"])):

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prolu.evaluation.comparison.claims import Claim, paper_claims, verdicts
-from prolu.evaluation.comparison.frontiers import Record, family, pareto_mask, studies
+from prolu.evaluation.comparison.frontiers import Record, family, pareto_best, studies
 from prolu.evaluation.comparison.points import summaries
 from prolu.evaluation.comparison.verdicts import Verdict, told
 from prolu.studies.cost import DENSE_SHARE, TYPICAL_L0, Estimate
@@ -47,9 +47,7 @@ def print_summary(
         table.add_column("study", no_wrap=True)
     for name in ("coeff", "L0", "degradation", "recovered", "MSE", "L1", "dead", "converged"):
         table.add_column(name, justify="right", no_wrap=True)
-    converged = [r for r in records if r["converged"]]
-    mask = pareto_mask([r["l0"] for r in converged], [r["degradation"] for r in converged])
-    best = {r["run_id"] for r, on in zip(converged, mask, strict=True) if on}
+    best = {r["run_id"] for r in pareto_best(r for r in records if r["converged"])}
     last, order = "", list(dict.fromkeys(family(r) for r in records))
     for r in sorted(records, key=lambda r: (order.index(family(r)), r["l0"])):
         name = family(r)

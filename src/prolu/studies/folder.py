@@ -1,7 +1,9 @@
 """The folder of a study: the names of its files, and what reads and writes them."""
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,11 @@ RESULTS_FILE, STUDY_FILE, CURVES_FILE = "results.jsonl", "config.json", "metrics
 
 FAILURE_FILE = "failure.json"
 """In the folder of a run that was stopped because it failed."""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a study's numbers."""
+    return {"python": platform.python_version()} | {p: version(p) for p in ("prolu", "torch", "transformers")}
 
 
 def failures(folder: Path) -> dict[str, str]:

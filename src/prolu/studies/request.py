@@ -1,10 +1,8 @@
 """A study's folder: whether a request fits what it holds, and what may grow."""
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +20,7 @@ from prolu.studies.folder import (
     holds_study,
     make_folder,
     read_study,
+    versions,
     write_study,
 )
 from prolu.training.config import RunConfig
@@ -52,7 +51,7 @@ def describe_study(request: StudyRequest) -> dict[str, Any]:
         "n_threads": stream.mesh.n_threads or torch.get_num_threads(),
         "crossovers": {str(d): crossover_density("cpu", stream.d_in, d) for d in sorted({r.d_sae for r in runs})},
         "runs": [asdict(run) for run in runs],
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("prolu", "torch", "transformers")},
+        "versions": versions(),
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prolu.evaluation.comparison.frontiers import Record, family, pareto_mask
+from prolu.evaluation.comparison.frontiers import Record, family, pareto_best
 from prolu.evaluation.comparison.verdicts import Verdict, verdict_table
 from prolu.runtime.files import read_json_lines
 from prolu.sae.autoencoder import SAE
@@ -94,10 +94,9 @@ class Results:
         for name in (x, y):
             if self.records and name not in self.records[0]:
                 raise ValueError(f"result {name!r}: choose one of {', '.join(self.records[0])}")
-        converged = [run for run in self.runs if run.record["converged"]]
-        mask = pareto_mask([r.record[x] for r in converged], [r.record[y] for r in converged])
-        best = [run for run, on in zip(converged, mask, strict=True) if on]
-        return Frontier(x, y, sorted(best, key=lambda run: run.record[x]), self.runs)
+        best = pareto_best((r for r in self.records if r["converged"]), x, y)
+        in_order = sorted(best, key=lambda r: r[x])
+        return Frontier(x, y, [Run(self.folder / r["run_id"], r) for r in in_order], self.runs)
 
     def best(self, l0: float, nonlinearity: str | None = None) -> Run:
         """Of the runs within a quarter of this L0 (or the nearest), the one that loses least.

@@ -1,10 +1,8 @@
 """A study of SAEs that were scored here and trained elsewhere."""
 
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +14,7 @@ from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.held_out import HeldOut, Scores
 from prolu.runtime.files import read_json_lines, write_atomically
 from prolu.sae.autoencoder import SAE, WEIGHTS_FILE
-from prolu.studies.folder import RESULTS_FILE, holds_study, read_study, write_study
+from prolu.studies.folder import RESULTS_FILE, holds_study, read_study, versions, write_study
 from prolu.training.config import RunConfig
 
 
@@ -36,7 +34,7 @@ def describe(lm: LanguageModel, blocks: TokenBlocks, n_tokens: int) -> dict[str,
         "eval_tokens": n_tokens,
         "n_threads": torch.get_num_threads(),
         "runs": [],
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("prolu", "torch", "transformers")},
+        "versions": versions(),
     }
 
 

@@ -1,9 +1,9 @@
 """Comparing families of SAEs: Pareto frontiers, matched sparsity, the convergence rule."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from prolu.training.config import RunConfig, family_of
 
 Record = Mapping[str, Any]
 """One finished run: a line of results.jsonl."""
+
+AnyRecord = TypeVar("AnyRecord", bound=Mapping[str, Any])
 
 CONVERGENCE_TOLERANCE = 0.05
 """Largest relative change of held-out L0 and MSE over the last fifth of training at full learning rate."""
@@ -29,8 +31,18 @@ def is_converged(before: Mapping[str, float], after: Mapping[str, float]) -> boo
     )
 
 
+def pareto_best(records: Iterable[AnyRecord], x: str = "l0", y: str = "degradation") -> list[AnyRecord]:
+    """Return the runs that no other of these runs beats, in the order given.
+
+    One run beats another if it is at least as low in both x and y, and lower in one of them.
+    """
+    runs = list(records)
+    mask = pareto_mask([run[x] for run in runs], [run[y] for run in runs])
+    return [run for run, best in zip(runs, mask, strict=True) if best]
+
+
 def pareto_mask(x: Sequence[float], y: Sequence[float]) -> list[bool]:
-    """Points that no other point beats: none is as low in both and lower in one."""
+    """Return, for each point (x, y), whether no other point beats it, as in `pareto_best`."""
     points = list(zip(x, y, strict=True))
     return [not any(a <= p and b <= q and (a, b) != (p, q) for a, b in points) for p, q in points]
 
@@ -62,11 +74,6 @@ def by_setting(records: Sequence[Record]) -> dict[tuple[str, tuple[str, ...]], l
     for record in records:
         found.setdefault((family(record), setting(record)), []).append(record)
     return found
-
-
-def _best(records: Sequence[Record]) -> list[Record]:
-    mask = pareto_mask([r["l0"] for r in records], [r["degradation"] for r in records])
-    return [r for r, on in zip(records, mask, strict=True) if on]
 
 
 def _means(runs: Sequence[Record], names: set[str]) -> list[Record]:
@@ -108,7 +115,7 @@ def curves(
     for (name, _), runs in by_setting(used).items():
         by_family.setdefault(name, []).extend(_means(runs, {x, y, "l0", "degradation"}))
     if len(studies(records)) > 1:
-        by_family = {name: _best(rows) for name, rows in by_family.items()}
+        by_family = {name: pareto_best(rows) for name, rows in by_family.items()}
     found = {name: curve(rows, x, y) for name, rows in by_family.items()}
     return {name: c for name, c in found.items() if len(c.x) >= 2}
 

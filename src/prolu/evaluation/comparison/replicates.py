@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from prolu.evaluation.comparison.frontiers import Record, family, pareto_mask
+from prolu.evaluation.comparison.frontiers import Record, family, pareto_best
 from prolu.evaluation.document_sums import DocumentSums, read_documents_of
 from prolu.runtime.rng import keyed_generator
 
@@ -124,8 +124,7 @@ def replicates(
         found.setdefault((family(r), study.stream_seed, r.get("init_seed", 0)), []).append((r, row))
     by_family: dict[str, list[Replicate]] = {}
     for (name, stream_seed, init_seed), runs in found.items():
-        mask = pareto_mask([r["l0"] for r, _ in runs], [r["degradation"] for r, _ in runs])
-        best = sorted((r["l0"], r["degradation"], row) for (r, row), on in zip(runs, mask, strict=True) if on)
+        best = sorted((r["l0"], r["degradation"], r["row"]) for r in pareto_best({**r, "row": row} for r, row in runs))
         best = [point for i, point in enumerate(best) if i == 0 or point[0] > best[i - 1][0]]
         log_l0, log_lost = np.log([l0 for l0, _, _ in best]), np.log([lost for _, lost, _ in best])
         replicate = Replicate(stream_seed, init_seed, log_l0, log_lost, [row for _, _, row in best])

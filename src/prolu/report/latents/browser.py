@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prolu.activations.language_model import LanguageModel
+from prolu.evaluation.latents import encoder_decoder_cosine
 from prolu.report.assets import asset, inlined
 from prolu.report.latents.directions import (
     Effect,
     Unembedding,
     effects,
-    encoder_decoder_cosine,
     neighbours,
     unembedding,
 )

@@ -99,9 +99,3 @@ def neighbours(sae: SAE, ids: Sequence[int], n: int) -> list[list[tuple[int, flo
 def _pairs(ids: Tensor, values: Tensor) -> list[list[tuple[int, float]]]:
     """Rows of ids and rows of values as rows of pairs."""
     return [list(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
-
-
-@torch.no_grad()
-def encoder_decoder_cosine(sae: SAE) -> Float[Tensor, " d_sae"]:
-    """Cosine of each latent's encoder column and decoder row."""
-    return torch.nn.functional.cosine_similarity(sae.W_enc.T.float(), sae.W_dec.float(), dim=1)

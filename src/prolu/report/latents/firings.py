@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
+from prolu.evaluation.held_out import choose_blocks
 from prolu.runtime.rng import keyed_generator
 from prolu.sae.autoencoder import SAE
 
@@ -45,7 +46,7 @@ class HeldText:
     @classmethod
     def read(cls, lm: LanguageModel, blocks: TokenBlocks, n_tokens: int, advance: Advance) -> "HeldText":
         """About `n_tokens` tokens, or what there is; the choice depends on the blocks alone."""
-        tokens = chosen_blocks(blocks, n_tokens)
+        tokens = np.asarray(blocks.held_out[choose_blocks(blocks, n_tokens)])
         rows, acts = max(1, lm.batch_tokens // blocks.ctx), []
         for start in range(0, len(tokens), rows):
             acts.append(lm.activations(tokens[start : start + rows]).cpu())
@@ -56,13 +57,6 @@ class HeldText:
     def ctx(self) -> int:
         """Tokens per block."""
         return self.tokens.shape[1]
-
-
-def chosen_blocks(blocks: TokenBlocks, n_tokens: int) -> np.ndarray:
-    """Held-out blocks of about `n_tokens` tokens, [n, ctx]."""
-    order = torch.randperm(len(blocks.held_out), generator=keyed_generator("held-out"))
-    n = min(math.ceil(n_tokens / blocks.ctx), len(order))
-    return np.asarray(blocks.held_out[order[:n].sort().values.numpy()])
 
 
 class Example(NamedTuple):

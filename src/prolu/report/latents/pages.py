@@ -9,9 +9,10 @@ from typing import Any, Literal
 from prolu.activations.language_model import DTYPES, LanguageModel
 from prolu.activations.packing import load_blocks
 from prolu.activations.token_blocks import TokenBlocks
-from prolu.evaluation.comparison.frontiers import pareto_mask
+from prolu.evaluation.comparison.frontiers import pareto_best
+from prolu.evaluation.held_out import choose_blocks
 from prolu.report.latents.browser import FEATURES_FOLDER, INDEX_FILE, Pages, was_made, write_browser
-from prolu.report.latents.firings import HeldText, chosen_blocks
+from prolu.report.latents.firings import HeldText
 from prolu.runtime.progress import Meter
 from prolu.sae.autoencoder import WEIGHTS_FILE, read_provenance
 from prolu.studies.folder import read_study
@@ -27,9 +28,10 @@ def chosen_runs(results: Results, which: Which) -> list[Run]:
     """The runs on the frontier of L0 and degradation (of the converged runs, or of all if none is), all, or none."""
     if which == "none":
         return []
-    runs = [run for run in results.runs if run.record["converged"]] or results.runs
-    on = pareto_mask([run.record["l0"] for run in runs], [run.record["degradation"] for run in runs])
-    return results.runs if which == "all" else [run for run, best in zip(runs, on, strict=True) if best]
+    if which == "all":
+        return results.runs
+    best = pareto_best([r for r in results.records if r["converged"]] or results.records)
+    return [Run(results.folder / r["run_id"], r) for r in best]
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class FeaturePages:
 
     def write(self, runs: Sequence[Run], lm: LanguageModel, blocks: TokenBlocks) -> None:
         """Makes the pages of some runs, each whole before the next is begun."""
-        size = chosen_blocks(blocks, self.n_tokens).size
+        size = len(choose_blocks(blocks, self.n_tokens)) * blocks.ctx
         with Meter("looking at latents", size * (1 + 3 * len(runs))) as meter:
             text = HeldText.read(lm, blocks, self.n_tokens, meter.advance)
             for run in runs:
