@@ -18,8 +18,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from support.interruptions import contents, end_of, in_a_process
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torch
@@ -27,6 +25,7 @@ import torch
 from prolu import ActivationStream, LanguageModel, RunConfig, load_blocks, run_sweep
 from prolu.runtime.files import before_operation
 from support import models
+from support.interruptions import contents, end_of, in_a_process
 
 AT_ONCE = 0.0
 """Seconds between checkpoints: one after every step."""
