@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from prolu import RunConfig, grid, run_sweep
-from prolu.activations.source import Source, streams_of
+from prolu.activations.source import Source, open_streams
 from prolu.runtime.progress import Meter, listeners
 from prolu.studies.groups.dealing import begin, gather
 from prolu.studies.groups.worker import Board, GroupTask, StoppedError, portable, work_on
@@ -39,7 +39,7 @@ def source(tiny_lm_folder, stories_file):
 
 
 def task_of(source, out, index, runs):
-    (stream,) = streams_of(source, 2560, 64)
+    (stream,) = open_streams(source, 2560, 64)
     settings = {"checkpoint_seconds": 0.0, "keep_state": False}
     task = GroupTask(portable(source), 2560, 64, stream.describe(), out, 320, index, runs, settings)
     return pickle.loads(pickle.dumps(task))
@@ -47,7 +47,7 @@ def task_of(source, out, index, runs):
 
 def test_workers_train_what_one_process_does_and_say_how_far_they_are(source, tmp_path, monkeypatch):
     monkeypatch.setattr("prolu.studies.groups.worker.SECONDS_BETWEEN_LOOKS", 0.0)
-    (stream,) = streams_of(source, 2560, 64)
+    (stream,) = open_streams(source, 2560, 64)
     run_sweep(RUNS, stream, tmp_path / "a", eval_tokens=320, progress=False)
     request, board, seen = StudyRequest(RUNS, stream, tmp_path / "b", 320), Board(), []
     monkeypatch.setattr(board, "tell", lambda *words: seen.append(words))
@@ -68,7 +68,7 @@ def test_tokens_of_a_group():
 
 def test_what_a_worker_says_is_told_and_what_it_fails_of_is_raised(source, tmp_path):
     board = Board()
-    (stream,) = streams_of(source, 2560, 64)
+    (stream,) = open_streams(source, 2560, 64)
     runs = [*RUNS, RunConfig(d_sae=40, n_tokens=2560, lr=1e30)]
     begin(StudyRequest(runs, stream, tmp_path / "a", 320), 1)
     task = task_of(source, tmp_path / "a", 0, runs)
@@ -95,11 +95,11 @@ def test_a_signal_at_a_worker_is_no_end(source, tmp_path, monkeypatch):
 def test_paths_are_absolute_and_written_blocks_are_taken_as_they_are(source, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(source.data).parent)
     relative = replace(source, data="stories.txt", tokens=Path("tokens"))
-    (stream,) = streams_of(relative, 2560, 64)
-    (there,) = streams_of(portable(relative), 2560, 64)
+    (stream,) = open_streams(relative, 2560, 64)
+    (there,) = open_streams(portable(relative), 2560, 64)
     assert there.describe() == stream.describe()
     monkeypatch.chdir(tmp_path)
-    (there,) = streams_of(portable(replace(source, data=str(stream.blocks.source))), 2560, 64)
+    (there,) = open_streams(portable(replace(source, data=str(stream.blocks.source))), 2560, 64)
     assert there.describe()["data_digest"] == stream.describe()["data_digest"]
     assert portable(Source()).lm == portable(Source()).data == "builtin"
 

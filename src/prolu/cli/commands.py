@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from prolu.activations.language_model import DTYPES, LanguageModel
-from prolu.activations.packing import load_blocks
-from prolu.activations.source import HarvestSource, Source, at_least_1, first_hook, streams_of
+from prolu.activations.source import (
+    HarvestSource,
+    Source,
+    at_least_1,
+    describe_options,
+    first_hook,
+    open_language_model,
+    open_streams,
+    open_text,
+)
 from prolu.activations.store import (
     STORE_FILE,
     TOKENS_FOLDER,
@@ -91,7 +98,7 @@ def prepare_sweep(
     # Of the tasks of a job array one writes the text's blocks, and the others wait for it.
     patience = math.inf if engine.group else 0.0
     streams = mesh.in_turn(
-        lambda: patiently(lambda: streams_of(source, n_tokens, runs_at(ANY_WIDTH)[1], mesh), patience)
+        lambda: patiently(lambda: open_streams(source, n_tokens, runs_at(ANY_WIDTH)[1], mesh), patience)
     )
     settings = {"checkpoint_seconds": seconds, "keep_state": source.keep_state}
     if several:
@@ -160,16 +167,13 @@ def prepare_harvest(request: HarvestSource, out: Path) -> Job:
     """Writes activations into a store."""
     torch.set_num_threads(at_least_1("threads", request.threads))
     check_store_folder(out)
-    lm = LanguageModel(request.lm, first_hook(request.hook), dtype=DTYPES[request.lm_dtype])
+    description = describe_options(request, request.n_tokens)
+    lm = open_language_model(description)
     widths = [lm.at(hook).d_in for hook in request.hook]
     if not (out / STORE_FILE).is_file():  # else what is there already counts
         check_disk(out, store_bytes(at_least_1("n_tokens", request.n_tokens), widths, request.dtype))
-    blocks = load_blocks(
-        request.data, lm.tokenizer, request.ctx, max_train_tokens=request.n_tokens, text_column=request.text_column,
-        split=request.split, eval_split=request.eval_split, progress=True,
-        folder=None if holds_blocks(request.data) else out / TOKENS_FOLDER,
-    )  # fmt: skip
-
+    # Token blocks that lie elsewhere are copied into the store by `harvest`; other text is tokenised right into it.
+    blocks = open_text(description, lm, folder=None if holds_blocks(request.data) else out / TOKENS_FOLDER)
     HarvestRequest(lm, blocks, request.hook, request.dtype).begun(out)
 
     def job() -> None:

@@ -6,9 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from prolu.activations.language_model import DTYPES, LanguageModel
-from prolu.activations.packing import load_blocks
-from prolu.activations.source import at_least_1
+from prolu.activations.language_model import LanguageModel
+from prolu.activations.source import at_least_1, open_language_model, open_text
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.held_out import HeldOut, score
 from prolu.sae.autoencoder import SAE, read_provenance
@@ -120,23 +119,20 @@ class Scoring:
     def _opened(
         self, place: Mapping[str, Any], study: Mapping[str, Any] | None, n_tokens: int
     ) -> tuple[LanguageModel, TokenBlocks]:
-        lm = LanguageModel(place["lm"], place["hook"], dtype=DTYPES[place["lm_dtype"]])
-        if study is not None and lm.digest() != study["stream"]["lm_digest"]:
-            raise ValueError(f"lm {place['lm']!r}: its weights are not those of the study {self.like}")
+        description = dict(place)
+        if study is not None:  # then the model and the text must be those of the study, to the bit
+            description |= {name: study["stream"][name] for name in ("lm_digest", "data_digest")}
+        if place["max_train_tokens"] is None:
+            description["max_train_tokens"] = 10 * n_tokens
+        described_by = f"the study {self.like}"
+        lm = open_language_model(description, described_by=described_by)
         if lm.centred and place["centred"] is None:
             raise ValueError(
                 f"lm {place['lm']!r}: a LayerNorm model, and the SAE's config does not say whether its inputs lack "
                 "their mean over d_model; give --centred True or --centred False"
             )
-        enough = place["max_train_tokens"]
-        blocks = load_blocks(
-            place["data"], lm.tokenizer, place["ctx"],
-            max_train_tokens=at_least_1("max_train_tokens", 10 * n_tokens if enough is None else enough),
-            text_column=place["text_column"], split=place["split"], eval_split=place["eval_split"], progress=True,
-        )  # fmt: skip
-        if study is not None and blocks.digest() != study["stream"]["data_digest"]:
-            raise ValueError(f"data {place['data']!r}: not the text that the study {self.like} was scored on")
-        return lm.uncentred() if place["centred"] is False else lm, blocks
+        at_least_1("max_train_tokens", description["max_train_tokens"])
+        return lm, open_text(description, lm, described_by=described_by)
 
     def _score(self, found: Sequence[SavedSAE], held_out: HeldOut, scored_study: "ScoredStudy | None") -> None:
         for saved in found:

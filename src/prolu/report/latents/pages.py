@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from prolu.activations.language_model import DTYPES, LanguageModel
-from prolu.activations.packing import load_blocks
+from prolu.activations.language_model import LanguageModel
+from prolu.activations.source import open_source
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.comparison.frontiers import pareto_best
 from prolu.evaluation.held_out import choose_blocks
@@ -56,22 +56,12 @@ class FeaturePages:
         Raises:
             ValueError: they cannot be read, or the model is another one now.
         """
-        made = read_study(self.results.folder)["stream"]
+        folder = self.results.folder
         try:
-            lm = LanguageModel(made["lm"], made["hook"], dtype=DTYPES[made["lm_dtype"]])
-            lm = lm if made.get("centred", True) else lm.uncentred()
-            if lm.digest() != made["lm_digest"]:
-                raise ValueError(
-                    f"lm {made['lm']!r}: its weights are not those that {self.results.folder} was trained on"
-                )
-            # A split for evaluation is the same however little is read of the other one.
-            enough = made["ctx"] if made["eval_split"] else made["max_train_tokens"]
-            blocks = load_blocks(
-                made["data"], lm.tokenizer, made["ctx"], max_train_tokens=enough, text_column=made["text_column"],
-                split=made["split"], eval_split=made["eval_split"], progress=True,
-            )  # fmt: skip
+            description = read_study(folder)["stream"]
+            lm, blocks = open_source(description, described_by=f"the study {folder}", held_out_only=True)
         except KeyError as problem:
-            raise ValueError(f"{self.results.folder}: its config does not say {problem}") from None
+            raise ValueError(f"{folder}: its config does not say {problem}") from None
         except ValueError as problem:
             raise ValueError(f"{problem}; --features none draws the report without it") from None
         return lm, blocks

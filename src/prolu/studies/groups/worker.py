@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from prolu.activations.source import Source, streams_of
+from prolu.activations.source import Source, open_streams
 from prolu.runtime.files import patiently
 from prolu.runtime.progress import listeners
 from prolu.studies.folder import MOVABLE
@@ -122,7 +122,7 @@ def work_on(task: GroupTask, board: Any) -> None:
     listeners.append(voice.hear)
     try:
         with redirect_stderr(voice):  # pyright: ignore[reportArgumentType]
-            (stream,) = streams_of(task.source, task.n_tokens, task.batch_size)
+            (stream,) = open_streams(task.source, task.n_tokens, task.batch_size)
             for name, value in stream.describe().items():
                 if name not in MOVABLE and value != task.stream[name]:
                     raise ValueError(f"{name} is {task.stream[name]!r} where the sweep began, {value!r} on this node")
