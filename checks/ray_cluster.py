@@ -58,7 +58,7 @@ class Sweeps:
         """Six SAEs."""
         source = ["--lm", "lm", "--data", "stories.txt", "--hook", "blocks.1.hook_resid_pre", "--ctx", "32"]
         size = ["--target-l0", "6", "--scale", "0.015", "--batch-size", "64", "--eval-tokens", "320", "--threads", "1"]
-        settings = ["--checkpoint-minutes", "0.01", "--features", "none", "--out", out]
+        settings = ["--checkpoint-minutes", "0.01", "--latent-pages", "none", "--out", out]
         return [sys.executable, "-m", "prolu", "sweep", "demo", *source, *size, *settings, *flags]
 
     def start(self, out: str, *flags: str) -> "subprocess.Popen[str]":

@@ -59,10 +59,10 @@ def test_beside_a_study_on_its_very_tokens(study, imported, tmp_path, capsys):
     assert kept == kept | found
     assert (kept["run_id"], kept["nonlinearity"], kept["converged"]) == ("imported", "saelens: jumprelu", None)
     assert [kept[name] for name in ("coeff", "penalty", "lr", "init_seed", "n_tokens")] == [None] * 5
-    assert main(["report", str(study.folder), str(out), "--out", str(tmp_path / "both"), "--features", "none"]) == 0
+    assert main(["report", str(study.folder), str(out), "--out", str(tmp_path / "both"), "--latent-pages", "none"]) == 0
     assert "saelens: jumprelu" in capsys.readouterr().out
     assert "saelens: jumprelu" in (tmp_path / "both" / "report.html").read_text()
-    assert main(["report", str(out), "--features", "all", "--feature-tokens", "640"]) == 0
+    assert main(["report", str(out), "--latent-pages", "all", "--latent-tokens", "640"]) == 0
     assert (out / "imported" / "features" / "index.html").is_file()
 
 

@@ -104,7 +104,7 @@ def small(line, folder, instead):
     if parts[1] in ("sweep", "train", "eval") and not dry:
         extra += ["--eval-tokens", "640"]
     if parts[1] == "sweep" and has_lm and not dry:
-        extra += ["--scale", "0.02", "--features", "none"]
+        extra += ["--scale", "0.02", "--latent-pages", "none"]
     if parts[1] == "train":
         extra += ["--n-tokens", "20000", "--d-sae", "64", "--batch-size", "256"]
     if parts[1] == "harvest":

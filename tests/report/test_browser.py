@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prolu import SAE, LanguageModel, RunConfig, SAEConfig, load_blocks
-from prolu.report.latents.browser import Pages, write_browser
+from prolu.report.latents.browser import PageSource, write_browser
 from prolu.report.latents.firings import HeldText
 from prolu.report.writer import write_report
 from prolu.training.starting_weights import initial_weights
@@ -101,7 +101,7 @@ def report(tmp_path_factory):
     stream = {"lm": "tiny", "hook": "h", "data": "<script>alert(1)</script>", "seed": 0}
     (folder / "config.json").write_text(json.dumps({"stream": stream, "runs": [{}] * (N_RUNS + 1)}))
     (folder / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    return write_report([folder])
+    return write_report([folder]).page
 
 
 def visible_rows(page):
@@ -218,7 +218,7 @@ def latents(tiny_lm_folder, tmp_path_factory):
     weights = initial_weights(SAEConfig(d_in=16, d_sae=N_LATENTS, nonlinearity="relu"), 0, initial_bias=-0.09)
     sae = SAE(SAEConfig(d_in=16, d_sae=N_LATENTS, nonlinearity="relu"), weights)
     facts = {"name": "a run <b>", "figures": {"L0": 12.5}, "config": {"run": RunConfig().run_id}}
-    write_browser(folder / "features", Pages(sae, text, lm, 5, facts), {})
+    write_browser(folder / "features", PageSource(sae, text, lm, 5, facts), {})
     return folder / "features" / "index.html"
 
 

@@ -12,7 +12,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 from prolu import SAE, LanguageModel, SAEConfig
 from prolu.cli.entry_point import main
 from prolu.report.latents import browser, firings
-from prolu.report.latents.browser import Names, Pages, write_browser
+from prolu.report.latents.browser import Names, PageSource, write_browser
 from prolu.report.latents.directions import effects, neighbours, unembedding
 from prolu.report.latents.firings import HeldText, Histogram, Kept, collect
 from prolu.training.starting_weights import initial_weights
@@ -224,7 +224,7 @@ def test_files_hold_what_was_found(tmp_path, monkeypatch, sae, text, tiny_lm, fo
     monkeypatch.setattr(browser, "SHARD", 16)
     done = []
     facts = {"name": "</script><b>a run", "figures": {"L0": 3.0}, "config": {"text": "<!--"}}
-    write_browser(tmp_path / "features", Pages(sae, text, tiny_lm, 7, facts), {"n": 1}, done.append)
+    write_browser(tmp_path / "features", PageSource(sae, text, tiny_lm, 7, facts), {"n": 1}, done.append)
     folder = tmp_path / "features"
     assert sum(done) == 3 * text.tokens.size
     columns, tokens, shown = read_data(folder, "list"), read_data(folder, "tokens"), read_data(folder, "text")
@@ -262,10 +262,10 @@ TRAIN = ["--d-sae", "24", "--n-tokens", "1280", "--batch-size", "64", "--coeff",
 def test_a_report_makes_pages_once(tiny_lm_folder, stories_file, tmp_path, monkeypatch, capsys):
     out = tmp_path / "study"
     source = ["--lm", str(tiny_lm_folder), "--data", str(stories_file), *SOURCE]
-    assert main(["train", *source, *TRAIN, "--features", "none", "--out", str(out)]) == 0
+    assert main(["train", *source, *TRAIN, "--latent-pages", "none", "--out", str(out)]) == 0
     (run,) = [folder.parent for folder in out.glob("*/sae.safetensors")]
     assert not (run / "features").exists()
-    assert main(["report", str(out), "--feature-tokens", "640"]) == 0
+    assert main(["report", str(out), "--latent-tokens", "640"]) == 0
     link = f'href="{run.name}/features/index.html"'
     assert link in (out / "report.html").read_text()
     first = {file: file.read_bytes() for file in (run / "features").rglob("*") if file.is_file()}
@@ -275,15 +275,15 @@ def test_a_report_makes_pages_once(tiny_lm_folder, stories_file, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr("prolu.report.latents.pages.LanguageModel", refuse)
-        assert main(["report", str(out), "--feature-tokens", "640"]) == 0  # nothing is missing, so nothing is read
-        assert main(["report", str(out), "--feature-tokens", "320"]) == 2
-        assert main(["report", str(out), "--feature-tokens", "320", "--features", "none"]) == 0
-    assert "the model is gone; --features none draws the report without it" in capsys.readouterr().err
-    assert main(["report", str(out), "--feature-tokens", "0"]) == 2
+        assert main(["report", str(out), "--latent-tokens", "640"]) == 0  # nothing is missing, so nothing is read
+        assert main(["report", str(out), "--latent-tokens", "320"]) == 2
+        assert main(["report", str(out), "--latent-tokens", "320", "--latent-pages", "none"]) == 0
+    assert "the model is gone; --latent-pages none draws the report without it" in capsys.readouterr().err
+    assert main(["report", str(out), "--latent-tokens", "0"]) == 2
     assert main(["report", str(out), "--examples", "0"]) == 2
     assert {file: file.read_bytes() for file in first} == first
     again = tmp_path / "again"
-    assert main(["train", *source, *TRAIN, "--feature-tokens", "640", "--out", str(again)]) == 0
+    assert main(["train", *source, *TRAIN, "--latent-tokens", "640", "--out", str(again)]) == 0
     assert {again / file.relative_to(out): content for file, content in first.items()} == {
         file: file.read_bytes() for file in (again / run.name / "features").rglob("*") if file.is_file()
     }
@@ -292,7 +292,7 @@ def test_a_report_makes_pages_once(tiny_lm_folder, stories_file, tmp_path, monke
 def test_another_model_is_refused(tiny_lm_folder, stories_file, tmp_path, capsys):
     out = tmp_path / "study"
     source = ["--lm", str(tiny_lm_folder), "--data", str(stories_file), *SOURCE]
-    assert main(["train", *source, *TRAIN, "--features", "none", "--out", str(out)]) == 0
+    assert main(["train", *source, *TRAIN, "--latent-pages", "none", "--out", str(out)]) == 0
     study = json.loads((out / "config.json").read_text())
     study["stream"]["lm_digest"] = "0" * 64
     (out / "config.json").write_text(json.dumps(study))

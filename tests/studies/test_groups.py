@@ -289,7 +289,7 @@ def flags_of(lm, text, out):
         "--threads",
         "2",
     ]
-    return [str(flag) for flag in [*flags, "--features", "none", "--out", out]]
+    return [str(flag) for flag in [*flags, "--latent-pages", "none", "--out", out]]
 
 
 @pytest.mark.parametrize(
@@ -341,12 +341,12 @@ def test_another_number_of_groups_is_refused(tiny_lm_folder, stories_file, tmp_p
 def test_while_one_draws_others_may_gather_but_not_draw(tiny_lm_folder, stories_file, tmp_path, monkeypatch):
     out, drawn = tmp_path / "a", []
 
-    def draw(folders):
+    def draw(studies):
         with owned(out):
             pass
         with pytest.raises(FolderBusyError), owned(out, ".report"):
             pass
-        drawn.extend(folders)
+        drawn.extend(results.folder for results in studies)
 
     monkeypatch.setattr("prolu.cli.commands.draw_report", draw)
     assert main([*flags_of(tiny_lm_folder, stories_file, out), "--group", "0/1"]) == 0

@@ -17,7 +17,7 @@ from support.mesh_worker import torchrun
 pytestmark = pytest.mark.slow
 
 ARGS = ("--nonlinearity", "prolu_ste", "--d-sae", "96", "--coeff", "0.01", "--batch-size", "400",
-        "--eval-tokens", "2048", "--window-tokens", "8192", "--features", "none", "--resample-fractions", "0.5",
+        "--eval-tokens", "2048", "--window-tokens", "8192", "--latent-pages", "none", "--resample-fractions", "0.5",
         "--resample-dead-below", "0.05", "--resample-candidates", "3000", "--resample-count-fraction", "0.3",
         "--threads", "2", "--checkpoint-minutes", "0")  # fmt: skip
 TOKENS = ("--n-tokens", "24000")

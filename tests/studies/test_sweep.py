@@ -116,7 +116,7 @@ def test_frontier_and_best(study, tmp_path):
 
 
 def test_the_report_is_one_page_with_all_figures(study):
-    page = write_report([study.folder]).read_text()
+    page = write_report([study.folder]).page.read_text()
     assert not re.search(
         r"""(?:src|href)=["']?(?:https?:)?//""", page.split("<body>")[0] + page.split("<main>")[1].split("<script>")[0]
     )

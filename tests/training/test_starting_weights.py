@@ -210,7 +210,7 @@ def test_the_command_line_takes_it(source, tiny_lm_folder, stories_file, tmp_pat
     command = [
         "train", "--lm", str(tiny_lm_folder), "--hook", "blocks.1.hook_resid_pre", "--data", str(stories_file),
         "--ctx", "32", "--init-from", str(source), "--n-tokens", "640", "--batch-size", "64", "--eval-tokens", "320",
-        "--features", "none", "--threads", "2",
+        "--latent-pages", "none", "--threads", "2",
     ]  # fmt: skip
     assert main([*command, "--out", str(tmp_path / "wrong")]) == 2
     assert "d_sae 12288: the SAE in" in capsys.readouterr().err

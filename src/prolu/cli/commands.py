@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from tyro.conf import arg
 
 from prolu.activations.source import (
     HarvestSource,
@@ -45,7 +46,7 @@ from prolu.studies.trackers import check_trackers
 from prolu.training.config import RunConfig
 
 if TYPE_CHECKING:
-    from prolu.report.latents.pages import FeaturePages
+    from prolu.report.latents.pages import LatentPages
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
 
@@ -60,24 +61,24 @@ RunsAtWidth = Callable[[int], tuple[list[RunConfig], int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentPages:
-    """Pages of latents: what they are on for, and what they promote."""
+class LatentPageOptions:
+    """Pages of latents: the text on which each is active, and the tokens that it promotes."""
 
-    features: Literal["frontier", "all", "none"] = "frontier"
-    """Runs whose latents get pages in the report: those on the frontier of L0 and degradation, all, or none."""
-    feature_tokens: int = 200_000
-    """Held-out tokens to look at, if there are so many; their activations are held in memory."""
+    latent_pages: Annotated[Literal["frontier", "all", "none"], arg(aliases=["--features"])] = "frontier"
+    """Which runs get pages of their latents: those on the frontier of L0 and CE increase, all, or none."""
+    latent_tokens: Annotated[int, arg(aliases=["--feature-tokens"])] = 200_000
+    """Held-out tokens to look at, or all if there are fewer; their activations are held in memory."""
     examples: int = 15
-    """Strongest examples of a latent to show, and about as many over the range of its activations."""
+    """Strongest examples to show per latent, and about as many over the whole range of its activations."""
 
     def check(self) -> None:
-        """Raises ValueError if a number is not one."""
-        at_least_1("feature_tokens", self.feature_tokens)
+        """Raise ValueError unless both numbers are 1 or more."""
+        at_least_1("latent_tokens", self.latent_tokens)
         at_least_1("examples", self.examples)
 
 
 def prepare_sweep(
-    runs_at: RunsAtWidth, source: Source, out: Path, latents: LatentPages, engine: Engine | None = None
+    runs_at: RunsAtWidth, source: Source, out: Path, latents: LatentPageOptions, engine: Engine | None = None
 ) -> Job:
     """Trains runs on one stream, or at several hooks on one each, then draws reports and pages of latents."""
     engine = engine or Engine()
@@ -139,17 +140,20 @@ def prepare_sweep(
     return job
 
 
-def _draw_study(requests: Sequence[StudyRequest], latents: LatentPages, out: Path, *, several: bool) -> None:
+def _draw_study(requests: Sequence[StudyRequest], latents: LatentPageOptions, out: Path, *, several: bool) -> None:
     """Writes missing pages of latents, then the reports of studies of one LM that have a finished run."""
-    found = [r for r in requests if done_of(r.runs, r.out)]
-    for request in found:
-        pages = _pages_of(Results.load(request.out), latents)
+    studies: list[Results] = []
+    for request in requests:
+        if not done_of(request.runs, request.out):
+            continue
+        studies.append(Results.load(request.out))
+        pages = _pages_of(studies[-1], latents)
         if missing := pages.missing():
             pages.write(missing, request.stream.lm, request.stream.blocks)
     if several:
-        draw_reports([request.out for request in found], out)
+        draw_reports(studies, out)
     else:
-        draw_report([out])
+        draw_report(studies or [out])
 
 
 def _in_groups(
@@ -230,7 +234,7 @@ def prepare_dry_run(runs_at: RunsAtWidth, source: Source, *, as_json: bool) -> J
     return job
 
 
-def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPages) -> Job:
+def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPageOptions) -> Job:
     """Makes the pages of latents that are missing, and draws the report of one study, or of several together."""
     from prolu.studies.results import records_of
 
@@ -239,13 +243,13 @@ def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPag
         raise ValueError("studies: name at least one folder")
     found = [Results.load(folder) for folder in folders]
     records_of(found)
-    studies = [_pages_of(results, latents) for results in found]
-    todo = [(pages, missing, *pages.open_source()) for pages in studies if (missing := pages.missing())]
+    pages_of_studies = [_pages_of(results, latents) for results in found]
+    todo = [(pages, missing, *pages.open_source()) for pages in pages_of_studies if (missing := pages.missing())]
 
     def job() -> None:
         for pages, missing, lm, blocks in todo:
             pages.write(missing, lm, blocks)
-        draw_report(folders, out)
+        draw_report(found, out)
 
     return job
 
@@ -281,27 +285,26 @@ def prepare_pull(place: str, out: Path, revision: str) -> Job:
     return job
 
 
-def _pages_of(results: Results, latents: LatentPages) -> "FeaturePages":
-    from prolu.report.latents.pages import FeaturePages
+def _pages_of(results: Results, latents: LatentPageOptions) -> "LatentPages":
+    from prolu.report.latents.pages import LatentPages
 
-    return FeaturePages(results, latents.features, latents.feature_tokens, latents.examples)
+    return LatentPages(results, latents.latent_pages, latents.latent_tokens, latents.examples)
 
 
-def draw_reports(folders: Sequence[Path], out: Path) -> None:
-    """Each study's own, and a page of all of them in `out`."""
+def draw_reports(studies: Sequence[Results], out: Path) -> None:
+    """Draw each study's own report, and one of all of them in `out`."""
     from prolu.report.writer import write_report
 
-    for folder in folders:
-        draw_report([folder])
-    print(f"all hooks: {write_report(folders, out)}")
+    for results in studies:
+        draw_report([results])
+    print(f"all hooks: {write_report(studies, out).page}")
 
 
-def draw_report(folders: Sequence[Path], out: Path | None = None) -> None:
-    """Figures, page, table and verdicts."""
+def draw_report(studies: Sequence[Path | Results], out: Path | None = None) -> None:
+    """Write the report of one study, or of several together, and print its summary."""
     from prolu.report.terminal import print_summary
-    from prolu.report.writer import verdicts_of, write_report
-    from prolu.studies.results import records_of
+    from prolu.report.writer import write_report
 
-    page, found = write_report(folders, out), [Results.load(folder) for folder in folders]
-    print_summary(records_of(found), " + ".join(map(str, folders)), verdicts_of(found))
-    print(f"report: {page}")
+    drawn = write_report(studies, out)
+    print_summary(drawn.records, " + ".join(map(str, drawn.folders)), drawn.verdicts)
+    print(f"report: {drawn.page}")

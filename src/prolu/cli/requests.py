@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional, Suppress, subcommand
 from prolu.activations.source import HarvestSource, Source
 from prolu.cli.commands import (
     Job,
-    LatentPages,
+    LatentPageOptions,
     prepare_dry_run,
     prepare_harvest,
     prepare_harvest_dry_run,
@@ -58,7 +58,7 @@ class Train:
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     batch_size: int = 4096
     """Tokens per training step."""
-    latents: OmitArgPrefixes[LatentPages] = field(default_factory=LatentPages)
+    latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
     out: Path
     """Folder of the study."""
 
@@ -86,7 +86,7 @@ class Study:
     more give error bars."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     engine: OmitArgPrefixes[Engine] = field(default_factory=Engine)
-    latents: OmitArgPrefixes[LatentPages] = field(default_factory=LatentPages)
+    latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
     out: Path
     """Folder of the study."""
     dry_run: bool = False
@@ -230,7 +230,7 @@ class Report:
     """Folders of studies."""
     out: Path | None = None
     """Folder of the report; by default the study's own, or `pooled` beside the first of several."""
-    latents: OmitArgPrefixes[LatentPages] = field(default_factory=LatentPages)
+    latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
 
     def prepare(self) -> Job:
         """Checks the request; gives back the work."""

@@ -7,8 +7,8 @@
 - `latents`: pages of latents.
 """
 
-from prolu.report.latents.pages import FeaturePages
+from prolu.report.latents.pages import LatentPages
 from prolu.report.terminal import print_estimate, print_summary
-from prolu.report.writer import verdicts_of, write_report
+from prolu.report.writer import DrawnReport, verdicts_of, write_report
 
-__all__ = ["FeaturePages", "print_estimate", "print_summary", "verdicts_of", "write_report"]
+__all__ = ["DrawnReport", "LatentPages", "print_estimate", "print_summary", "verdicts_of", "write_report"]

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def asset(name: str) -> str:
-    """A file of this folder."""
+    """Return the text of a file of this room, named from its folder."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 

@@ -59,7 +59,7 @@ class Report:
     """Each study's resolved config, by name."""
     curves: Mapping[str, Sequence[Mapping[str, Any]]]
     """Training curves by run_id."""
-    verdicts: Sequence[Verdict]
+    verdicts: list[Verdict]
     failures: Mapping[str, str]
     """Why runs failed, by run_id."""
     pages: Mapping[str, str]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from prolu.evaluation.comparison.figures import PLANES, draw_frontier, draw_training_curves, save_figure
 from prolu.evaluation.comparison.frontiers import Record, studies
@@ -11,25 +12,40 @@ from prolu.report.latents.pages import page_of
 from prolu.report.page import Report, render_page
 from prolu.report.table_files import write_tables
 from prolu.runtime.files import read_json_lines, write_atomically
-from prolu.studies.folder import CURVES_FILE, read_study
+from prolu.studies.folder import CURVES_FILE
 from prolu.studies.results import Results, records_of
 
 FIGURES_FOLDER, PAGE_FILE, POOLED_FOLDER = "figures", "report.html", "pooled"
 ENDINGS = ("svg", "pdf", "png")
 
 
-def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Draws figures (SVG, PDF and PNG) of one study, or of several together, and writes their page and a table of all
-    results (CSV and parquet); returns the page's path.
+class DrawnReport(NamedTuple):
+    """What a report shows, and where its page lies: the terminal prints its summary from the same numbers."""
+
+    page: Path
+    """The HTML page."""
+    folders: list[Path]
+    """The folders of the studies."""
+    records: Sequence[Record]
+    """The results of all runs; those of several studies are pooled."""
+    verdicts: list[Verdict]
+    """Families compared at equal L0."""
+
+
+def write_report(studies: Sequence[str | Path | Results], out: str | Path | None = None) -> DrawnReport:
+    """Write the report of one study, or of several together, and return what it shows.
+
+    The report is a page (HTML), its figures (SVG, PDF and PNG) and a table of all results (CSV and Parquet).
 
     Args:
-        folders: studies.
-        out: folder of the report; by default the study's own, or `pooled` beside the first of several.
+        studies: the studies, loaded already or as their folders.
+        out: the folder of the report; by default the study's own, or `pooled` beside the first of several.
 
     Raises:
-        ValueError: no study there, or none of its runs has finished.
+        ValueError: a folder holds no study, or none of its runs has finished.
     """
-    found = [Results.load(folder) for folder in folders]
+    found = [study if isinstance(study, Results) else Results.load(study) for study in studies]
+    folders = [results.folder for results in found]
     records = records_of(found)
     place = Path(out) if out is not None else default_place(folders)
     report = _report(found, records, place)
@@ -40,7 +56,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
     write_tables(records, place)
     page = place / PAGE_FILE
     write_atomically(page, render_page(report))
-    return page
+    return DrawnReport(page, folders, records, report.verdicts)
 
 
 def _report(found: Sequence[Results], records: Sequence[Record], place: Path) -> Report:
@@ -54,7 +70,7 @@ def _report(found: Sequence[Results], records: Sequence[Record], place: Path) ->
     return Report(
         name=" + ".join(names),
         records=records,
-        configs={name: read_study(results.folder) for name, results in zip(names, found, strict=True)},
+        configs={name: results.config for name, results in zip(names, found, strict=True)},
         curves={run_id: read_json_lines(run.folder / CURVES_FILE) for run_id, run in runs.items()},
         verdicts=verdicts_of(found),
         failures={
@@ -70,7 +86,7 @@ def verdicts_of(found: Sequence[Results]) -> list[Verdict]:
     """Families compared at matched L0; those of studies at several hooks hook by hook, the challenger named with it."""
     by_hook: dict[str, list[Results]] = {}
     for results in found:
-        by_hook.setdefault(read_study(results.folder)["stream"].get("hook", ""), []).append(results)
+        by_hook.setdefault(results.config["stream"].get("hook", ""), []).append(results)
     return [
         v if len(by_hook) == 1 else v._replace(challenger=f"{hook}: {v.challenger}")
         for hook, some in by_hook.items()
@@ -78,6 +94,6 @@ def verdicts_of(found: Sequence[Results]) -> list[Verdict]:
     ]
 
 
-def default_place(folders: Sequence[str | Path]) -> Path:
-    """Where a report goes."""
-    return Path(folders[0]) if len(folders) == 1 else Path(folders[0]).resolve().parent / POOLED_FOLDER
+def default_place(folders: Sequence[Path]) -> Path:
+    """Return the folder that a report is written to unless another is named."""
+    return folders[0] if len(folders) == 1 else folders[0].resolve().parent / POOLED_FOLDER

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,22 @@ class Results:
             ValueError: not a study's folder, or nothing finished in it.
         """
         folder = Path(folder)
-        read_study(folder)
+        config = read_study(folder)
         records = read_json_lines(folder / RESULTS_FILE)
         if not records:
             raise ValueError(f"{folder}: no run has finished yet")
         for number, record in enumerate(records, 1):
             if missing := NEEDED - record.keys():
                 raise ValueError(f"{folder / RESULTS_FILE}: line {number} lacks {', '.join(sorted(missing))}")
-        return cls(folder, records)
+        results = cls(folder, records)
+        # Fills the cached property below, so that a study's config.json is read once.
+        results.__dict__["config"] = config
+        return results
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved config of the study."""
+        return read_study(self.folder)
 
     @property
     def runs(self) -> list[Run]:
@@ -78,7 +87,7 @@ class Results:
     @property
     def stream_seed(self) -> int:
         """Seed of the order in which the study's runs saw activations."""
-        return read_study(self.folder)["stream"].get("seed", 0)
+        return self.config["stream"].get("seed", 0)
 
     def verdicts(self, l0s: Sequence[float] | None = None, *, unconverged: bool = False) -> list[Verdict]:
         """Families compared at matched L0, with 95% intervals: `statistics.verdict_table` of this study."""

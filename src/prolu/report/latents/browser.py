@@ -38,8 +38,8 @@ N_EFFECTS, N_NEIGHBOURS = 10, 8
 """Tokens at either end, and neighbours, of a latent."""
 
 
-class Pages(NamedTuple):
-    """What pages are made from."""
+class PageSource(NamedTuple):
+    """What the pages of an SAE's latents are made from."""
 
     sae: SAE
     text: HeldText
@@ -49,12 +49,12 @@ class Pages(NamedTuple):
     """Shown on top: `name`, `figures` (names to numbers) and `config`."""
 
 
-def write_browser(folder: Path, pages: Pages, made: Mapping[str, Any], advance: Advance = lambda n: None) -> None:
+def write_browser(folder: Path, source: PageSource, made: Mapping[str, Any], advance: Advance = lambda n: None) -> None:
     """Writes the pages of an SAE's latents.
 
     Args:
         folder: theirs alone; what was there is removed.
-        pages: what they show.
+        source: what they show.
         made: what decides all of it, kept in `made.json`.
         advance: told how many tokens were passed through the SAE, twice the text in all, and as many again as pages
             are written.
@@ -62,26 +62,26 @@ def write_browser(folder: Path, pages: Pages, made: Mapping[str, Any], advance: 
     remove(folder)
     (folder / "data").mkdir(parents=True)
     latents, through, names = (
-        collect(pages.sae, pages.text, pages.n_examples, advance),
-        unembedding(pages.lm),
-        Names(pages.lm.tokenizer),
+        collect(source.sae, source.text, source.n_examples, advance),
+        unembedding(source.lm),
+        Names(source.lm.tokenizer),
     )
-    own = pages.text.tokens.ravel()
+    own = source.text.tokens.ravel()
     texts = [names.of(token) for token in own.tolist()]
     index: dict[str, list[list[int]]] = {"on": [], "promoted": []}
     for start in range(0, len(latents.n_on), SHARD):
         ids = range(start, min(start + SHARD, len(latents.n_on)))
-        near, effect = neighbours(pages.sae, ids, N_NEIGHBOURS), _effects(pages.sae, ids, through)
+        near, effect = neighbours(source.sae, ids, N_NEIGHBOURS), _effects(source.sae, ids, through)
         rows = [_details(latents, i, near[i - start], effect[i - start], names) for i in ids]
         _put(folder, f"details-{start // SHARD}", rows)
         advance(own.size * ids.stop // len(latents.n_on) - own.size * ids.start // len(latents.n_on))
         index["on"] += [sorted({texts[p] for p in _on(latents, i)}) for i in ids]
         index["promoted"] += [[token for token, _ in row["promoted"]] for row in rows]
     _put(folder, "search", index)
-    _put(folder, "text", {"ctx": pages.text.ctx, "tokens": texts})
-    _put(folder, "list", _list(pages.sae, latents, texts))
+    _put(folder, "text", {"ctx": source.text.ctx, "tokens": texts})
+    _put(folder, "list", _list(source.sae, latents, texts))
     _put(folder, "tokens", names.texts)
-    write_atomically(folder / INDEX_FILE, _page(pages.facts, latents, through))
+    write_atomically(folder / INDEX_FILE, _page(source.facts, latents, through))
     write_atomically(folder / MADE_FILE, json.dumps(made) + "\n")
 
 
@@ -186,9 +186,9 @@ def _page(facts: Mapping[str, Any], latents: Latents, through: Unembedding | Non
         "shard": SHARD, "n_bands": N_BANDS, "sample": SAMPLE,
         "unembedding": None if through is None else {"removes_mean": through.removes_mean},
     }  # fmt: skip
-    return asset("browser.html").format(
+    return asset("latents/browser.html").format(
         name=html.escape(facts["name"]),
-        style=asset("theme.css") + asset("browser.css"),
+        style=asset("theme.css") + asset("latents/browser.css"),
         facts=inlined(shown),
-        script=asset("theme.js") + asset("browser.js"),
+        script=asset("theme.js") + asset("latents/browser.js"),
     )

@@ -11,11 +11,10 @@ from prolu.activations.source import open_source
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.comparison.frontiers import pareto_best
 from prolu.evaluation.held_out import choose_blocks
-from prolu.report.latents.browser import FEATURES_FOLDER, INDEX_FILE, Pages, was_made, write_browser
+from prolu.report.latents.browser import FEATURES_FOLDER, INDEX_FILE, PageSource, was_made, write_browser
 from prolu.report.latents.firings import HeldText
 from prolu.runtime.progress import Meter
 from prolu.sae.autoencoder import WEIGHTS_FILE, read_provenance
-from prolu.studies.folder import read_study
 from prolu.studies.results import Results, Run
 
 Which = Literal["frontier", "all", "none"]
@@ -35,7 +34,7 @@ def chosen_runs(results: Results, which: Which) -> list[Run]:
 
 
 @dataclass(frozen=True)
-class FeaturePages:
+class LatentPages:
     """The pages of the latents of some of a study's runs; those that are there already are kept."""
 
     results: Results
@@ -58,12 +57,12 @@ class FeaturePages:
         """
         folder = self.results.folder
         try:
-            description = read_study(folder)["stream"]
+            description = self.results.config["stream"]
             lm, blocks = open_source(description, described_by=f"the study {folder}", held_out_only=True)
         except KeyError as problem:
             raise ValueError(f"{folder}: its config does not say {problem}") from None
         except ValueError as problem:
-            raise ValueError(f"{problem}; --features none draws the report without it") from None
+            raise ValueError(f"{problem}; --latent-pages none draws the report without it") from None
         return lm, blocks
 
     def write(self, runs: Sequence[Run], lm: LanguageModel, blocks: TokenBlocks) -> None:
@@ -72,11 +71,11 @@ class FeaturePages:
         with Meter("looking at latents", size * (1 + 3 * len(runs))) as meter:
             text = HeldText.read(lm, blocks, self.n_tokens, meter.advance)
             for run in runs:
-                pages = Pages(run.load(), text, lm, self.n_examples, _facts(run))
-                write_browser(run.folder / FEATURES_FOLDER, pages, self._made(run), meter.advance)
+                source = PageSource(run.load(), text, lm, self.n_examples, _facts(run))
+                write_browser(run.folder / FEATURES_FOLDER, source, self._made(run), meter.advance)
 
     def _made(self, run: Run) -> dict[str, Any]:
-        stream = read_study(self.results.folder)["stream"]
+        stream = self.results.config["stream"]
         return {
             "format": FORMAT,
             "weights": hashlib.sha256((run.folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
