@@ -20,9 +20,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(str(page.relative_to(ROOT)) for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 NOT_RUN_COMMANDS = {
-    r"make (?!demo)": "the tests that these make are running",
     r"pip install": "installs",
-    r"prolu demo": "the README's `make demo` is this",
+    r"prolu demo$": "the README's `prolu demo --out runs/demo` is this",
     r"prolu (push|pull) ": "needs the hub; tests/interop/test_sharing.py runs them against one on this machine",
     r"prolu .*--engine ray": "needs an extra; checks/ray_cluster.py",
     r"prolu .*--tracker": "needs packages that are extras; tests/studies/test_real_trackers.py",
@@ -50,7 +49,8 @@ def blocks(page, *languages):
 
 
 def commands(text):
-    return [line for line in text.splitlines() if shlex.split(line, comments=True)]
+    lines = re.sub(r"\\\n *", "", text).splitlines()  # a command may go on in the next line
+    return [line for line in lines if shlex.split(line, comments=True)]
 
 
 def test_what_is_not_run_is_listed():
@@ -89,8 +89,8 @@ def test_its_examples_run(page, tmp_path, tiny_lm_folder, stories_file):
 def small(line, folder, instead):
     """A command as the tests can run it: a small model and text, few tokens, and the run that RUN stands for."""
     parts = shlex.split(line, comments=True)
-    if parts == ["make", "demo"]:
-        parts = ["prolu", "demo", "--out", "runs/demo"]
+    if parts[:2] == ["prolu", "demo"]:
+        parts = ["prolu", "sweep", "demo", "--scale", "0.05", "--features", "none", *parts[2:]]
     launcher = []
     if parts[0] == "torchrun":
         launcher = [Path(sys.executable).parent / "torchrun", *parts[1 : parts.index("prolu")]]
@@ -106,7 +106,7 @@ def small(line, folder, instead):
     if parts[1] == "sweep" and has_lm and not dry:
         extra += ["--scale", "0.02", "--latent-pages", "none"]
     if parts[1] == "train":
-        extra += ["--n-tokens", "20000", "--d-sae", "64", "--batch-size", "256"]
+        extra += ["--n-tokens", "20000", "--d-sae", "64", "--batch-size", "256", "--feature-tokens", "5000"]
     if parts[1] == "harvest":
         extra += ["--n-tokens", "20000"]
     return [*launcher, *parts, *extra] if launcher else [Path(sys.executable).parent / "prolu", *parts[1:], *extra]
