@@ -96,6 +96,7 @@ def test_bad_requests(source, tmp_path, monkeypatch, capsys, change, words):
     ("args", "words"),
     [
         (["sweep", "nonsense", "--out", "x"], "study 'nonsense': choose one of demo, comparison, experiment1"),
+        (["demo", "--scale", "0", "--out", "x"], "scale 0.0: must be more than 0, and finite"),
         (["report", "nowhere"], "no study here"),
         (["eval", "nowhere"], "no such file"),
     ],

@@ -34,12 +34,14 @@ DATA_FIELDS = ("text_column", "split", "eval_split")
 class Demo:
     """The whole pipeline on the built-in language model: minutes, offline, nothing downloaded."""
 
+    scale: float = 1.0
+    """The fraction of the demo's training tokens to train on; the schedule shrinks with it."""
     out: Path = Path("runs/demo")
     """Folder of the study."""
 
     def prepare(self) -> Job:
         """Checks the request; gives back the work."""
-        return replace(_default_study("demo"), out=self.out).prepare()
+        return replace(_default_study("demo"), scale=self.scale, out=self.out).prepare()
 
 
 @dataclass(frozen=True, kw_only=True)
