@@ -32,7 +32,7 @@ from peers import ENVIRONMENT, environment
 from prolu.activations.builtin import HOOK, MODEL_DIR
 from prolu.activations.language_model import LanguageModel
 from prolu.interop import export_files, import_sae, write_folder
-from prolu.interop.formats.common_form import plain_of
+from prolu.interop.formats.common_form import common_form_of
 from prolu.sae.scaling import normalise
 
 N_ACTS, BATCH, THREADS = 200_000, 4096, 2
@@ -100,14 +100,14 @@ def compare(
 
 def margins(sae: prolu.SAE, acts: Tensor) -> Tensor:
     """How far each latent is from going on or off, [n, d_sae], in fp64."""
-    plain, x = plain_of(sae), normalise(acts)[0] if sae.config.normalisation == "per_token" else acts
-    m = (x.double() - plain.b_dec.double()) @ plain.W_enc.double()
-    own = {name: t.double() for name, t in plain.own.items()}
-    if plain.architecture == "gated":
+    form, x = common_form_of(sae), normalise(acts)[0] if sae.config.normalisation == "per_token" else acts
+    m = (x.double() - form.b_dec.double()) @ form.W_enc.double()
+    own = {name: t.double() for name, t in form.own.items()}
+    if form.architecture == "gated":
         return torch.minimum((m + own["b_gate"]).abs(), (own["r_mag"].exp() * m + own["b_mag"]).abs())
     pre = m + own["b_enc"]
-    if plain.k is not None:
-        return (pre - pre.topk(plain.k, dim=-1).values[:, -1:]).abs()
+    if form.k is not None:
+        return (pre - pre.topk(form.k, dim=-1).values[:, -1:]).abs()
     return (pre - torch.relu(own["threshold"]) if "threshold" in own else pre).abs()
 
 

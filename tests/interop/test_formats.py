@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from prolu import SAE, SAEConfig
 from prolu.cli.entry_point import main
-from prolu.interop import FORMATS, check_new, export_files, import_sae, write_folder
+from prolu.interop import FORMATS, ExportFormat, ImportFormat, check_new, export_files, import_sae, write_folder
 from prolu.sae.autoencoder import read_provenance
 from prolu.sae.nonlinearities import nonlinearity_named
 from prolu.sae.nonlinearities.base import activate
@@ -281,7 +282,7 @@ def test_longer_decoder_rows_are_refused_where_they_would_be_rescaled(tmp_path):
     sae = make("relu", "none")
     sae.W_dec.data.mul_(2)
     sae.save(tmp_path, BARE)
-    with pytest.raises(ValueError, match="decoder rows of norm 1"):
+    with pytest.raises(ValueError, match="scales decoder rows to norm 1 when it is loaded"):
         export_files(tmp_path, "dictionary_learning")
     assert export_files(tmp_path, "saelens")
 
@@ -342,9 +343,9 @@ def test_a_folder_of_two_formats_needs_the_flag(tmp_path, capsys):
             shutil.copy(file, folder)
     command = ["import", str(folder), "--out", str(tmp_path / "ours")]
     assert main(command) == 2
-    assert "files of saelens and of sparsify; say which with --format" in capsys.readouterr().err
+    assert "files of saelens and of sparsify; choose one with --format" in capsys.readouterr().err
     assert main([*command, "--format", "dictionary_learning"]) == 2
-    assert "lacks config.json and ae.pt" in capsys.readouterr().err
+    assert "has no config.json and no ae.pt, which a folder of dictionary_learning has" in capsys.readouterr().err
     assert main([*command, "--format", "saelens"]) == 0
     assert SAE.load(tmp_path / "ours").config.nonlinearity == "thresholded"
     assert main([*command, "--format", "saelens"]) == 2  # not into a folder that has something
@@ -366,8 +367,13 @@ def test_export_and_import_by_command(tmp_path, capsys):
         check_new(tmp_path / "file" / "x")
 
 
-def test_every_format_is_told_by_its_files():
+def test_every_format_is_recognised_by_its_files():
     assert len({one.files for one in FORMATS.values()}) == len(FORMATS)
+
+
+def test_the_command_line_offers_the_formats_of_the_table():
+    assert set(get_args(ImportFormat)) == FORMATS.keys()
+    assert set(get_args(ExportFormat)) == {name for name, one in FORMATS.items() if one.to_files}
 
 
 def test_thresholded_is_its_equation_with_the_gradient_through_the_gate():

@@ -19,7 +19,7 @@ from prolu.cli.commands import (
     prepare_sweep,
 )
 from prolu.cli.scoring import Scoring
-from prolu.interop import check_new, export_files, import_sae, write_folder
+from prolu.interop import ExportFormat, ImportFormat, check_new, export_files, import_sae, write_folder
 from prolu.runtime.hub import MAIN
 from prolu.studies.groups.engine import Engine
 from prolu.studies.recipes import DESCRIPTIONS, RECIPES, recipe_named
@@ -189,7 +189,7 @@ class Export:
 
     run: Positional[Path]
     """Folder of a run."""
-    format: Literal["saelens", "dictionary_learning", "prolu"]
+    format: ExportFormat
     """Whose folder."""
     out: Path
     """A new folder for it."""
@@ -212,7 +212,7 @@ class Import:
     """Theirs, on this disk."""
     out: Path
     """A new folder for the run."""
-    format: Literal["auto", "prolu", "saelens", "dictionary_learning", "sparsify"] = "auto"
+    format: Literal["auto", ImportFormat] = "auto"
     """Whose folder it is; auto: recognised by its files."""
 
     def prepare(self) -> Job:

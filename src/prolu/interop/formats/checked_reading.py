@@ -1,4 +1,11 @@
-"""Files of other libraries, read with suspicion: each complaint is one sentence that names file and field."""
+"""Reading other libraries' files without trusting them.
+
+A folder that somebody downloaded may be damaged, may be of another version than the one this package was written
+against, or may describe something that no SAE here can be. A reader that takes a field as it comes would then build an
+SAE that computes something else than the original, and nobody would notice. So each format reads every field and every
+tensor through a function of this module, which checks it and raises ValueError with one sentence that names the file,
+the field, the value found and the values supported. No function here executes anything that a file contains.
+"""
 
 import io
 import json
@@ -13,51 +20,109 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-ABSENT = object()
+REQUIRED = object()
+"""The default that marks a field as required. None cannot, since a config may hold null."""
+
+LONGEST_REASON = 200
+"""The number of characters of another library's error message that are repeated."""
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
 
     Raises:
-        ValueError: there is none.
+        ValueError: The file is not JSON, or holds something else than an object.
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # the second: a file of a hundred thousand opening brackets
         raise ValueError(f"{file}: not JSON") from None
     if not isinstance(found, dict):
         raise ValueError(f"{file}: not a JSON object")
     return found
 
 
-def field(file: Path, facts: Mapping[str, Any], name: str, kind: type, default: Any = ABSENT) -> Any:
-    """One field of a config, of that kind; true is no number.
+def field(file: Path, config: Mapping[str, Any], name: str, kind: type, default: Any = REQUIRED) -> Any:
+    """Return one field of a config, which must be of the given type.
 
     Raises:
-        ValueError: it is missing and has no default, or is of another kind.
+        ValueError: The field is missing and has no default, or is of another type.
     """
-    value = facts.get(name, default)
-    if value is ABSENT:
-        raise ValueError(f"{file}: lacks {name}")
+    value = config.get(name, default)
+    if value is REQUIRED:
+        raise ValueError(f"{file}: the field {name} is missing")
+    # Not isinstance: a bool is an int in Python, and `"d_sae": true` must not pass as 1.
     if value is not default and type(value) is not kind:
-        raise ValueError(f"{file}: {name} is {value!r}, needs {kind.__name__}")
+        raise ValueError(f"{file}: {name} is {value!r}, but must be of type {kind.__name__}")
     return value
 
 
-def only(file: Path, facts: Mapping[str, Any], name: str, supported: tuple[Any, ...], reason: str = "") -> None:
-    """Raises ValueError unless a field is missing, or one of the supported values (the first is the usual one)."""
-    value = facts.get(name, supported[0])
+def positive_integer(file: Path, config: Mapping[str, Any], name: str) -> int:
+    """Return a field that must be an integer of at least 1.
+
+    Raises:
+        ValueError: It is not.
+    """
+    value = field(file, config, name, int)
+    if value < 1:
+        raise ValueError(f"{file}: {name} is {value}, but must be at least 1")
+    return value
+
+
+def latents_per_token(file: Path, config: Mapping[str, Any], d_sae: int) -> int:
+    """Return the field `k`, the number of latents that a TopK SAE keeps on each token.
+
+    Raises:
+        ValueError: It is not an integer from 1 to d_sae.
+    """
+    k = positive_integer(file, config, "k")
+    if k > d_sae:
+        raise ValueError(f"{file}: k is {k}, but the SAE has only {d_sae} latents")
+    return k
+
+
+def check_supported(
+    file: Path, config: Mapping[str, Any], name: str, supported: tuple[Any, ...], reason: str = ""
+) -> None:
+    """Raise ValueError unless a field is missing or has one of the supported values.
+
+    Args:
+        file: The file that holds the config, for the message.
+        config: The config.
+        name: The name of the field.
+        supported: The values that are accepted. The first is the other library's default: it is what a missing field
+            means.
+        reason: Why other values are refused, added to the message.
+    """
+    value = config.get(name, supported[0])
+    # The types are compared too, because False == 0 and True == 1.
     if not any(type(value) is type(one) and value == one for one in supported):
-        said = " or ".join(map(repr, supported))
-        raise ValueError(f"{file}: {name} is {value!r}, supported is {said}{f'; {reason}' if reason else ''}")
+        values = " or ".join(map(repr, supported))
+        raise ValueError(f"{file}: {name} is {value!r}, supported is {values}{f'; {reason}' if reason else ''}")
+
+
+def known_fields(config: Mapping[str, Any], wanted: Mapping[str, tuple[str, type]]) -> dict[str, Any]:
+    """Return those fields that are present and of the wanted type, under our names.
+
+    Provenance is read this way: a field that is missing or odd is left out, since a guess would be worse than nothing.
+
+    Args:
+        config: The other library's config.
+        wanted: For each of our names, the other library's name and the type.
+    """
+    found = {}
+    for our_name, (their_name, kind) in wanted.items():
+        value = config.get(their_name)
+        if type(value) is kind:
+            found[our_name] = value
+    return found
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a file.
+    """Read all tensors of a safetensors file.
 
     Raises:
-        ValueError: it is none of that format.
+        ValueError: The file is missing or damaged.
     """
     try:
         return load_file(file)
@@ -66,41 +131,59 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def read_torch_zip(file: Path) -> dict[str, Tensor]:
-    """Plain tensors by name that `torch.save` wrote, through the restricted reader, which runs no code of the file's.
+    """Read named tensors that `torch.save` wrote, through torch's restricted reader.
+
+    Such a file is a pickle, and loading a pickle can run any code. With `weights_only=True` torch builds tensors and
+    nothing else. This is the only pickle that the package opens.
 
     Raises:
-        ValueError: it holds anything else.
+        ValueError: The file is damaged, or holds anything else than plain tensors by name.
     """
+    # Read before the `try`: an error of the disk does not mean that the file is damaged.
     content = io.BytesIO(file.read_bytes())
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how old the file is
+            warnings.simplefilter("ignore")  # torch warns about files of its old formats
             found = torch.load(content, map_location="cpu", weights_only=True)
-    except Exception as problem:  # a damaged file makes it raise many kinds
+    except Exception as problem:  # a damaged file makes torch raise many kinds, EOFError and KeyError among them
         raise ValueError(f"{file}: not a file of plain tensors ({_first_line(problem)})") from None
-    if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(t, Tensor) and t.layout == torch.strided and not t.is_quantized
-        for name, t in found.items()
-    ):
+    if not isinstance(found, dict) or not all(_is_named_tensor(name, value) for name, value in found.items()):
         raise ValueError(f"{file}: not a file of plain tensors by name")
+    # Parameters arrive with requires_grad set.
     return {name: t.detach() for name, t in found.items()}
 
 
-def checked(
-    file: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], others: tuple[str, ...] = ()
+def _is_named_tensor(name: Any, value: Any) -> bool:
+    """Say whether an entry is a dense tensor under a text name; sparse and quantised tensors would fail later."""
+    is_plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+    return isinstance(name, str) and is_plain
+
+
+def checked_tensors(
+    file: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], ignored: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
-    """The tensors of these names and shapes, all of one number format: fp16 and bf16 become fp32, which holds them.
+    """Return the tensors that `shapes` names, all in one number format: fp32, or fp64 if any of them is fp64.
+
+    fp16 and bf16 become fp32, which holds their values exactly.
+
+    Args:
+        file: The file that holds the tensors, for messages.
+        tensors: Everything that the file holds.
+        shapes: The shape that each tensor must have.
+        ignored: The names of tensors that may be there too and are left out.
 
     Raises:
-        ValueError: one is missing, or of another shape or kind, or not finite; or there is one more, not of `others`.
+        ValueError: A tensor is missing, has another shape, holds no floats or a value that is not finite, or the file
+            holds a tensor of another name.
     """
-    if tensors.keys() - set(others) != shapes.keys():
-        raise ValueError(f"{file}: holds {sorted(tensors)}, needs {sorted(shapes)}")
+    # An unknown tensor is refused, not dropped: it may change what the SAE computes.
+    if tensors.keys() - set(ignored) != shapes.keys():
+        raise ValueError(f"{file}: holds the tensors {sorted(tensors)}, but must hold {sorted(shapes)}")
     dtype = torch.float32
     for name, shape in shapes.items():
         t = tensors[name]
         if tuple(t.shape) != shape or not t.is_floating_point():
-            raise ValueError(f"{file}: {name} is {t.dtype} {tuple(t.shape)}, needs floats {shape}")
+            raise ValueError(f"{file}: {name} is {t.dtype} {tuple(t.shape)}, but must be floats of shape {shape}")
         dtype = torch.promote_types(dtype, t.dtype)
     found = {name: tensors[name].to(dtype).clone() for name in shapes}
     for name, t in found.items():
@@ -109,29 +192,17 @@ def checked(
     return found
 
 
-def widths(file: Path, tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
-    """The shape of a matrix, neither side 0.
+def matrix_shape(file: Path, tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
+    """Return the shape of a matrix, from which a format without d_in or d_sae in its config learns the widths.
 
     Raises:
-        ValueError: it is missing, or no matrix.
+        ValueError: The tensor is missing, is not a matrix, or is empty.
     """
     shape = tuple(tensors[name].shape) if name in tensors else ()
     if len(shape) != 2 or 0 in shape:
-        raise ValueError(f"{file}: {name} is {shape or 'missing'}, needs a matrix")
+        raise ValueError(f"{file}: {name} is {shape or 'missing'}, but must be a matrix")
     return shape
 
 
-def count(file: Path, facts: Mapping[str, Any], name: str) -> int:
-    """A field that is a whole number of at least 1.
-
-    Raises:
-        ValueError: it is not.
-    """
-    value = field(file, facts, name, int)
-    if value < 1:
-        raise ValueError(f"{file}: {name} is {value}, needs at least 1")
-    return value
-
-
 def _first_line(problem: BaseException) -> str:
-    return (str(problem).strip() or type(problem).__name__).split("\n")[0][:200]
+    return (str(problem).strip() or type(problem).__name__).split("\n")[0][:LONGEST_REASON]

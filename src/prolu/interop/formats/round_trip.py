@@ -1,12 +1,21 @@
-"""What an export remembers of the SAE it was made of, so that importing it gives back the bits.
+"""What an export carries along, so that importing it again gives back the same SAE to the bit.
 
-The other library's config carries, under `prolu`, our config, the provenance, and what must be done to inputs. A small
-file beside, which the others do not read, has the nonlinearity's own parameters. They are believed only where exporting
-them again gives what is there: whoever changed that is right.
+An export in another library's format loses what that format has no place for: which nonlinearity the SAE had (a ProLU
+becomes a JumpReLU), that nonlinearity's own parameters, where the SAE comes from, and sometimes how activations must be
+prepared before they are given to it. Therefore every export carries
+
+- a *record* under the key `prolu` of the other library's config: our config, the provenance, and the preparation that
+  the format cannot describe;
+- a *parameters file*, `prolu.safetensors`, beside the other library's files: the nonlinearity's own parameters.
+
+The other library ignores both. Somebody may have changed the SAE since, with the other library's own tools, and then
+the record is out of date. So an import rebuilds the original from them, exports it once more in memory, and believes
+the record only if the result equals, to the bit, what the folder holds now. No flag or digest has to be kept, and a
+changed SAE is read like any other of that format.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,85 +23,92 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prolu.interop.formats.checked_reading import read_safetensors
-from prolu.interop.formats.common_form import Plain, plain_of
+from prolu.interop.formats.common_form import CommonForm, common_form_of, sae_with
 from prolu.sae.autoencoder import SAE, SAEConfig
 from prolu.sae.nonlinearities import GeneralisedProLU, nonlinearity_named
-from prolu.sae.weights import Weights
 
-MARK, OWN_FILE = "prolu", "prolu.safetensors"
+RECORD_KEY = "prolu"
+"""The key of the other library's config under which an export puts its record."""
+
+PARAMETERS_FILE = "prolu.safetensors"
+"""The file with the nonlinearity's own parameters. No other library reads it."""
 
 CENTRED = "centred (their mean over d_model removed)"
+"""The preparation of activations of a LayerNorm model, as the record words it."""
 
 
 def scaled(d_in: int) -> str:
-    """The per-token scaling, in words."""
+    """Return the per-token scaling, as the record words it."""
     return f"scaled per token to norm sqrt({d_in})"
 
 
-def mark(sae: SAE, made: Mapping[str, Any], unsaid: list[str]) -> dict[str, Any]:
-    """What goes into the other library's config."""
-    return {"sae": asdict(sae.config), "provenance": dict(made), "inputs_must_be": unsaid}
-
-
-def own_file(sae: SAE) -> dict[str, bytes]:
-    """The file beside, by name."""
-    own = {name: t.detach().contiguous().cpu() for name, t in sae.weights.own.items()}
-    return {OWN_FILE: save(own)}
-
-
-def check_inputs(library: str, unsaid: list[str], *, inputs_normalised: bool) -> None:
-    """Raises ValueError if a format cannot say what must be done to inputs, unless it was asked to be recorded."""
-    if unsaid and not inputs_normalised:
-        raise ValueError(
-            f"format {library!r}: it cannot say that inputs must be {' and '.join(unsaid)} first; --inputs-normalised "
-            "exports all the same, and records that they must"
-        )
-    if inputs_normalised and not unsaid:
-        raise ValueError(f"inputs_normalised: {library!r} says all that must be done to inputs; leave it out")
-
-
-def prepared(file: Path, marked: Any, d_in: int) -> tuple[bool, bool]:
-    """Whether an export recorded that inputs must be scaled per token, and that they must be centred.
-
-    It counts also where the SAE is not remembered: the weights are of such inputs whatever became of the rest.
-
-    Raises:
-        ValueError: it says something else.
-    """
-    said = marked.get("inputs_must_be", []) if isinstance(marked, dict) else []
-    known = [scaled(d_in), CENTRED]
-    if not isinstance(said, list) or any(one not in known for one in said):
-        supported = " and ".join(map(repr, known))
-        raise ValueError(f"{file}: {MARK}.inputs_must_be is {said!r}, supported is a list of {supported}")
-    return known[0] in said, known[1] in said
-
-
-def remembered(
-    folder: Path, marked: Any, plain: Plain, as_written: Callable[[Plain], Plain] = lambda plain: plain
-) -> tuple[SAE, dict[str, Any]] | None:
-    """The SAE that was exported, and its provenance; None if there is no memory of it, or it does not fit.
+def record_of(sae: SAE, provenance: Mapping[str, Any], undescribed: list[str]) -> dict[str, Any]:
+    """Return the record that goes into the other library's config.
 
     Args:
-        folder: of the export.
-        marked: what the config has under `prolu`.
-        plain: the SAE as the format's own files have it.
-        as_written: what that format's export does to an SAE.
+        sae: The exported SAE.
+        provenance: Where it comes from.
+        undescribed: The preparation of inputs that the format cannot describe.
     """
-    config = _config(marked)
-    if config is None or (config.d_in, config.d_sae) != (plain.d_in, plain.d_sae):
+    return {"sae": asdict(sae.config), "provenance": dict(provenance), "inputs_must_be": undescribed}
+
+
+def parameters_file(sae: SAE) -> dict[str, bytes]:
+    """Return the parameters file, by its name."""
+    own = {name: t.detach().contiguous().cpu() for name, t in sae.weights.own.items()}
+    return {PARAMETERS_FILE: save(own)}
+
+
+def recorded_preparation(file: Path, record: Any, d_in: int) -> tuple[bool, bool]:
+    """Say whether a record requires that inputs be scaled per token, and that they be centred.
+
+    This counts even if the rest of the record is out of date: whoever changed the weights, they still belong to
+    activations that were prepared in this way.
+
+    Args:
+        file: The config that holds the record, for the message.
+        record: The value under `RECORD_KEY`, if there is one.
+        d_in: The width of the activations.
+
+    Raises:
+        ValueError: The record requires something else.
+    """
+    required = record.get("inputs_must_be", []) if isinstance(record, dict) else []
+    known = [scaled(d_in), CENTRED]
+    if not isinstance(required, list) or any(one not in known for one in required):
+        supported = " and ".join(map(repr, known))
+        raise ValueError(f"{file}: {RECORD_KEY}.inputs_must_be is {required!r}, supported is a list of {supported}")
+    return scaled(d_in) in required, CENTRED in required
+
+
+def restored(
+    folder: Path, record: Any, form: CommonForm, as_written: Callable[[CommonForm], CommonForm] = lambda form: form
+) -> tuple[SAE, dict[str, Any]] | None:
+    """Return the SAE that was exported and its provenance, or None if there is no record or it does not fit.
+
+    Args:
+        folder: The folder of the export.
+        record: The value under `RECORD_KEY` of its config, if there is one.
+        form: The SAE as the format's own files hold it.
+        as_written: What exporting to this format does to the common form of an SAE.
+    """
+    config = _config_in(record)
+    if config is None or (config.d_in, config.d_sae) != (form.d_in, form.d_sae):
         return None
-    for own in _candidates(folder, config, plain):
-        sae = SAE(config, Weights(plain.W_enc.T.contiguous(), plain.W_dec.contiguous(), plain.b_dec, own))
-        if as_written(plain_of(sae)).equals(plain):
-            made = marked.get("provenance")
-            return sae, made if isinstance(made, dict) else {}
+    for own in _possible_parameters(folder, config, form):
+        sae = sae_with(config, form, own)
+        if as_written(common_form_of(sae)).equals(form):
+            provenance = record.get("provenance")
+            return sae, provenance if isinstance(provenance, dict) else {}
     return None
 
 
-def _config(marked: Any) -> SAEConfig | None:
-    facts = marked.get("sae") if isinstance(marked, dict) else None
-    known = {field.name: field.type for field in fields(SAEConfig)}
-    if not isinstance(facts, dict) or {name: type(value) for name, value in facts.items()} != known:
+def _config_in(record: Any) -> SAEConfig | None:
+    """Return the config in a record, or None if there is none that this version understands."""
+    facts = record.get("sae") if isinstance(record, dict) else None
+    # The types are those of an example's values, since an annotation may be a Literal.
+    kinds = {name: type(value) for name, value in asdict(SAEConfig(d_in=1, d_sae=1)).items()}
+    if not isinstance(facts, dict) or {name: type(value) for name, value in facts.items()} != kinds:
         return None
     try:
         return SAEConfig(**facts)
@@ -100,19 +116,22 @@ def _config(marked: Any) -> SAEConfig | None:
         return None
 
 
-def _candidates(folder: Path, config: SAEConfig, plain: Plain) -> list[dict[str, Tensor]]:
-    """Own parameters that may be meant: those beside; else ProLU's b = -threshold, and those of the same names."""
+def _possible_parameters(folder: Path, config: SAEConfig, form: CommonForm) -> list[dict[str, Tensor]]:
+    """Return what the nonlinearity's own parameters may have been, the best source first."""
     nonlinearity = nonlinearity_named(config.nonlinearity)
-    names, found = set(nonlinearity.parameter_names), []
-    if (folder / OWN_FILE).is_file():
-        found.append(read_safetensors(folder / OWN_FILE))
-    if isinstance(nonlinearity, GeneralisedProLU) and "threshold" in plain.own:
-        found.append({"b_enc": -plain.own["threshold"]})
-    found.append(plain.own)
-    shape, dtype = (config.d_sae,), plain.W_dec.dtype
-    return [
-        own
-        for own in found
-        if own.keys() == names
-        and all(t.shape == shape and t.dtype == dtype and t.isfinite().all() for t in own.values())
-    ]
+    found = []
+    if (folder / PARAMETERS_FILE).is_file():
+        found.append(read_safetensors(folder / PARAMETERS_FILE))
+    # The other library's own saving keeps the record and drops the parameters file. For ProLU the threshold is
+    # max(0, -b), so b = -threshold gives the same latents; a positive b is lost, and changed none.
+    if isinstance(nonlinearity, GeneralisedProLU) and "threshold" in form.own:
+        found.append({"b_enc": -form.own["threshold"]})
+    # Most other nonlinearities have the same parameters in the common form.
+    found.append(form.own)
+    names = set(nonlinearity.parameter_names)
+    return [own for own in found if own.keys() == names and _fits(own, form)]
+
+
+def _fits(own: dict[str, Tensor], form: CommonForm) -> bool:
+    """Say whether parameters have the shape and number format that an SAE with these matrices needs."""
+    return all(t.shape == (form.d_sae,) and t.dtype == form.W_dec.dtype and t.isfinite().all() for t in own.values())
