@@ -90,7 +90,7 @@ def small(line, folder, instead):
     """A command as the tests can run it: a small model and text, few tokens, and the run that RUN stands for."""
     parts = shlex.split(line, comments=True)
     if parts[:2] == ["prolu", "demo"]:
-        parts = ["prolu", "sweep", "demo", "--scale", "0.05", "--features", "none", *parts[2:]]
+        parts += ["--scale", "0.05"]
     launcher = []
     if parts[0] == "torchrun":
         launcher = [Path(sys.executable).parent / "torchrun", *parts[1 : parts.index("prolu")]]
@@ -106,7 +106,7 @@ def small(line, folder, instead):
     if parts[1] == "sweep" and has_lm and not dry:
         extra += ["--scale", "0.02", "--latent-pages", "none"]
     if parts[1] == "train":
-        extra += ["--n-tokens", "20000", "--d-sae", "64", "--batch-size", "256", "--feature-tokens", "5000"]
+        extra += ["--n-tokens", "20000", "--d-sae", "64", "--batch-size", "256", "--latent-tokens", "5000"]
     if parts[1] == "harvest":
         extra += ["--n-tokens", "20000"]
     return [*launcher, *parts, *extra] if launcher else [Path(sys.executable).parent / "prolu", *parts[1:], *extra]
