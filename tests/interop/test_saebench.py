@@ -100,7 +100,7 @@ def test_it_has_all_that_saebench_asks_for(tmp_path, nonlinearity):
 
 @pytest.mark.parametrize(
     ("provenance", "message"),
-    [({}, "does not say centred, ctx, data, hook, lm"), ({"hook": "model.layers.3.output"}, "blocks.L.hook_SITE")],
+    [({}, "lacks centred, ctx, data, hook, lm"), ({"hook": "model.layers.3.output"}, "blocks.L.hook_SITE")],
 )
 def test_what_saebench_cannot_know_is_named(tmp_path, provenance, message):
     saved(tmp_path, provenance and PROVENANCE | provenance)
@@ -112,7 +112,7 @@ def test_a_decoder_of_other_norms_is_refused(tmp_path):
     sae = saved(tmp_path)
     sae.W_dec.data[3] *= 1.01
     sae.save(tmp_path, PROVENANCE)
-    with pytest.raises(ValueError, match=r"W_dec: rows have norms .* to 1\.01, SAEBench needs 1"):
+    with pytest.raises(ValueError, match=r"W_dec: rows have norms .* to 1\.01, SAEBench needs norm 1"):
         SAEBenchSAE.load(tmp_path)
 
 

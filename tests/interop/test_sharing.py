@@ -166,7 +166,7 @@ def test_private_and_branches(study, hub, capsys):
 def test_a_repository_is_one_study(study, hub, capsys):
     prolu.push(study, "ann/two")
     assert main(["push", str(Results.load(study).runs[0].folder), "ann/two"]) == 2
-    assert "holds SAEs that are not among these" in capsys.readouterr().err
+    assert "holds SAEs that are not in this push" in capsys.readouterr().err
 
 
 def test_somebody_else_committed(study, hub, monkeypatch):
@@ -286,7 +286,7 @@ def test_a_damaged_sae_is_not_written(study, hub, capsys, tmp_path):
     run_id = Results.load(study).records[0]["run_id"]
     name, whole = f"{run_id}/sae.safetensors", hub.files("ann/two")
     cut, gone = whole | {name: whole[name][:-4]}, {key: value for key, value in whole.items() if key != name}
-    for files, words in ((cut, "not a readable safetensors file"), (gone, "names a run that is not there")):
+    for files, words in ((cut, "not a readable safetensors file"), (gone, "which is not there")):
         hub.replace("ann/two", files)
         err = refused(["pull", "ann/two", "--out", str(tmp_path / "o")], capsys)
         assert words in err
@@ -352,7 +352,7 @@ def test_no_network(study, hub, capsys, tmp_path):
 
 
 def test_the_examples_of_the_docs_run(study, hub, tmp_path, monkeypatch, capsys):
-    text = (Path(__file__).parents[2] / "docs" / "hub.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "howto" / "hub.md").read_text()
     run = Results.load(study).runs[0].folder.name
     shutil.copytree(study, tmp_path / "runs" / "one")
     monkeypatch.chdir(tmp_path)

@@ -72,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer({"url": f"{hub.url}/{asked['organization']}/{asked['name']}"})
         if path == "/api/validate-yaml":
             wrong = (
-                [{"message": '"license" must be a licence'}] if 'license: "none"' in json.loads(body)["content"] else []
+                [{"message": '"license" must be a licence'}] if "license: none" in json.loads(body)["content"] else []
             )
             return self.answer({"errors": wrong, "warnings": []}, 400 if wrong else 200)
         if path.startswith("/lfs/"):

@@ -1,4 +1,4 @@
-"""The model card of a study on the Hugging Face hub: figure, table, how to load; Markdown under YAML."""
+"""The model card of a study on the Hugging Face hub: its figure, a table of its SAEs, and how to load them."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -8,7 +8,7 @@ from prolu.evaluation.comparison.frontiers import Record, family, pareto_best
 
 TAGS = ("sparse-autoencoder", "interpretability", "mechanistic-interpretability")
 
-COLUMNS = ("SAE", "family", "L0", "degradation", "recovered", "FVU", "dead", "converged")
+COLUMNS = ("SAE", "family", "L0", "CE increase", "recovered", "FVU", "dead", "converged")
 
 
 def card_of(
@@ -19,35 +19,38 @@ def card_of(
     figure: str,
     license: str,
 ) -> str:
-    """The card.
+    """Return the model card of a study, or of the studies of a sweep at several hooks.
 
     Args:
-        studies: their configs, one a hook, as the hub may see them.
-        shapes: d_in and d_sae of the SAEs.
-        records: their runs; the `run_id` of each is the name of its folder in the repository.
-        place: as the hub names the repository, user/repo.
-        figure: file of the frontier beside it.
-        license: as the hub names it.
+        studies: The studies' configs, one per hook, without paths of this machine.
+        shapes: The (d_in, d_sae) of the SAEs.
+        records: The studies' finished runs. The `run_id` of each is the name of its folder in the repository.
+        place: The repository, user/repo.
+        figure: The file in the repository that shows the frontier.
+        license: The licence, as the hub names it.
     """
-    streams, version = [study["stream"] for study in studies], studies[0].get("versions", {}).get("prolu", "")
-    example, lm = _example(records), streams[0]["lm"]
+    streams = [study["stream"] for study in studies]
+    version = studies[0].get("versions", {}).get("prolu", "")
+    lm = streams[0]["lm"]
+    example = _example(records)
     return f"""---
-{_front_matter(records, streams, license)}
+{_front_matter(records, lm, license)}
 ---
 
 # {place.partition("/")[2]}: {_count(len(records), "sparse autoencoder")} of {_model(lm)}
 
 {_sentence(streams, shapes)} Trained and scored with `prolu` {version}.
 
-![Information lost against L0, families joined]({figure})
+![CE increase against L0, one line per family]({figure})
 
 {_table(records)}
 
-\\* Pareto-best in L0 and degradation among converged SAEs. L0: latents on per token. Degradation: what next-token
-cross-entropy loses when reconstructions stand in place of the activations, nats per token; recovered: the same as a
-share of what zeros in their place lose. FVU: fraction of variance unexplained. Dead: latents that are never on. All on
-{_eval_tokens(records)} held-out tokens. Converged: held-out L0 and MSE moved less than 5% over the last fifth of
-training at full learning rate; one that has not decides no comparison.
+\\* On the frontier: no other converged SAE of this table beats it in both L0 and CE increase. L0: the mean number of
+active latents per token. CE increase: by how much the cross-entropy of the language model rises, in nats per token, if
+the SAE's reconstructions replace its activations. Recovered: 1 minus the CE increase as a fraction of the one that
+zeros in place of the activations cause. FVU: the fraction of variance unexplained. Dead: the fraction of latents that
+are never active. All are measured on {_eval_tokens(records)} held-out tokens. Converged: held-out L0 and MSE moved less
+than 5% over the last fifth of training at full learning rate; SAEs that have not converged are not on the frontier.
 
 ## Loading
 
@@ -59,24 +62,27 @@ lm = prolu.LanguageModel({json.dumps(lm)}, hook="{_hook_of(example, streams)}")
 latents = sae.encode(lm.activations("The cat sat on the mat"))  # [n_tokens, {example["d_sae"]}]
 ```
 
-`prolu pull {place} --out DIR` fetches all of it as a study's folder, of which `prolu report DIR` makes a page. Every
-folder here that has `sae.safetensors` is one SAE. Its `config.json` says what it computes and where it comes from; both
-files are read without this library too. For other libraries, `prolu pull {place}/{example["run_id"]} --out sae` and
-`prolu export`.
+`prolu pull {place} --out DIR` downloads everything as the folder of a study, and `prolu report DIR` makes a page of it.
+Every folder here that has `sae.safetensors` is one SAE, and its `config.json` says what the SAE computes and where it
+comes from. Both files can be read without this library. To use an SAE in another library, run
+`prolu pull {place}/{example["run_id"]} --out sae` and then `prolu export`.
 """
 
 
-def _front_matter(records: Sequence[Record], streams: Sequence[Mapping[str, Any]], license: str) -> str:
-    """YAML, of which JSON is a part."""
-    names = dict.fromkeys(str(r["nonlinearity"]).partition("(")[0] for r in records)
-    facts: dict[str, Any] = {"library_name": "prolu", "license": license, "tags": [*TAGS, *names]}
-    if streams[0]["lm"].count("/") == 1:  # a hub name in full
-        facts["base_model"] = streams[0]["lm"]
-    return "\n".join(f"{name}: {json.dumps(value)}" for name, value in facts.items())
+def _front_matter(records: Sequence[Record], lm: str, license: str) -> str:
+    """Return the card's metadata as YAML."""
+    from huggingface_hub import ModelCardData
+
+    # `topk(32)` and `topk(64)` are one tag, in order of appearance.
+    nonlinearities = dict.fromkeys(str(r["nonlinearity"]).partition("(")[0] for r in records)
+    # The hub refuses a base model that is not one of its names in full, user/name.
+    base_model = lm if lm.count("/") == 1 else None
+    data = ModelCardData(library_name="prolu", license=license, tags=[*TAGS, *nonlinearities], base_model=base_model)
+    return data.to_yaml()
 
 
 def _sentence(streams: Sequence[Mapping[str, Any]], shapes: Collection[tuple[int, int]]) -> str:
-    """What they are, and what they were trained on."""
+    """Return the sentence that says what the SAEs are and what they were trained on."""
     first = streams[0]
     hooks = " and ".join(f"`{hook}`" for hook in dict.fromkeys(s["hook"] for s in streams))
     sizes = ", ".join(f"{d_in:,} -> {d_sae:,}" for d_in, d_sae in sorted(shapes))
@@ -92,36 +98,47 @@ def _model(lm: str) -> str:
 
 
 def _table(records: Sequence[Record]) -> str:
-    """A row an SAE, by family and L0."""
+    """Return a Markdown table with a row per SAE, ordered by family and L0."""
     best = {r["run_id"] for r in pareto_best(r for r in records if r["converged"])}
-    order = list(dict.fromkeys(family(r) for r in records))
-    rows = [COLUMNS, ("---", "---", *("--:",) * (len(COLUMNS) - 2))]
-    for r in sorted(records, key=lambda r: (order.index(family(r)), r["l0"])):
-        star = r"\*" if r["run_id"] in best else ""
-        rows.append((
-            f"`{r['run_id']}`", family(r), f"{r['l0']:.1f}", f"{r['degradation']:.4f}{star}", f"{r['recovered']:.1%}",
-            _number(r, "fvu", ".4f"), _number(r, "dead_fraction", ".1%"), "yes" if r["converged"] else "no",
-        ))  # fmt: skip
+    families = list(dict.fromkeys(family(r) for r in records))
+    alignments = ("---", "---", *("--:",) * (len(COLUMNS) - 2))  # numbers to the right
+    rows = [COLUMNS, alignments]
+    rows += [_row(r, r["run_id"] in best) for r in sorted(records, key=lambda r: (families.index(family(r)), r["l0"]))]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def _row(record: Record, is_best: bool) -> tuple[str, ...]:
+    star = r"\*" if is_best else ""
+    return (
+        f"`{record['run_id']}`",
+        family(record),
+        f"{record['l0']:.1f}",
+        f"{record['degradation']:.4f}{star}",
+        f"{record['recovered']:.1%}",
+        _number(record, "fvu", ".4f"),
+        _number(record, "dead_fraction", ".1%"),
+        "yes" if record["converged"] else "no",
+    )
+
+
 def _number(record: Record, name: str, form: str) -> str:
-    """Runs of older versions lack some."""
+    """Return a number as text; runs of older versions lack some."""
     return format(record[name], form) if name in record else "-"
 
 
 def _example(records: Sequence[Record]) -> Record:
-    """The one to show: of those that converged, if any has, the one of middle L0."""
+    """Return the run that the card loads as its example: of those that have converged, if any, the one of median L0."""
     shown = [r for r in records if r["converged"]] or list(records)
     return sorted(shown, key=lambda r: r["l0"])[len(shown) // 2]
 
 
 def _hook_of(record: Record, streams: Sequence[Mapping[str, Any]]) -> str:
-    """Where studies lie side by side, each is named by its hook."""
+    """Return the hook of a run: studies of a sweep at several hooks are named after their hooks."""
     return next((s["hook"] for s in streams if s["hook"] == record.get("study")), streams[0]["hook"])
 
 
 def _eval_tokens(records: Sequence[Record]) -> str:
+    """Return the number of held-out tokens as text; studies at several hooks may differ in it."""
     return " or ".join(f"{n:,}" for n in sorted({r["eval_tokens"] for r in records if "eval_tokens" in r})) or "unknown"
 
 

@@ -1,6 +1,7 @@
-"""One of our SAEs as SAEBench takes it: raw activations in, raw reconstructions out, and a `cfg` that describes it.
+"""An adapter with which SAEBench's evaluations take one of our SAEs.
 
-Nothing of SAEBench is imported here. Written against sae-bench 0.6.0.
+SAEBench hands an SAE raw activations, takes raw reconstructions from it, and reads a description of it from its
+attribute `cfg`. Written against sae-bench 0.6.0, of which nothing is imported here.
 """
 
 import math
@@ -18,31 +19,43 @@ from prolu.sae.autoencoder import SAE, read_provenance
 from prolu.sae.scaling import normalise
 
 NORM_TOLERANCE = 1e-5
-"""SAEBench's own, of a row of W_dec."""
+"""How far the norm of a decoder row may be from 1. SAEBench's own check allows the same."""
 
 
 @dataclass(kw_only=True)
 class SAEBenchConfig:
-    """What SAEBench, and SAELens inside it, ask of an SAE's config; they add fields of their own to it."""
+    """The fields that SAEBench, and SAELens inside it, read from an SAE's config.
+
+    It is not frozen, because both add fields of their own to it.
+    """
 
     model_name: str
-    """As TransformerLens knows it."""
+    """The language model, by the name that TransformerLens gives it."""
     d_in: int
+    """The width of the activations."""
     d_sae: int
+    """The number of latents."""
     hook_layer: int
+    """The block that the hook belongs to."""
     hook_name: str
+    """The hook, as blocks.L.hook_SITE."""
     context_size: int
+    """The number of tokens in a block of the training text."""
     architecture: str
-    """Our name of the nonlinearity."""
+    """The name that we give the nonlinearity."""
     dtype: str
+    """The number format of the weights, for example float32."""
     device: str
+    """The device that the SAE computes on."""
     dataset_path: str
+    """The training text."""
     training_tokens: int
+    """The number of tokens that the SAE was trained on; 0 if that is unknown."""
     hook_head_index: int | None = None
     prepend_bos: bool = True
     apply_b_dec_to_input: bool = True
     normalize_activations: str = "none"
-    """None on their side: `SAEBenchSAE` scales inside."""
+    """none, because `SAEBenchSAE` does the scaling itself."""
     finetuning_scaling_factor: bool = False
     activation_fn_str: str = ""
     activation_fn_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -53,125 +66,144 @@ class SAEBenchConfig:
     neuronpedia_id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields above, for their result files."""
+        """Return the fields above, which SAEBench writes into its result files."""
         return asdict(self)
 
 
 class SAEBenchSAE(torch.nn.Module):
-    """f = SAE.encode(x - mean x), x_hat = decode(f) in the model's own scale and with the mean put back.
+    """f = SAE.encode(x - mean x), x_hat = decode(f), scaled back to the size of x and with the mean added again.
 
-    The mean over d_in is taken off where the SAE was trained without it: in LayerNorm models, whose readers remove it.
-    SAEBench calls `encode` and `decode` apart, and latents do not say how long the activations were: `decode` puts
-    back what the last `encode` took off, so latents, changed or not, are decoded before others are encoded.
+    The mean over d_in is subtracted if the SAE was trained on centred activations, as in LayerNorm models. There
+    nothing reads the mean of the residual stream, so adding it again changes no output of the model.
+
+    SAEBench calls `encode` and `decode` apart, with latents in between that it may have changed. A token's scale and
+    mean cannot be found in its latents, so `encode` keeps them and `decode` uses those of the last `encode`. Therefore
+    latents must be decoded before other activations are encoded.
     """
 
     def __init__(self, sae: SAE, cfg: SAEBenchConfig, *, centred: bool):
-        """Args: `centred` says whether the mean is taken off.
+        """Wrap an SAE.
+
+        Args:
+            sae: The SAE.
+            cfg: Its description.
+            centred: Whether the mean over d_in is subtracted from its inputs.
 
         Raises:
-            ValueError: rows of W_dec that are not of norm 1, on which their scores by latent rely.
+            ValueError: A row of W_dec does not have norm 1, on which SAEBench's scores per latent rely.
         """
         super().__init__()
         norms = sae.W_dec.detach().norm(dim=1)
         if (norms - 1).abs().max() > NORM_TOLERANCE:
-            raise ValueError(f"W_dec: rows have norms {norms.min():.6g} to {norms.max():.6g}, SAEBench needs 1")
-        self.sae, self.cfg, self._centred = sae, cfg, centred
-        self._taken_off: tuple[Tensor | float, Tensor | float] = 1.0, 0.0
+            raise ValueError(f"W_dec: rows have norms {norms.min():.6g} to {norms.max():.6g}, SAEBench needs norm 1")
+        self.sae = sae
+        self.cfg = cfg
+        self._centred = centred
+        # The scale and the mean of each token of the last `encode`, which `decode` restores.
+        self._scale: Tensor | float = 1.0
+        self._mean: Tensor | float = 0.0
 
     @classmethod
     def load(cls, run: str | Path, model_name: str = "", *, device: str = "cpu") -> "SAEBenchSAE":
-        """Reads a run's folder.
+        """Load the SAE in the folder of a run.
 
         Args:
-            run: the folder.
-            model_name: as TransformerLens knows it; empty: the name of the model that the SAE was trained on.
-            device: where it computes.
+            run: The folder.
+            model_name: The language model, by the name that TransformerLens gives it. If empty, it is the name of the
+                model that the SAE was trained on.
+            device: The device to compute on.
 
         Raises:
-            ValueError: no SAE there, or its config does not say what SAEBench must know.
+            ValueError: There is no SAE in the folder, or its config lacks something that SAEBench must know.
         """
-        sae, made = SAE.load(run).to(device), read_provenance(run)
-        if missing := {"lm", "hook", "ctx", "data", "centred"} - made.keys():
-            raise ValueError(f"{run}: its config does not say {', '.join(sorted(missing))}")
-        named = re.fullmatch(r"blocks\.(\d+)\.hook_\w+", made["hook"])
-        if named is None:
-            raise ValueError(f"{run}: hook {made['hook']!r} has no name in SAEBench; it needs blocks.L.hook_SITE")
+        sae = SAE.load(run).to(device)
+        provenance = read_provenance(run)
+        if missing := {"lm", "hook", "ctx", "data", "centred"} - provenance.keys():
+            raise ValueError(f"{run}: the provenance in its config lacks {', '.join(sorted(missing))}")
+        hook = re.fullmatch(r"blocks\.(\d+)\.hook_\w+", provenance["hook"])
+        if hook is None:
+            raise ValueError(
+                f"{run}: hook {provenance['hook']!r} has no name in SAEBench, which knows blocks.L.hook_SITE"
+            )
         cfg = SAEBenchConfig(
-            model_name=model_name or made["lm"],
+            model_name=model_name or provenance["lm"],
             d_in=sae.config.d_in,
             d_sae=sae.config.d_sae,
-            hook_layer=int(named[1]),
-            hook_name=made["hook"],
-            context_size=made["ctx"],
+            hook_layer=int(hook[1]),
+            hook_name=provenance["hook"],
+            context_size=provenance["ctx"],
             architecture=sae.config.nonlinearity,
             dtype=str(sae.W_dec.dtype).removeprefix("torch."),
             device=device,
-            dataset_path=made["data"],
-            training_tokens=made.get("run", {}).get("n_tokens", 0),
+            dataset_path=provenance["data"],
+            training_tokens=provenance.get("run", {}).get("n_tokens", 0),
         )
-        return cls(sae, cfg, centred=made["centred"])
+        return cls(sae, cfg, centred=provenance["centred"])
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
-        """Encoder."""
+        """The encoder."""
         return self.sae.W_enc
 
     @property
     def W_dec(self) -> Float[Tensor, "d_sae d_in"]:
-        """Decoder, rows of norm 1."""
+        """The decoder, with rows of norm 1."""
         return self.sae.W_dec
 
     @property
     def b_dec(self) -> Float[Tensor, " d_in"]:
-        """Decoder bias."""
+        """The decoder bias."""
         return self.sae.b_dec
 
     @property
     def b_enc(self) -> Float[Tensor, " d_sae"]:
-        """Encoder bias; Gated SAEs have none, and SAEBench asks these for `b_mag`."""
+        """The encoder bias. A gated SAE has none: there SAEBench asks for `b_mag`."""
+        # An AttributeError by name, as `hasattr` expects it.
         return self.sae.get_parameter("b_enc")
 
     @property
     def b_mag(self) -> Float[Tensor, " d_sae"]:
-        """Bias of a Gated SAE's magnitudes; no other has one."""
+        """The bias of a gated SAE's magnitudes. No other SAE has one."""
         return self.sae.get_parameter("b_mag")
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that the weights are on."""
         return self.sae.W_dec.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Its number format."""
+        """The number format of the weights."""
         return self.sae.W_dec.dtype
 
     def encode(self, acts: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """Latents of raw activations, in the space that the SAE was trained in."""
-        acts, mean, scale = acts.to(self.dtype), 0.0, 1.0
+        """Return the latents of raw activations."""
+        acts = acts.to(self.dtype)
+        mean = 0.0
+        scale = 1.0
         if self._centred:
             mean = acts.mean(-1, keepdim=True)
             acts = centre(acts)
         if self.sae.config.normalisation == "per_token":
             acts, norms = normalise(acts)
             scale = (norms / math.sqrt(self.cfg.d_in))[..., None]
-        self._taken_off = scale, mean
+        self._scale = scale
+        self._mean = mean
         return self.sae.encode_normalised(acts)
 
     def decode(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
-        """Their reconstruction as raw activations, by the scale and mean of the last `encode`.
+        """Return the raw reconstruction of latents, with the scale and the mean of the last `encode`.
 
         Raises:
-            ValueError: the last `encode` was of other tokens than so many.
+            ValueError: The last `encode` was of another number of tokens, so these latents cannot be of its tokens.
         """
-        scale, mean = self._taken_off
-        for taken in (scale, mean):
-            if isinstance(taken, Tensor) and taken.shape[:-1] != latents.shape[:-1]:
+        for kept in (self._scale, self._mean):
+            if isinstance(kept, Tensor) and kept.shape[:-1] != latents.shape[:-1]:
                 raise ValueError(
-                    f"latents of shape {tuple(latents.shape)}: the last encode was of {tuple(taken.shape[:-1])} tokens"
+                    f"latents of shape {tuple(latents.shape)}: the last encode was of {tuple(kept.shape[:-1])} tokens"
                 )
-        return self.sae.decode(latents) * scale + mean
+        return self.sae.decode(latents) * self._scale + self._mean
 
     def forward(self, acts: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """Reconstruction of raw activations."""
+        """Return the reconstruction of raw activations."""
         return self.decode(self.encode(acts))

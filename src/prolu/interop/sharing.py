@@ -1,71 +1,79 @@
-"""Studies on the Hugging Face hub: what of them goes there, and what comes back."""
+"""Pushing a study to the Hugging Face hub, and pulling one from there.
+
+`push` and `pull` do everything. The steps that they consist of are functions too, because the command line takes them
+one by one: it refuses a wrong request before it begins the work, and --dry-run stops after `pack`.
+"""
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
+from prolu.evaluation.comparison.frontiers import Record
 from prolu.evaluation.document_sums import DOCUMENTS_FILE
 from prolu.evaluation.latents import LATENTS_FILE
+from prolu.interop.model_card import card_of
 from prolu.runtime.files import check_can_be_folder, remove, rename_folder, write_flushed
 from prolu.runtime.hub import MAIN, Head, HubError, Place, Sent, fetch, look, place_of, send
 from prolu.sae.autoencoder import CONFIG_FILE, SAE, WEIGHTS_FILE
 from prolu.studies.folder import CURVES_FILE, RESULTS_FILE, STUDY_FILE, read_study
-from prolu.studies.results import Results
+from prolu.studies.results import Results, records_of
 
-CARD_FILE, FIGURE_FILE = "README.md", "frontier.png"
+CARD_FILE = "README.md"
+FIGURE_FILE = "frontier.png"
 
 SAE_FILES = (CONFIG_FILE, WEIGHTS_FILE, CURVES_FILE, DOCUMENTS_FILE, LATENTS_FILE)
-"""Of a run's folder: no checkpoints, no state to go on from."""
+"""The files of a run's folder that are sent. They are listed by name, so that checkpoints, optimiser states, logs and
+whatever else lies there never leave the machine."""
 
 PULLED = {*SAE_FILES, STUDY_FILE, RESULTS_FILE, CARD_FILE, FIGURE_FILE}
-"""Names of what is taken from a repository, whatever else lies there."""
+"""The names of the files that are taken from a repository, whatever else is in it."""
 
 
 class Parcel(NamedTuple):
-    """What would be sent, and where."""
+    """The files that a push sends, and the repository that it sends them to."""
 
     place: Place
+    """The repository."""
     files: dict[str, bytes | Path]
-    """By their names in the repository."""
+    """The content of each file, or the file on this disk that holds it, by its name in the repository."""
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file."""
+        """The number of bytes of each file."""
         return {name: len(f) if isinstance(f, bytes) else f.stat().st_size for name, f in self.files.items()}
 
     @property
     def card(self) -> str:
-        """The model card."""
+        """The text of the model card."""
         return bytes(self.files[CARD_FILE]).decode()  # pyright: ignore[reportArgumentType]
 
     @property
     def saes(self) -> list[str]:
-        """Folders of SAEs."""
-        return _saes(self.files)
+        """The folders of the SAEs in the repository."""
+        return _sae_folders(self.files)
 
 
 def pack(folder: str | Path, repo: str, *, license: str = "mit") -> Parcel:
-    """A study, a run of one, or the studies that a sweep at several hooks wrote, as the hub is to have it.
+    """Return the files that `push` would send. Every SAE is loaded first.
 
-    Absolute paths, of a language model's folder or of a text, are cut down to their last part.
+    Of absolute paths in configs (a language model's folder, a text) only the last part is kept.
 
     Args:
-        folder: theirs.
-        repo: user/repo.
-        license: of what is sent, as the hub names licences.
+        folder: The folder of a study, of one run, or of the studies of a sweep at several hooks.
+        repo: The repository, user/repo.
+        license: The licence of what is sent, as the hub names licences.
 
     Raises:
-        ValueError: no study or run there, none finished, an SAE that does not load, or not the name of a repository.
+        ValueError: The folder holds no study or run, no run has finished, an SAE cannot be loaded, or `repo` is not the
+            name of a repository.
     """
-    from prolu.interop.model_card import card_of
-    from prolu.studies.results import records_of
-
-    place, found = place_of(repo), _studies(Path(folder))
+    place = place_of(repo)
     if place.folder:
         raise ValueError(f"{repo!r}: a repository holds one study; write user/repo")
+    found = _studies(Path(folder))
     records = records_of(found)
     files: dict[str, bytes | Path] = {}
     shapes: set[tuple[int, int]] = set()
@@ -85,47 +93,59 @@ def pack(folder: str | Path, repo: str, *, license: str = "mit") -> Parcel:
 
 
 def check_push(parcel: Parcel, *, revision: str, private: bool) -> Head:
-    """Asks the hub what is there.
+    """Ask the hub what the repository holds, and return the state that a push builds on.
 
     Raises:
-        ValueError: nobody is logged in, the repository is public and was to be private, or it holds other SAEs.
-        ConnectionError: the hub does not answer.
+        ValueError: Nobody is logged in, the repository is public although a private one was asked for, or it holds SAEs
+            that are not in the parcel.
+        ConnectionError: The hub does not answer.
     """
     head = look(parcel.place, revision)
     if private and not head.private:
-        raise HubError(f"{parcel.place}: is there already, and public; make it private on its page, or push elsewhere")
-    if others := sorted(set(_saes(head.files)) - set(parcel.saes)):
+        raise HubError(f"{parcel.place}: exists already and is public; make it private on its page, or push elsewhere")
+    # The card describes the SAEs of one push only, so a repository holds one study.
+    if others := sorted(set(_sae_folders(head.files)) - set(parcel.saes)):
         raise HubError(
-            f"{parcel.place}: holds SAEs that are not among these ({', '.join(others[:3])}); push the whole study, or "
-            "to another repository"
+            f"{parcel.place}: holds SAEs that are not in this push ({', '.join(others[:3])}); push the whole study, or "
+            "push to another repository"
         )
     return head
 
 
 def deliver(parcel: Parcel, head: Head, *, revision: str, private: bool) -> Sent:
-    """Sends it, in one commit. Errors are those of `hub.send`."""
+    """Send a parcel in one commit.
+
+    Args:
+        parcel: The files.
+        head: The state of the repository that `check_push` has seen. If somebody has committed since, nothing is sent.
+        revision: The branch to commit to.
+        private: Whether a new repository is private.
+
+    Raises:
+        ValueError: The hub refused.
+        ConnectionError: The hub does not answer.
+    """
     n = len(parcel.saes)
     message = f"{n} sparse autoencoder{'s' if n > 1 else ''}, by prolu"
     return send(parcel.place, head, parcel.files, message, revision=revision, private=private)
 
 
-def push(
-    folder: str | Path, repo: str, *, private: bool = False, revision: str = MAIN, license: str = "mit"
-) -> Sent:  # fmt: skip
-    """Sends a study, or a run of one, to the hub: one folder an SAE, results, figure and model card, in one commit.
+def push(folder: str | Path, repo: str, *, private: bool = False, revision: str = MAIN, license: str = "mit") -> Sent:
+    """Send a study, or one run of it, to the Hugging Face hub in one commit.
 
-    The token is huggingface_hub's own (`hf auth login`, or HF_TOKEN). What is there already is not sent again.
+    The repository then holds a folder per SAE, the results, the frontier's figure and a model card. The token is
+    huggingface_hub's own (`hf auth login`, or HF_TOKEN). Files that the hub already has are not sent again.
 
     Args:
-        folder: of a study, of a run, or of the studies at several hooks.
-        repo: user/repo; made if it is not there.
-        private: whether a new repository is.
-        revision: branch; made from the main one if it is not there.
-        license: of what is sent, as the hub names licences.
+        folder: The folder of a study, of one run, or of the studies of a sweep at several hooks.
+        repo: The repository, user/repo. It is created if it does not exist.
+        private: Whether a new repository is private. An existing one must then be private too.
+        revision: The branch. It is created from the main branch if it does not exist.
+        license: The licence of what is sent, as the hub names licences.
 
     Raises:
-        ValueError: nothing there to push, or the hub refused.
-        ConnectionError: the hub does not answer. There is no commit then.
+        ValueError: There is nothing to push, or the hub refused.
+        ConnectionError: The hub does not answer. Nothing is committed then.
     """
     parcel = pack(folder, repo, license=license)
     head = check_push(parcel, revision=revision, private=private)
@@ -133,51 +153,55 @@ def push(
 
 
 def pull(place: str, out: str | Path, *, revision: str = MAIN) -> list[str]:
-    """Takes a study, or a folder of one, from the hub; returns the folders of its SAEs, "" for `out` itself.
+    """Download a study, or one folder of it, from the Hugging Face hub, and return the folders of its SAEs.
+
+    Every SAE is loaded before anything is written. The folder of an SAE that lies in `out` itself is "".
 
     Args:
-        place: user/repo, or user/repo/FOLDER.
-        out: a new folder, which then holds what the place holds. One that holds the same bytes is left alone.
-        revision: branch, tag or commit.
+        place: The repository or a folder in it: user/repo or user/repo/FOLDER.
+        out: A new folder, which then holds the same files. A folder that already holds them is left as it is.
+        revision: The branch, tag or commit.
 
     Raises:
-        ValueError: nothing of ours there, an SAE that does not load, or another folder in the way.
-        ConnectionError: the hub does not answer. Nothing is written then.
+        ValueError: There are no SAEs at that place, one cannot be loaded, or `out` holds something else.
+        ConnectionError: The hub does not answer. Nothing is written then.
     """
     files = fetch_checked(place, revision)
     if not holds_same(files, Path(out)):
         unpack(files, Path(out))
-    return _saes(files)
+    return _sae_folders(files)
 
 
 def fetch_checked(place: str, revision: str) -> dict[str, Path]:
-    """Files of a place by name, as they lie in the hub's cache, once every SAE has been loaded.
+    """Download the files of a place into the hub's cache, load every SAE, and return the files by name.
 
     Raises:
-        ValueError, ConnectionError: as `pull`.
+        ValueError: There are no SAEs at that place, or one cannot be loaded.
+        ConnectionError: The hub does not answer.
     """
     where = place_of(place)
     root = fetch(where, revision, [f"*{name}" for name in sorted(PULLED)])
     files = {str(f.relative_to(root)): f for f in sorted(root.rglob("*")) if f.name in PULLED and f.is_file()}
-    if not _saes(files):
+    if not _sae_folders(files):
         raise HubError(f"{where}: no SAEs there (no {WEIGHTS_FILE} at revision {revision!r})")
     try:
-        for name in _saes(files):
+        for name in _sae_folders(files):
             SAE.load(root / name)
         for file in (f for f in files.values() if f.name == RESULTS_FILE):
             for run in Results.load(file.parent).runs:
                 if not (run.folder / WEIGHTS_FILE).is_file():
-                    raise ValueError(f"{file}: names a run that is not there, {run.folder.name}")
+                    raise ValueError(f"{file}: names the run {run.folder.name}, which is not there")
     except ValueError as problem:
+        # The user asked for a place on the hub: where its cache lies on this disk says nothing to them.
         raise HubError(f"{where}: {str(problem).replace(f'{root}/', '')}") from None
     return files
 
 
 def holds_same(files: Mapping[str, Path], out: Path) -> bool:
-    """Whether a folder holds these very files already, whatever else.
+    """Say whether a folder already holds these files, with the same bytes; it may hold others too.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: It is not empty, and a file is missing or has other bytes.
     """
     check_can_be_folder(out)
     if not out.exists() or not any(out.iterdir()):
@@ -189,7 +213,7 @@ def holds_same(files: Mapping[str, Path], out: Path) -> bool:
 
 
 def unpack(files: Mapping[str, Path], out: Path) -> None:
-    """Copies files into a new folder, which is whole or not there."""
+    """Copy files into a new folder, which afterwards is complete or does not exist."""
     partial = out.with_name(f".{out.name}.partial")
     remove(partial)
     try:
@@ -203,16 +227,20 @@ def unpack(files: Mapping[str, Path], out: Path) -> None:
 
 
 def _studies(folder: Path) -> list[Results]:
-    """What a folder holds: a study, a run (as its study with that run alone), or a study a hook."""
+    """Return the studies in a folder: one, or one per hook. The folder of a run counts as its study with that run."""
     if (folder / WEIGHTS_FILE).is_file():
         study = Results.load(folder.resolve().parent)
         records = [r for r in study.records if r["run_id"] == folder.resolve().name]
         if not records:
-            raise ValueError(f"{folder}: an SAE without results; push a run that `prolu train` or `sweep` finished")
+            raise ValueError(
+                f"{folder}: an SAE without results; push a run that `prolu train` or `prolu sweep` finished"
+            )
         return [replace(study, records=records)]
     if (folder / STUDY_FILE).is_file():
         return [Results.load(folder)]
     inside = sorted(file.parent for file in folder.glob(f"*/{RESULTS_FILE}"))
+    # A sweep at several hooks names each study's folder after its hook. Other studies that happen to lie in one folder,
+    # as in runs/, belong together no more than that.
     at_hooks = [place for place in inside if read_study(place)["stream"].get("hook") == place.name]
     if not at_hooks:
         raise ValueError(f"{folder}: neither a study with finished runs nor a run of one")
@@ -220,30 +248,33 @@ def _studies(folder: Path) -> list[Results]:
 
 
 def _public(file: Path) -> bytes:
-    """A JSON file of ours without paths."""
+    """Return one of our JSON files without paths of this machine."""
     return (json.dumps(_without_paths(json.loads(file.read_text(encoding="utf-8"))), indent=1) + "\n").encode()
 
 
 def _without_paths(value: Any) -> Any:
+    """Return a JSON value in which every absolute path is reduced to its last part."""
     match value:
         case dict():
             return {key: _without_paths(part) for key, part in value.items()}
         case list():
             return [_without_paths(part) for part in value]
         case str():
-            kinds = (PurePosixPath, PureWindowsPath)
+            kinds = (PurePosixPath, PureWindowsPath)  # a study may have been trained on another system
             return next((kind(value).name for kind in kinds if kind(value).is_absolute()), value)
     return value
 
 
-def _figure(records: Any) -> bytes:
+def _figure(records: Sequence[Record]) -> bytes:
+    # matplotlib, which `import prolu` must not wait for
     from prolu.evaluation.comparison.figures import draw_frontier, save_figure
 
     with tempfile.TemporaryDirectory() as folder:
-        save_figure(draw_frontier(records, "l0", "degradation"), file := Path(folder) / FIGURE_FILE)
+        file = Path(folder) / FIGURE_FILE
+        save_figure(draw_frontier(records, "l0", "degradation"), file)
         return file.read_bytes()
 
 
-def _saes(names: Any) -> list[str]:
-    """Folders that hold an SAE, "" for the one that they lie in."""
+def _sae_folders(names: Iterable[str]) -> list[str]:
+    """Return the folders that hold an SAE among files with these names; "" if it lies beside the others."""
     return sorted(str(Path(name).parent) if "/" in name else "" for name in names if Path(name).name == WEIGHTS_FILE)
