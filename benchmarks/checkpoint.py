@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from prolu import RunConfig, Trainer
-from prolu.studies.checkpoints import LARGEST_SHARE, SHORTEST_SECONDS, RunState, read_checkpoint, write_checkpoint
+from prolu.studies.checkpoints import LARGEST_FRACTION, SHORTEST_SECONDS, RunState, read_checkpoint, write_checkpoint
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
             writing.append(written - start)
             reading.append(time.perf_counter() - written)
     seconds = statistics.median(writing)
-    interval = max(SHORTEST_SECONDS, seconds / LARGEST_SHARE)
+    interval = max(SHORTEST_SECONDS, seconds / LARGEST_FRACTION)
     print(f"{request.runs} runs of {request.d_in} -> {request.d_sae}: {n_bytes / 1e6:,.0f} MB")
     print(f"write {seconds:.3f} s ({n_bytes / seconds / 1e6:,.0f} MB/s), read {statistics.median(reading):.3f} s")
     print(f"one every {interval:,.0f} s: {seconds / (seconds + interval):.2%} of the time")

@@ -1,10 +1,13 @@
-"""A sweep's state on the disk: whole or not there, checked when it is read, the last two kept. No pickle.
+"""Checkpoints: the state of a study in training, on the disk.
 
     checkpoints/step-000000012000/
-      checkpoint.json          the step; each run's counters, curve and file, with its SHA-256; and its own
-      RUN_ID.safetensors       weights, both moments, firing counters
+      checkpoint.json          the step; for each run its counters, its curve and the SHA-256 of its file; its own SHA-256
+      RUN_ID.safetensors       the run's weights, both Adam moments, and firing counters
 
-What decides bits is all here: draws are keyed, and the stream is a function of the step.
+A checkpoint is complete or not there, every byte of it is checked when it is read, and the last two are kept. Nothing
+in it is a pickle. The trainers' states and the step number are all that decides how training continues: random draws
+are keyed by seed and step, and the stream of activations is a function of the step, so there is no generator and no
+buffer to save.
 """
 
 import hashlib
@@ -20,71 +23,83 @@ from safetensors.torch import load, save
 
 from prolu.runtime.files import remove, rename_folder, write_flushed
 
-CHECKPOINTS_FOLDER, MANIFEST_FILE = "checkpoints", "checkpoint.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+MANIFEST_FILE = "checkpoint.json"
 
 N_KEPT = 2
-"""The one before the last is what a damaged last one falls back on."""
+"""The number of checkpoints that are kept: should the last one be damaged, training resumes from the one before."""
 
-LARGEST_SHARE = 0.03
-"""Of the time that may go into writing checkpoints."""
+LARGEST_FRACTION = 0.03
+"""The largest fraction of the time that may go into writing checkpoints."""
 
 SHORTEST_SECONDS = 60.0
-"""Between two checkpoints, unless the user says otherwise."""
+"""The shortest time between two checkpoints, unless the user chooses one."""
 
 
 class RunState(NamedTuple):
-    """One run's state."""
+    """The state of one run in training."""
 
     tensors: dict[str, torch.Tensor]
+    """The weights, the Adam moments and the firing counters."""
     facts: dict[str, Any]
-    """Counters and curves, as JSON has them."""
+    """The counters and the curve, as JSON values."""
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint as it was read."""
+    """A checkpoint that was read, and the ones that could not be."""
 
     step: int
+    """The number of steps that have been made."""
     runs: dict[str, RunState]
+    """The state of each run, by its run_id."""
     complaints: list[str]
-    """A sentence for each newer one that is damaged."""
+    """A sentence for each newer checkpoint that is damaged."""
 
 
 class DamagedError(Exception):
-    """A checkpoint that is not what was written."""
+    """A checkpoint does not hold what was written."""
 
 
 def write_checkpoint(folder: Path, step: int, runs: Mapping[str, RunState]) -> None:
-    """Writes the state of all runs, gives it its name, and removes all but the last two.
+    """Write the state of all runs after `step` steps, and remove all checkpoints but the last two.
 
     Raises:
-        OSError: the disk is full, or the folder is gone. Earlier checkpoints are left as they were.
+        OSError: The disk is full, or the folder is gone. Earlier checkpoints are left as they were.
     """
     place = folder / CHECKPOINTS_FOLDER
-    partial, final = place / ".partial", place / f"step-{step:012}"
-    remove(partial)
+    partial = place / ".partial"
+    final = place / f"step-{step:012}"
+    remove(partial)  # of a process that was killed while it wrote
     try:
         partial.mkdir(parents=True)
         entries = {}
-        for run_id, saved in runs.items():
-            data = save({name: t.detach().cpu().contiguous() for name, t in saved.tensors.items()})
+        for run_id, state in runs.items():
+            data = save({name: t.detach().cpu().contiguous() for name, t in state.tensors.items()})
             write_flushed(partial / f"{run_id}.safetensors", data)
-            entries[run_id] = {"sha256": hashlib.sha256(data).hexdigest(), "facts": saved.facts}
+            entries[run_id] = {"sha256": hashlib.sha256(data).hexdigest(), "facts": state.facts}
+        # The manifest holds its content as text, so that the digest is of exactly these bytes.
         content = json.dumps({"step": step, "runs": entries})
         seal = hashlib.sha256(content.encode()).hexdigest()
         write_flushed(partial / MANIFEST_FILE, json.dumps({"sha256": seal, "content": content}))
+        # A damaged checkpoint of this step may be in the way: training has resumed from the one before it.
         remove(final)
+        # Only the rename makes it a checkpoint. All files have been flushed before, so it never names a partial one.
         rename_folder(partial, final)
     except OSError:
         remove(partial)
         raise
-    for old in _found(folder)[N_KEPT:]:
+    # Only now: until the new one is on the disk, the old ones are needed.
+    for old in _newest_first(folder)[N_KEPT:]:
         remove(old)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, with a complaint for each newer one that is not; None without any."""
+    """Return the newest undamaged checkpoint, with a complaint for each newer one; None if there is none at all.
+
+    If all are damaged, the result is step 0 without runs, so that training starts again and the complaints are shown.
+    """
     complaints = []
-    for place in _found(folder):
+    for place in _newest_first(folder):
         try:
             step, runs = _read(place)
         except DamagedError as problem:
@@ -95,52 +110,67 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """What a finished sweep does."""
+    """Remove all checkpoints of a study that has finished."""
     remove(folder / CHECKPOINTS_FOLDER)
 
 
-def _found(folder: Path) -> list[Path]:
-    """Newest first."""
+def _newest_first(folder: Path) -> list[Path]:
+    # Step numbers are padded with zeros, so names sort as numbers do.
     return sorted((folder / CHECKPOINTS_FOLDER).glob("step-*"), reverse=True)
 
 
 def _read(place: Path) -> tuple[int, dict[str, RunState]]:
+    """Return the step and the runs of one checkpoint.
+
+    Raises:
+        DamagedError: A file is missing, or does not hold what was written.
+    """
     try:
         sealed = json.loads((place / MANIFEST_FILE).read_bytes())
         content = sealed["content"]
         if hashlib.sha256(content.encode()).hexdigest() != sealed["sha256"]:
-            raise DamagedError(f"{MANIFEST_FILE} is not what was written")
+            raise DamagedError(f"{MANIFEST_FILE} does not hold what was written")
         manifest = json.loads(content)
         runs = {}
         for run_id, entry in manifest["runs"].items():
             data = (place / f"{run_id}.safetensors").read_bytes()
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-                raise DamagedError(f"{run_id} is not what was written")
+                raise DamagedError(f"the file of {run_id} does not hold what was written")
             runs[run_id] = RunState(load(data), entry["facts"])
         return manifest["step"], runs
+    # Whatever damaged bytes can make of a manifest: no JSON, other types, missing keys, deep nesting.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as problem:
         raise DamagedError(f"{type(problem).__name__}: {problem}") from None
 
 
 class Clock:
-    """Says when the next checkpoint is due: often, but never for more than a share of the time."""
+    """A clock that says when the next checkpoint is due.
+
+    It decides only when a checkpoint is written, never what a study contains: results and curves do not depend on it.
+    """
 
     def __init__(self, seconds: float | None):
-        """Args: `seconds` between two checkpoints; None: so that writing stays under 3% of the time."""
-        self._chosen, self._interval = seconds, SHORTEST_SECONDS if seconds is None else seconds
+        """Start the clock.
+
+        Args:
+            seconds: The time between two checkpoints. None: as long as keeps writing below 3% of the time, and at least
+                a minute.
+        """
+        self._chosen = seconds
+        self._interval = SHORTEST_SECONDS if seconds is None else seconds
         self._last = time.monotonic()
         self.writing = 0.0
-        """Seconds spent so far."""
+        """The number of seconds spent in writing so far."""
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time."""
+        """Whether it is time for a checkpoint."""
         return time.monotonic() - self._last >= self._interval
 
     def wrote(self, started: float) -> None:
-        """Notes a checkpoint that began at `started` (monotonic) and has just ended."""
+        """Note that a checkpoint has just been written, which began at `started` on the monotonic clock."""
         self._last = time.monotonic()
         took = self._last - started
         self.writing += took
         if self._chosen is None:
-            self._interval = max(SHORTEST_SECONDS, took / LARGEST_SHARE)
+            self._interval = max(SHORTEST_SECONDS, took / LARGEST_FRACTION)
