@@ -1,7 +1,7 @@
 """Checkpoints: the state of a study in training, on the disk.
 
     checkpoints/step-000000012000/
-      checkpoint.json          the step; for each run its counters, its curve and the SHA-256 of its file; its own SHA-256
+      checkpoint.json          the step, its own SHA-256, and the counters, curve and file digest of each run
       RUN_ID.safetensors       the run's weights, both Adam moments, and firing counters
 
 A checkpoint is complete or not there, every byte of it is checked when it is read, and the last two are kept. Nothing
