@@ -92,12 +92,12 @@ class Scoring:
         """What is to be read for an SAE."""
         asked = {name: value for f in fields(self) if (value := getattr(self, name := f.name)) not in ("", None)}
         if study is None:
-            made = saved.made | ({"split": "train", "eval_split": ""} if self.data else {})
+            made = saved.provenance | ({"split": "train", "eval_split": ""} if self.data else {})
         else:
             if said := [name for name in SAID_BY_A_STUDY if name in asked]:
                 raise ValueError(f"like: a study says {said[0]} itself; leave it out")
             made = dict(study["stream"])
-            own, theirs = saved.made.get("hook"), made.get("hook")
+            own, theirs = saved.provenance.get("hook"), made.get("hook")
             if own is not None and own != theirs and not self.hook:
                 raise ValueError(
                     f"{saved.folder}: reads {own}, the study {theirs}; --hook {theirs} scores it there all the same"
@@ -113,7 +113,7 @@ class Scoring:
             "lm_dtype": "fp32",
             "max_train_tokens": None,
         }
-        centred = self.centred if self.centred is not None else saved.made.get("centred")
+        centred = self.centred if self.centred is not None else saved.provenance.get("centred")
         return {name: made.get(name, usual.get(name)) for name in (*NEEDED, *usual)} | {"centred": centred}
 
     def _opened(

@@ -1,4 +1,4 @@
-"""The finished runs of a study, and questions to ask of them."""
+"""The finished runs of a study: loading them, choosing among them, comparing them."""
 
 import math
 from collections.abc import Sequence
@@ -14,34 +14,46 @@ from prolu.sae.autoencoder import SAE
 from prolu.studies.folder import RESULTS_FILE, failures, read_study
 
 NEEDED = {"run_id", "nonlinearity", "penalty", "coeff", "converged", "l0", "l1", "mse", "degradation", "recovered"}
-"""What a line of results must have to be shown."""
+"""The fields that every line of results.jsonl must have. Older versions wrote fewer than this one does, but these."""
+
+NEAR_L0 = 1.25
+"""The largest ratio of two L0s that `Results.best` takes for nearly equal."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run."""
+    """A finished run of a study."""
 
     folder: Path
+    """The folder of the run."""
     record: Record
-    """Its line of results.jsonl."""
+    """The run's line of results.jsonl: its settings and its scores, by name."""
 
     def load(self) -> SAE:
-        """The trained SAE."""
+        """Load the trained SAE."""
         return SAE.load(self.folder)
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """Converged runs in a plane, both axes better when lower."""
+    """The converged runs that no other converged run beats in two scores, both of which are better when lower."""
 
     x: str
+    """The name of the first score."""
     y: str
+    """The name of the second score."""
     runs: list[Run]
-    """Those that no other converged run beats, in order of x."""
+    """The runs on the frontier, in order of x."""
     all_runs: list[Run]
+    """All finished runs of the study."""
 
     def plot(self, file: str | Path) -> None:
-        """Draws all runs, families joined, the frontier's marked, unconverged hollow; SVG, PNG or PDF."""
+        """Draw all runs, with a line per family, the frontier marked, and hollow markers for unconverged runs.
+
+        Args:
+            file: The file to write, whose suffix is .svg, .png or .pdf.
+        """
+        # matplotlib, which `import prolu` must not wait for
         from prolu.evaluation.comparison.figures import draw_frontier, save_figure
 
         save_figure(draw_frontier([run.record for run in self.all_runs], self.x, self.y), Path(file))
@@ -49,17 +61,25 @@ class Frontier:
 
 @dataclass(frozen=True)
 class Results:
-    """The runs of one study that have finished."""
+    """The finished runs of a study.
+
+    `Results.load("runs/first").best(l0=20).load()` is the best SAE of a study at about 20 active latents per token.
+    """
 
     folder: Path
+    """The folder of the study."""
     records: list[dict[str, Any]]
+    """The lines of results.jsonl, one per run."""
 
     @classmethod
     def load(cls, folder: str | Path) -> "Results":
-        """Reads a study's folder.
+        """Read the results of a study.
+
+        Args:
+            folder: The folder of the study.
 
         Raises:
-            ValueError: not a study's folder, or nothing finished in it.
+            ValueError: The folder holds no study, no run of it has finished, or a line of the results is malformed.
         """
         folder = Path(folder)
         config = read_study(folder)
@@ -76,30 +96,44 @@ class Results:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The resolved config of the study."""
+        """The study's config.json: its stream of activations, its runs and all their settings."""
         return read_study(self.folder)
 
     @property
     def runs(self) -> list[Run]:
-        """All finished runs."""
+        """The finished runs, in the order of results.jsonl."""
         return [Run(self.folder / r["run_id"], r) for r in self.records]
 
     @property
     def stream_seed(self) -> int:
-        """Seed of the order in which the study's runs saw activations."""
+        """The seed of the order in which the study's runs saw activations."""
         return self.config["stream"].get("seed", 0)
 
     def verdicts(self, l0s: Sequence[float] | None = None, *, unconverged: bool = False) -> list[Verdict]:
-        """Families compared at matched L0, with 95% intervals: `statistics.verdict_table` of this study."""
+        """Compare every family with `relu + l1` and `relu + sqrt_l1` at equal L0, with 95% intervals.
+
+        Args:
+            l0s: The L0s to compare at. If None, they are the target L0s of the runs, or else three L0s inside the range
+                that both families reach.
+            unconverged: Whether runs that have not converged take part.
+        """
         return verdict_table(self, l0s, unconverged=unconverged)
 
     @property
     def failures(self) -> dict[str, str]:
-        """Why the runs that failed did, by run_id."""
+        """The reason for which each failed run failed, by run_id."""
         return failures(self.folder)
 
     def frontier(self, x: str = "l0", y: str = "degradation") -> Frontier:
-        """The Pareto frontier of converged runs; x and y are names of results."""
+        """Return the converged runs that no other converged run beats in both x and y.
+
+        Args:
+            x: The name of a score in `records`.
+            y: The name of another one. `degradation` is the CE increase, in nats per token.
+
+        Raises:
+            ValueError: There is no score of that name.
+        """
         for name in (x, y):
             if self.records and name not in self.records[0]:
                 raise ValueError(f"result {name!r}: choose one of {', '.join(self.records[0])}")
@@ -108,32 +142,43 @@ class Results:
         return Frontier(x, y, [Run(self.folder / r["run_id"], r) for r in in_order], self.runs)
 
     def best(self, l0: float, nonlinearity: str | None = None) -> Run:
-        """Of the runs within a quarter of this L0 (or the nearest), the one that loses least.
+        """Return the run with the lowest CE increase among those whose L0 is within a factor of 1.25 of `l0`.
+
+        If there is none, the run with the nearest L0 is returned. Whether runs have converged plays no part.
 
         Args:
-            l0: latents on per token.
-            nonlinearity: look only among these.
+            l0: The number of active latents per token.
+            nonlinearity: The nonlinearity of the runs to look at; if None, all runs are looked at.
+
+        Raises:
+            ValueError: There is no finished run with this nonlinearity and an L0 above 0.
         """
         runs = [run for run in self.runs if nonlinearity in (None, run.record["nonlinearity"])]
-        runs = [run for run in runs if run.record["l0"] > 0]
+        runs = [run for run in runs if run.record["l0"] > 0]  # a dead SAE has no log(L0)
         if not runs:
-            raise ValueError(f"no finished run with nonlinearity {nonlinearity!r} and an L0 above 0")
-        distance = {id(run): abs(math.log(run.record["l0"] / l0)) for run in runs}
-        near = [run for run in runs if distance[id(run)] <= math.log(1.25)]
-        if near:
-            return min(near, key=lambda run: run.record["degradation"])
-        return min(runs, key=lambda run: distance[id(run)])
+            which = "" if nonlinearity is None else f" with nonlinearity {nonlinearity!r}"
+            raise ValueError(f"{self.folder}: no finished run{which} has an L0 above 0")
+
+        def distance(run: Run) -> float:
+            return abs(math.log(run.record["l0"] / l0))
+
+        near = [run for run in runs if distance(run) <= math.log(NEAR_L0)]
+        # Among runs of nearly equal L0 the better one is of more use than the nearest.
+        return min(near, key=lambda run: run.record["degradation"]) if near else min(runs, key=distance)
 
     def families(self) -> list[str]:
-        """Families present, in order of appearance."""
+        """Return the families in the study, in order of appearance."""
         return list(dict.fromkeys(family(r) for r in self.records))
 
 
 def pool(studies: Sequence[Results]) -> list[dict[str, Any]]:
-    """The runs of several studies as one list: `study` names where each comes from, and `run_id` begins with it.
+    """Return the runs of several studies as one list.
+
+    Each run's `study` names its study, and its `run_id` begins with that name, so that runs of equal settings in two
+    studies stay apart.
 
     Raises:
-        ValueError: one study twice.
+        ValueError: A study is listed twice.
     """
     folders = [results.folder.resolve() for results in studies]
     if len(set(folders)) < len(folders):
@@ -149,5 +194,5 @@ def pool(studies: Sequence[Results]) -> list[dict[str, Any]]:
 
 
 def records_of(found: Sequence[Results]) -> Sequence[Record]:
-    """The runs of one study, or of several, pooled."""
+    """Return the runs of one study as they are, or those of several studies pooled."""
     return pool(found) if len(found) > 1 else found[0].records

@@ -1,4 +1,8 @@
-"""A study of SAEs that were scored here and trained elsewhere."""
+"""A study of SAEs that were scored here and trained elsewhere: `prolu eval --out`.
+
+Its folder has the files of any study, so that `prolu report` shows it beside the one that its SAEs are compared with.
+It grows: every call of `prolu eval` may add SAEs that are scored on the same tokens.
+"""
 
 import json
 from collections.abc import Sequence
@@ -14,21 +18,28 @@ from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.held_out import HeldOut, Scores
 from prolu.runtime.files import read_json_lines, write_atomically
 from prolu.sae.autoencoder import SAE, WEIGHTS_FILE
-from prolu.studies.folder import RESULTS_FILE, holds_study, read_study, versions, write_study
+from prolu.studies.folder import MOVABLE, RESULTS_FILE, holds_study, read_study, versions, write_study
 from prolu.training.config import RunConfig
 
 
 class SavedSAE(NamedTuple):
-    """An SAE on the disk."""
+    """An SAE that was loaded from the disk."""
 
     folder: Path
+    """The folder that it was loaded from."""
     sae: SAE
-    made: dict[str, Any]
-    """Where it comes from."""
+    """The SAE."""
+    provenance: dict[str, Any]
+    """Where it comes from: the language model, hook, text, and the run or the other library's config."""
+
+    @property
+    def run_id(self) -> str:
+        """The name of the SAE in a scored study, which is that of its folder."""
+        return self.folder.resolve().name
 
 
 def describe(lm: LanguageModel, blocks: TokenBlocks, n_tokens: int) -> dict[str, Any]:
-    """What decides scores, as a study's config has it."""
+    """Return the config of a scored study: everything that decides the scores."""
     return {
         "stream": describe_activations(lm, blocks) | {"hook": lm.hook},
         "eval_tokens": n_tokens,
@@ -40,57 +51,73 @@ def describe(lm: LanguageModel, blocks: TokenBlocks, n_tokens: int) -> dict[str,
 
 @dataclass(frozen=True)
 class ScoredStudy:
-    """A study's folder for SAEs that were scored, not trained, here; it grows."""
+    """The folder of a scored study, to which SAEs are added."""
 
     folder: Path
+    """The folder."""
     config: dict[str, Any]
+    """The study's config, as `describe` returns it."""
 
     def check(self, found: Sequence[SavedSAE]) -> None:
-        """Raises ValueError unless the folder is new, or of scores on the same tokens, and has room for these SAEs."""
-        names = [run_id(saved) for saved in found]
+        """Raise ValueError unless these SAEs can be added.
+
+        The folder must be new, or hold scores on the same tokens, and no other SAE in it may have one of their names.
+        """
+        names = [saved.run_id for saved in found]
         if len(set(names)) < len(names):
-            raise ValueError(f"runs {', '.join(names)}: two have one name; rename a folder")
+            raise ValueError(f"runs {', '.join(names)}: two folders have the same name; rename one of them")
         if not holds_study(self.folder):
             return
-        held, asked = read_study(self.folder), json.loads(json.dumps(self.config))
-        for part in ("stream", "eval_tokens"):
-            if _without_paths(held.get(part)) != _without_paths(asked[part]):
-                raise ValueError(f"out {str(self.folder)!r}: another study, or scores on other tokens; choose another")
-        for saved, name in zip(found, names, strict=True):
-            weights = self.folder / name / WEIGHTS_FILE
+        held = read_study(self.folder)
+        asked = json.loads(json.dumps(self.config))  # tuples become lists, as in the file
+        is_same = held.get("eval_tokens") == asked["eval_tokens"]
+        if not is_same or _without_paths(held["stream"]) != _without_paths(asked["stream"]):
+            raise ValueError(
+                f"out {str(self.folder)!r}: holds another study, or scores on other tokens; choose another folder"
+            )
+        for saved in found:
+            weights = self.folder / saved.run_id / WEIGHTS_FILE
             if weights.is_file() and weights.read_bytes() != saved.sae.files()[WEIGHTS_FILE]:
-                raise ValueError(f"out {str(self.folder)!r}: holds another SAE named {name}; rename {saved.folder}")
+                raise ValueError(
+                    f"out {str(self.folder)!r}: holds another SAE named {saved.run_id}; rename {saved.folder}"
+                )
 
     def keep(self, saved: SavedSAE, scores: Scores, held_out: HeldOut, *, converged: bool | None) -> None:
-        """The SAE, its sums by document and numbers by latent, and its line of results."""
-        name = run_id(saved)
-        saved.sae.save(self.folder / name, saved.made)
-        scores.documents.save(self.folder / name)
-        scores.latents.save(self.folder / name)
-        found = settings(saved) | {"run_id": name, "converged": converged}
-        found |= {"resampled": [], "density_histogram": scores.latents.density_histogram()}
-        found |= {"eval_tokens": held_out.n_tokens, "unit": held_out.unit} | scores.figures
-        others = [r for r in read_json_lines(self.folder / RESULTS_FILE) if r["run_id"] != name]
-        records = [*others, found]
+        """Write an SAE, its scores per document and per latent, and its line of results into the folder.
+
+        Args:
+            saved: The SAE.
+            scores: Its scores.
+            held_out: The tokens that it was scored on.
+            converged: Whether it counts as converged; None where nobody knows.
+        """
+        run_id = saved.run_id
+        saved.sae.save(self.folder / run_id, saved.provenance)
+        scores.documents.save(self.folder / run_id)
+        scores.latents.save(self.folder / run_id)
+        record = settings(saved) | {"run_id": run_id, "converged": converged}
+        record |= {"resampled": [], "density_histogram": scores.latents.density_histogram()}
+        record |= {"eval_tokens": held_out.n_tokens, "unit": held_out.unit} | scores.figures
+        # An SAE that is scored again keeps one line, the new one.
+        others = [r for r in read_json_lines(self.folder / RESULTS_FILE) if r["run_id"] != run_id]
+        records = [*others, record]
         write_study(self.folder, self.config | {"runs": [{"run_id": r["run_id"]} for r in records]})
+        # The results come last: a run that they name has all its files.
         write_atomically(self.folder / RESULTS_FILE, "".join(json.dumps(r) + "\n" for r in records))
 
 
-def run_id(saved: SavedSAE) -> str:
-    """Its folder's name."""
-    return saved.folder.resolve().name
-
-
 def settings(saved: SavedSAE) -> dict[str, Any]:
-    """The settings of a run as its config has them; null where nothing is known, as of an import.
+    """Return the settings of an SAE's run, by the names of RunConfig; None where a setting is not known.
 
-    An import's nonlinearity is named with its library, as in `saelens: jumprelu`: it was trained otherwise than ours.
+    Of an imported SAE most are not known. Its nonlinearity is given with the library, as in `saelens: jumprelu`,
+    because it was trained in another way than ours and is a family of its own.
     """
     names = [f.name for f in fields(RunConfig)]
-    run, origin = saved.made.get("run"), saved.made.get("origin")
+    run = saved.provenance.get("run")
+    origin = saved.provenance.get("origin")
     known = {name: run[name] for name in names if name in run} if isinstance(run, dict) else {}
     if known.get("target_l0") is not None:
-        known["coeff"] = None  # what it was steered to is not in the config
+        known["coeff"] = None  # the L0 controller has changed it, and the config has the one that it started from
     config = saved.sae.config
     found = {"nonlinearity": config.nonlinearity, "d_sae": config.d_sae, "normalisation": config.normalisation} | known
     if isinstance(origin, dict):
@@ -98,5 +125,6 @@ def settings(saved: SavedSAE) -> dict[str, Any]:
     return dict.fromkeys(names) | found
 
 
-def _without_paths(part: Any) -> Any:
-    return {k: v for k, v in part.items() if k not in ("lm", "data")} if isinstance(part, dict) else part
+def _without_paths(stream: Any) -> Any:
+    """Return the description of a stream without its paths: a model or a text may be moved, but not changed."""
+    return {k: v for k, v in stream.items() if k not in MOVABLE} if isinstance(stream, dict) else stream
