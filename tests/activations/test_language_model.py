@@ -5,21 +5,21 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prolu import LanguageModel
-from prolu.activations.hooks import FAMILIES, SITES, _passed_through
+from prolu.activations.hooks import ARCHITECTURES, SITES, skipped
 from support.models import SMALL, tokens, write_tokenizer
 
 
-def plain_activations(model, family, site, layer, ids):
+def plain_activations(model, architecture, site, layer, ids):
     """By a plain forward hook on the whole model."""
     seen = []
-    block = model.get_submodule(f"{family.blocks}.{layer}")
+    block = model.get_submodule(f"{architecture.blocks}.{layer}")
     if site == "resid_pre":
         handle = block.register_forward_pre_hook(
             lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]),
             with_kwargs=True,
         )
     else:
-        module = block if site == "resid_post" else block.get_submodule(getattr(family, site))
+        module = block if site == "resid_post" else block.get_submodule(getattr(architecture, site))
         handle = module.register_forward_hook(
             lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
         )
@@ -33,16 +33,16 @@ def plain_activations(model, family, site, layer, ids):
 def test_hook_is_what_the_whole_forward_pass_computes(family_folder, site):
     lm = LanguageModel(family_folder, f"blocks.1.hook_{site}", batch_tokens=60)
     model = AutoModelForCausalLM.from_pretrained(family_folder)
-    family = FAMILIES[model.config.model_type]
-    expected = plain_activations(model, family, site, 1, tokens())
-    if family.layer_norm:
+    architecture = ARCHITECTURES[model.config.model_type]
+    expected = plain_activations(model, architecture, site, 1, tokens())
+    if architecture.layer_norm:
         expected = expected - expected.mean(-1, keepdim=True)
     assert lm.d_in == 16
     torch.testing.assert_close(lm.activations(tokens()), expected, rtol=1e-5, atol=1e-5)
     if site == "resid_pre":
         with torch.no_grad():
             state = model(input_ids=tokens(), output_hidden_states=True).hidden_states[1]
-        state = state - state.mean(-1, keepdim=True) if family.layer_norm else state
+        state = state - state.mean(-1, keepdim=True) if architecture.layer_norm else state
         torch.testing.assert_close(expected, state)
 
 
@@ -56,12 +56,12 @@ def test_splicing_what_was_read_changes_nothing_and_zeros_act_as_zeros(family_fo
     zeros = torch.zeros_like(acts)
     # By the whole model, its output at the site replaced in a plain hook:
     model = AutoModelForCausalLM.from_pretrained(family_folder)
-    family = FAMILIES[model.config.model_type]
-    block = model.get_submodule(f"{family.blocks}.1")
+    architecture = ARCHITECTURES[model.config.model_type]
+    block = model.get_submodule(f"{architecture.blocks}.1")
     if site == "resid_pre":
         block.register_forward_pre_hook(lambda _, args: (0 * args[0], *args[1:]))
     else:
-        module = block if site == "resid_post" else block.get_submodule(getattr(family, site))
+        module = block if site == "resid_post" else block.get_submodule(getattr(architecture, site))
         module.register_forward_hook(lambda _, args, out: (0 * out[0], *out[1:]) if isinstance(out, tuple) else 0 * out)
     with torch.no_grad():
         logits = model(input_ids=ids).logits[:, :-1]
@@ -173,7 +173,7 @@ def test_wrong_hooks_name_the_valid_ones(tiny_lm_folder, hook, words):
         LanguageModel(tiny_lm_folder, hook)
 
 
-def test_an_unknown_family_says_how_to_name_the_module(tmp_path):
+def test_an_unknown_architecture_says_how_to_name_the_module(tmp_path):
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         "opt",
@@ -212,7 +212,7 @@ def test_blocks_that_are_passed_over_answer_in_their_own_form(gives_tuple):
             return (hidden_states * scale, None) if gives_tuple else hidden_states * scale
 
     blocks, x = [Block(), Block()], torch.randn(2, 3, 4)
-    with _passed_through(blocks):
+    with skipped(blocks):
         for block in blocks:
             given = block(x, scale=2.0)
             assert isinstance(given, tuple) is gives_tuple

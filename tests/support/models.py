@@ -4,7 +4,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from prolu.activations.hooks import FAMILIES
+from prolu.activations.hooks import ARCHITECTURES
 
 SMALL = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 
@@ -13,7 +13,7 @@ SMALL_LLAMA = SMALL | {
     "intermediate_size": 24, "max_position_embeddings": 64, "initializer_range": 0.4,
 }  # fmt: skip
 
-SHAPES = dict.fromkeys(FAMILIES, SMALL_LLAMA) | {
+SHAPES = dict.fromkeys(ARCHITECTURES, SMALL_LLAMA) | {
     "gpt2": SMALL | {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 64, "initializer_range": 0.4},
     "gpt_neox": SMALL
     | {

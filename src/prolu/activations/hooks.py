@@ -1,10 +1,10 @@
-"""Named hooks of a transformers model: where a name lies in the model, and what is read or replaced there."""
+"""Named hooks of a transformers model: where a hook lies in the model, and how it is read, replaced or skipped to."""
 
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,28 +12,27 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
-    """Where the parts of a block lie in one family of models, and how it normalises."""
+class Architecture:
+    """The names of the parts of a transformer block in one model architecture, and its kind of normalisation."""
 
     blocks: str
-    """Module path of the list of blocks."""
+    """The module path of the list of transformer blocks."""
     attn_out: str
-    """Path, within a block, of the module whose output joins the residual stream after attention."""
+    """The path, within a block, of the module whose output is added to the residual stream after attention."""
     mlp_out: str
-    """The same for the MLP."""
+    """The path, within a block, of the module whose output is added to the residual stream after the MLP."""
     layer_norm: bool = False
-    """LayerNorm models read the residual stream less its mean; RMSNorm models do not."""
+    """Whether the model uses LayerNorm, which removes the mean of what it reads; RMSNorm does not."""
 
 
-_LLAMA = Family(blocks="model.layers", attn_out="self_attn", mlp_out="mlp")
+_LLAMA = Architecture(blocks="model.layers", attn_out="self_attn", mlp_out="mlp")
 
+# Gemma 2 normalises once more before it adds to the residual stream, so that is where its hooks read.
+_GEMMA2 = Architecture(blocks="model.layers", attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm")
 
-_GEMMA2 = Family(blocks="model.layers", attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm")
-
-
-FAMILIES = {
-    "gpt2": Family(blocks="transformer.h", attn_out="attn", mlp_out="mlp", layer_norm=True),
-    "gpt_neox": Family(blocks="gpt_neox.layers", attn_out="attention", mlp_out="mlp", layer_norm=True),
+ARCHITECTURES = {
+    "gpt2": Architecture(blocks="transformer.h", attn_out="attn", mlp_out="mlp", layer_norm=True),
+    "gpt_neox": Architecture(blocks="gpt_neox.layers", attn_out="attention", mlp_out="mlp", layer_norm=True),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -42,110 +41,81 @@ FAMILIES = {
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA2,
 }
-"""By `model_type` of the Hugging Face config."""
-
+"""The known architectures by the `model_type` of their Hugging Face config."""
 
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out")
-"""`blocks.L.hook_SITE`, named as TransformerLens names them."""
+"""The values of SITE in `blocks.L.hook_SITE`; they are TransformerLens's names."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place in the forward pass: what a module takes or gives."""
+    """A place in the forward pass: the input or the output of a module."""
 
     path: str
+    """The path of the module in the model."""
     side: Literal["input", "output"]
 
 
-@contextmanager
-def hooked(model: Any, site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """For a while, what passes a site of the model goes through `change`."""
-    module = model.get_submodule(site.path)
+class Location(NamedTuple):
+    """Where a hook lies in a model, and which part of the forward pass a splice at the hook makes unnecessary."""
 
-    def on_input(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if args:
-            return (change(args[0]), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
-
-    def on_output(_: Any, args: tuple, output: Any) -> Any:
-        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
-
-    if site.side == "input":
-        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(on_output)
-    try:
-        yield
-    finally:
-        handle.remove()
+    site: Site
+    """Where the activations are read and replaced."""
+    blocks_below: list[torch.nn.Module]
+    """The transformer blocks that compute nothing but what the splice replaces, or what the restart site restores."""
+    restart: Site | None
+    """The input of the hook's own block, which must be restored if the blocks below are skipped; None if the splice
+    itself restores all that is needed."""
 
 
-def family_of(model: Any) -> Family | None:
-    """The family of a transformers model, if it is one of `FAMILIES`."""
-    return FAMILIES.get(model.config.model_type)
+def architecture_of(model: Any) -> Architecture | None:
+    """Return the architecture of a transformers model, or None if it is not one of `ARCHITECTURES`."""
+    return ARCHITECTURES.get(model.config.model_type)
 
 
 def reads_centred(model: Any) -> bool:
-    """Whether what reads the residual stream of a transformers model removes its mean."""
-    family = family_of(model)
-    return bool(family and family.layer_norm)
+    """Return whether whatever reads the residual stream of a transformers model first removes its mean."""
+    architecture = architecture_of(model)
+    return architecture is not None and architecture.layer_norm
 
 
 def centre(acts: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """Activations less their mean over d, token by token."""
+    """Return activations minus their mean over d, token by token."""
     return acts - acts.mean(-1, keepdim=True)
 
 
-_GIVES_TUPLE: dict[type, bool] = {}
-"""Of kinds of blocks that have run: whether what they hand on is the first of a tuple, as in older transformers."""
+def locate(model: Any, hook: str) -> Location:
+    """Return where a hook lies in a transformers model.
 
-
-@contextmanager
-def _passed_through(blocks: list[torch.nn.Module]) -> Iterator[None]:
-    """For a while, these blocks hand on their input; the first of a kind runs once, to see in what form."""
-
-    def forward_of(block: torch.nn.Module) -> Callable[..., Any]:
-        own, kind = block.forward, type(block)
-
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if kind not in _GIVES_TUPLE:
-                _GIVES_TUPLE[kind] = isinstance(own(hidden_states, *args, **kwargs), tuple)
-            return (hidden_states,) if _GIVES_TUPLE[kind] else hidden_states
-
-        return forward
-
-    for block in blocks:
-        block.forward = forward_of(block)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
-def locate(model: Any, family: Family | None, hook: str) -> tuple[Site, list[torch.nn.Module], Site | None]:
-    """The hook's site, the blocks that need not run once it is spliced, and where to restart if not there."""
+    Raises:
+        ValueError: the model has no such hook.
+    """
     named = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", hook)
     if named is None:
-        return _by_module_path(model, hook), [], None
-    if family is None:
+        # Which blocks only feed an arbitrary module is not known, so all of them run.
+        return Location(_by_module_path(model, hook), [], None)
+    architecture = architecture_of(model)
+    if architecture is None:
         raise ValueError(
-            f"hook {hook!r}: the family {model.config.model_type!r} is not one of {', '.join(FAMILIES)}; "
+            f"hook {hook!r}: the architecture {model.config.model_type!r} is not one of {', '.join(ARCHITECTURES)}; "
             "name a module and its side instead, as in 'model.layers.3.output'"
         )
-    layer, site = int(named[1]), named[2]
-    blocks = list(model.get_submodule(family.blocks))
+    layer = int(named[1])
+    site = named[2]
+    blocks = list(model.get_submodule(architecture.blocks))
     if site not in SITES:
-        raise ValueError(f"hook {hook!r}: the site is one of {', '.join('hook_' + s for s in SITES)}")
+        raise ValueError(f"hook {hook!r}: the site must be one of {', '.join('hook_' + s for s in SITES)}")
     if layer >= len(blocks):
         raise ValueError(f"hook {hook!r}: this model has blocks 0-{len(blocks) - 1}")
-    path = f"{family.blocks}.{layer}"
+    path = f"{architecture.blocks}.{layer}"
     entrance = Site(path, "input")
     if site == "resid_pre":
-        return entrance, blocks[:layer], None
+        return Location(entrance, blocks[:layer], None)
     if site == "resid_post":
-        return Site(path, "output"), blocks[: layer + 1], None
-    return Site(f"{path}.{getattr(family, site)}", "output"), blocks[:layer], entrance
+        return Location(Site(path, "output"), blocks[: layer + 1], None)
+    # The outputs of attention and MLP are added to a residual stream that comes from below, so a splice there does not
+    # replace everything that the blocks below compute: the input of this block is needed as well.
+    return Location(Site(f"{path}.{getattr(architecture, site)}", "output"), blocks[:layer], entrance)
 
 
 def _by_module_path(model: Any, hook: str) -> Site:
@@ -160,3 +130,59 @@ def _by_module_path(model: Any, hook: str) -> Site:
         f"hook {hook!r}: write blocks.L.hook_SITE with SITE one of {', '.join(SITES)}, "
         "or a module's path followed by .input or .output"
     )
+
+
+@contextmanager
+def hooked(model: Any, site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Pass the tensor at a site of the model through `change` in every forward pass within this context."""
+    module = model.get_submodule(site.path)
+
+    def on_input(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        # Some architectures call their blocks with hidden_states by name.
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
+
+    def on_output(_: Any, args: tuple, output: Any) -> Any:
+        # Attention modules return their weights, and older blocks their cache, after the hidden states.
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    if site.side == "input":
+        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(on_output)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+_RETURNS_TUPLE: dict[type, bool] = {}
+"""Whether a class of transformer blocks returns a tuple, as GPT-2's did up to transformers 5.0; filled as they run."""
+
+
+@contextmanager
+def skipped(blocks: list[torch.nn.Module]) -> Iterator[None]:
+    """Make these transformer blocks return their input unchanged within this context.
+
+    The first block of each class runs once, because only its result tells whether the model expects a tuple.
+    """
+
+    def skipping(block: torch.nn.Module) -> Callable[..., Any]:
+        own_forward = block.forward
+        kind = type(block)
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if kind not in _RETURNS_TUPLE:
+                _RETURNS_TUPLE[kind] = isinstance(own_forward(hidden_states, *args, **kwargs), tuple)
+            return (hidden_states,) if _RETURNS_TUPLE[kind] else hidden_states
+
+        return forward
+
+    for block in blocks:
+        block.forward = skipping(block)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the instance's attribute, so that the method of the class shows again

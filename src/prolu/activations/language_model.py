@@ -1,9 +1,8 @@
-"""A Hugging Face causal language model with named hooks: read activations there, splice others in at one."""
+"""A Hugging Face causal language model with named hooks: read activations there, splice others in at one hook."""
 
 import copy
-import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,40 +13,39 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prolu.activations import builtin
-from prolu.activations.hooks import Site, _passed_through, centre, family_of, hooked, locate, reads_centred
+from prolu.activations.hooks import Site, centre, hooked, locate, reads_centred, skipped
+from prolu.activations.model_loading import load_model, model_digest
 from prolu.activations.token_blocks import bos_token_id
 
-
-class _StopError(Exception):
-    """Ends a forward pass at the hook: nothing above it is computed."""
-
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Number formats by name: of a model's arithmetic, and of activations that are kept."""
+"""The number formats by name: of a model's arithmetic, and of activations that are kept."""
 
 BATCH_TOKENS = 8192
-"""Tokens per forward pass."""
+"""The number of tokens per forward pass."""
 
 
 class Predictions(NamedTuple):
-    """What the model predicts in one forward pass over a few blocks."""
+    """What the model predicts in one forward pass over a few token blocks."""
 
     tokens: Int[Tensor, "rows ctx"]
-    """Token ids of these blocks."""
+    """The token ids of these blocks."""
     rows: slice
-    """Which of all blocks these are."""
+    """The position of these blocks among all blocks."""
     last_hidden: Float[Tensor, "rows ctx_minus_1 d_model"] | None
-    """Input of the unembedding at every position but the last; None if the logits are not linear in it."""
+    """The input of the unembedding at every position but the last; None if the logits are not linear in it."""
     logits: Float[Tensor, "rows ctx n_vocabulary"]
-    """Logits at every position, in the model's number format."""
+    """The logits at every position, in the model's number format."""
+
+
+class _StopError(Exception):
+    """Ends a forward pass as soon as everything that is wanted has been read."""
 
 
 class LanguageModel:
     """A frozen causal language model, read and spliced at one hook.
 
-    Activations of LayerNorm models (GPT-2, GPT-NeoX) have their mean over d_model removed, per token: every
-    reader of the residual stream removes it too, so nothing is lost, and it is what TransformerLens's
-    default processing gives.
+    Activations of LayerNorm models (GPT-2, GPT-NeoX) have their mean over d_model removed, per token. Every reader of
+    the residual stream removes it too, so nothing is lost, and it is what TransformerLens's default processing gives.
     """
 
     def __init__(
@@ -60,50 +58,54 @@ class LanguageModel:
         dtype: torch.dtype = torch.float32,
         batch_tokens: int = BATCH_TOKENS,
     ):
-        """Loads weights (safetensors only) and tokenizer from a folder or from the hub.
+        """Load the weights (safetensors only) and the tokenizer from a folder or from the hub.
 
         Args:
-            name_or_path: folder in the hub's layout, name on the hub, or `builtin`.
-            hook: `blocks.L.hook_resid_pre`, `_resid_post`, `_attn_out` or `_mlp_out`; or any module's
-                path followed by `.input` or `.output`, as in `model.layers.3.mlp.output`.
+            name_or_path: a folder in the hub's layout, a name on the hub, or `builtin`.
+            hook: `blocks.L.hook_resid_pre`, `_resid_post`, `_attn_out` or `_mlp_out`; or the path of any module
+                followed by `.input` or `.output`, as in `model.layers.3.mlp.output`.
             device: where the model runs.
-            device_map: its parts over several devices, as transformers takes it (needs accelerate); `device` is
-                then where its input goes.
-            dtype: of the model's arithmetic; activations come out in float32.
-            batch_tokens: tokens per forward pass.
+            device_map: how transformers distributes the model over several devices (this needs accelerate); `device`
+                is then where its input goes.
+            dtype: the number format of the model's arithmetic; activations come out in float32.
+            batch_tokens: the number of tokens per forward pass.
 
         Raises:
-            ValueError: no such model, or no such hook in it.
+            ValueError: there is no such model, or it has no such hook.
         """
         path = Path(name_or_path).expanduser()
+        # A folder's absolute path, so that a study that records it can be resumed from any directory.
         self.name = str(path.resolve()) if path.is_dir() and name_or_path != "builtin" else str(name_or_path)
-        self.batch_tokens, self.device, self.hook = batch_tokens, torch.device(device), hook
-        folder = str(builtin.MODEL_DIR) if self.name == "builtin" else self.name
-        self._model, self.tokenizer = _load(folder, self.device, device_map, dtype)
+        self.batch_tokens = batch_tokens
+        self.device = torch.device(device)
         self.dtype = dtype
-        self._family = family_of(self._model)
+        folder = str(builtin.MODEL_DIR) if self.name == "builtin" else self.name
+        self._model, self.tokenizer = load_model(folder, self.device, device_map, dtype)
         self.centred = reads_centred(self._model)
         self.bos = bos_token_id(self.tokenizer)
-        self._digests: list[str] = []  # one at most; the same list at all hooks of the model
-        self._locate(hook)
+        # Empty until the digest is asked for, then a list of one. A list, because the copies that `at` and `uncentred`
+        # make share it: however many hooks there are, the weights are hashed once.
+        self._digests: list[str] = []
+        self._move_to(hook)
 
-    def _locate(self, hook: str) -> None:
+    def _move_to(self, hook: str) -> None:
         self.hook = hook
-        self._site, self._skipped, self._restart = locate(self._model, self._family, hook)
+        self._site, self._blocks_below, self._restart = locate(self._model, hook)
+        # No config names the width of an arbitrary module's output, so one token is passed through the model.
         self.d_in = self._read(torch.tensor([[self.bos]]), [self._site])[0].shape[-1]
 
     def at(self, hook: str) -> "LanguageModel":
-        """The same model, weights shared, at another hook.
+        """Return the same model, with shared weights, at another hook.
 
         Raises:
-            ValueError: no such hook.
+            ValueError: the model has no such hook.
         """
         other = copy.copy(self)
-        other._locate(hook)
+        other._move_to(hook)
         return other
 
     def uncentred(self) -> "LanguageModel":
-        """The same model, weights shared, whose activations keep their mean over d_model."""
+        """Return the same model, with shared weights, whose activations keep their mean over d_model."""
         other = copy.copy(self)
         other.centred = False
         return other
@@ -115,20 +117,20 @@ class LanguageModel:
 
     @property
     def max_ctx(self) -> int:
-        """Longest block the model takes."""
+        """The number of tokens in the longest block that the model takes."""
         return getattr(self._model.config, "max_position_embeddings", 2**31)
 
     def digest(self) -> str:
-        """What names the weights: the hub's commit, or SHA-256 over all parameters."""
+        """Return what names the weights: the hub's commit, or SHA-256 over all parameters."""
         if not self._digests:
-            self._digests.append(getattr(self._model.config, "_commit_hash", None) or _digest(self._model))
+            self._digests.append(model_digest(self._model))
         return self._digests[0]
 
     def activations(self, tokens: str | np.ndarray | Int[Tensor, "n ctx"]) -> Float[Tensor, "*n ctx d_in"]:
-        """Activations at the hook, float32; the pass stops there.
+        """Return the activations at the hook in float32; the forward pass stops there.
 
         Args:
-            tokens: token ids [n, ctx], or a text (BOS is put before it; the result is [ctx, d_in]).
+            tokens: token ids [n, ctx], or a text (BOS is put before it, and the result is [ctx, d_in]).
         """
         if isinstance(tokens, str):
             ids = self.tokenizer(tokens, add_special_tokens=False)["input_ids"]
@@ -136,13 +138,16 @@ class LanguageModel:
         return torch.cat([self.activations_at([self.hook], part)[0] for part in self._batches(tokens)])
 
     def activations_at(self, hooks: Sequence[str], tokens: Int[Tensor, "n ctx"]) -> list[Float[Tensor, "n ctx d_in"]]:
-        """Activations at several hooks, float32, in one pass that stops at the last of them."""
-        sites = [locate(self._model, self._family, hook)[0] for hook in hooks]
-        return [self._centre(acts) for acts in self._read(tokens, sites)]
+        """Return the activations at several hooks in float32, from one pass that stops at the last of them."""
+        sites = [locate(self._model, hook).site for hook in hooks]
+        found = self._read(tokens, sites)
+        return [centre(acts) for acts in found] if self.centred else found
 
     def restart_points(self, tokens: np.ndarray | Int[Tensor, "n ctx"]) -> Tensor | None:
-        """What lets `cross_entropy` skip the blocks below the hook, where the splice itself does not: the
-        input of the hook's block [n, ctx, d_model]; None if it is not needed.
+        """Return what lets `cross_entropy` skip the blocks below the hook where the splice alone does not.
+
+        This is the input of the hook's own block, [n, ctx, d_model], for hooks at the output of attention or an MLP;
+        None where it is not needed.
         """
         if self._restart is None:
             return None
@@ -154,13 +159,15 @@ class LanguageModel:
         splice: Float[Tensor, "n ctx d_in"] | None = None,
         restart_points: Tensor | None = None,
     ) -> Float[Tensor, "n ctx_minus_1"]:
-        """Next-token cross-entropy in nats of every token after the first.
+        """Return the next-token cross-entropy, in nats, of every token after the first.
 
         Args:
-            splice: put in place of the activations at the hook; only what lies above runs then.
-            restart_points: from the method of that name, of the same tokens.
+            tokens: the token ids.
+            splice: what replaces the activations at the hook; only what lies above the hook runs then.
+            restart_points: what `restart_points` returned for the same tokens.
         """
         passes = self.predictions(tokens, splice, restart_points)
+        # Softmax over a vocabulary needs more digits than bf16 or fp16 logits have, hence `float`.
         return torch.cat([next_token_loss(p.logits.float(), p.tokens)[0] for p in passes])
 
     def logits(
@@ -169,7 +176,7 @@ class LanguageModel:
         splice: Float[Tensor, "n ctx d_in"] | None = None,
         restart_points: Tensor | None = None,
     ) -> Float[Tensor, "n ctx n_vocabulary"]:
-        """Of every position, in the model's number format; arguments as `cross_entropy` has them."""
+        """Return the logits of every position in the model's number format; arguments as for `cross_entropy`."""
         return torch.cat([p.logits for p in self.predictions(tokens, splice, restart_points)])
 
     def predictions(
@@ -178,25 +185,19 @@ class LanguageModel:
         splice: Float[Tensor, "n ctx d_in"] | None = None,
         restart_points: Tensor | None = None,
     ) -> Iterator[Predictions]:
-        """Yield the model's predictions for a few blocks at a time; arguments as `cross_entropy` has them."""
+        """Yield the model's predictions for a few blocks at a time; arguments as for `cross_entropy`."""
         start = 0
         for part in self._batches(tokens):
             rows = slice(start, start + len(part))
-            start += len(part)
-            seen: list[tuple[Tensor, Tensor]] = []
-            with torch.no_grad(), ExitStack() as hooks:
-                head = self._model.get_output_embeddings()
-                note = head.register_forward_hook(lambda _, args, output, seen=seen: seen.append((args[0], output)))
-                hooks.callback(note.remove)
+            start = rows.stop
+            restart = None if restart_points is None else restart_points[rows]
+            with torch.no_grad(), self._unembedding_seen() as seen, ExitStack() as replacements:
                 if splice is not None:
-                    if self._restart is None or restart_points is not None:
-                        hooks.enter_context(_passed_through(self._skipped))
-                    if self._restart is not None and restart_points is not None:
-                        hooks.enter_context(self._replaced(self._restart, restart_points[rows]))
-                    hooks.enter_context(self._replaced(self._site, splice[rows]))
+                    replacements.enter_context(self._spliced(splice[rows], restart))
                 logits = self._model(input_ids=part, use_cache=False).logits
-            ((hidden, output),) = seen
-            linear = logits is output or torch.equal(logits, output)
+            ((hidden, unembedded),) = seen
+            # Gemma 2 caps its logits after the unembedding; the KL divergence must know (evaluation/predictions.py).
+            linear = logits is unembedded or torch.equal(logits, unembedded)
             yield Predictions(part, rows, hidden[:, :-1].float() if linear else None, logits)
 
     def _batches(self, tokens: np.ndarray | Tensor) -> Iterator[Tensor]:
@@ -207,11 +208,9 @@ class LanguageModel:
         rows = max(1, self.batch_tokens // tokens.shape[1])
         return (part.to(self.device) for part in tokens.split(rows))
 
-    def _centre(self, acts: Tensor) -> Tensor:
-        return centre(acts) if self.centred else acts
-
     @torch.no_grad()
     def _read(self, tokens: Tensor, sites: Sequence[Site]) -> list[Tensor]:
+        """Return the tensors at some sites in float32, from one pass that stops as soon as all have been seen."""
         seen: dict[Site, Tensor] = {}
 
         def note(site: Site, value: Tensor) -> Tensor:
@@ -221,7 +220,7 @@ class LanguageModel:
             return value
 
         with ExitStack() as hooks:
-            for site in dict.fromkeys(sites):
+            for site in dict.fromkeys(sites):  # each site once, though two hooks may name the same one
                 hooks.enter_context(hooked(self._model, site, partial(note, site)))
             try:
                 self._model.base_model(input_ids=tokens.to(self.device), use_cache=False)
@@ -229,47 +228,42 @@ class LanguageModel:
                 return [seen[site].float() for site in sites]
         raise ValueError(f"hook {self.hook!r}: the model's forward pass never reaches it")
 
-    def _replaced(self, site: Site, by: Tensor) -> Any:
-        return hooked(self._model, site, by.to)
+    @contextmanager
+    def _unembedding_seen(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Collect the input and output of the unembedding in every forward pass within this context."""
+        seen: list[tuple[Tensor, Tensor]] = []
+        head = self._model.get_output_embeddings()
+        handle = head.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _spliced(self, acts: Tensor, restart: Tensor | None) -> Iterator[None]:
+        """Put activations in place of the model's at the hook, and skip all blocks that need not run.
+
+        Without the restart points of a hook that needs them, the blocks below run.
+        """
+        with ExitStack() as changes:
+            if self._restart is None or restart is not None:
+                changes.enter_context(skipped(self._blocks_below))
+            if self._restart is not None and restart is not None:
+                changes.enter_context(hooked(self._model, self._restart, restart.to))
+            # `acts.to` takes the model's tensor and returns `acts` in that tensor's number format and on its device.
+            changes.enter_context(hooked(self._model, self._site, acts.to))
+            yield
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of every token after the first, and the log of the softmax's denominator there, [n, ctx - 1]."""
-    # All positions, so that nothing is copied; what the last one predicts is dropped.
+    """Return, for every token after the first, its cross-entropy and the log of the softmax's denominator.
+
+    Both are [n, ctx - 1], in nats.
+    """
+    # All positions are computed, so that the logits need not be copied; what the last one predicts is dropped.
     following = tokens.roll(-1, dims=1)
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none")
     loss = loss.view(tokens.shape)
     chosen = logits.gather(-1, following[..., None])[..., 0]
+    # loss = log_denominator - chosen logit
     return loss[:, :-1], (loss + chosen)[:, :-1]
-
-
-def _digest(model: Any) -> str:
-    total = hashlib.sha256()
-    for _, parameter in sorted(model.named_parameters()):
-        total.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return total.hexdigest()
-
-
-def _load(
-    name: str, device: torch.device, device_map: str | dict[str, Any] | None, dtype: torch.dtype
-) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    is_path = Path(name).is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if is_path and not (Path(name) / "config.json").is_file():
-        raise ValueError(f"lm {name!r}: no such folder with a config.json")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, device_map=device_map
-        )
-    except Exception as problem:  # the libraries raise many kinds; each means: cannot be loaded
-        reason = str(problem).strip().split("\n")[0]
-        raise ValueError(f"lm {name!r}: cannot be loaded ({reason})") from None
-    if not tokenizer.is_fast:
-        raise ValueError(f"lm {name!r}: its tokenizer has no fast version, which is needed to read text at speed")
-    if device_map is None:
-        torch.nn.Module.to(model, device)
-    return model.eval().requires_grad_(False), tokenizer

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from prolu.activations.hooks import centre, family_of, hooked, locate, reads_centred
+from prolu.activations.hooks import centre, hooked, locate, reads_centred
 from prolu.sae.autoencoder import SAE
 
 
@@ -28,7 +28,7 @@ def splice(model: torch.nn.Module, sae: SAE, hook: str, *, keep_error: bool = Fa
     Raises:
         ValueError: no such hook, or another width.
     """
-    site, _, _ = locate(model, family_of(model), hook)
+    site = locate(model, hook).site
     centred = reads_centred(model)
 
     def replaced(acts: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from prolu.activations.builtin import MODEL_DIR
-from prolu.activations.hooks import FAMILIES, locate
+from prolu.activations.hooks import architecture_of, locate
 from prolu.activations.language_model import BATCH_TOKENS
 from prolu.sae.autoencoder import SAEConfig
 from prolu.sae.nonlinearities import nonlinearity_named
@@ -63,11 +63,11 @@ def outline(name: str, hook: str) -> Outline:
     config = _config(str(MODEL_DIR) if name == "builtin" else name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    family = FAMILIES.get(config.model_type)
-    _, below, _ = locate(model, family, hook)
-    if family is None or not hook.startswith("blocks."):
-        raise ValueError(f"hook {hook!r}: a dry run knows the width at blocks.L.hook_SITE of known families only")
-    blocks = list(model.get_submodule(family.blocks))
+    architecture = architecture_of(model)
+    below = locate(model, hook).blocks_below
+    if architecture is None or not hook.startswith("blocks."):
+        raise ValueError(f"hook {hook!r}: a dry run knows the width at blocks.L.hook_SITE of known architectures only")
+    blocks = list(model.get_submodule(architecture.blocks))
     return Outline(
         d_model=config.hidden_size,
         n_parameters=_n_parameters(model),
