@@ -20,8 +20,7 @@ from prolu.evaluation.comparison.figures import (
 from prolu.evaluation.comparison.points import points
 from prolu.evaluation.comparison.verdicts import verdict_table
 from prolu.report.page import DASHES as PAGE_DASHES
-from prolu.report.page import SYMBOLS, page_data, render_page
-from prolu.report.page import Report as PageReport
+from prolu.report.page import SYMBOLS, PageContent, page_data, render_page
 
 VISION = {
     "all": np.eye(3),
@@ -134,19 +133,19 @@ class Finished:
 def test_the_page_draws_what_the_statistics_say(tmp_path):
     records = list(study())
     stream = {"lm": "x", "hook": "y", "data": "</script><script>alert(1)</script>"}
-    report = PageReport(
+    content = PageContent(
         name="<b>", records=records, configs={"<b>": {"runs": [{}] * 99, "stream": stream}}, curves={},
         verdicts=verdict_table(Finished(tmp_path, records)), failures={"r": "<i>why</i>"}, pages={"0-8-0": 'a"b.html'},
     )  # fmt: skip
-    data, found = page_data(report), points(records, "l0", "degradation")
+    data, found = page_data(content), points(records, "l0", "degradation")
     plane = data["planes"][0]
     assert [(p["x"], p["y"]) for p in plane["points"]] == [(p.x, p.y) for p in found]
     assert [p["dy"] for p in plane["points"]] == pytest.approx([p.y_half_width for p in found], rel=1e-4)
     assert {tuple(p["runs"]) for p in plane["points"] if p["best"]} == {p.run_ids for p in pareto_points(found)}
-    page = render_page(report)
+    page = render_page(content)
     assert "alert(1)</script>" not in page
     assert "<i>why" not in page
-    assert 'href="a&quot;b.html"' in page
+    assert 'href="a&#34;b.html"' in page
     assert page.count('<tr data-run="') == len(records)
-    one = render_page(report)
+    one = render_page(content)
     assert one == page

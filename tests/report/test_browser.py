@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from prolu import SAE, LanguageModel, RunConfig, SAEConfig, load_blocks
+from prolu.evaluation.comparison.verdicts import LESS
 from prolu.report.latents.browser import PageSource, write_browser
-from prolu.report.latents.firings import HeldText
+from prolu.report.latents.firings import HeldOutText
 from prolu.report.writer import write_report
 from prolu.training.starting_weights import initial_weights
 
@@ -162,7 +163,7 @@ def test_hover_shows_a_runs_numbers(report, opened):
 
 def test_tables(report, opened):
     page = opened(report)
-    column = page.locator(".runs thead th", has_text="nats lost")
+    column = page.locator(".runs thead th", has_text="CE increase")
     lost = "[...document.querySelectorAll('.runs tbody tr')].map(r => Number(r.cells[5].textContent))"
     for way in (1, -1):
         column.click()
@@ -177,7 +178,8 @@ def test_tables(report, opened):
     assert "the loss is not <i>finite</i>" in page.locator("#failures").inner_text()
     assert "<script>alert(1)</script>" in page.locator(".facts").inner_text()
     verdicts = page.locator(".verdicts tbody")
-    assert "loses less" in verdicts.inner_text()
+    assert LESS in verdicts.inner_text()
+    assert verdicts.locator("td.verdict.good").count() > 5
     assert verdicts.locator("svg .bar").count() > 5
     page.locator(".runs a").click()
     page.wait_for_url("**/r1-8-0/features/index.html")
@@ -214,7 +216,7 @@ def latents(tiny_lm_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("latents")
     (folder / "text.txt").write_text("\n<|endoftext|>\n".join(f"{i} {TRAP * 6}" for i in range(60)))
     lm = LanguageModel(tiny_lm_folder, "blocks.1.hook_resid_pre")
-    text = HeldText.read(lm, load_blocks(str(folder / "text.txt"), lm.tokenizer, ctx=32), 1200, lambda n: None)
+    text = HeldOutText.read(lm, load_blocks(str(folder / "text.txt"), lm.tokenizer, ctx=32), 1200, lambda n: None)
     weights = initial_weights(SAEConfig(d_in=16, d_sae=N_LATENTS, nonlinearity="relu"), 0, initial_bias=-0.09)
     sae = SAE(SAEConfig(d_in=16, d_sae=N_LATENTS, nonlinearity="relu"), weights)
     facts = {"name": "a run <b>", "figures": {"L0": 12.5}, "config": {"run": RunConfig().run_id}}
@@ -245,7 +247,7 @@ def test_examples_show_the_text_and_its_values(latents, opened):
     page = opened(latents)
     example = page.locator(".example").first
     peak, value = example.locator(".peak"), example.locator(".value").inner_text()
-    assert "on" in peak.get_attribute("class")
+    assert "active" in peak.get_attribute("class")
     peak.hover()
     assert page.locator("#tip").inner_text() == value
     highest = page.locator("#detail dl div", has_text="max").locator("dd").inner_text()
@@ -264,12 +266,9 @@ def test_the_list_sorts_and_filters(latents, opened):
     page.wait_for_function("document.querySelector('#visible .row').dataset.id === '0'")
     assert ids(page)[:4] == [0, 1, 2, 3]
     page.locator("#head button", has_text="density").click()
-    density = [
-        float(t.strip("%<").replace("never", "0"))
-        for t in page.locator("#visible .row > span:nth-child(3)").all_inner_texts()
-    ]
+    density = [float(t.strip("%<")) for t in page.locator("#visible .row > span:nth-child(3)").all_inner_texts()]
     assert density == sorted(density, reverse=True)
-    page.locator("#band").select_option(label="never on")
+    page.locator("#band").select_option(label="dead in this sample")
     assert page.locator("#visible .row:not(.dead)").count() == 0
     n_dead = int(page.locator("#count").inner_text().split()[0].replace(",", ""))
     page.locator("#band").select_option(label="alive")
@@ -293,10 +292,10 @@ def test_search_by_token_and_number(latents, opened):
         page.locator(f"#visible .row[data-id='{i}']").click()
         page.wait_for_function(f"document.querySelector('#detail h2')?.textContent === 'Latent {i}'")
         assert "Lily" in page.locator(".panels ul").first.inner_text()
-    page.locator("#where").select_option("on")
+    page.locator("#where").select_option("examples")
     page.wait_for_function("document.querySelector('#count').textContent.includes(' of ')")
     page.locator("#visible .row").first.click()
-    assert "Lily" in " ".join(page.locator(".text .on").all_inner_texts())
+    assert "Lily" in " ".join(page.locator(".text .active").all_inner_texts())
     page.locator("#query").fill("#1638")
     page.wait_for_function("document.querySelectorAll('#visible .row').length === 5")
     assert sorted(ids(page)) == [1638, 16380, 16381, 16382, 16383]

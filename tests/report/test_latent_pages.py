@@ -12,9 +12,9 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 from prolu import SAE, LanguageModel, SAEConfig
 from prolu.cli.entry_point import main
 from prolu.report.latents import browser, firings
-from prolu.report.latents.browser import Names, PageSource, write_browser
-from prolu.report.latents.directions import effects, neighbours, unembedding
-from prolu.report.latents.firings import HeldText, Histogram, Kept, collect
+from prolu.report.latents.browser import PageSource, TokenTexts, write_browser
+from prolu.report.latents.directions import logit_effects, neighbours, unembedding_of
+from prolu.report.latents.firings import HeldOutText, Histogram, KeptFirings, collect
 from prolu.training.starting_weights import initial_weights
 from support.models import write_tokenizer
 
@@ -31,7 +31,7 @@ def sae():
 
 @pytest.fixture(scope="module")
 def text(tiny_lm, tiny_blocks):
-    return HeldText.read(tiny_lm, tiny_blocks, 2000, lambda n: None)
+    return HeldOutText.read(tiny_lm, tiny_blocks, 2000, lambda n: None)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,11 @@ def found(sae, text):
 def test_figures_equal_encode(found, plain):
     flat = plain.reshape(-1, N_LATENTS)
     assert found.n_tokens == plain[:, 1:, 0].size
-    assert np.array_equal(found.n_on, (flat > 0).sum(0))
+    assert np.array_equal(found.n_active, (flat > 0).sum(0))
     assert np.array_equal(found.max, flat.max(0))
-    on = found.n_on > 0
+    on = found.n_active > 0
     assert 5 < on.sum() < N_LATENTS
-    assert found.mean[on] == pytest.approx(flat.sum(0)[on] / found.n_on[on], rel=1e-6)
+    assert found.mean[on] == pytest.approx(flat.sum(0)[on] / found.n_active[on], rel=1e-6)
     assert (found.mean[~on] == 0).all()
 
 
@@ -69,8 +69,8 @@ def test_histograms_equal_numpys(found, plain):
 def test_the_strongest_are_one_a_block_and_in_order(found, plain):
     for i, examples in enumerate(found.examples):
         best = np.sort(plain[..., i].max(1))[::-1]
-        assert [plain.reshape(-1, N_LATENTS)[e.position, i] for e in examples.top] == best[best > 0][:7].tolist()
-        blocks = [e.position // plain.shape[1] for e in examples.top]
+        assert [plain.reshape(-1, N_LATENTS)[e.position, i] for e in examples.strongest] == best[best > 0][:7].tolist()
+        blocks = [e.position // plain.shape[1] for e in examples.strongest]
         assert len(set(blocks)) == len(blocks)
 
 
@@ -117,10 +117,10 @@ def test_the_sample_is_of_all_firings_alike(sae, text, plain, monkeypatch):
 
 def test_passes_and_merges_do_not_matter(sae, text, found, monkeypatch):
     monkeypatch.setattr(firings, "ENTRIES_PER_PASS", 3 * text.ctx * N_LATENTS)
-    monkeypatch.setattr(Kept, "ENTRIES_BETWEEN_MERGES", 50)
+    monkeypatch.setattr(KeptFirings, "ENTRIES_BETWEEN_MERGES", 50)
     again = collect(sae, text, 7)
     for one, other in zip(found.examples, again.examples, strict=True):
-        assert [e.position for e in one.top] == [e.position for e in other.top]
+        assert [e.position for e in one.strongest] == [e.position for e in other.strongest]
         assert [[e.position for e in band] for band in one.bands] == [
             [e.position for e in band] for band in other.bands
         ]
@@ -133,7 +133,7 @@ def test_passes_and_merges_do_not_matter(sae, text, found, monkeypatch):
     )
 )
 def test_kept_is_its_definition(entries):
-    kept = Kept(4, 3)
+    kept = KeptFirings(4, 3)
     kept.ENTRIES_BETWEEN_MERGES = 5
     for entry in entries:
         latent, key, position = (np.array([part]) for part in entry)
@@ -181,21 +181,21 @@ def test_promoted_tokens_equal_a_plain_computation(name, tiny_lm_folder, tmp_pat
     norm.weight.copy_(torch.randn(16))
     if name == "gpt2":
         norm.bias.copy_(torch.randn(16))
-    through, rows = unembedding(lm), sae.W_dec.detach()
+    through, rows = unembedding_of(lm), sae.W_dec.detach()
     gain = 1 + norm.weight if name == "gemma" else norm.weight
     centred = rows - rows.mean(1, keepdim=True) if name == "gpt2" else rows
     plain = (centred * gain) @ head.weight.T
     vocabulary = len(lm.tokenizer)
     assert through is not None
     torch.testing.assert_close(through.logits(rows), plain[:, :vocabulary], rtol=1e-4, atol=1e-4)
-    for row, effect in zip(plain[:, :vocabulary], effects(rows, through, 5), strict=True):
+    for row, effect in zip(plain[:, :vocabulary], logit_effects(rows, through, 5), strict=True):
         assert [v for _, v in effect.promoted] == pytest.approx(row.topk(5).values.tolist(), abs=1e-4)
         assert [v for _, v in effect.suppressed] == pytest.approx(row.topk(5, largest=False).values.tolist(), abs=1e-4)
         assert all(row[token].item() == pytest.approx(v, abs=1e-4) for token, v in effect.promoted + effect.suppressed)
 
 
 def test_no_tokens_are_promoted_where_latents_do_not_lie_in_the_residual_stream(tiny_lm_folder):
-    assert unembedding(LanguageModel(tiny_lm_folder, "transformer.h.1.mlp.c_fc.output")) is None
+    assert unembedding_of(LanguageModel(tiny_lm_folder, "transformer.h.1.mlp.c_fc.output")) is None
 
 
 def test_neighbours_equal_a_plain_computation(sae):
@@ -207,8 +207,8 @@ def test_neighbours_equal_a_plain_computation(sae):
 
 
 def test_texts_of_tokens_join_to_the_text(tiny_lm):
-    names, ids = Names(tiny_lm.tokenizer), tiny_lm.tokenizer('Tom: where  is\n<b>my</b> "ball"?')["input_ids"]
-    assert "".join(names.texts[names.of(i)] for i in ids) == 'Tom: where  is\n<b>my</b> "ball"?'
+    names, ids = TokenTexts(tiny_lm.tokenizer), tiny_lm.tokenizer('Tom: where  is\n<b>my</b> "ball"?')["input_ids"]
+    assert "".join(names.texts[names.place_of(i)] for i in ids) == 'Tom: where  is\n<b>my</b> "ball"?'
     assert len(names.texts) == len(set(ids))
 
 
@@ -228,7 +228,7 @@ def test_files_hold_what_was_found(tmp_path, monkeypatch, sae, text, tiny_lm, fo
     folder = tmp_path / "features"
     assert sum(done) == 3 * text.tokens.size
     columns, tokens, shown = read_data(folder, "list"), read_data(folder, "tokens"), read_data(folder, "text")
-    assert columns["density"] == pytest.approx(found.n_on / found.n_tokens, rel=1e-3)
+    assert columns["density"] == pytest.approx(found.n_active / found.n_tokens, rel=1e-3)
     assert columns["max"] == pytest.approx(found.max, rel=1e-3)
     assert columns["own"]["b_enc"] == pytest.approx(sae.b_enc.detach().numpy(), rel=1e-3)
     ids = text.tokens.ravel()
@@ -236,9 +236,9 @@ def test_files_hold_what_was_found(tmp_path, monkeypatch, sae, text, tiny_lm, fo
     searched = read_data(folder, "search")
     for i in range(N_LATENTS):
         latent = read_data(folder, f"details-{i // 16}")[i % 16]
-        assert latent["on"] == found.n_on[i]
+        assert latent["on"] == found.n_active[i]
         assert latent["histogram"] == found.histogram[i].tolist()
-        for (position, start, width, pairs), example in zip(latent["top"], found.examples[i].top, strict=True):
+        for (position, start, width, pairs), example in zip(latent["top"], found.examples[i].strongest, strict=True):
             window = np.zeros(width)
             window[pairs[::2]] = pairs[1::2]
             assert window == pytest.approx(plain.reshape(-1, N_LATENTS)[start : start + width, i], rel=1e-3)
@@ -274,11 +274,11 @@ def test_a_report_makes_pages_once(tiny_lm_folder, stories_file, tmp_path, monke
         raise ValueError("the model is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr("prolu.report.latents.pages.LanguageModel", refuse)
+        patch.setattr("prolu.activations.source.LanguageModel", refuse)
         assert main(["report", str(out), "--latent-tokens", "640"]) == 0  # nothing is missing, so nothing is read
         assert main(["report", str(out), "--latent-tokens", "320"]) == 2
         assert main(["report", str(out), "--latent-tokens", "320", "--latent-pages", "none"]) == 0
-    assert "the model is gone; --latent-pages none draws the report without it" in capsys.readouterr().err
+    assert "the model is gone; --latent-pages none draws the report without pages of latents" in capsys.readouterr().err
     assert main(["report", str(out), "--latent-tokens", "0"]) == 2
     assert main(["report", str(out), "--examples", "0"]) == 2
     assert {file: file.read_bytes() for file in first} == first

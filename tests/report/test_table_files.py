@@ -39,7 +39,7 @@ def test_the_terminal_shows_verdicts_and_why_there_are_none():
     out = io.StringIO()
     print_summary(records(), "study", [less, none], Console(file=out, width=140))
     assert "[-40.0%, -20.0%]" in out.getvalue()
-    assert "not distinguishable: one seed" in out.getvalue()
+    assert "not tested: one seed" in out.getvalue()
     assert "95% intervals over init seeds" in out.getvalue()
 
 

@@ -1,9 +1,9 @@
 """A study as people look at it: the page, its figures and tables, and pages of latents.
 
-- `writer`: writes all of it into a study's folder.
-- `page`, `html_tables`, `assets`: the HTML page.
-- `terminal`: the summary in the terminal.
-- `table_files`: results as CSV, LaTeX and Parquet.
+- `writer`: writes the report of a study, or of several together, into a folder.
+- `page`: the HTML page; `html_tables`: its tables; `assets`: its templates, styles and scripts.
+- `terminal`: what the commands print.
+- `table_files`: all results as CSV and Parquet.
 - `latents`: pages of latents.
 """
 

@@ -1,4 +1,4 @@
-"""The table and the verdicts, in the terminal; and what a study will cost."""
+"""What the commands print: the summary of a study, and the estimate of what a study will cost."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,12 @@ from prolu.evaluation.comparison.claims import Claim, paper_claims, verdicts
 from prolu.evaluation.comparison.frontiers import Record, family, pareto_best, studies
 from prolu.evaluation.comparison.points import summaries
 from prolu.evaluation.comparison.verdicts import Verdict, told
+from prolu.report.html_tables import shown_verdict
 from prolu.studies.cost import DENSE_SHARE, TYPICAL_L0, Estimate
 from prolu.training.config import RunConfig
 
 MIN_WIDTH = 116
-"""Columns that the table needs; a narrower terminal wraps it rather than cutting figures."""
+"""The columns that the tables need; a narrower terminal wraps their lines instead of losing digits."""
 
 MARKS = {
     "holds": "[green]holds[/green]",
@@ -24,42 +25,25 @@ MARKS = {
     "cannot be said": "cannot be said",
 }
 
-
-IN_WORDS = {True: "yes", False: "no", None: "?"}
-"""Whether a run has converged; None: not known, as of an import."""
+CONVERGED = {True: "yes", False: "no", None: "?"}
+"""Whether a run has converged; None if that is not known, as of an SAE that another library trained."""
 
 
 def print_summary(
     records: Sequence[Record], title: str, found: Sequence[Verdict] = (), console: Console | None = None
 ) -> None:
-    """All runs of one study, or of several pooled, by family and L0; then verdicts, then one sentence a claim."""
-    pooled = len(studies(records)) > 1
-    longest = max(map(len, studies(records))) if pooled else 0
-    console = console or Console(width=max(MIN_WIDTH + longest, Console().width))
-    table = Table(
-        title=f"{title}: {len(records)} SAEs",
-        caption="* Pareto-best in L0 and degradation (nats per token) among converged runs",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    table.add_column("family", no_wrap=True)
-    if pooled:
-        table.add_column("study", no_wrap=True)
-    for name in ("coeff", "L0", "degradation", "recovered", "MSE", "L1", "dead", "converged"):
-        table.add_column(name, justify="right", no_wrap=True)
-    best = {r["run_id"] for r in pareto_best(r for r in records if r["converged"])}
-    last, order = "", list(dict.fromkeys(family(r) for r in records))
-    for r in sorted(records, key=lambda r: (order.index(family(r)), r["l0"])):
-        name = family(r)
-        if last and name != last:
-            table.add_section()
-        star = " *" if r["run_id"] in best else ""
-        coeff = "-" if r["coeff"] is None else f"{r['coeff']:.3g}"
-        cells = [coeff, f"{r['l0']:.1f}", f"{r['degradation']:.3f}{star}", f"{r['recovered']:.1%}"]
-        cells += [f"{r['mse']:.4f}", f"{r['l1']:.1f}", f"{r['dead_fraction']:.1%}", IN_WORDS[r["converged"]]]
-        table.add_row("" if name == last else name, *([r["study"]] if pooled else []), *cells)
-        last = name
-    console.print(table)
+    """Print the runs of one study, or of several pooled, then families, verdicts and claims.
+
+    Args:
+        records: the results of the runs.
+        title: what the table of runs is headed with: the study's name.
+        found: families compared at equal L0, as `verdict_table` gives them.
+        console: where to print; by default the terminal.
+    """
+    pooled = studies(records)
+    longest_name = max(map(len, pooled)) if len(pooled) > 1 else 0
+    console = console or Console(width=max(MIN_WIDTH + longest_name, Console().width))
+    console.print(runs_table(records, title))
     console.print(families_table(records))
     if found:
         console.print(verdicts_table(found))
@@ -69,18 +53,49 @@ def print_summary(
     _print_claims(console, paper_claims(records))
 
 
-def families_table(records: Sequence[Record]) -> Table:
-    """A line a family: its runs, and the area that they beat."""
-    reference, found = summaries(records)
-    table = Table(
-        title="Families",
-        caption=f"hypervolume: of converged runs, in log L0 and nats, up to {reference[0]:.3g} and {reference[1]:.3g}",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
+def runs_table(records: Sequence[Record], title: str) -> Table:
+    """Return a table with a line per run, by family and L0."""
+    is_pooled = len(studies(records)) > 1
+    table = _table(
+        f"{title}: {len(records)} SAEs",
+        "CE increase in nats per token; * no other converged run is better in both L0 and it",
+        left=["family", "study"] if is_pooled else ["family"],
+        right=["coeff", "L0", "CE increase", "recovered", "MSE", "L1", "dead", "converged"],
     )
-    table.add_column("family", no_wrap=True)
-    for name in ("runs", "converged", "L0", "hypervolume"):
-        table.add_column(name, justify="right", no_wrap=True)
+    frontier = {r["run_id"] for r in pareto_best([r for r in records if r["converged"]])}
+    order = list(dict.fromkeys(family(r) for r in records))
+    last = ""
+    for r in sorted(records, key=lambda r: (order.index(family(r)), r["l0"])):
+        name = family(r)
+        if last and name != last:
+            table.add_section()
+        star = " *" if r["run_id"] in frontier else ""
+        study = [r["study"]] if is_pooled else []
+        table.add_row(
+            "" if name == last else name,
+            *study,
+            "-" if r["coeff"] is None else f"{r['coeff']:.3g}",
+            f"{r['l0']:.1f}",
+            f"{r['degradation']:.3f}{star}",
+            f"{r['recovered']:.1%}",
+            f"{r['mse']:.4f}",
+            f"{r['l1']:.1f}",
+            f"{r['dead_fraction']:.1%}",
+            CONVERGED[r["converged"]],
+        )
+        last = name
+    return table
+
+
+def families_table(records: Sequence[Record]) -> Table:
+    """Return a table with a line per family: its runs and its hypervolume, with the 95% interval over init seeds."""
+    (reference_l0, reference_ce_increase), found = summaries(records)
+    table = _table(
+        "Families",
+        f"hypervolume of converged runs in log L0 and nats, up to {reference_l0:.3g} and {reference_ce_increase:.3g}",
+        left=["family"],
+        right=["runs", "converged", "L0", "hypervolume"],
+    )
     for f in found:
         volume = "-"
         if f.hypervolume is not None:
@@ -92,72 +107,86 @@ def families_table(records: Sequence[Record]) -> Table:
 
 
 def verdicts_table(found: Sequence[Verdict]) -> Table:
-    """A line a comparison at matched L0."""
+    """Return a table with a line per comparison of a family with a baseline at one L0."""
     covers = "; ".join(dict.fromkeys(v.covers for v in found))
-    table = Table(
-        title="Degradation at matched L0",
-        caption=f"95% intervals over {covers}, each alone: of twenty, one misses on average",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
+    table = _table(
+        "CE increase at equal L0",
+        f"95% intervals over {covers}; each is for its own comparison, so of twenty one misses on average",
+        left=["family", "baseline"],
+        right=["L0", "CE increase\nvs. baseline", "95% interval", "seeds", f"{found[0].unit}s"],
     )
-    for name in ("family", "against"):
-        table.add_column(name, no_wrap=True)
-    for name in ("L0", "change", "95% interval", "seeds", f"{found[0].unit}s"):
-        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict")
     for v in told(found):
-        l0 = "-" if math.isnan(v.l0) else f"{v.l0:.3g}"
-        change = "-" if math.isnan(v.change) else f"{v.change:+.1%}"
-        interval = "-" if math.isnan(v.low) else f"[{v.low:+.1%}, {v.high:+.1%}]"
-        verdict = f"{v.verdict}: {v.reason}" if v.reason else v.verdict
-        counts = (str(v.n_seeds), str(v.n_documents) if v.n_documents else "-")
-        table.add_row(v.challenger, v.baseline, l0, change, escape(interval), *counts, verdict)
+        verdict = shown_verdict(v)
+        table.add_row(
+            v.challenger,
+            v.baseline,
+            "-" if math.isnan(v.l0) else f"{v.l0:.3g}",
+            "-" if math.isnan(v.change) else f"{v.change:+.1%}",
+            "-" if math.isnan(v.low) else escape(f"[{v.low:+.1%}, {v.high:+.1%}]"),  # else it is taken for markup
+            str(v.n_seeds),
+            str(v.n_documents) if v.n_documents else "-",
+            f"{verdict}: {v.reason}" if v.reason else verdict,
+        )
     return table
 
 
+def _table(title: str, caption: str | None, left: Sequence[str], right: Sequence[str]) -> Table:
+    """Return an empty table with columns of text, aligned on the left, before columns of numbers."""
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in left:
+        table.add_column(name, no_wrap=True)
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _print_claims(console: Console, claims: list[Claim]) -> None:
+    for claim in claims:
+        console.print(f"  {claim.statement}: {MARKS[claim.verdict]}; {claim.evidence}", highlight=False, soft_wrap=True)
+
+
 def print_estimate(runs: Sequence[RunConfig], cost: Estimate, console: Console | None = None) -> None:
-    """What would be trained, a line a family, and what it would cost."""
+    """Print what would be trained, a line per family and learning rate, and what it would cost."""
     console = console or Console(width=max(MIN_WIDTH + 20, Console().width))
     at_hooks = f" at each of {cost.n_hooks} hooks" if cost.n_hooks > 1 else ""
-    table = Table(title=f"{len(runs)} runs{at_hooks}", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("family", no_wrap=True)
-    for name in ("coefficients", "lr", "d_sae", "new norm"):
-        table.add_column(name, justify="right", no_wrap=True)
-    rows: dict[tuple[str, str, str, str], list[str]] = {}
+    table = _table(
+        f"{len(runs)} runs{at_hooks}", None, left=["family"], right=["coefficients", "lr", "d_sae", "new norm"]
+    )
+    coefficients: dict[tuple[str, str, str, str], list[str]] = {}
     for run in runs:
         norm = f"{run.resample_encoder_norm:g}" if run.resample_fractions else "-"
-        key = run.family, f"{run.lr:g}", f"{run.d_sae:,}", norm
-        rows.setdefault(key, []).append(f"{run.coeff:.3g}")
-    for (name, *rest), coeffs in rows.items():
-        table.add_row(name, "  ".join(coeffs), *rest)
+        line = (run.family, f"{run.lr:g}", f"{run.d_sae:,}", norm)
+        coefficients.setdefault(line, []).append(f"{run.coeff:.3g}")
+    for (name, *others), coeffs in coefficients.items():
+        table.add_row(name, "  ".join(coeffs), *others)
     console.print(table)
     console.print(
-        "  new norm: of a resampled latent's encoder column, as a share of the living ones'\n", highlight=False
+        "  new norm: the norm of a resampled latent's encoder column, as a fraction of the mean over living latents\n",
+        highlight=False,
     )
     for name, text in _cost_lines(cost):
         console.print(f"  {name:16} {text}", highlight=False)
 
 
 def _cost_lines(cost: Estimate) -> list[tuple[str, str]]:
-    rates, memory, state = cost.rates, cost.memory / 1e9, cost.checkpoint / 1e9
-    measured = f"dense step {rates.dense_step:.3g} s, sparse step {rates.sparse_step:.3g} s at L0 {TYPICAL_L0}, "
+    rates = cost.rates
+    memory = cost.memory / 1e9
+    state = cost.checkpoint / 1e9
+    steps = f"dense step {rates.dense_step:.3g} s, sparse step {rates.sparse_step:.3g} s at L0 {TYPICAL_L0}"
     return [
-        ("steps", f"{cost.steps_per_run:,} a run, on {cost.tokens:,} tokens ({cost.sae_tokens:,} SAE-tokens)"),
-        ("FLOPs", f"{cost.flops_training:.2g} SAEs, {cost.flops_language_model:.2g} language model"),
-        ("memory", f"{memory:.3g} GB, of which {state:.3g} are the runs' weights and moments"),
-        ("disk", f"{cost.disk / 1e9:.3g} GB of SAEs; a checkpoint of the whole study is {state:.3g} GB"),
+        ("steps", f"{cost.steps_per_run:,} per run, on {cost.tokens:,} tokens ({cost.sae_tokens:,} SAE-tokens)"),
+        ("FLOPs", f"{cost.flops_training:.2g} for the SAEs, {cost.flops_language_model:.2g} for the language model"),
+        ("memory", f"{memory:.3g} GB, of which {state:.3g} GB are the weights and Adam moments of the runs"),
+        ("disk", f"{cost.disk / 1e9:.3g} GB for the SAEs; a checkpoint of the whole study takes {state:.3g} GB"),
         ("time", f"{_duration(cost.seconds)} on this CPU for all runs, if {DENSE_SHARE:.0%} of the steps are dense"),
-        ("measured here", measured + f"{rates.flops / 1e9:.3g} GFLOP/s"),
+        ("measured here", f"{steps}, {rates.flops / 1e9:.3g} GFLOP/s"),
     ]
 
 
 def _duration(seconds: float) -> str:
+    # A unit is used from twice its size on, because "1.2 hours" says less than "72.0 minutes".
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _print_claims(console: Console, claims: list[Claim]) -> None:
-    for claim in claims:
-        console.print(f"  {claim.statement}: {MARKS[claim.verdict]}; {claim.evidence}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-// Light or dark: as the system has it, until the button says otherwise.
+// Light or dark colours: those that the system prefers, until the reader chooses with the button.
 const root = document.documentElement;
 const systemDark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -16,13 +16,13 @@ function showTheme() {
 try {
   const kept = localStorage.getItem("prolu-theme");
   if (kept) root.dataset.theme = kept;
-} catch { /* a page from the disk may have no storage */ }
+} catch { /* some browsers give pages from the disk no storage */ }
 
 addEventListener("DOMContentLoaded", () => {
   showTheme();
   document.querySelector(".theme").addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
-    try { localStorage.setItem("prolu-theme", root.dataset.theme); } catch { /* then it is for this page only */ }
+    try { localStorage.setItem("prolu-theme", root.dataset.theme); } catch { /* then the choice holds for this page only */ }
     showTheme();
   });
 });

@@ -1,4 +1,4 @@
-"""A study as people look at it: figures, one HTML page, pages of latents, a table in the terminal."""
+"""Writes the report of one study, or of several together, into a folder: figures, the HTML page, tables."""
 
 import os
 from collections.abc import Sequence
@@ -9,13 +9,15 @@ from prolu.evaluation.comparison.figures import PLANES, draw_frontier, draw_trai
 from prolu.evaluation.comparison.frontiers import Record, studies
 from prolu.evaluation.comparison.verdicts import Verdict, verdict_table
 from prolu.report.latents.pages import page_of
-from prolu.report.page import Report, render_page
+from prolu.report.page import PageContent, render_page
 from prolu.report.table_files import write_tables
 from prolu.runtime.files import read_json_lines, write_atomically
 from prolu.studies.folder import CURVES_FILE
 from prolu.studies.results import Results, records_of
 
-FIGURES_FOLDER, PAGE_FILE, POOLED_FOLDER = "figures", "report.html", "pooled"
+FIGURES_FOLDER = "figures"
+PAGE_FILE = "report.html"
+POOLED_FOLDER = "pooled"
 ENDINGS = ("svg", "pdf", "png")
 
 
@@ -48,49 +50,60 @@ def write_report(studies: Sequence[str | Path | Results], out: str | Path | None
     folders = [results.folder for results in found]
     records = records_of(found)
     place = Path(out) if out is not None else default_place(folders)
-    report = _report(found, records, place)
-    drawn = {f"{y}-against-{x}": draw_frontier(records, x, y) for x, y in PLANES}
-    drawn["training-curves"] = draw_training_curves(report.curves, records)
-    for name, figure in drawn.items():
+    content = _page_content(found, records, place)
+    figures = {f"{y}-against-{x}": draw_frontier(records, x, y) for x, y in PLANES}
+    figures["training-curves"] = draw_training_curves(content.curves, records)
+    for name, figure in figures.items():
         save_figure(figure, *(place / FIGURES_FOLDER / f"{name}.{ending}" for ending in ENDINGS))
     write_tables(records, place)
+    # The page is written last, so that what it says to be beside it is there.
     page = place / PAGE_FILE
-    write_atomically(page, render_page(report))
-    return DrawnReport(page, folders, records, report.verdicts)
+    write_atomically(page, render_page(content))
+    return DrawnReport(page, folders, records, content.verdicts)
 
 
-def _report(found: Sequence[Results], records: Sequence[Record], place: Path) -> Report:
-    """What the page shows; runs of several studies are named with their study."""
-    names = studies(records) if len(found) > 1 else [found[0].folder.resolve().name]
-    prefixes = [f"{name}/" if len(found) > 1 else "" for name in names]
-    runs = {
-        r["run_id"]: run for r, run in zip(records, (run for results in found for run in results.runs), strict=True)
-    }
-    pages = {run_id: page for run_id, run in runs.items() if (page := page_of(run))}
-    return Report(
+def _page_content(found: Sequence[Results], records: Sequence[Record], place: Path) -> PageContent:
+    """Return what the page in the folder `place` shows; runs of several studies are named with their study."""
+    is_pooled = len(found) > 1
+    names = studies(records) if is_pooled else [found[0].folder.resolve().name]
+    runs_in_order = [run for results in found for run in results.runs]
+    # Pooled records have other run_ids than those in their study's folder, but the same order.
+    runs = {record["run_id"]: run for record, run in zip(records, runs_in_order, strict=True)}
+    pages = {}
+    for run_id, run in runs.items():
+        if page := page_of(run):
+            # Relative, so that the links hold when the folder is moved or served.
+            pages[run_id] = Path(os.path.relpath(page, place)).as_posix()
+    failures = {}
+    for name, results in zip(names, found, strict=True):
+        prefix = f"{name}/" if is_pooled else ""
+        failures |= {prefix + run_id: reason for run_id, reason in results.failures.items()}
+    return PageContent(
         name=" + ".join(names),
         records=records,
         configs={name: results.config for name, results in zip(names, found, strict=True)},
         curves={run_id: read_json_lines(run.folder / CURVES_FILE) for run_id, run in runs.items()},
         verdicts=verdicts_of(found),
-        failures={
-            prefix + run_id: why
-            for prefix, results in zip(prefixes, found, strict=True)
-            for run_id, why in results.failures.items()
-        },
-        pages={run_id: Path(os.path.relpath(page, place)).as_posix() for run_id, page in pages.items()},
+        failures=failures,
+        pages=pages,
     )
 
 
 def verdicts_of(found: Sequence[Results]) -> list[Verdict]:
-    """Families compared at matched L0; those of studies at several hooks hook by hook, the challenger named with it."""
+    """Return every family compared with its baselines at equal L0.
+
+    Studies at several hooks are compared hook by hook, and the challenger is named with the hook: SAEs at two hooks
+    reconstruct different activations, so their CE increases say nothing about each other.
+    """
     by_hook: dict[str, list[Results]] = {}
     for results in found:
         by_hook.setdefault(results.config["stream"].get("hook", ""), []).append(results)
+    if len(by_hook) == 1:
+        return verdict_table(found)
     return [
-        v if len(by_hook) == 1 else v._replace(challenger=f"{hook}: {v.challenger}")
-        for hook, some in by_hook.items()
-        for v in verdict_table(some)
+        verdict._replace(challenger=f"{hook}: {verdict.challenger}")
+        for hook, at_hook in by_hook.items()
+        for verdict in verdict_table(at_hook)
     ]
 
 

@@ -1,1 +1,7 @@
-"""Pages of latents: what makes each latent active, and what it promotes."""
+"""Pages of latents: the text on which each latent is active, and the tokens that it promotes.
+
+- `pages`: which runs of a study get pages, and which they have already.
+- `browser`: writes the pages of one SAE.
+- `firings`: when and how strongly latents are active on held-out text.
+- `directions`: promoted tokens and similar latents, from the decoder alone.
+"""

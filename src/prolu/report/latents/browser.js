@@ -1,6 +1,12 @@
-// ---- data: script files that call put(), so that the page works from the disk
+// The page of one SAE's latents: a list to sort, filter and search, and beside it all about the chosen latent.
+// `facts` stands before this script in the page; everything else is in the files of the folder data/.
+
 const $ = (id) => document.getElementById(id);
-const received = {}, requests = {};
+const narrow = matchMedia("(max-width: 820px)"); // on a phone the list and the latent are seen one at a time
+
+// ---- data: a page opened from the disk may not fetch files, but it may load scripts, so each data file calls put()
+const received = {};
+const requests = {};
 
 function put(name, value) {
   received[name] = value;
@@ -12,15 +18,16 @@ function load(name) {
     script.src = `data/${name}.js`;
     script.onload = () => resolve(received[name]);
     script.onerror = () => {
-      delete requests[name];
-      reject(new Error(`data/${name}.js cannot be read; is the folder whole?`));
+      delete requests[name]; // so that the next call tries again
+      reject(new Error(`data/${name}.js cannot be read: is the folder complete?`));
     };
     document.head.append(script);
   });
   return requests[name];
 }
 
-// ---- elements; texts only ever become text nodes
+// ---- elements
+// Text only ever becomes a text node, never HTML, so tokens that look like markup do no harm.
 function make(tag, attributes = {}, ...children) {
   const svg = ["svg", "g", "rect", "line", "text"].includes(tag);
   const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
@@ -29,16 +36,19 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-// White space shows as faint signs: all of it where a token stands alone, line ends, tabs and runs of it in a text.
-// So do control characters, which have no sign of their own.
+// White space is shown as faint signs: all of it where a token stands alone (`alone`), but in a text only line ends, tabs
+// and runs of spaces, so that the text can still be read. Control characters, which show nothing, become \x and a number.
+const SIGNS = { "\n": "↵", "\r": "␍", "\t": "→" };
+
 function spelled(text, alone) {
-  const signs = alone ? /[\u0000- \u007f-\u00a0]/g : /[\u0000-\u001f\u007f-\u009f]|  +/g;
-  const show = { "\n": "↵", "\r": "␍", "\t": "→" }, parts = [];
+  const invisible = alone ? /[\u0000- \u007f-\u00a0]/g : /[\u0000-\u001f\u007f-\u009f]|  +/g;
+  const parts = [];
   let end = 0;
-  for (const found of text.matchAll(signs)) {
+  for (const found of text.matchAll(invisible)) {
     parts.push(text.slice(end, found.index));
-    const code = found[0].charCodeAt(0), blank = code === 32 || code === 160;
-    const sign = show[found[0]] ?? (blank ? "·".repeat(found[0].length) : `\\x${code.toString(16).padStart(2, "0")}`);
+    const code = found[0].charCodeAt(0);
+    const blank = code === 32 || code === 160;
+    const sign = SIGNS[found[0]] ?? (blank ? "·".repeat(found[0].length) : `\\x${code.toString(16).padStart(2, "0")}`);
     parts.push(make("span", { class: "ws" }, sign));
     end = found.index + found[0].length;
   }
@@ -48,30 +58,42 @@ function spelled(text, alone) {
 const token = (index) => make("span", { class: "t" }, ...(index < 0 ? ["–"] : spelled(tokens[index], true)));
 const number = (value) => (value === 0 ? "0" : Math.abs(value) < 0.001 || Math.abs(value) >= 1e5
   ? value.toExponential(1) : Number(value.toPrecision(3)).toString());
-const percent = (share) => (share === 0 ? "never" : share < 0.0001 ? "<0.01%" : `${Number((100 * share).toPrecision(2))}%`);
+const percent = (fraction) => (fraction > 0 && fraction < 0.0001 ? "<0.01%" : `${Number((100 * fraction).toPrecision(2))}%`);
 const whole = (value) => value.toLocaleString("en");
 
-// ---- the list: only the rows in sight are in the page
+// ---- the list: only the rows in sight are elements of the page, since an SAE may have tens of thousands of latents
 const BANDS = [
-  ["all latents", () => true], ["alive", (d) => d > 0], ["never on", (d) => d === 0],
-  ["density under 0.1%", (d) => d > 0 && d < 0.001], ["0.1 to 1%", (d) => d >= 0.001 && d < 0.01],
-  ["1 to 10%", (d) => d >= 0.01 && d < 0.1], ["over 10%", (d) => d >= 0.1],
+  ["all latents", () => true],
+  ["alive", (density) => density > 0],
+  ["dead in this sample", (density) => density === 0],
+  ["density below 0.1%", (density) => density > 0 && density < 0.001],
+  ["density 0.1 to 1%", (density) => density >= 0.001 && density < 0.01],
+  ["density 1 to 10%", (density) => density >= 0.01 && density < 0.1],
+  ["density over 10%", (density) => density >= 0.1],
 ];
-let list, tokens, columns, order = [], sorting = { by: "max", up: false }, selected = -1, searchIndex = null;
+let list; // data/list.js: an array per quantity, with an entry per latent
+let tokens; // data/tokens.js: the texts of tokens
+let searchIndex = null; // data/search.js, loaded at the first search: tokens (by number) per latent
+let columns; // of the list
+let sorting = { by: "max", up: false };
+let order = []; // the latents that the filters leave, sorted
+let selected = -1; // the latent that is shown; -1 for none
 
 function defineColumns() {
+  // `kind` is a class: columns that are `wide` are left out on a phone. `about` is said when one points at the head.
   const column = (key, title, values, show, width, kind = "", about = title) => ({ key, title, values, show, width, kind, about });
   const ids = Uint32Array.from(list.density, (_, i) => i);
   columns = [
     column("id", "latent", ids, (i) => String(i), "minmax(3.8rem, .7fr)"),
-    column("token", "token", null, (i) => token(list.token[i]), "minmax(4.4rem, 2fr)", "token", "token where it is strongest"),
-    column("density", "density", list.density, (i) => percent(list.density[i]), "minmax(4.2rem, 1fr)", "", "share of tokens on which it is on"),
+    column("token", "token", null, (i) => token(list.token[i]), "minmax(4.4rem, 2fr)", "token", "the token on which it is most strongly active"),
+    column("density", "density", list.density, (i) => percent(list.density[i]), "minmax(4.2rem, 1fr)", "", "fraction of tokens on which it is active"),
     column("max", "max", list.max, (i) => number(list.max[i]), "minmax(3.4rem, .9fr)", "", "largest activation"),
-    column("mean", "mean", list.mean, (i) => number(list.mean[i]), "minmax(3.4rem, .9fr)", "wide", "mean activation where it is on"),
+    column("mean", "mean", list.mean, (i) => number(list.mean[i]), "minmax(3.4rem, .9fr)", "wide", "mean activation over the tokens on which it is active"),
     ...Object.entries(list.own).map(([name, values]) =>
-      column(name, name, values, (i) => number(values[i]), "minmax(4.5rem, 1fr)", "wide", `its own parameter ${name}`)),
-    column("cosine", "cos", list.cosine, (i) => number(list.cosine[i]), "minmax(3.2rem, .8fr)", "wide", "cosine of its encoder column and decoder row"),
+      column(name, name, values, (i) => number(values[i]), "minmax(4.5rem, 1fr)", "wide", `the parameter ${name} of its nonlinearity`)),
+    column("cosine", "cos", list.cosine, (i) => number(list.cosine[i]), "minmax(3.2rem, .8fr)", "wide", "cosine of its encoder column and its decoder row"),
   ];
+  // Each parameter of the nonlinearity is a column more, for which the list takes some width from the latent.
   document.documentElement.style.setProperty("--list", `max(38%, ${24.5 + 4.5 * Object.keys(list.own).length}rem)`);
 }
 
@@ -93,15 +115,18 @@ function showHead() {
   }));
 }
 
+// Filter, search and sort.
 function arrange() {
-  const wanted = BANDS[$("band").value][1], found = matches($("query").value, $("where").value);
-  const ids = [];
-  for (let i = 0; i < list.density.length; i++) if (wanted(list.density[i]) && (!found || found(i))) ids.push(i);
-  const way = sorting.up ? 1 : -1, { key, values } = columns.find((c) => c.key === sorting.by);
+  const inBand = BANDS[$("band").value][1];
+  const found = matches($("query").value, $("where").value);
+  order = [];
+  for (let i = 0; i < list.density.length; i++) if (inBand(list.density[i]) && (!found || found(i))) order.push(i);
+  const way = sorting.up ? 1 : -1;
+  const { key, values } = columns.find((c) => c.key === sorting.by);
   const text = (i) => (list.token[i] < 0 ? "" : tokens[list.token[i]].trim());
-  ids.sort(key === "token" ? (a, b) => way * (text(a) < text(b) ? -1 : text(a) > text(b) ? 1 : 0) || a - b
-    : (a, b) => way * (values[a] - values[b]) || a - b);
-  order = ids;
+  const compareTexts = (a, b) => (text(a) < text(b) ? -1 : text(a) > text(b) ? 1 : 0);
+  const compare = key === "token" ? compareTexts : (a, b) => values[a] - values[b];
+  order.sort((a, b) => way * compare(a, b) || a - b); // equal ones by number
   $("count").textContent = order.length === list.density.length
     ? `${whole(order.length)} latents` : `${whole(order.length)} of ${whole(list.density.length)} latents`;
   $("rows").setAttribute("aria-rowcount", order.length);
@@ -109,22 +134,26 @@ function arrange() {
   showRows();
 }
 
+// Return a test for latents, or null if all are wanted. `#12` finds the numbers that begin so; anything else finds tokens
+// that contain it, and a plain number also the latent of that number.
 function matches(query, where) {
   if (query === "") return null;
   if (/^#\d*$/.test(query)) return (i) => String(i).startsWith(query.slice(1));
-  if (!searchIndex) return () => false;
+  if (!searchIndex) return () => false; // not loaded yet: search() calls again
   const wanted = query.toLowerCase();
   const hit = tokens.map((text) => text.toLowerCase().includes(wanted));
   const some = (indices) => indices.some((t) => hit[t]);
   const id = /^\d+$/.test(query) ? Number(query) : -1;
-  return (i) => i === id || (where !== "promoted" && some(searchIndex.on[i])) || (where !== "on" && some(searchIndex.promoted[i]));
+  return (i) => i === id || (where !== "promoted" && some(searchIndex.on[i])) || (where !== "examples" && some(searchIndex.promoted[i]));
 }
 
-const rowHeight = () => (narrow.matches ? 40 : 32);
+const rowHeight = () => (narrow.matches ? 40 : 32); // as in the style sheet
 
+// Make the rows in sight, and some above and below so that scrolling shows no gap.
 function showRows() {
-  const height = rowHeight(), rows = $("rows");
-  $("window").style.height = `${Math.max(order.length, 2) * height}px`;
+  const height = rowHeight();
+  const rows = $("rows");
+  $("window").style.height = `${Math.max(order.length, 2) * height}px`; // two rows have room for "No match."
   const first = Math.max(0, Math.floor(rows.scrollTop / height) - 8);
   const last = Math.min(order.length, first + Math.ceil(rows.clientHeight / height) + 16);
   $("visible").style.transform = `translateY(${first * height}px)`;
@@ -135,14 +164,18 @@ function showRows() {
     const kind = list.density[i] === 0 ? "row dead" : "row";
     shown.push(make("div", { class: kind, role: "row", "data-id": i, "aria-rowindex": place + 1, "aria-selected": i === selected }, ...cells));
   }
-  if (!order.length) shown.push(make("p", { class: "none" }, "No latent is like that."));
+  if (!order.length) shown.push(make("p", { class: "none" }, "No match."));
   $("visible").replaceChildren(...shown);
 }
 
+// Scroll the list just so far that the row of a latent is in sight.
 function reveal(id) {
-  const place = order.indexOf(id), rows = $("rows"), height = rowHeight(), head = $("head").offsetHeight;
+  const place = order.indexOf(id);
   if (place < 0) return;
-  const top = place * height, bottom = top + height + head;
+  const rows = $("rows");
+  const height = rowHeight();
+  const top = place * height;
+  const bottom = top + height + $("head").offsetHeight; // the head covers the first row's height
   if (top < rows.scrollTop) rows.scrollTop = top - height;
   else if (bottom > rows.scrollTop + rows.clientHeight) rows.scrollTop = bottom - rows.clientHeight + height;
 }
@@ -156,7 +189,7 @@ async function show(id) {
   if (id < 0) return $("detail").replaceChildren(make("p", { class: "quiet" }, "Choose a latent."));
   try {
     const [shard, text] = await Promise.all([load(`details-${Math.floor(id / facts.shard)}`), load("text")]);
-    if (selected !== id) return;
+    if (selected !== id) return; // another latent was chosen while the files were loading
     $("detail").replaceChildren(...described(id, shard[id % facts.shard], text));
   } catch (problem) {
     $("detail").replaceChildren(make("p", {}, problem.message));
@@ -166,10 +199,11 @@ async function show(id) {
 }
 
 function described(id, latent, text) {
-  const n = latent.on;
+  const n = latent.on; // the number of tokens on which it is active
   const figures = [
-    ["density", n ? `${percent(list.density[id])} (${whole(n)} of ${whole(facts.n_tokens)} tokens)` : `never on in ${whole(facts.n_tokens)} tokens`],
-    ["max", number(list.max[id])], ["mean where on", number(list.mean[id])],
+    ["density", n ? `${percent(list.density[id])} (${whole(n)} of ${whole(facts.n_tokens)} tokens)` : `0: dead in this sample of ${whole(facts.n_tokens)} tokens`],
+    ["max", number(list.max[id])],
+    ["mean where active", number(list.mean[id])],
     ...Object.entries(list.own).map(([name, values]) => [name, number(values[id])]),
     ["cos(encoder, decoder)", number(list.cosine[id])],
   ];
@@ -181,15 +215,16 @@ function described(id, latent, text) {
     return item(link, cosine.toFixed(2));
   });
   const lists = facts.unembedding
-    ? [pairs("Promoted tokens", effect(latent.promoted), "most positive effect on logits"),
-       pairs("Suppressed tokens", effect(latent.suppressed), "most negative effect on logits")]
+    ? [pairs("Promoted tokens", effect(latent.promoted), "the tokens whose logits it raises most"),
+       pairs("Suppressed tokens", effect(latent.suppressed), "the tokens whose logits it lowers most")]
     : [];
   return [
     make("div", { class: "heading" }, make("a", { class: "tolist", href: "#" }, "← all latents"), make("h2", {}, `Latent ${id}`),
       stepButton("‹", -1, "Previous latent in the list (k)"), stepButton("›", 1, "Next latent in the list (j)")),
     named(make("dl", { class: "figures" }), figures),
-    make("div", { class: "panels" }, histogram(latent, id), ...lists, pairs("Nearest latents", near, "cosine of decoder rows", "near")),
-    ...examples("Strongest", latent.top, id, text, n ? "at most one a block of text" : "never on in this text"),
+    make("div", { class: "panels" }, histogram(latent, id), ...lists, pairs("Nearest latents", near, "the latents whose decoder rows have the largest cosine with its own", "near")),
+    ...examples("Strongest", latent.top, id, text, n ? "at most one per token block" : "none: the latent is dead in this sample"),
+    // The bands are in the file with the weakest first; the page goes on downwards from the strongest.
     ...latent.bands.map((band, b) => [band, b]).reverse().flatMap(([band, b]) => band.length
       ? examples(`${100 * b / facts.n_bands}–${100 * (b + 1) / facts.n_bands}% of its activations`, band, id, text, "drawn at random") : []),
   ];
@@ -207,19 +242,25 @@ function stepButton(sign, by, label) {
 }
 
 function histogram(latent, id) {
-  const counts = latent.histogram, last = counts.findLastIndex((n) => n > 0) + 1, most = Math.max(...counts);
-  const panel = make("div", { class: "chart" }, make("h3", {}, "Activations where it is on"));
+  const counts = latent.histogram;
+  const last = counts.findLastIndex((n) => n > 0) + 1; // bins beyond the largest activation are not drawn
+  const most = Math.max(...counts);
+  const panel = make("div", { class: "chart" }, make("h3", {}, "Activations where it is active"));
   if (!last) {
     panel.append(make("p", { class: "quiet" }, "None."));
     return panel;
   }
-  const width = 300, height = 140, step = width / last, each = latent.reach / counts.length;
+  const width = 300; // in units of the drawing
+  const height = 140;
+  const step = width / last;
+  const each = latent.reach / counts.length; // the width of a bin, as an activation
   const svg = make("svg", { class: "histogram", viewBox: `0 0 ${width} ${height + 18}`, preserveAspectRatio: "none", role: "img",
     "aria-label": `histogram of activations from 0 to ${number(list.max[id])}, at most ${most} in a bin` });
   counts.slice(0, last).forEach((n, i) => {
-    const h = n ? Math.max(1.5, height * n / most) : 0;
+    const h = n ? Math.max(1.5, height * n / most) : 0; // a bin with few is still seen
     const at = { x: i * step + 0.3, width: Math.max(step - 0.6, 0.5) };
     const tip = `${number(i * each)} to ${number((i + 1) * each)}: ${whole(n)}`;
+    // The cover fills the bin's whole height, so that one need not point at the bar itself.
     svg.append(make("g", { "data-tip": tip }, make("rect", { class: "cover", ...at, y: 0, height }),
       make("rect", { class: "bar", ...at, y: height - h, height: h })));
   });
@@ -233,30 +274,37 @@ function examples(title, rows, id, text, note) {
   return [make("section", { class: "examples" }, heading, ...rows.map((row) => example(row, id, text)))];
 }
 
+// `pairs` lists the activations above 0 in the window: offset, value, offset, value ...
 function example([position, start, width, pairs], id, text) {
   const values = new Map();
   for (let p = 0; p < pairs.length; p += 2) values.set(start + pairs[p], pairs[p + 1]);
   const shown = [];
   for (let at = start; at < start + width; at++) {
-    const value = values.get(at) ?? 0, written = spelled(tokens[text.tokens[at]], false);
-    const kind = (value > 0 ? "on" : "") + (at === position ? " peak" : "");
+    const value = values.get(at) ?? 0;
+    const written = spelled(tokens[text.tokens[at]], false);
+    const kind = (value > 0 ? "active" : "") + (at === position ? " peak" : "");
+    // From 0.12, because a weak activation must still be told from none.
     const style = value > 0 ? `--strength: ${(0.12 + 0.88 * value / list.max[id]).toFixed(3)}` : "";
     shown.push(make("span", { class: kind, style, "data-tip": number(value) }, ...written));
   }
-  const block = Math.floor(position / text.ctx), place = position % text.ctx;
+  const block = Math.floor(position / text.ctx);
+  const place = position % text.ctx;
   return make("div", { class: "example" },
-    make("span", { class: "value", title: `block ${block}, token ${place}` }, number(values.get(position) ?? 0)), make("div", { class: "text" }, ...shown));
+    make("span", { class: "value", title: `token ${place} of token block ${block}` }, number(values.get(position) ?? 0)), make("div", { class: "text" }, ...shown));
 }
 
-// ---- moving about: the address names the latent
+// ---- moving about: the address ends in #NUMBER of the latent, so that it can be copied, and Back goes back
 const idInAddress = () => {
   const id = /^#\d+$/.test(location.hash) ? Number(location.hash.slice(1)) : -1;
-  return id >= 0 && id < list.density.length ? id : narrow.matches ? -1 : order[0] ?? 0;
+  if (id >= 0 && id < list.density.length) return id;
+  return narrow.matches ? -1 : order[0] ?? 0; // a phone shows the list first
 };
 
 function move(by) {
-  const place = order.indexOf(selected), next = order[place < 0 ? 0 : place + by];
+  const place = order.indexOf(selected);
+  const next = order[place < 0 ? 0 : place + by];
   if (next === undefined) return;
+  // Replaced and not added, or Back would go through every latent that was passed.
   history.replaceState(null, "", `#${next}`);
   show(next);
 }
@@ -267,7 +315,7 @@ function onKey(event) {
     if (event.key === "Escape") event.target.blur();
     return;
   }
-  const arrows = !$("detail").contains(document.activeElement);
+  const arrows = !$("detail").contains(document.activeElement); // there the arrow keys scroll
   const step = { j: 1, k: -1, ...(arrows && { ArrowDown: 1, ArrowUp: -1 }) }[event.key];
   if (step) move(step);
   else if (event.key === "/") $("query").focus();
@@ -276,18 +324,20 @@ function onKey(event) {
 }
 
 function showTip(event) {
-  const at = event.target.closest?.("[data-tip]"), tip = $("tip");
+  const at = event.target.closest?.("[data-tip]");
+  const tip = $("tip");
   tip.hidden = !at;
   if (!at) return;
   tip.textContent = at.dataset.tip;
   const box = at.getBoundingClientRect();
+  // Inside the window, and above the token; above the pointer where the element is as tall as a bin of the histogram.
   tip.style.left = `${Math.max(4, Math.min(event.clientX - tip.offsetWidth / 2, innerWidth - tip.offsetWidth - 4))}px`;
   tip.style.top = `${Math.max(4, (box.height < 60 ? Math.min(box.top, event.clientY) : event.clientY) - tip.offsetHeight - 6)}px`;
 }
 
 async function search() {
   if ($("query").value && !searchIndex) {
-    $("count").textContent = "reading the index…";
+    $("count").textContent = "loading the index of tokens…";
     searchIndex = await load("search");
   }
   arrange();
@@ -295,24 +345,23 @@ async function search() {
 
 function showFacts() {
   named($("figures"), [
-    ["latents", whole(facts.n_latents)], ["on somewhere", whole(facts.n_alive)], ["tokens looked at", whole(facts.n_tokens)],
+    ["latents alive", `${whole(facts.n_alive)} of ${whole(facts.n_latents)}`],
+    ["tokens", whole(facts.n_tokens)],
     ...Object.entries(facts.figures).map(([name, value]) => [name, typeof value === "number" ? number(value) : value]),
   ]);
+  const withoutMean = facts.unembedding?.removes_mean
+    ? ", less its mean over d_model (the final norm is a LayerNorm)," : "";
   const effect = facts.unembedding === null
-    ? "The hook is not as wide as the residual stream, so there are no promoted tokens."
-    : `Promoted and suppressed tokens are the ends of W_dec[i] @ W_U: the latent's decoder row${
-      facts.unembedding.removes_mean ? ", its mean over d_model removed (the final norm is a LayerNorm)," : ""
-    } through the unembedding with the final norm's gain folded in. The norm's division, its offset and what lies between are left out.`;
+    ? "The hook is not as wide as the residual stream, so no tokens are promoted or suppressed directly."
+    : `Promoted and suppressed tokens are those with the largest and the smallest entries of W_dec[i] @ W_U: the latent's decoder row${withoutMean} times the unembedding, with the gain of the final norm. The norm's division and offset, and the model's blocks in between, are left out.`;
   const notes = [
-    `Activations are the SAE's own, in its normalised space, on ${whole(facts.n_tokens)} held-out tokens. The first position of every block, BOS, is left out: it counts nowhere.`,
-    `Density is the share of those tokens on which a latent is above 0. The strongest examples are at most one a block; the others are drawn at random, a few from each fifth of (at most ${facts.sample}) activations of the latent drawn at random. Shades go with the activation, as a share of the latent's largest; the outlined token is the one whose activation stands beside it.`,
+    `A latent is active on a token if its activation there is above 0. Activations are those of the SAE's normalised space, on ${whole(facts.n_tokens)} held-out tokens; the first position of every token block, BOS, is left out. A latent that is active on none of these tokens is dead in this sample, and may be active on others.`,
+    `Density is the fraction of those tokens on which a latent is active. The strongest examples are at most one per token block. The others are drawn at random, a few from each fifth of at most ${facts.sample} activations of the latent, which are drawn at random too. The shade of a token is its activation as a fraction of the latent's largest; the number beside an example is the activation of the outlined token.`,
     effect,
   ];
   $("notes").append(...notes.map((note) => make("p", {}, note)));
   $("config").textContent = JSON.stringify(facts.config, null, 1);
 }
-
-const narrow = matchMedia("(max-width: 820px)");
 
 async function begin() {
   showFacts();
@@ -331,7 +380,8 @@ async function begin() {
   addEventListener("resize", () => { showHead(); showRows(); });
   addEventListener("keydown", onKey);
   addEventListener("pointerover", showTip);
-  addEventListener("pointerdown", showTip);
+  addEventListener("pointerdown", showTip); // a phone has no pointer that hovers
+  // Loaded while the first letters are typed; if that fails, search() tries again.
   $("query").addEventListener("focus", () => load("search").catch(() => {}));
   for (const name of ["query", "where", "band"]) $(name).addEventListener("input", search);
   $("filters").addEventListener("submit", (event) => {
@@ -341,7 +391,7 @@ async function begin() {
     if (exact !== undefined) location.hash = exact;
     $("query").blur();
   });
-  document.body.dataset.ready = "yes";
+  document.body.dataset.ready = "yes"; // the tests wait for this
 }
 
 begin().catch((problem) => $("detail").replaceChildren(make("p", {}, problem.message)));

@@ -1,15 +1,17 @@
-"""The pages of one SAE's latents: a folder that opens from the disk, its details in script files loaded when needed.
+"""The pages of one SAE's latents: a folder that opens from the disk and loads the details of latents when needed.
 
 index.html             the page, with its style and script
 data/list.js           a row per latent
-data/tokens.js         the texts of tokens, which all else names by their place in this list
-data/text.js           the held-out text, block after block
-data/search.js         per latent, tokens that it is on for and tokens that it promotes
-data/details-N.js      histogram, examples, effects and neighbours of 256 latents
-made.json              what decides all of it; written last
+data/tokens.js         the texts of tokens; all other files name a token by its place in this list
+data/text.js           the held-out text, token block after token block
+data/search.js         per latent, the tokens of its strongest examples on which it is active, and those it promotes
+data/details-N.js      histogram, examples, promoted tokens and neighbours of 256 latents
+made.json              everything that decides the pages; written last
+
+Each data file is a script that calls `put(NAME, VALUE)`, because a page opened from the disk may load scripts but may
+not fetch other files.
 """
 
-import html
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,176 +21,188 @@ import numpy as np
 
 from prolu.activations.language_model import LanguageModel
 from prolu.evaluation.latents import encoder_decoder_cosine
-from prolu.report.assets import asset, inlined
-from prolu.report.latents.directions import (
-    Effect,
-    Unembedding,
-    effects,
-    neighbours,
-    unembedding,
-)
-from prolu.report.latents.firings import N_BANDS, SAMPLE, Advance, Example, HeldText, Latents, collect
+from prolu.report.assets import render
+from prolu.report.latents.directions import LogitEffect, Unembedding, logit_effects, neighbours, unembedding_of
+from prolu.report.latents.firings import N_BANDS, SAMPLE, Advance, Example, Firings, HeldOutText, collect
 from prolu.runtime.files import remove, write_atomically
 from prolu.sae.autoencoder import SAE
 
-FEATURES_FOLDER, INDEX_FILE, MADE_FILE = "features", "index.html", "made.json"
+FEATURES_FOLDER = "features"
+"""The folder of the pages inside a run's; studies of older versions have it too, so it keeps its name."""
+INDEX_FILE = "index.html"
+MADE_FILE = "made.json"
+
 SHARD = 256
-"""Latents per file of details."""
-N_EFFECTS, N_NEIGHBOURS = 10, 8
-"""Tokens at either end, and neighbours, of a latent."""
+"""The number of latents in one file of details: some 600 kB, which a browser reads without a noticeable wait."""
+N_TOKENS = 10
+"""How many promoted, and how many suppressed, tokens of a latent are shown."""
+N_NEIGHBOURS = 8
+"""How many neighbours of a latent are shown."""
 
 
 class PageSource(NamedTuple):
     """What the pages of an SAE's latents are made from."""
 
     sae: SAE
-    text: HeldText
+    text: HeldOutText
     lm: LanguageModel
     n_examples: int
+    """The number of strongest examples per latent."""
     facts: Mapping[str, Any]
-    """Shown on top: `name`, `figures` (names to numbers) and `config`."""
+    """What is shown at the top: `name`, `figures` (numbers by their names) and `config`."""
 
 
 def write_browser(folder: Path, source: PageSource, made: Mapping[str, Any], advance: Advance = lambda n: None) -> None:
-    """Writes the pages of an SAE's latents.
+    """Write the pages of an SAE's latents.
 
     Args:
-        folder: theirs alone; what was there is removed.
-        source: what they show.
-        made: what decides all of it, kept in `made.json`.
-        advance: told how many tokens were passed through the SAE, twice the text in all, and as many again as pages
-            are written.
+        folder: the folder of these pages; what was in it is removed.
+        source: what the pages are made from.
+        made: everything that decides the pages, which `was_made` compares later.
+        advance: called with numbers of tokens, which add up to three times the text: twice as it passes through the
+            SAE, once more as pages are written.
     """
     remove(folder)
     (folder / "data").mkdir(parents=True)
-    latents, through, names = (
-        collect(source.sae, source.text, source.n_examples, advance),
-        unembedding(source.lm),
-        Names(source.lm.tokenizer),
-    )
-    own = source.text.tokens.ravel()
-    texts = [names.of(token) for token in own.tolist()]
+    firings = collect(source.sae, source.text, source.n_examples, advance)
+    unembedding = unembedding_of(source.lm)
+    names = TokenTexts(source.lm.tokenizer)
+    texts = [names.place_of(token_id) for token_id in source.text.tokens.ravel().tolist()]
+    n_latents = len(firings.n_active)
     index: dict[str, list[list[int]]] = {"on": [], "promoted": []}
-    for start in range(0, len(latents.n_on), SHARD):
-        ids = range(start, min(start + SHARD, len(latents.n_on)))
-        near, effect = neighbours(source.sae, ids, N_NEIGHBOURS), _effects(source.sae, ids, through)
-        rows = [_details(latents, i, near[i - start], effect[i - start], names) for i in ids]
+    for start in range(0, n_latents, SHARD):
+        ids = range(start, min(start + SHARD, n_latents))
+        near = neighbours(source.sae, ids, N_NEIGHBOURS)
+        effects = _effects(source.sae, ids, unembedding)
+        rows = [_details(firings, i, near[i - start], effects[i - start], names) for i in ids]
         _put(folder, f"details-{start // SHARD}", rows)
-        advance(own.size * ids.stop // len(latents.n_on) - own.size * ids.start // len(latents.n_on))
-        index["on"] += [sorted({texts[p] for p in _on(latents, i)}) for i in ids]
+        index["on"] += [sorted({texts[p] for p in _active_in_examples(firings, i)}) for i in ids]
         index["promoted"] += [[token for token, _ in row["promoted"]] for row in rows]
+        # Differences of rounded sums, so that all files together advance by the size of the text exactly.
+        advance(len(texts) * ids.stop // n_latents - len(texts) * ids.start // n_latents)
     _put(folder, "search", index)
     _put(folder, "text", {"ctx": source.text.ctx, "tokens": texts})
-    _put(folder, "list", _list(source.sae, latents, texts))
+    _put(folder, "list", _list(source.sae, firings, texts))
+    # After the details, because promoted tokens that are not in the text get their places there.
     _put(folder, "tokens", names.texts)
-    write_atomically(folder / INDEX_FILE, _page(source.facts, latents, through))
+    write_atomically(folder / INDEX_FILE, _page(source.facts, firings, unembedding))
+    # Last of all: a folder without this file was not finished, and is made anew.
     write_atomically(folder / MADE_FILE, json.dumps(made) + "\n")
 
 
 def was_made(folder: Path, made: Mapping[str, Any]) -> bool:
-    """Whether a folder holds just these pages, whole."""
+    """Return whether a folder holds finished pages that were decided by just this."""
     try:
-        return json.loads((folder / MADE_FILE).read_text(encoding="utf-8")) == json.loads(json.dumps(made))
+        held = json.loads((folder / MADE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    return held == json.loads(json.dumps(made))  # through JSON, so that a tuple equals the list that was written
 
 
-class Names:
-    """Texts of token ids, each once: `of(id)` is its place in `texts`."""
+class TokenTexts:
+    """The texts of tokens, each kept once; the files of a page name a token by its place in `texts`."""
 
     def __init__(self, tokenizer: Any):
-        self._tokenizer, self._places = tokenizer, dict[int, int]()
+        self._tokenizer = tokenizer
+        self._places: dict[int, int] = {}
         self.texts: list[str] = []
         self._anchor = tokenizer("a", add_special_tokens=False)["input_ids"][:1]
 
-    def of(self, token_id: int) -> int:
-        """Its place; a new one if it was not asked for before."""
+    def place_of(self, token_id: int) -> int:
+        """Return the place of a token's text in `texts`, where it is put at the first call."""
         if token_id not in self._places:
             self._places[token_id] = len(self.texts)
             self.texts.append(self._text(token_id))
         return self._places[token_id]
 
     def _text(self, token_id: int) -> str:
-        """Behind another token, because some tokenizers drop the space that a text begins with.
-
-        A token that is a part of a character is spelled as the vocabulary has it.
-        """
-        before, both = (
-            self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-            for ids in (self._anchor, [*self._anchor, token_id])
-        )
+        # Decoded behind another token, because some tokenizers drop the space with which a text begins.
+        before = self._decode(self._anchor)
+        both = self._decode([*self._anchor, token_id])
         text = both[len(before) :]
+        # A token may be one byte of a character, which decodes to the sign for what is not a character.
         return self._tokenizer.convert_ids_to_tokens(token_id) if "\ufffd" in text else text
 
-
-def _effects(sae: SAE, ids: range, through: Unembedding | None) -> list[Effect]:
-    if through is None:
-        return [Effect([], [])] * len(ids)
-    return effects(sae.W_dec[list(ids)], through, N_EFFECTS)
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
-def _details(latents: Latents, i: int, near: list[tuple[int, float]], effect: Effect, names: Names) -> dict[str, Any]:
+def _effects(sae: SAE, ids: range, unembedding: Unembedding | None) -> list[LogitEffect]:
+    if unembedding is None:
+        return [LogitEffect([], [])] * len(ids)
+    return logit_effects(sae.W_dec[list(ids)], unembedding, N_TOKENS)
+
+
+def _details(
+    firings: Firings, i: int, near: list[tuple[int, float]], effect: LogitEffect, names: TokenTexts
+) -> dict[str, Any]:
+    """Return what is shown of one latent."""
+
     def named(pairs: list[tuple[int, float]]) -> list[Any]:
-        return [[names.of(token), _short(value)] for token, value in pairs]
+        return [[names.place_of(token_id), _short(value)] for token_id, value in pairs]
 
-    top, bands = latents.examples[i]
+    strongest, bands = firings.examples[i]
     return {
-        "on": int(latents.n_on[i]), "reach": float(latents.reach[i]), "histogram": latents.histogram[i].tolist(),
-        "top": [_example(e) for e in top], "bands": [[_example(e) for e in band] for band in bands],
-        "promoted": named(effect.promoted), "suppressed": named(effect.suppressed),
+        "on": int(firings.n_active[i]),
+        "reach": float(firings.reach[i]),
+        "histogram": firings.histogram[i].tolist(),
+        "top": [_example(e) for e in strongest],
+        "bands": [[_example(e) for e in band] for band in bands],
+        "promoted": named(effect.promoted),
+        "suppressed": named(effect.suppressed),
         "near": [[other, _short(cosine)] for other, cosine in near],
-    }  # fmt: skip
+    }
 
 
 def _example(example: Example) -> list[Any]:
-    """Position, start of the window, its size, and offset and value of what is on in it, in turn."""
-    on = np.flatnonzero(example.activations)
-    values = [_short(value) for value in example.activations[on].tolist()]
-    pairs = [part for pair in zip(on.tolist(), values, strict=True) for part in pair]
+    """Return position, first position of the window, its length, and [offset, value, offset, value ...].
+
+    Only the tokens on which the latent is active are listed; they are a few of the window's 32.
+    """
+    offsets = np.flatnonzero(example.activations)
+    pairs: list[Any] = []
+    for offset, value in zip(offsets.tolist(), example.activations[offsets].tolist(), strict=True):
+        pairs += [offset, _short(value)]
     return [example.position, example.start, len(example.activations), pairs]
 
 
-def _on(latents: Latents, i: int) -> Iterator[int]:
-    """Positions where a latent is on in its strongest examples."""
-    for example in latents.examples[i].top:
+def _active_in_examples(firings: Firings, i: int) -> Iterator[int]:
+    """Yield the positions in a latent's strongest examples on which it is active."""
+    for example in firings.examples[i].strongest:
         yield from (example.start + np.flatnonzero(example.activations)).tolist()
 
 
-def _list(sae: SAE, latents: Latents, texts: list[int]) -> dict[str, Any]:
-    """One column a quantity."""
-    own = {name: [_short(v) for v in t.float().tolist()] for name, t in sae.weights.own.items()}
-    tops = [examples.top[0].position if examples.top else None for examples in latents.examples]
+def _list(sae: SAE, firings: Firings, texts: list[int]) -> dict[str, Any]:
+    """Return what the list of latents shows: a column per quantity, which is smaller than a row per latent."""
+    peaks = [examples.strongest[0].position if examples.strongest else None for examples in firings.examples]
     return {
-        "density": [_short(n / latents.n_tokens) for n in latents.n_on.tolist()],
-        "mean": [_short(v) for v in latents.mean.tolist()], "max": [_short(v) for v in latents.max.tolist()],
-        "own": own, "cosine": [_short(v) for v in encoder_decoder_cosine(sae).tolist()],
-        "token": [-1 if p is None else texts[p] for p in tops],
-    }  # fmt: skip
+        "density": [_short(n / firings.n_tokens) for n in firings.n_active.tolist()],
+        "mean": [_short(v) for v in firings.mean.tolist()],
+        "max": [_short(v) for v in firings.max.tolist()],
+        "own": {name: [_short(v) for v in t.float().tolist()] for name, t in sae.weights.own.items()},
+        "cosine": [_short(v) for v in encoder_decoder_cosine(sae).tolist()],
+        "token": [-1 if peak is None else texts[peak] for peak in peaks],
+    }
 
 
 def _short(value: float) -> float:
-    """Four digits."""
+    """Return a number with four digits, which is more than the page shows and keeps its files small."""
     return float(f"{value:.4g}")
 
 
 def _put(folder: Path, name: str, value: Any) -> None:
-    """Writes data as a script that hands it to the page: what is loaded so opens from the disk too."""
-    write_atomically(folder / "data" / f"{name}.js", f"put({json.dumps(name)}, {_json(value)})\n")
+    data = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    write_atomically(folder / "data" / f"{name}.js", f"put({json.dumps(name)}, {data})\n")
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-def _page(facts: Mapping[str, Any], latents: Latents, through: Unembedding | None) -> str:
+def _page(facts: Mapping[str, Any], firings: Firings, unembedding: Unembedding | None) -> str:
     shown = dict(facts) | {
-        "n_latents": len(latents.n_on), "n_alive": int((latents.n_on > 0).sum()), "n_tokens": latents.n_tokens,
-        "shard": SHARD, "n_bands": N_BANDS, "sample": SAMPLE,
-        "unembedding": None if through is None else {"removes_mean": through.removes_mean},
-    }  # fmt: skip
-    return asset("latents/browser.html").format(
-        name=html.escape(facts["name"]),
-        style=asset("theme.css") + asset("latents/browser.css"),
-        facts=inlined(shown),
-        script=asset("theme.js") + asset("latents/browser.js"),
-    )
+        "n_latents": len(firings.n_active),
+        "n_alive": int((firings.n_active > 0).sum()),
+        "n_tokens": firings.n_tokens,
+        "shard": SHARD,
+        "n_bands": N_BANDS,
+        "sample": SAMPLE,
+        "unembedding": None if unembedding is None else {"removes_mean": unembedding.removes_mean},
+    }
+    return render("latents/browser.html", name=facts["name"], facts=shown)

@@ -1,7 +1,7 @@
-"""What the latents of one SAE do on held-out text: how often and how strongly they are on, and where."""
+"""When and how strongly each latent of one SAE is active on held-out text, and examples of that."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,45 +17,48 @@ from prolu.runtime.rng import keyed_generator
 from prolu.sae.autoencoder import SAE
 
 ENTRIES_PER_PASS = 2**22
-"""Latents held at once, or those of one block if it has more: 16 MB in fp32."""
+"""How many activations of latents are held at once: 16 MB in fp32. One token block is always held whole."""
 
 N_BINS = 64
-"""Bins of an activation histogram; a power of two lies at its end, so that at least half of them are used."""
+"""The number of bins of an activation histogram. The last ends at a power of two, so at least half of them are used."""
 
 SAMPLE = 200
-"""Firings drawn per latent, of which the bands of activation are quantiles."""
+"""How many activations per latent are drawn at random; the bands of activation are quantiles of this sample."""
 
 N_BANDS = 5
-"""Bands of activation: fifths of that sample."""
+"""The number of bands of activation: fifths of the sample."""
 
-BEFORE, WIDTH = 20, 32
-"""An example shows so many tokens before the one it is about, and so many in all."""
+BEFORE = 20
+"""How many tokens an example shows before the one that it is about, unless the token block begins later."""
+WIDTH = 32
+"""How many tokens an example shows in all."""
 
 Advance = Callable[[int], None]
-"""Told how many tokens were done."""
+"""A function that is called with a number of tokens when so many more are done; it draws a progress bar."""
 
 
 @dataclass(frozen=True, eq=False)
-class HeldText:
-    """Held-out blocks and their activations, computed once for all SAEs at a hook; 4 d_in bytes a token."""
+class HeldOutText:
+    """Held-out token blocks and their activations, computed once for all SAEs at a hook; 4 d_in bytes per token."""
 
     tokens: np.ndarray
     """Token ids [n, ctx]."""
     acts: Float[Tensor, "n ctx d_in"]
 
     @classmethod
-    def read(cls, lm: LanguageModel, blocks: TokenBlocks, n_tokens: int, advance: Advance) -> "HeldText":
-        """About `n_tokens` tokens, or what there is; the choice depends on the blocks alone."""
+    def read(cls, lm: LanguageModel, blocks: TokenBlocks, n_tokens: int, advance: Advance) -> "HeldOutText":
+        """Return `n_tokens` held-out tokens, rounded up to whole token blocks, or all if there are fewer."""
         tokens = np.asarray(blocks.held_out[choose_blocks(blocks, n_tokens)])
-        rows, acts = max(1, lm.batch_tokens // blocks.ctx), []
-        for start in range(0, len(tokens), rows):
-            acts.append(lm.activations(tokens[start : start + rows]).cpu())
+        n_blocks = max(1, lm.batch_tokens // blocks.ctx)
+        acts: list[Tensor] = []
+        for start in range(0, len(tokens), n_blocks):
+            acts.append(lm.activations(tokens[start : start + n_blocks]).cpu())
             advance(acts[-1].shape[0] * blocks.ctx)
         return cls(tokens, torch.cat(acts))
 
     @property
     def ctx(self) -> int:
-        """Tokens per block."""
+        """The number of tokens per block."""
         return self.tokens.shape[1]
 
 
@@ -63,74 +66,92 @@ class Example(NamedTuple):
     """A latent's activations around one token."""
 
     position: int
-    """Of that token: block * ctx + place in the block."""
+    """The position of that token in the text: block * ctx + place in the block."""
     start: int
-    """Position of the window's first token."""
+    """The position of the first token of the window around it."""
     activations: np.ndarray
-    """Over the window."""
+    """The latent's activations on the tokens of the window."""
 
 
 class Examples(NamedTuple):
-    """Where one latent is on."""
+    """Text on which one latent is active."""
 
-    top: list[Example]
-    """The strongest, at most one a block."""
+    strongest: list[Example]
+    """The largest activations, at most one per token block, the largest first."""
     bands: list[list[Example]]
-    """Drawn from fifths of its activations, weakest first."""
+    """Activations drawn at random from each fifth of them; the weakest fifth is the first."""
 
 
 @dataclass(frozen=True, eq=False)
-class Latents:
-    """All latents of an SAE on held-out text. The first position of every block, BOS, is left out."""
+class Firings:
+    """When and how strongly the latents of an SAE are active on held-out text.
+
+    The first position of every token block, BOS, is left out: its activations are unlike all others, and no text.
+    """
 
     n_tokens: int
-    """Tokens looked at."""
-    n_on: Int[np.ndarray, " d_sae"]
-    """Tokens on which a latent is on."""
+    """The number of tokens without BOS."""
+    n_active: Int[np.ndarray, " d_sae"]
+    """The number of tokens on which each latent is active."""
     mean: Float[np.ndarray, " d_sae"]
-    """Mean activation where it is on; 0 if it never is."""
+    """The mean activation over the tokens on which the latent is active; 0 if it never is."""
     max: Float[np.ndarray, " d_sae"]
-    """Largest activation."""
+    """The largest activation."""
     histogram: Int[np.ndarray, "d_sae bins"]
     """Activations above 0, counted in equal bins from 0 to `reach`."""
     reach: Float[np.ndarray, " d_sae"]
-    """The least power of two above the largest activation."""
+    """The smallest power of two above the largest activation."""
     examples: list[Examples]
+    """One entry per latent."""
 
 
-def collect(sae: SAE, text: HeldText, n_examples: int, advance: Advance = lambda n: None) -> Latents:
-    """Two passes of `sae.encode` over the text: what to show, then the windows around it.
+def collect(sae: SAE, text: HeldOutText, n_examples: int, advance: Advance = lambda n: None) -> Firings:
+    """Return what the latents of an SAE do on a text.
 
-    Nothing is held of more than 2^22 activations of latents (or one block's) at once; what comes out does not depend
-    on how many there are.
+    The text passes through `sae.encode` twice: once to count and to choose examples, once to read the activations
+    around them. At most 2^22 activations of latents, or those of one token block, are held at once; how many does not
+    change the result.
 
     Args:
-        n_examples: strongest examples of a latent, and about as many from all bands together.
-        advance: told of every pass over the text, twice its size in all.
+        sae: the SAE.
+        text: the text with its activations.
+        n_examples: the number of strongest examples per latent, and roughly that of all bands together.
+        advance: called with the number of tokens of every part that is done, twice the text in all.
     """
     d_sae = sae.config.d_sae
-    n_on, total = np.zeros(d_sae, np.int64), np.zeros(d_sae)
-    histogram, top, sample = Histogram(d_sae), Kept(d_sae, n_examples), Kept(d_sae, SAMPLE)
+    n_active = np.zeros(d_sae, np.int64)
+    total = np.zeros(d_sae)
+    histogram = Histogram(d_sae)
+    strongest = KeptFirings(d_sae, n_examples)
+    sample = KeptFirings(d_sae, SAMPLE)
+    # A random number per position of the text: the firings with the smallest ones are a uniform sample, the same one
+    # in whatever parts the text is read.
     priority = torch.rand(text.tokens.size, generator=keyed_generator("examples"), dtype=torch.float64).numpy()
     for first, latents in encoded(sae, text):
-        tokens, which = latents.flatten(0, 1).nonzero().T.numpy()
-        values = latents.flatten(0, 1)[tokens, which].numpy()
+        flat = latents.flatten(0, 1)
+        tokens, which = flat.nonzero().T.numpy()
+        values = flat[tokens, which].numpy()
         positions = first * text.ctx + tokens
-        n_on += np.bincount(which, minlength=d_sae)
+        n_active += np.bincount(which, minlength=d_sae)
         total += np.bincount(which, values, d_sae)
         histogram.add(which, values, latents.amax((0, 1)).numpy())
         sample.offer(which, priority[positions], positions, values)
-        top.offer(*_strongest_of_blocks(latents, first))
+        strongest.offer(*_strongest_of_blocks(latents, first))
         advance(latents.shape[0] * text.ctx)
-    places = [_places(*rows, n_examples) for rows in zip(top.by_latent(), sample.by_latent(), strict=True)]
-    return Latents(
-        n_tokens=text.tokens.size - len(text.tokens), n_on=n_on, mean=total / n_on.clip(1), max=histogram.largest,
-        histogram=histogram.counts, reach=histogram.reach, examples=_with_windows(sae, text, places, advance),
-    )  # fmt: skip
+    places = [_places(*rows, n_examples) for rows in zip(strongest.by_latent(), sample.by_latent(), strict=True)]
+    return Firings(
+        n_tokens=text.tokens.size - len(text.tokens),
+        n_active=n_active,
+        mean=total / n_active.clip(1),
+        max=histogram.largest,
+        histogram=histogram.counts,
+        reach=histogram.reach,
+        examples=_with_windows(sae, text, places, advance),
+    )
 
 
-def encoded(sae: SAE, text: HeldText) -> Iterator[tuple[int, Tensor]]:
-    """First block and latents [blocks, ctx, d_sae], BOS zeroed, of some blocks at a time."""
+def encoded(sae: SAE, text: HeldOutText) -> Iterator[tuple[int, Tensor]]:
+    """Yield the text in parts: the number of the first token block, and latents [blocks, ctx, d_sae] with BOS at 0."""
     n_blocks = max(1, ENTRIES_PER_PASS // (text.ctx * sae.config.d_sae))
     for first in range(0, len(text.acts), n_blocks):
         raw = text.acts[first : first + n_blocks].to(device=sae.W_dec.device, dtype=sae.W_dec.dtype)
@@ -141,15 +162,25 @@ def encoded(sae: SAE, text: HeldText) -> Iterator[tuple[int, Tensor]]:
 
 
 def _strongest_of_blocks(latents: Tensor, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What `Kept.offer` takes, of each latent's largest activation in each block where it is on; largest first."""
-    largest, place = latents.amax(1).numpy(), latents.argmax(1).numpy()
+    """Return, as `KeptFirings.offer` takes them, each latent's largest activation in each block where it is active.
+
+    One per block, because the tokens around a strong activation are often strong too: without this all examples of a
+    latent could come from one sentence.
+    """
+    largest = latents.amax(1).numpy()
+    place = latents.argmax(1).numpy()
     block, which = np.nonzero(largest)
     values = largest[block, which]
-    return which, -values, (first + block) * latents.shape[1] + place[block, which], values
+    positions = (first + block) * latents.shape[1] + place[block, which]
+    return which, -values, positions, values
 
 
 class Histogram:
-    """Counts of positive values per latent, in equal bins from 0 to a power of two that doubles when it is reached."""
+    """Counts of positive values per latent, in equal bins from 0 to a power of two.
+
+    The range of a latent doubles when a value reaches its end; then each pair of bins becomes one, so that the counts
+    are those of a histogram with this range from the start, and the values need not be kept.
+    """
 
     def __init__(self, n_latents: int):
         self.counts = np.zeros((n_latents, N_BINS), np.int64)
@@ -158,82 +189,117 @@ class Histogram:
 
     @property
     def reach(self) -> np.ndarray:
-        """Upper end of the last bin."""
+        """The upper end of each latent's last bin."""
         return np.ldexp(1.0, self._exponent)
 
     def add(self, which: np.ndarray, values: np.ndarray, largest: np.ndarray) -> None:
-        """Counts values of latents; `largest` is each latent's own among them."""
-        begun, new = self.largest > 0, np.maximum(self.largest, largest)
-        needed = np.where(new > 0, np.frexp(new)[1], 0)
-        while (behind := begun & (self._exponent < needed)).any():
-            merged = self.counts[behind].reshape(-1, N_BINS // 2, 2).sum(-1)
-            self.counts[behind] = np.pad(merged, ((0, 0), (0, N_BINS // 2)))
-            self._exponent[behind] += 1
-        self.largest, self._exponent = new, np.where(begun, self._exponent, needed)
+        """Count values.
+
+        Args:
+            which: the latent of each value.
+            values: the values.
+            largest: the largest of these values of each latent, [n_latents]; 0 for a latent without any.
+        """
+        begun = self.largest > 0
+        new_largest = np.maximum(self.largest, largest)
+        # frexp gives the exponent e with 2^(e - 1) <= value < 2^e.
+        needed = np.where(new_largest > 0, np.frexp(new_largest)[1], 0)
+        while (too_narrow := begun & (self._exponent < needed)).any():
+            merged = self.counts[too_narrow].reshape(-1, N_BINS // 2, 2).sum(-1)
+            self.counts[too_narrow] = np.pad(merged, ((0, 0), (0, N_BINS // 2)))
+            self._exponent[too_narrow] += 1
+        self.largest = new_largest
+        # The first values of a latent set its range, which may be below 1; after that it only grows.
+        self._exponent = np.where(begun, self._exponent, needed)
         bins = (values / self.reach[which] * N_BINS).astype(np.int64)
-        self.counts += np.bincount(which * N_BINS + bins, minlength=self.counts.size).reshape(self.counts.shape)
+        counts = np.bincount(which * N_BINS + bins, minlength=self.counts.size)
+        self.counts += counts.reshape(self.counts.shape)
 
 
-class Kept:
-    """Of all entries offered, the `n` of each latent with the smallest keys; ties go to the earlier position."""
+class KeptFirings:
+    """Of all firings offered, the `n` of each latent with the smallest keys; of equal keys, the earlier positions."""
 
     ENTRY = np.dtype([("latent", np.int64), ("key", np.float64), ("position", np.int64), ("value", np.float32)])
     ENTRIES_BETWEEN_MERGES = 2**21
+    """How many firings are gathered before they are sorted: 59 MB. Sorting at each offer would take far longer."""
 
     def __init__(self, n_latents: int, n: int):
-        self._n, self._limit = n, np.full(n_latents, np.inf)
-        self._entries, self._n_merged = [np.empty(0, self.ENTRY)], 0
+        self._n = n
+        self._limit = np.full(n_latents, np.inf)  # the largest key that can still be kept
+        self._entries = [np.empty(0, self.ENTRY)]
+        self._n_merged = 0
 
     def offer(self, latents: np.ndarray, keys: np.ndarray, positions: np.ndarray, values: np.ndarray) -> None:
-        """Takes entries, in any order."""
-        near = keys <= self._limit[latents]
-        new = np.empty(near.sum(), self.ENTRY)
-        for name, column in zip(self.ENTRY.names or (), (latents, keys, positions, values), strict=True):
-            new[name] = column[near]
+        """Take firings, in any order."""
+        # Equal to the limit too, because such a firing wins by an earlier position.
+        may_be_kept = keys <= self._limit[latents]
+        new = np.empty(may_be_kept.sum(), self.ENTRY)
+        new["latent"] = latents[may_be_kept]
+        new["key"] = keys[may_be_kept]
+        new["position"] = positions[may_be_kept]
+        new["value"] = values[may_be_kept]
         self._entries.append(new)
         if sum(map(len, self._entries)) > self._n_merged + self.ENTRIES_BETWEEN_MERGES:
             self._merge()
 
     def by_latent(self) -> list[np.ndarray]:
-        """Entries of every latent in order of their keys."""
+        """Return the kept firings of every latent, in order of their keys."""
         entries = self._merge()
         return np.split(entries, np.searchsorted(entries["latent"], np.arange(1, len(self._limit))))
 
     def _merge(self) -> np.ndarray:
         entries = np.concatenate(self._entries)
-        entries = entries[np.lexsort((entries["position"], entries["key"], entries["latent"]))]
+        entries = entries[np.lexsort((entries["position"], entries["key"], entries["latent"]))]  # by latent first
         first = np.searchsorted(entries["latent"], np.arange(len(self._limit)))
         rank = np.arange(len(entries)) - first[entries["latent"]]
-        entries, last = entries[rank < self._n], entries[rank == self._n - 1]
+        last = entries[rank == self._n - 1]
         self._limit[last["latent"]] = last["key"]
-        self._entries, self._n_merged = [entries], len(entries)
-        return entries
+        kept = entries[rank < self._n]
+        self._entries = [kept]
+        self._n_merged = len(kept)
+        return kept
 
 
-def _places(top: np.ndarray, sample: np.ndarray, n_examples: int) -> list[np.ndarray]:
-    """Positions to show of one latent: the strongest, then of every band, each in falling order of activation."""
-    per_band, by_value = math.ceil(n_examples / N_BANDS), sample[np.argsort(sample["value"], kind="stable")]
-    bands = [np.sort(band, order="key")[:per_band] for band in np.array_split(by_value, N_BANDS)]
-    return [top["position"], *(band[np.argsort(-band["value"], kind="stable")]["position"] for band in bands)]
+def _places(strongest: np.ndarray, sample: np.ndarray, n_examples: int) -> list[np.ndarray]:
+    """Return the positions to show of one latent: the strongest, then those of each band, largest activation first."""
+    per_band = math.ceil(n_examples / N_BANDS)
+    by_value = sample[np.argsort(sample["value"], kind="stable")]
+    places = [strongest["position"]]
+    for band in np.array_split(by_value, N_BANDS):
+        drawn = np.sort(band, order="key")[:per_band]  # keys are random, so the smallest are a random draw
+        places.append(drawn[np.argsort(-drawn["value"], kind="stable")]["position"])
+    return places
 
 
-def _with_windows(sae: SAE, text: HeldText, places: list[list[np.ndarray]], advance: Advance) -> list[Examples]:
-    """The activations around each place, read in one pass over the text."""
-    sizes = [len(part) for parts in places for part in parts]
-    positions = np.concatenate([part for parts in places for part in parts])
+def _with_windows(
+    sae: SAE, text: HeldOutText, places: Sequence[Sequence[np.ndarray]], advance: Advance
+) -> list[Examples]:
+    """Return the examples at these places, whose activations are read in one pass over the text.
+
+    Args:
+        sae: the SAE.
+        text: the text with its activations.
+        places: per latent, the positions of its strongest examples and then of those of each band.
+        advance: called with the number of tokens of every part that is done.
+    """
+    parts = [part for latent_parts in places for part in latent_parts]
+    sizes = [len(part) for part in parts]
+    positions = np.concatenate(parts)
     which = np.repeat(np.repeat(np.arange(len(places)), 1 + N_BANDS), sizes)
     width = min(WIDTH, text.ctx)
     block, place = np.divmod(positions, text.ctx)
-    start = (place - BEFORE).clip(0, text.ctx - width)
+    start = (place - BEFORE).clip(0, text.ctx - width)  # so that a window stays inside its token block
     order = np.argsort(block, kind="stable")
     windows = np.empty((len(positions), width), np.float32)
     for first, latents in encoded(sae, text):
         low, high = np.searchsorted(block[order], (first, first + len(latents)))
-        some = order[low:high]
-        columns = start[some, None] + np.arange(width)
-        windows[some] = latents.numpy()[block[some, None] - first, columns, which[some, None]]
+        here = order[low:high]  # the examples in this part of the text
+        columns = start[here, None] + np.arange(width)
+        windows[here] = latents.numpy()[block[here, None] - first, columns, which[here, None]]
         advance(latents.shape[0] * text.ctx)
-    rows = zip(positions.tolist(), (block * text.ctx + start).tolist(), windows, strict=True)
+    starts = block * text.ctx + start
+    rows = zip(positions.tolist(), starts.tolist(), windows, strict=True)
+    # The examples lie in one row, in the order of `places`, from which they are dealt out again.
     examples = iter([Example(*row) for row in rows])
-    parts = iter([[next(examples) for _ in range(size)] for size in sizes])
-    return [Examples(next(parts), [next(parts) for _ in range(N_BANDS)]) for _ in places]
+    dealt = iter([[next(examples) for _ in range(size)] for size in sizes])
+    return [Examples(next(dealt), [next(dealt) for _ in range(N_BANDS)]) for _ in places]

@@ -12,7 +12,7 @@ from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.comparison.frontiers import pareto_best
 from prolu.evaluation.held_out import choose_blocks
 from prolu.report.latents.browser import FEATURES_FOLDER, INDEX_FILE, PageSource, was_made, write_browser
-from prolu.report.latents.firings import HeldText
+from prolu.report.latents.firings import HeldOutText
 from prolu.runtime.progress import Meter
 from prolu.sae.autoencoder import WEIGHTS_FILE, read_provenance
 from prolu.studies.results import Results, Run
@@ -20,11 +20,19 @@ from prolu.studies.results import Results, Run
 Which = Literal["frontier", "all", "none"]
 
 FORMAT = 1
-"""Of the pages; raised when older ones should be made anew."""
+"""The version of the pages. Raising it makes `prolu report` write the pages of older versions anew."""
+
+FIGURES = {"l0": "L0", "degradation": "CE increase (nats)", "recovered": "recovered", "mse": "MSE"}
+"""The scores of the run at the top of its page, with their titles."""
+
+CONVERGED = {True: "yes", False: "no", None: "not known"}
 
 
 def chosen_runs(results: Results, which: Which) -> list[Run]:
-    """The runs on the frontier of L0 and degradation (of the converged runs, or of all if none is), all, or none."""
+    """Return the runs on the frontier of L0 and CE increase, all runs, or none.
+
+    The frontier is that of the converged runs, or of all runs if none has converged, so that a short trial has pages.
+    """
     if which == "none":
         return []
     if which == "all":
@@ -35,46 +43,49 @@ def chosen_runs(results: Results, which: Which) -> list[Run]:
 
 @dataclass(frozen=True)
 class LatentPages:
-    """The pages of the latents of some of a study's runs; those that are there already are kept."""
+    """The pages of latents that a study should have. Those that are there already are kept."""
 
     results: Results
     which: Which
+    """The runs that get pages."""
     n_tokens: int
-    """Held-out tokens to look at, if there are so many."""
+    """The number of held-out tokens to look at, or all if there are fewer."""
     n_examples: int
-    """Strongest examples of a latent."""
+    """The number of strongest examples per latent."""
 
     def missing(self) -> list[Run]:
-        """Runs whose pages are still to be made."""
+        """Return the runs whose pages are not there, or were made of other weights, text or settings."""
         runs = chosen_runs(self.results, self.which)
         return [run for run in runs if not was_made(run.folder / FEATURES_FOLDER, self._made(run))]
 
     def open_source(self) -> tuple[LanguageModel, TokenBlocks]:
-        """The study's language model and text.
+        """Return the study's language model and its text.
 
         Raises:
-            ValueError: they cannot be read, or the model is another one now.
+            ValueError: they cannot be read, or the model is not the one that the study was trained on.
         """
         folder = self.results.folder
         try:
             description = self.results.config["stream"]
             lm, blocks = open_source(description, described_by=f"the study {folder}", held_out_only=True)
         except KeyError as problem:
-            raise ValueError(f"{folder}: its config does not say {problem}") from None
+            raise ValueError(f"{folder}: its config has no {problem}, so no pages of latents can be made") from None
         except ValueError as problem:
-            raise ValueError(f"{problem}; --latent-pages none draws the report without it") from None
+            raise ValueError(f"{problem}; --latent-pages none draws the report without pages of latents") from None
         return lm, blocks
 
     def write(self, runs: Sequence[Run], lm: LanguageModel, blocks: TokenBlocks) -> None:
-        """Makes the pages of some runs, each whole before the next is begun."""
+        """Write the pages of some runs, those of one run after those of the other."""
         size = len(choose_blocks(blocks, self.n_tokens)) * blocks.ctx
+        # The text passes through the model once, and through each SAE twice; writing counts as a third time.
         with Meter("looking at latents", size * (1 + 3 * len(runs))) as meter:
-            text = HeldText.read(lm, blocks, self.n_tokens, meter.advance)
+            text = HeldOutText.read(lm, blocks, self.n_tokens, meter.advance)
             for run in runs:
                 source = PageSource(run.load(), text, lm, self.n_examples, _facts(run))
                 write_browser(run.folder / FEATURES_FOLDER, source, self._made(run), meter.advance)
 
     def _made(self, run: Run) -> dict[str, Any]:
+        """Return everything that decides the pages of a run."""
         stream = self.results.config["stream"]
         return {
             "format": FORMAT,
@@ -86,13 +97,15 @@ class LatentPages:
 
 
 def page_of(run: Run) -> Path | None:
-    """The page of a run's latents, if it has one."""
+    """Return the page of a run's latents, or None if it has none."""
     page = run.folder / FEATURES_FOLDER / INDEX_FILE
     return page if page.is_file() else None
 
 
 def _facts(run: Run) -> Mapping[str, Any]:
-    record, names = run.record, {"l0": "L0", "degradation": "nats lost", "recovered": "recovered", "mse": "MSE"}
-    figures = {title: record[name] for name, title in names.items()}
-    state = {"converged": {True: "yes", False: "no", None: "not known"}[record["converged"]]}
-    return {"name": record["run_id"], "figures": figures | state, "config": read_provenance(run.folder)}
+    figures = {title: run.record[name] for name, title in FIGURES.items()}
+    return {
+        "name": run.record["run_id"],
+        "figures": figures | {"converged": CONVERGED[run.record["converged"]]},
+        "config": read_provenance(run.folder),
+    }
