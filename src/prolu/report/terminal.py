@@ -13,7 +13,7 @@ from prolu.evaluation.comparison.frontiers import Record, family, pareto_best, s
 from prolu.evaluation.comparison.points import summaries
 from prolu.evaluation.comparison.verdicts import Verdict, told
 from prolu.report.html_tables import shown_verdict
-from prolu.studies.cost import DENSE_SHARE, TYPICAL_L0, Estimate
+from prolu.studies.cost import DENSE_FRACTION, TYPICAL_L0, Estimate
 from prolu.training.config import RunConfig
 
 MIN_WIDTH = 116
@@ -179,7 +179,7 @@ def _cost_lines(cost: Estimate) -> list[tuple[str, str]]:
         ("FLOPs", f"{cost.flops_training:.2g} for the SAEs, {cost.flops_language_model:.2g} for the language model"),
         ("memory", f"{memory:.3g} GB, of which {state:.3g} GB are the weights and Adam moments of the runs"),
         ("disk", f"{cost.disk / 1e9:.3g} GB for the SAEs; a checkpoint of the whole study takes {state:.3g} GB"),
-        ("time", f"{_duration(cost.seconds)} on this CPU for all runs, if {DENSE_SHARE:.0%} of the steps are dense"),
+        ("time", f"{_duration(cost.seconds)} on this CPU for all runs, if {DENSE_FRACTION:.0%} of the steps are dense"),
         ("measured here", f"{steps}, {rates.flops / 1e9:.3g} GFLOP/s"),
     ]
 

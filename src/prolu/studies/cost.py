@@ -1,4 +1,4 @@
-"""What a study will cost before it starts: tokens, FLOPs, memory, disk, and time at rates measured here."""
+"""An estimate of what a study will cost: tokens, FLOPs, memory, disk, and time at rates measured on this machine."""
 
 import statistics
 import time
@@ -20,48 +20,59 @@ from prolu.training.steps.choice import has_numba
 from prolu.training.steps.dense import ROWS_PER_CHUNK
 
 BYTES = 4
-"""Of a number in fp32."""
+"""The size of a number in fp32."""
 
-DENSE_SHARE = 0.05
-"""Share of the steps that are assumed dense: early on, before L0 has fallen below the crossover."""
+BYTES_PER_TOKEN = 2
+"""The size of a token in memory."""
+
+DENSE_FRACTION = 0.05
+"""The fraction of the steps that are assumed dense: early in training L0 is above the crossover to sparse steps."""
 
 COPIES_OF_HELD_OUT = 3
-"""Arrays of the size of the held-out activations: themselves, a reconstruction, zeros."""
+"""The number of arrays of the size of the held-out activations: themselves, a reconstruction, and zeros."""
 
-CROSS_ENTROPIES = 3
-"""Passes of the language model that no SAE needs: clean, and with zeros twice."""
+CLEAN_PASSES = 3
+"""The number of passes of the language model over the held-out tokens that belong to no SAE: one without changes, and
+two with zeros in place of the activations."""
 
 TYPICAL_L0 = 64
-"""At which the sparse step is timed."""
+"""The L0 at which the sparse step is timed."""
 
 
 class Outline(NamedTuple):
-    """A language model by its shape: what reading it at a hook, and running on from there, will cost."""
+    """The sizes of a language model that decide what it costs to read it at a hook and to run it on from there."""
 
     d_model: int
-    """Width of the residual stream, and of the activations."""
+    """The width of the residual stream, and of the activations."""
     n_parameters: int
+    """The number of parameters."""
     n_vocabulary: int
+    """The number of tokens in the vocabulary."""
     n_per_block: int
-    """Parameters of one block."""
+    """The number of parameters of one transformer block."""
     blocks_below: int
-    """Blocks that run before the hook is reached."""
+    """The number of blocks that run before the hook is reached."""
     blocks_above: int
+    """The number of blocks that run after it."""
 
 
 def outline(name: str, hook: str) -> Outline:
-    """The shape of a model, from its config alone: no weights are read.
+    """Return the sizes of a language model, from its config alone, without reading its weights.
 
-    The hub is asked only for what is neither on the disk nor the name of a family, whose default config it then
-    is: `gpt2` is GPT-2 small.
+    The name of an architecture stands for its default config: `gpt2` is GPT-2 small. The hub is asked only if the
+    model is neither on this disk nor such a name.
+
+    Args:
+        name: The language model: a folder, a name on the hub, or builtin.
+        hook: The hook, as blocks.L.hook_SITE.
 
     Raises:
-        ValueError: no such model, or no such hook in it.
+        ValueError: There is no such model, or no such hook in it.
     """
     from transformers import AutoModelForCausalLM
 
     config = _config(str(MODEL_DIR) if name == "builtin" else name)
-    with torch.device("meta"):
+    with torch.device("meta"):  # tensors with a shape and no memory
         model = AutoModelForCausalLM.from_config(config)
     architecture = architecture_of(model)
     below = locate(model, hook).blocks_below
@@ -83,12 +94,12 @@ def _config(name: str) -> Any:
 
     try:
         return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-    except Exception:  # many kinds, each means: not on this disk
+    except Exception:  # transformers raises many kinds, and each means that the config is not on this disk
         if name in CONFIG_MAPPING:
             return AutoConfig.for_model(name)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as problem:  # the same of the hub
+    except Exception as problem:  # likewise: that the hub does not have it, or does not answer
         reason = str(problem).strip().split("\n")[0]
         raise ValueError(f"lm {name!r}: its config cannot be loaded ({reason})") from None
 
@@ -98,42 +109,46 @@ def _n_parameters(module: torch.nn.Module) -> int:
 
 
 class Rates(NamedTuple):
-    """What this machine does, measured."""
+    """How fast this machine is, as measured."""
 
     flops: float
-    """Per second, in the language model's kind of matmul."""
+    """The number of FLOPs per second in a matmul of a language model's shape."""
     dense_step: float
-    """Seconds."""
+    """The time of a dense step, in seconds."""
     sparse_step: float
-    """Seconds, at an L0 of 64."""
+    """The time of a sparse step at an L0 of `TYPICAL_L0`, in seconds."""
 
 
 class Estimate(NamedTuple):
-    """The cost of a study. Sizes are in bytes, times in seconds."""
+    """The cost of a study. Sizes are in bytes."""
 
     n_hooks: int
+    """The number of hooks."""
     n_runs: int
-    """At all hooks together."""
+    """The number of runs at all hooks together."""
     steps_per_run: int
+    """The number of steps of the longest run."""
     tokens: int
-    """Of the stream: each is seen by every run."""
+    """The number of tokens of the stream, each of which is seen by every run."""
     sae_tokens: int
-    """Summed over runs."""
+    """The number of tokens seen, summed over runs."""
     flops_training: float
+    """The FLOPs of training steps, resampling and the SAEs' part of scoring."""
     flops_language_model: float
-    """Harvest, resampling's candidates, and the splices of evaluation."""
+    """The FLOPs of the language model: harvesting, candidates for resampling, and scoring."""
     memory: int
-    """Peak, if all runs train at once."""
+    """The peak of memory if all runs train at once."""
     checkpoint: int
-    """Weights, moments and counters of all runs."""
+    """The size of a checkpoint: weights, Adam moments and counters of all runs."""
     disk: int
-    """The finished study: one file of weights per run."""
+    """The size of the finished study: one file of weights per run."""
     seconds: float
-    """On this machine's CPU, at `rates`."""
+    """The time on this machine's CPU at `rates`, in seconds."""
     rates: Rates
+    """The rates that the time was computed with."""
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the estimate as a JSON object."""
         return self._asdict() | {"rates": self.rates._asdict()}
 
 
@@ -147,40 +162,54 @@ def estimate(
     ctx: int,
     rates: Rates | None = None,
 ) -> Estimate:
-    """The cost of training `runs` at each hook, on one pass of the language model, and of scoring them.
+    """Estimate the cost of training runs at each hook, on one pass of the language model, and of scoring them.
 
     Args:
-        lms: the language model, by its shape, as seen from each hook; widths are alike.
-        rates: of another machine; else this one's are measured, for some seconds.
+        runs: The runs that are trained at each hook.
+        lms: The sizes of the language model as seen from each hook. The widths at all hooks must be equal.
+        batch_size: The number of tokens per training step.
+        window_tokens: The number of tokens that are shuffled together.
+        eval_tokens: The number of held-out tokens that SAEs are scored on.
+        ctx: The number of tokens in a token block.
+        rates: The rates of the machine to estimate for. If None, this machine's are measured, which takes seconds.
     """
-    deepest, n_hooks = max(lms, key=lambda lm: lm.blocks_below), len(lms)
+    deepest = max(lms, key=lambda lm: lm.blocks_below)  # one pass up to its hook reaches all others
+    n_hooks = len(lms)
     d = deepest.d_model
     largest = max(runs, key=lambda run: run.d_sae)
     rates = rates or measure(largest, d, batch_size)
     n_steps = [run.n_steps(batch_size) for run in runs]
     d_saes = [run.d_sae for run in runs]
-    steps_times_latents = n_hooks * sum(n * f for n, f in zip(n_steps, d_saes, strict=True))
     tokens = max(n_steps) * batch_size
-    candidates = [len(run.resample_fractions) * run.resample_candidates for run in runs]
+    n_candidates = [len(run.resample_fractions) * run.resample_candidates for run in runs]
 
-    encode = 2 * d  # per token and latent
-    scored = n_hooks * sum((n + eval_tokens) * f for n, f in zip(candidates, d_saes, strict=True))
-    flops_training = encode * (batch_size * steps_times_latents * (1 + 5 * DENSE_SHARE) + 2 * scored)
-    block = _block_flops(deepest, ctx)
-    below = (tokens + max(candidates)) * deepest.blocks_below + eval_tokens * sum(lm.blocks_below for lm in lms)
-    logits = 2 * d * deepest.n_vocabulary
-    splices = (len(runs) + CROSS_ENTROPIES) * eval_tokens
-    flops_language_model = below * block + splices * sum(lm.blocks_above * block + logits for lm in lms)
+    # Two sums over runs and hooks: of steps times latents, and of tokens outside of training times latents.
+    trained = n_hooks * sum(n * f for n, f in zip(n_steps, d_saes, strict=True))
+    scored = n_hooks * sum((n + eval_tokens) * f for n, f in zip(n_candidates, d_saes, strict=True))
+    matmul = 2 * d  # FLOPs per token and latent
+    # A sparse step pays for one matmul, the encoder's. A dense one is counted as six, as many as autograd needs.
+    # Tokens that are scored are encoded and decoded.
+    flops_training = matmul * (batch_size * trained * (1 + 5 * DENSE_FRACTION) + 2 * scored)
+    flops_language_model = _language_model_flops(
+        lms, ctx, n_harvested=tokens + max(n_candidates), eval_tokens=eval_tokens, n_runs=len(runs)
+    )
 
-    per_step = DENSE_SHARE * rates.dense_step + (1 - DENSE_SHARE) * rates.sparse_step
-    seconds = per_step * steps_times_latents / largest.d_sae
-    seconds += (flops_language_model + 2 * encode * scored) / rates.flops
+    # Rates were measured at the largest d_sae; the time of a step grows in proportion to it.
+    per_step = DENSE_FRACTION * rates.dense_step + (1 - DENSE_FRACTION) * rates.sparse_step
+    seconds = per_step * trained / largest.d_sae
+    seconds += (flops_language_model + 2 * matmul * scored) / rates.flops
 
     state = n_hooks * state_bytes(d_saes, d)
     buffers = buffer_bytes(
-        largest.d_sae, d, batch_size=batch_size, window_tokens=window_tokens, eval_tokens=eval_tokens,
-        n_parameters=deepest.n_parameters, n_vocabulary=deepest.n_vocabulary, n_hooks=n_hooks,
-    )  # fmt: skip
+        largest.d_sae,
+        d,
+        batch_size=batch_size,
+        window_tokens=window_tokens,
+        eval_tokens=eval_tokens,
+        n_parameters=deepest.n_parameters,
+        n_vocabulary=deepest.n_vocabulary,
+        n_hooks=n_hooks,
+    )
     return Estimate(
         n_hooks=n_hooks,
         n_runs=n_hooks * len(runs),
@@ -189,72 +218,100 @@ def estimate(
         sae_tokens=n_hooks * sum(n_steps) * batch_size,
         flops_training=flops_training,
         flops_language_model=flops_language_model,
-        memory=state + buffers + 2 * tokens,
+        memory=state + buffers + BYTES_PER_TOKEN * tokens,
         checkpoint=state,
-        disk=n_hooks * sum((2 * d + 1) * f + d for f in d_saes) * BYTES,
+        disk=n_hooks * sum((2 * d + 1) * f + d for f in d_saes) * BYTES,  # two matrices, b_enc, b_dec
         seconds=seconds,
         rates=rates,
     )
 
 
+def _language_model_flops(lms: Sequence[Outline], ctx: int, *, n_harvested: int, eval_tokens: int, n_runs: int) -> int:
+    """Return the FLOPs of reading `n_harvested` tokens once for all hooks, and of scoring at each hook."""
+    deepest = max(lms, key=lambda lm: lm.blocks_below)
+    block = _block_flops(deepest, ctx)
+    logits = 2 * deepest.d_model * deepest.n_vocabulary
+    blocks_read = n_harvested * deepest.blocks_below + eval_tokens * sum(lm.blocks_below for lm in lms)
+    # A splice runs the blocks above the hook and the unembedding only, once per SAE.
+    spliced = (n_runs + CLEAN_PASSES) * eval_tokens
+    return blocks_read * block + spliced * sum(lm.blocks_above * block + logits for lm in lms)
+
+
 def state_bytes(d_saes: Sequence[int], d: int) -> int:
-    """Weights, moments and counters of SAEs on activations of width d."""
+    """Return the size of the weights, Adam moments and counters of SAEs on activations of width d."""
+    # Per SAE, in numbers of 4 bytes: two matrices, b_enc and b_dec, each with two moments; and for each latent the
+    # 8-byte update at which it last fired.
     return sum((6 * d + 5) * f + 3 * d for f in d_saes) * BYTES
 
 
 def buffer_bytes(
-    d_sae: int, d: int, *, batch_size: int, window_tokens: int, eval_tokens: int, n_parameters: int, n_vocabulary: int,
+    d_sae: int,
+    d: int,
+    *,
+    batch_size: int,
+    window_tokens: int,
+    eval_tokens: int,
+    n_parameters: int,
+    n_vocabulary: int,
     n_hooks: int = 1,
-) -> int:  # fmt: skip
-    """What a process holds once, however many SAEs of at most `d_sae` latents it trains: a step's buffers, the window,
-    held-out activations, the language model.
+) -> int:
+    """Return the size of what a process holds once, however many SAEs of at most `d_sae` latents it trains.
+
+    These are the buffers of a step, the window, the held-out activations and the language model.
     """
+    # Gradients of both matrices, a chunk's dense temporaries, the centred input and the error.
     numbers = (2 * d + 5 * ROWS_PER_CHUNK) * d_sae + 2 * batch_size * d
-    # A window at each hook, and the raw ones of the hooks that wait for their turn.
+    # A window with its raw norms at each hook, and the raw windows of the hooks that wait for their turn.
     numbers += n_hooks * window_tokens * (d + 1) + (n_hooks - 1) * window_tokens * d
     numbers += n_hooks * COPIES_OF_HELD_OUT * eval_tokens * d
+    # The logits of a batch of the language model, and their log-softmax.
     return (numbers + n_parameters + 2 * BATCH_TOKENS * n_vocabulary) * BYTES
 
 
 def harvest_seconds(n_tokens: int, lm: Outline, ctx: int) -> float:
-    """Time of reading so many tokens at a hook, at a rate measured here and now."""
+    """Estimate the time of harvesting `n_tokens` tokens at a hook, in seconds, at a rate that is measured now."""
     return n_tokens * lm.blocks_below * _block_flops(lm, ctx) / _flops(lm.d_model)
 
 
 def _block_flops(lm: Outline, ctx: int) -> int:
-    """Of one block of the model, per token; attention's scores and weighted sums included."""
+    """Return the FLOPs of one transformer block, per token."""
+    # Each parameter is multiplied and added once; 4 ctx d_model is attention's scores and weighted sums.
     return 2 * lm.n_per_block + 4 * ctx * lm.d_model
 
 
 def measure(run: RunConfig, d_in: int, batch_size: int) -> Rates:
-    """Times a dense and a sparse step of a ReLU SAE of this shape, and a matmul of the language model's, here."""
+    """Time a dense and a sparse step of a ReLU SAE of a run's shape, and a matmul of a language model's shape."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size, d_in, generator=generator)
     weights = initial_weights(SAEConfig(d_in=d_in, d_sae=run.d_sae, nonlinearity="relu"), 0)
-    first, second, steps = weights.zeros_like(), weights.zeros_like(), Steps(weights, batch_size)
+    first = weights.zeros_like()
+    second = weights.zeros_like()
+    steps = Steps(weights, batch_size)
     objective = Objective(nonlinearity_named("relu"), penalty_named("l1"), run.coeff)
 
-    def step(family: str) -> None:
-        steps[family].update_(weights, first, second, x, objective, n_updates=0, lr=0.0, adam=AdamConfig())
+    def step(kind: str) -> None:
+        steps[kind].update_(weights, first, second, x, objective, n_updates=0, lr=0.0, adam=AdamConfig())
 
     dense = _seconds(lambda: step("dense"), 2)
     m = x[:256] @ weights.encoder.T
-    on = min(TYPICAL_L0 * len(m), m.numel())
-    weights.own["b_enc"].fill_(-float(m.flatten().kthvalue(m.numel() - on + 1).values))
+    # The bias at which these 256 tokens have an L0 of `TYPICAL_L0`. The dense step does not depend on L0.
+    n_active = min(TYPICAL_L0 * len(m), m.numel())
+    weights.own["b_enc"].fill_(-float(m.flatten().kthvalue(m.numel() - n_active + 1).values))
     sparse = _seconds(lambda: step("sparse" if has_numba() else "sparse_torch"), 3)
     return Rates(_flops(d_in), dense, sparse)
 
 
 def _flops(d_in: int) -> float:
-    """Per second, in a matmul of a language model's shape."""
-    a, b = torch.randn(1024, d_in), torch.randn(d_in, 4 * d_in)
+    """Measure the FLOPs per second of a matmul of a language model's shape."""
+    a = torch.randn(1024, d_in)
+    b = torch.randn(d_in, 4 * d_in)
     out = torch.empty(1024, 4 * d_in)
     return 2 * a.numel() * b.shape[1] / _seconds(lambda: torch.mm(a, b, out=out), 9)
 
 
 def _seconds(work: Callable[[], object], n: int) -> float:
-    """Median of `n` calls after one that warms up."""
-    work()
+    """Return the median time of `n` calls, in seconds."""
+    work()  # the first call compiles and allocates
     times = []
     for _ in range(n):
         start = time.perf_counter()
