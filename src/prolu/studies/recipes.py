@@ -1,4 +1,4 @@
-"""Named studies: functions from the width of the activations to runs and the batch they train on."""
+"""Recipes: the studies that have a name, among them the three sweeps of the paper."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -8,16 +8,16 @@ from prolu.training.config import RunConfig
 
 
 class Recipe(NamedTuple):
-    """What a sweep trains, before the width of the activations is known."""
+    """What a named study trains, before the width of the activations is known."""
 
     runs_at: Callable[[int], list[RunConfig]]
     """The runs to train on activations of width d_in. Only coefficients and d_sae may depend on the width."""
     batch_size: int
-    """Tokens per training step."""
+    """The number of tokens per training step."""
     n_tokens: int
-    """Training tokens of the longest run."""
+    """The number of training tokens of the longest run."""
     source: Mapping[str, str | int]
-    """Default options of the source of activations: lm, hook, data and the fields that belong to the data."""
+    """The default options of the source of activations: lm, hook, data and the fields that belong to the data."""
 
     def changed(self, change: Callable[[list[RunConfig]], list[RunConfig]]) -> "Recipe":
         """Return the same study with its list of runs changed."""
@@ -34,6 +34,7 @@ class Recipe(NamedTuple):
         if factor == 1:
             return self
 
+        # Schedule and resampling are fractions of a run, so they follow; the number of candidates is a count.
         def shortened(run: RunConfig) -> RunConfig:
             n_candidates = max(1, round(factor * run.resample_candidates))
             return replace(run, n_tokens=round(factor * run.n_tokens), resample_candidates=n_candidates)
@@ -58,7 +59,8 @@ class Recipe(NamedTuple):
 
 
 GPT2_WIDTH = 768
-"""Where coefficients and the cut of raw norms were chosen; elsewhere coefficients go with 1 / width, no norm is cut."""
+"""The width of GPT-2 small, for which the paper chose its coefficients and the largest raw norm of a candidate for
+resampling. At another width coefficients are scaled by 768 / width, and raw norms are not limited."""
 
 BUILTIN: Mapping[str, str | int] = {"lm": "builtin", "hook": "blocks.2.hook_resid_pre", "data": "builtin"}
 
@@ -71,7 +73,7 @@ PAPER_SOURCE: Mapping[str, str | int] = {
     "eval_split": "train[90:95%]",
     "eval_tokens": 819_200,
 }
-"""Sections 3 and 4 of the method."""
+"""The paper's model, hook and text: sections 3 and 4 of the method."""
 
 DEMO_TOKENS = 5000 * 512
 
@@ -83,7 +85,8 @@ DEMO_COEFFS = {
     "prolu_relu + sqrt_l1": (5.0e-4, 9.2e-4, 1.7e-3),
     "prolu_ste + sqrt_l1": (5.8e-4, 9.2e-4, 1.4e-3),
 }
-"""Per family, so that the families' ranges of L0 overlap: they respond very differently to one coefficient."""
+"""The demo's coefficients for width 768. Each family has its own, because families reach very different L0s at one
+coefficient, and a comparison needs ranges of L0 that overlap."""
 
 
 def _demo_runs(d_in: int) -> list[RunConfig]:
@@ -92,7 +95,8 @@ def _demo_runs(d_in: int) -> list[RunConfig]:
     for family, coeffs in DEMO_COEFFS.items():
         nonlinearity, penalty = family.split(" + ")
         for coeff in coeffs:
-            # The MSE is a mean over d_in and the penalty a sum, so a coefficient is worth less at a larger width.
+            # The MSE is a mean over d_in and the penalty is a sum over latents, so at a larger width the same
+            # coefficient weighs more against the MSE.
             scaled = float(f"{coeff * GPT2_WIDTH / d_in:.3g}")
             runs.append(replace(base, nonlinearity=nonlinearity, penalty=penalty, coeff=scaled))
     return runs
@@ -110,6 +114,7 @@ COMPARISON_FAMILIES = [
     ("topk", "none"),
     ("batchtopk", "none"),
 ]
+"""The families of the comparison, as nonlinearity and penalty."""
 
 COMPARISON_TOKENS = 2**22
 
@@ -132,6 +137,7 @@ def _comparison_runs(d_in: int) -> list[RunConfig]:
     )
     runs = []
     for nonlinearity, penalty in COMPARISON_FAMILIES:
+        # Only where the L0 controller starts, which then finds the coefficient of each target.
         coeff = (0.7 if penalty == "l0" else 2.0) / d_in
         family = {"nonlinearity": nonlinearity, "penalty": penalty, "coeff": coeff}
         for l0 in COMPARISON_L0S:
@@ -142,18 +148,20 @@ def _comparison_runs(d_in: int) -> list[RunConfig]:
 PAPER_TOKENS = 400_000_000
 
 PAPER_STEPS = 97_656
-"""400M tokens in batches of 4,096."""
+"""The number of steps of the paper's runs: 400M tokens in batches of 4,096."""
 
 PAPER_FAMILIES = [(n, p) for p in ("l1", "sqrt_l1") for n in ("relu", "prolu_relu", "prolu_ste")]
+"""The six families of the paper, as nonlinearity and penalty."""
 
 EXPERIMENT3_MULTIPLIERS = {
     ("prolu_ste", "l1"): 0.3,
     ("prolu_relu", "l1"): 3.0,
-    ("relu", "l1"): 3.0,  # medium-high confidence
+    ("relu", "l1"): 3.0,  # the method marks this one as of medium-high confidence
     ("relu", "sqrt_l1"): 2.0,
     ("prolu_relu", "sqrt_l1"): 2.0,
     ("prolu_ste", "sqrt_l1"): 2.0,
 }
+"""The factor on the third sweep's coefficients for each family."""
 
 
 def _paper(
@@ -208,14 +216,14 @@ DESCRIPTIONS = {
     "experiment3": "The paper's third sweep: 30 SAEs with a range of coefficients for each family and larger encoder "
     "norms at resampling.",
 }
-"""What `prolu sweep --help` says of each study."""
+"""The description of each study in `prolu sweep --help`."""
 
 
 def recipe_named(name: str) -> Recipe:
     """Return the recipe of that name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is no recipe of that name.
     """
     if name not in RECIPES:
         raise ValueError(f"recipe {name!r}: choose one of {', '.join(RECIPES)}")
