@@ -11,10 +11,11 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from prolu import SAE, LanguageModel, SAEConfig
 from prolu.cli.entry_point import main
-from prolu.report.latents import browser, firings
+from prolu.report.latents import accumulators, browser, firings
+from prolu.report.latents.accumulators import Histogram, KeptFirings
 from prolu.report.latents.browser import PageSource, TokenTexts, write_browser
 from prolu.report.latents.directions import logit_effects, neighbours, unembedding_of
-from prolu.report.latents.firings import HeldOutText, Histogram, KeptFirings, collect
+from prolu.report.latents.firings import HeldOutText, collect
 from prolu.training.starting_weights import initial_weights
 from support.models import write_tokenizer
 
@@ -61,7 +62,7 @@ def test_figures_equal_encode(found, plain):
 def test_histograms_equal_numpys(found, plain):
     for i in range(N_LATENTS):
         values = plain[..., i][plain[..., i] > 0].astype(np.float64)
-        assert np.array_equal(found.histogram[i], np.histogram(values, firings.N_BINS, (0, found.reach[i]))[0])
+        assert np.array_equal(found.histogram[i], np.histogram(values, accumulators.N_BINS, (0, found.reach[i]))[0])
         if len(values):
             assert found.reach[i] / 2 <= values.max() < found.reach[i]
 
@@ -151,7 +152,7 @@ def test_a_histogram_may_grow(values):
         histogram.add(np.array([0]), np.array([value]), np.array([value]))
     reach = histogram.reach[0]
     assert values.max() < reach
-    assert np.array_equal(histogram.counts[0], np.histogram(values.astype(float), firings.N_BINS, (0, reach))[0])
+    assert np.array_equal(histogram.counts[0], np.histogram(values.astype(float), accumulators.N_BINS, (0, reach))[0])
 
 
 def families(folder):

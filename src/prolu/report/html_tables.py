@@ -87,6 +87,7 @@ class VerdictTable(NamedTuple):
 def table_of_verdicts(verdicts: Sequence[Verdict]) -> VerdictTable:
     """Return a row per comparison at one L0, grouped by family and baseline."""
     reach = _reach(verdicts)
+    # `verdicts` has the comparisons of a pair one after the other, as groupby needs.
     groups = [
         VerdictGroup(*pair, [_verdict_row(v, reach) for v in same])
         for pair, same in groupby(told(verdicts), key=lambda v: (v.challenger, v.baseline))
@@ -116,7 +117,7 @@ def _verdict_row(v: Verdict, reach: float) -> VerdictRow:
         drawing=_drawing(v, reach) if is_known else None,
         verdict=shown_verdict(v),
         kind=VERDICT_KINDS.get(v.verdict, "open"),
-        why=v.reason or seen,
+        why=v.reason or seen,  # a reason is given only where there is no interval
         sentence=str(v),
     )
 
@@ -132,7 +133,7 @@ def _drawing(v: Verdict, reach: float) -> Drawing:
         return round(HALF_WIDTH * (1 + within), 1)
 
     if not math.isfinite(v.low):
-        return Drawing(at(v.change), None, None, is_cut_low=False, is_cut_high=False)
+        return Drawing(at(v.change), None, None, is_cut_low=False, is_cut_high=False)  # a dot without a bar
     return Drawing(at(v.change), at(v.low), at(v.high), is_cut_low=v.low < -reach, is_cut_high=v.high > reach)
 
 
@@ -198,6 +199,7 @@ def rows_of_runs(records: Sequence[Record], pages: Mapping[str, str]) -> list[Ru
 
 def _run_row(place: int, r: Record, page: str | None) -> RunRow:
     target = r.get("target_l0")
+    # With a target L0 the coefficient was adjusted in training, so the target is what tells settings apart.
     shown = dict(r) | {
         "family": family(r),
         "setting": r["coeff"] if target is None else target,
@@ -210,6 +212,6 @@ def _run_row(place: int, r: Record, page: str | None) -> RunRow:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, bool):
+    if isinstance(value, bool):  # before numbers: True is an int
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -98,7 +98,7 @@ def render_page(content: PageContent) -> str:
         n_text_columns=N_TEXT_COLUMNS,
         failures=content.failures,
         config=json.dumps(content.configs, indent=1),
-        plotly=get_plotlyjs(),
+        plotly=get_plotlyjs(),  # 4.9 MB, without which the page would draw nothing offline
         data=page_data(content),
     )
 
@@ -111,6 +111,7 @@ def facts(content: PageContent) -> list[str]:
         stream = config["stream"]
         prefix = f"{name}: " if len(content.configs) > 1 else ""
         n_converged = sum(bool(r["converged"]) for r in runs)
+        # Results of older versions do not have every field.
         n_seeds = len({r.get("init_seed") for r in runs})
         n_tokens = runs[0].get("n_tokens")
         text = stream["data"] if n_tokens is None else f"{n_tokens:,} training tokens of {stream['data']}"
@@ -156,6 +157,7 @@ def _setting(r: Record) -> str:
 
 
 def _style(r: Record) -> dict[str, Any]:
+    # Taken from any run of the family, since these are the same for all of them.
     light, dark = colours(r["nonlinearity"])
     dash = DASHES.get(r["penalty"], OTHER_DASH)
     return {"light": light, "dark": dark, "dash": dash, "symbol": SYMBOLS[marker(r, [""])]}
@@ -172,6 +174,7 @@ def _study_symbols(records: Sequence[Record]) -> dict[str, str]:
 
 def _plane(records: Sequence[Record], x: str, y: str) -> dict[str, Any]:
     found = points(records, x, y)
+    # The script cannot tell the frontier itself: it is of all converged points, whatever the filters leave.
     best = {p.run_ids for p in pareto_points(found)} if (x, y) in FRONTIER_PLANES else set()
     return {
         "x": x,
@@ -191,7 +194,7 @@ def _point(p: Point) -> dict[str, Any]:
         "study": p.study,
         "x": p.x,
         "y": p.y,
-        "dx": _number(p.x_half_width),
+        "dx": _number(p.x_half_width),  # None with one seed: then the script draws no bars
         "dy": _number(p.y_half_width),
         "n": p.n_seeds,
         "runs": p.run_ids,
@@ -202,7 +205,7 @@ def _point(p: Point) -> dict[str, Any]:
 def _curve(column: str, title: str, content: PageContent) -> dict[str, Any]:
     lines = {}
     for r in content.records:
-        curve = content.curves.get(r["run_id"], [])
+        curve = content.curves.get(r["run_id"], [])  # an SAE that was not trained here has none
         lines[r["run_id"]] = [[row["tokens"] for row in curve], [_number(row[column]) for row in curve]]
     return {"title": title, "log": column != "dead", "lines": lines}  # dead latents are often 0
 

@@ -42,6 +42,7 @@ def print_summary(
     """
     pooled = studies(records)
     longest_name = max(map(len, pooled)) if len(pooled) > 1 else 0
+    # A table of pooled studies has a column more, as wide as the longest name.
     console = console or Console(width=max(MIN_WIDTH + longest_name, Console().width))
     console.print(runs_table(records, title))
     console.print(families_table(records))
@@ -65,6 +66,7 @@ def runs_table(records: Sequence[Record], title: str) -> Table:
     frontier = {r["run_id"] for r in pareto_best([r for r in records if r["converged"]])}
     order = list(dict.fromkeys(family(r) for r in records))
     last = ""
+    # Families in the order of their first run, which is the order in which they were asked for.
     for r in sorted(records, key=lambda r: (order.index(family(r)), r["l0"])):
         name = family(r)
         if last and name != last:
@@ -143,6 +145,7 @@ def _table(title: str, caption: str | None, left: Sequence[str], right: Sequence
 
 def _print_claims(console: Console, claims: list[Claim]) -> None:
     for claim in claims:
+        # Soft wrap: the terminal breaks the line, so that a sentence is copied as one.
         console.print(f"  {claim.statement}: {MARKS[claim.verdict]}; {claim.evidence}", highlight=False, soft_wrap=True)
 
 
@@ -154,6 +157,7 @@ def print_estimate(runs: Sequence[RunConfig], cost: Estimate, console: Console |
         f"{len(runs)} runs{at_hooks}", None, left=["family"], right=["coefficients", "lr", "d_sae", "new norm"]
     )
     coefficients: dict[tuple[str, str, str, str], list[str]] = {}
+    # Runs that differ only in coefficient (or seed) share a line.
     for run in runs:
         norm = f"{run.resample_encoder_norm:g}" if run.resample_fractions else "-"
         line = (run.family, f"{run.lr:g}", f"{run.d_sae:,}", norm)

@@ -76,6 +76,7 @@ def write_browser(folder: Path, source: PageSource, made: Mapping[str, Any], adv
         effects = _effects(source.sae, ids, unembedding)
         rows = [_details(firings, i, near[i - start], effects[i - start], names) for i in ids]
         _put(folder, f"details-{start // SHARD}", rows)
+        # The keys `on` and `top` of the files are older than the words of the code.
         index["on"] += [sorted({texts[p] for p in _active_in_examples(firings, i)}) for i in ids]
         index["promoted"] += [[token for token, _ in row["promoted"]] for row in rows]
         # Differences of rounded sums, so that all files together advance by the size of the text exactly.

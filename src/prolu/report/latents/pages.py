@@ -79,6 +79,7 @@ class LatentPages:
         size = len(choose_blocks(blocks, self.n_tokens)) * blocks.ctx
         # The text passes through the model once, and through each SAE twice; writing counts as a third time.
         with Meter("looking at latents", size * (1 + 3 * len(runs))) as meter:
+            # Once for all runs: their activations at a hook are the same.
             text = HeldOutText.read(lm, blocks, self.n_tokens, meter.advance)
             for run in runs:
                 source = PageSource(run.load(), text, lm, self.n_examples, _facts(run))
@@ -89,6 +90,7 @@ class LatentPages:
         stream = self.results.config["stream"]
         return {
             "format": FORMAT,
+            # Of the weights, because a run that was trained anew or further has its old run_id.
             "weights": hashlib.sha256((run.folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
             "stream": {name: stream.get(name) for name in ("lm_digest", "hook", "data_digest")},
             "n_tokens": self.n_tokens,
