@@ -1,11 +1,11 @@
-"""Activations to the disk: our harvest beside SAELens's caching runner. JSON and a sentence.
+"""Compare the speed of `prolu.harvest` with that of SAELens's caching runner, which both write activations to the disk.
 
-python benchmarks/caching.py --json benchmarks/caching.json
+    python benchmarks/caching.py --json benchmarks/caching.json
 
-A randomly initialised model of GPT-2 small's shape, at `blocks.6.hook_resid_pre`, the same tokens, 64 prompts a pass,
-float32, each through its own public entry, files included. Both in one process, in an environment made here (see
-`peers.py`), taking turns. SAELens gets a pre-tokenised dataset, and is not asked to shuffle. The activations that both
-wrote are compared.
+Both read a randomly initialised model of GPT-2 small's shape at `blocks.6.hook_resid_pre`, on the same tokens, 64
+prompts per pass, in float32, and each is called through its own public entry point, so the writing of files counts.
+They take turns in one process, in an environment that is made for them (`peers.py`). SAELens gets a dataset of tokens
+and is not asked to shuffle. At the end the activations that both have written are compared.
 """
 
 import argparse
@@ -21,18 +21,20 @@ import peers
 from stream import CTX, HOOK, in_turns, random_blocks, write_gpt2
 
 PROMPTS = 64
-"""In one pass of the language model."""
+"""The number of prompts in one pass of the language model."""
 
 
 def measure(tokens: int, rounds: int) -> dict[str, float]:
-    """Tokens per second of either, and how far apart what they wrote is."""
+    """Return the tokens per second of both, and the largest difference of what they have written."""
     from datasets import Dataset
     from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig
 
     from prolu import LanguageModel, harvest
 
-    write_gpt2(Path("gpt2"))  # the name that TransformerLens knows, found where this runs
-    lm, blocks = LanguageModel("gpt2", HOOK, batch_tokens=PROMPTS * CTX), random_blocks(tokens)
+    # SAELens's TransformerLens accepts only names that it knows. It finds this folder before it asks the hub.
+    write_gpt2(Path("gpt2"))
+    lm = LanguageModel("gpt2", HOOK, batch_tokens=PROMPTS * CTX)
+    blocks = random_blocks(tokens)
     dataset = Dataset.from_dict({"tokens": blocks.train.astype("int64")}).with_format("torch")
     settings = {
         "dataset_path": "tokens", "model_name": "gpt2", "model_batch_size": PROMPTS, "hook_name": HOOK, "d_in": lm.d_in,
@@ -47,6 +49,7 @@ def measure(tokens: int, rounds: int) -> dict[str, float]:
 
     def theirs() -> None:
         shutil.rmtree("theirs", ignore_errors=True)
+        # The runner's iterator is used up by the round before.
         runner.activations_store.iterable_sequences = runner.activations_store._iterate_tokenized_sequences()
         runner.run()
 
@@ -60,10 +63,10 @@ def measure(tokens: int, rounds: int) -> dict[str, float]:
 
 
 def difference(tokens: int) -> float:
-    """Of what both wrote, relative to its norm; SAELens does not remove the mean, so that is done here.
+    """Return how far apart the written activations are, relative to their norm.
 
     Raises:
-        AssertionError: they did not write the same activations.
+        AssertionError: They are not the same activations.
     """
     from datasets import Dataset
     from safetensors.torch import load_file
@@ -71,15 +74,15 @@ def difference(tokens: int) -> float:
     files = sorted(Path("ours", HOOK).iterdir())
     ours = torch.cat([load_file(file)["acts"] for file in files])
     theirs = Dataset.load_from_disk("theirs").with_format("torch")[HOOK][:].view_as(ours)
-    theirs = theirs - theirs.mean(-1, keepdim=True)
+    theirs = theirs - theirs.mean(-1, keepdim=True)  # our harvest of a LayerNorm model is centred
     apart = ((ours - theirs).norm() / ours.norm()).item()
     assert ours.shape[0] * ours.shape[1] == tokens
-    assert apart < 1e-5, f"they differ by {apart}"
+    assert apart < 1e-5, f"the activations that the two libraries wrote differ by {apart}"
     return apart
 
 
 def main() -> None:
-    """Goes into the peers' environment, measures, writes."""
+    """Run again in the peers' environment, measure, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=4 * PROMPTS * CTX)
     parser.add_argument("--rounds", type=int, default=5)
@@ -91,7 +94,8 @@ def main() -> None:
         os.execv(python, [str(python), *sys.argv])
     torch.set_num_threads(options.threads)
     target = options.json and options.json.absolute()
-    folder = Path(f"caching-{os.getpid()}").absolute()  # no random letters: a path with `t5` in it is a T5 to SAELens
+    # A name without random letters: SAELens takes a model for a T5 if its path contains `t5`.
+    folder = Path(f"caching-{os.getpid()}").absolute()
     folder.mkdir()
     os.chdir(folder)
     try:

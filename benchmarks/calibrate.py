@@ -1,6 +1,6 @@
-"""Remakes the table of crossover densities, where a dense and a sparse step take the same time: `make calibrate`.
+"""Remake the table of crossover densities, at which a dense and a sparse step take the same time: `make calibrate`.
 
-For each shape the density is bisected until the two medians, interleaved, are equal.
+For each shape the density is bisected until the median times of both steps, measured in turns, are equal.
 """
 
 import argparse
@@ -13,22 +13,28 @@ from prolu.training.steps.choice import CROSSOVERS
 from step import interleaved, our_step, sparse_problem
 
 SHAPES = [(64, 1024), (128, 1024), (128, 4096), (512, 8192), (768, 12_288)]
-BATCH, ROUNDS, HALVINGS = 1024, 5, 5
+BATCH = 1024
+ROUNDS = 5
+HALVINGS = 5
 
 
 def crossover(d_in: int, d_sae: int) -> float:
-    """Share of latents on at which both take equally long."""
-    low, high = 0.01, 0.9
+    """Return the fraction of active latents at which both kinds of step take equally long."""
+    low = 0.01
+    high = 0.9
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         weights, x = sparse_problem(d_in, d_sae, BATCH, middle * d_sae)
-        seconds = interleaved({f: our_step(f, weights, x) for f in ("dense", "sparse")}, ROUNDS)
-        low, high = (middle, high) if seconds["sparse"] < seconds["dense"] else (low, middle)
+        seconds = interleaved({kind: our_step(kind, weights, x) for kind in ("dense", "sparse")}, ROUNDS)
+        if seconds["sparse"] < seconds["dense"]:
+            low = middle
+        else:
+            high = middle
     return round((low + high) / 2, 3)
 
 
 def main() -> None:
-    """Measures every shape and rewrites the table's CPU rows."""
+    """Measure every shape and rewrite the CPU rows of the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     torch.set_num_threads(parser.parse_args().threads)

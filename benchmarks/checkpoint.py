@@ -1,4 +1,4 @@
-"""What a checkpoint costs: seconds and bytes to write and to read, and the interval that keeps writing under 3%.
+"""Measure what a checkpoint costs: its size, the time to write and to read it, and how often one is written.
 
 python benchmarks/checkpoint.py --d-in 768 --d-sae 12288 --runs 4
 """
@@ -14,7 +14,7 @@ from prolu.studies.checkpoints import LARGEST_FRACTION, SHORTEST_SECONDS, RunSta
 
 
 def main() -> None:
-    """Writes and reads one study's state several times; prints medians."""
+    """Write and read the state of a study several times, and print medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--d-in", type=int, default=128)
     parser.add_argument("--d-sae", type=int, default=512)
@@ -25,13 +25,15 @@ def main() -> None:
         Trainer(RunConfig(d_sae=request.d_sae, n_tokens=512, init_seed=i), request.d_in, 512)
         for i in range(request.runs)
     ]
-    saved = {t.config.run_id: RunState(t.state.tensors(), t.state.counters()) for t in trainers}
-    n_bytes = sum(tensor.nbytes for run in saved.values() for tensor in run.tensors.values())
-    writing, reading = [], []
+    states = {t.config.run_id: RunState(t.state.tensors(), t.state.counters()) for t in trainers}
+    n_bytes = sum(tensor.nbytes for run in states.values() for tensor in run.tensors.values())
+    writing = []
+    reading = []
+    # Here, since the system's temporary folder may lie in memory.
     with tempfile.TemporaryDirectory(dir=".") as folder:
         for step in range(request.rounds):
             start = time.perf_counter()
-            write_checkpoint(Path(folder), step, saved)
+            write_checkpoint(Path(folder), step, states)
             written = time.perf_counter()
             read_checkpoint(Path(folder))
             writing.append(written - start)
@@ -40,7 +42,7 @@ def main() -> None:
     interval = max(SHORTEST_SECONDS, seconds / LARGEST_FRACTION)
     print(f"{request.runs} runs of {request.d_in} -> {request.d_sae}: {n_bytes / 1e6:,.0f} MB")
     print(f"write {seconds:.3f} s ({n_bytes / seconds / 1e6:,.0f} MB/s), read {statistics.median(reading):.3f} s")
-    print(f"one every {interval:,.0f} s: {seconds / (seconds + interval):.2%} of the time")
+    print(f"a checkpoint every {interval:,.0f} s takes {seconds / (seconds + interval):.2%} of the time")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws how long a step takes, in multiples of the floor, from the JSON of `benchmarks/step.py`.
+"""Draw the times of training steps in multiples of the floor, from the JSON files of `benchmarks/step.py`.
 
 python benchmarks/figure.py benchmarks/step.json benchmarks/step-heap-reuse.json docs/figures/speed.png
 """
@@ -24,7 +24,7 @@ LABELS = {
 
 
 def main() -> None:
-    """Two bars a variant: stock allocator, heap reuse."""
+    """Draw two bars for each variant: with the stock allocator and with heap reuse."""
     stock, reuse, out = (Path(name) for name in sys.argv[1:])
     results = [json.loads(file.read_text()) for file in (stock, reuse)]
     names = [name for name in LABELS if name in results[0]["variants"]]

@@ -1,10 +1,11 @@
-"""The GPU's step on a GPU: first whether it is right, then how fast. One command; nothing else is needed.
+"""Check the GPU's training step on a GPU, then time it.
 
     python benchmarks/gpu.py --json gpu.json
 
-Right: in fp64, fp32, tf32 and bf16, uncaptured and captured, against the plain dense step on the CPU in fp64. Fast:
-median of 30 updates each of plain autograd (fp32, tf32, bf16 autocast) and of our step in each precision, and the time
-that the five matmuls alone take. The first disagreement ends it with exit code 1.
+The step is compared in fp64, fp32, tf32 and bf16, before and after its graph is captured, with the plain dense step on
+the CPU in fp64. If any of them differs by more than its limit, nothing is timed and the exit code is 1. Then follow the
+median times of 30 updates by plain autograd (fp32, tf32, bf16 autocast) and by our step in each precision, and the time
+that the five matmuls of a step take alone.
 """
 
 import argparse
@@ -25,20 +26,21 @@ from prolu.training.steps.cuda import CudaStep
 from step import COEFF, LR, autograd_step, sparse_problem
 
 LIMITS = {"fp64": 1e-12, "fp32": 1e-5, "tf32": 5e-3, "bf16": 4e-2}
-"""Largest difference in a tensor's norm, relative, from the reference."""
+"""The largest difference from the reference, relative to a tensor's norm, in each precision."""
 
 
 def worst_difference(ours: Weights, theirs: Weights) -> float:
-    """Norm-relative, over tensors."""
+    """Return the largest difference over all tensors, each relative to its norm."""
     pairs = zip(ours.tensors(), theirs.tensors(), strict=True)
     return max(((a.cpu().double() - b.double()).norm() / b.double().norm()).item() for a, b in pairs)
 
 
 def check(d_in: int, d_sae: int, batch: int) -> list[dict]:
-    """Gradients, and where five updates lead, captured graphs included, for every pair of the paper and precision."""
+    """Compare gradients and the weights after five updates, for every nonlinearity, penalty and precision."""
     rows = []
     weights, x = sparse_problem(d_in, d_sae, batch, d_sae / 20)
-    weights, x = weights.map(torch.Tensor.double), x.double()
+    weights = weights.map(torch.Tensor.double)
+    x = x.double()
     for code in NONLINEARITIES:
         for penalty in PENALTIES:
             objective = Objective(NONLINEARITIES[code], PENALTIES[penalty], COEFF)
@@ -46,7 +48,8 @@ def check(d_in: int, d_sae: int, batch: int) -> list[dict]:
             end = five_updates(DenseStep(weights, batch), weights, x, objective)
             for name in ("fp64", *PRECISIONS):
                 dtype = torch.float64 if name == "fp64" else torch.float32
-                w, acts = weights.map(lambda t, d=dtype: t.to("cuda", d)), x.to("cuda", dtype)
+                w = weights.map(lambda t, d=dtype: t.to("cuda", d))
+                acts = x.to("cuda", dtype)
                 step = CudaStep(w, batch, "fp32" if name == "fp64" else name)
                 gradients, _ = step.gradients(w, acts, objective)
                 row = {"precision": name, "family": f"{code} + {penalty}"}
@@ -58,7 +61,7 @@ def check(d_in: int, d_sae: int, batch: int) -> list[dict]:
 
 
 def five_updates(step: DenseStep | CudaStep, weights: Weights, x: torch.Tensor, objective: Objective) -> Weights:
-    """Weights after five updates at a small rate."""
+    """Return the weights after five updates. From the third on the GPU's step replays a captured graph."""
     weights = weights.map(torch.clone)
     first, second = weights.zeros_like(), weights.zeros_like()
     for n in range(5):
@@ -67,8 +70,8 @@ def five_updates(step: DenseStep | CudaStep, weights: Weights, x: torch.Tensor, 
 
 
 def median_ms(once: Callable[[], object], rounds: int = 30) -> float:
-    """Median milliseconds on the GPU's own clock, after ten calls."""
-    for _ in range(10):
+    """Return the median time of a call on the GPU's own clock, in milliseconds."""
+    for _ in range(10):  # to compile, to capture, and to bring the GPU to its full clock rate
         once()
     times = []
     for _ in range(rounds):
@@ -82,7 +85,7 @@ def median_ms(once: Callable[[], object], rounds: int = 30) -> float:
 
 
 def our_update(precision: str, weights: Weights, x: torch.Tensor) -> Callable[[], object]:
-    """One update by our step; the third call on replays a graph."""
+    """Return a function that makes one update by our step."""
     step, weights = CudaStep(weights, len(x), precision), weights.map(torch.clone)
     first, second = weights.zeros_like(), weights.zeros_like()
     objective = Objective(NONLINEARITIES["relu"], L1(), COEFF)
@@ -90,10 +93,12 @@ def our_update(precision: str, weights: Weights, x: torch.Tensor) -> Callable[[]
 
 
 def speed(d_in: int, d_sae: int, batch: int) -> dict[str, float]:
-    """Milliseconds of an update by every variant, and of what no dense step can avoid."""
+    """Return the milliseconds of an update by every variant, and of the five matmuls of a dense step."""
     weights, x = sparse_problem(d_in, d_sae, batch, 55)
-    weights, x = weights.map(torch.Tensor.cuda), x.cuda()
-    a, b = x.bfloat16(), weights.encoder.T.bfloat16()
+    weights = weights.map(torch.Tensor.cuda)
+    x = x.cuda()
+    a = x.bfloat16()
+    b = weights.encoder.T.bfloat16()
     times = {"five_bf16_matmuls": 5 * median_ms(lambda: a @ b)}
     for precision in PRECISIONS:
         times[f"ours_{precision}"] = median_ms(our_update(precision, weights, x))
@@ -105,7 +110,7 @@ def speed(d_in: int, d_sae: int, batch: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Correctness, then speed, then JSON."""
+    """Check the step, time it, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--d-in", type=int, default=768)
     parser.add_argument("--d-sae", type=int, default=12_288)
@@ -113,7 +118,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("this machine has no GPU that torch can use", file=sys.stderr)
+        print("gpu: this machine has no GPU that torch can use", file=sys.stderr)
         sys.exit(2)
     result: dict = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     result["checks"] = check(63, 1000, 130) + check(128, 1024, 512)

@@ -1,6 +1,7 @@
-"""What `import prolu` adds to `import torch`, and `prolu --help` takes: interleaved, medians of 7 processes.
+"""Measure what `import prolu` adds to `import torch`, and how long `prolu --help` takes.
 
-Beside the clock the processor's time, which other work on the machine changes less.
+Commands take turns, each in 7 new processes, and medians are printed: by the clock, and of the processor's time, which
+other work on the machine changes less.
 """
 
 import resource
@@ -20,8 +21,9 @@ WORK = {
 
 
 def measure(arguments: list[str]) -> tuple[float, float]:
-    """Seconds by the clock and of the processor, of one new process."""
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    """Return how many seconds one new process takes by the clock, and of the processor."""
+    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -29,7 +31,7 @@ def measure(arguments: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Prints a line for each."""
+    """Print a line for each command."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in WORK}
     for measured in [False] + [True] * ROUNDS:  # the first fills the disk cache
         for name, arguments in WORK.items():
@@ -39,7 +41,9 @@ def main() -> None:
     middle = {name: [statistics.median(column) for column in zip(*times, strict=True)] for name, times in taken.items()}
     print(f"{'':22}{'clock':>8}{'beside torch':>14}{'processor':>12}{'beside torch':>14}")
     for name, (clock, used) in middle.items():
-        more, more_used = clock - middle["import torch"][0], used - middle["import torch"][1]
+        torch_clock, torch_used = middle["import torch"]
+        more = clock - torch_clock
+        more_used = used - torch_used
         print(f"{name:22}{clock:6.2f} s{more:+12.2f} s{used:10.2f} s{more_used:+12.2f} s")
 
 
