@@ -1,9 +1,9 @@
 """Token blocks, [n_blocks, ctx] ids that begin with BOS, in memory or in a folder: all that a stream reads of a text.
 
-blocks.json       where they come from, how many there are, SHA-256 of the ids
+blocks.json       where the text comes from, how many blocks there are, SHA-256 of the ids
 train.bin         ids to train on, little-endian uint16 or uint32, block after block
 held_out.bin      ids of other documents, for evaluation only
-documents.bin     for each id held out, the number of its document, little-endian uint32
+documents.bin     the number of the document of each held-out id, little-endian uint32
 """
 
 import hashlib
@@ -22,15 +22,15 @@ from prolu.runtime.files import owned, write_at, write_atomically
 
 BLOCKS_FILE = "blocks.json"
 SIDES = ("train.bin", "held_out.bin")
-"""Files of the two sides; `SIDES[held_out]`."""
-DOCUMENTS_FILE, DOCUMENT_DTYPE = "documents.bin", np.dtype(np.uint32)
-
+"""The files of the two sides: `SIDES[held_out]`."""
+DOCUMENTS_FILE = "documents.bin"
+DOCUMENT_DTYPE = np.dtype(np.uint32)
 
 FACTS = {"source": str, "text_column": str, "split": str, "eval_split": str, "max_train_tokens": int}
-"""What an index says of a text, by kind."""
+"""The facts that an index keeps about its text, with their types."""
 
 BLOCKS_PER_COPY = 2**16
-"""Blocks written at once where they are copied."""
+"""The number of blocks written at once when blocks are copied."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,32 +38,32 @@ class TokenBlocks:
     """A corpus as two arrays of token ids, [n_blocks, ctx] each; every block begins with BOS."""
 
     train: np.ndarray
-    """Blocks that SAEs train on."""
+    """The blocks that SAEs train on."""
     held_out: np.ndarray
-    """Blocks of other documents, for evaluation only."""
+    """The blocks of other documents, for evaluation only."""
     source: str
     """The name or path that the text came from."""
     text_column: str = "text"
     """The column of the text or of the token ids."""
     split: str = "train"
-    """Rows trained on."""
+    """The rows to train on."""
     eval_split: str = ""
-    """Rows scored on; empty: a part of the documents of `split`."""
+    """The rows to score on; if empty, some of the documents of `split`."""
     max_train_tokens: int
-    """Reading stopped when there were so many to train on."""
+    """The number of training tokens at which reading stopped."""
     n_documents: int
-    """Documents read, both sides together."""
+    """The number of documents read, on both sides together."""
     held_out_documents: np.ndarray | None = None
-    """Of every token held out, the number of its document, [n_blocks, ctx]; a BOS written over a token has that
-    token's. None where blocks were written before this was kept."""
+    """The number of the document of every held-out token, [n_blocks, ctx]; a BOS keeps the document of the token that
+    it overwrote. None for blocks that were written before this was kept."""
 
     @property
     def ctx(self) -> int:
-        """Tokens per block."""
+        """The number of tokens per block."""
         return self.train.shape[1]
 
     def digest(self) -> str:
-        """SHA-256 of all token ids: names the data of a study."""
+        """Return SHA-256 of all token ids, which names the data of a study."""
         return self._digest
 
     @cached_property
@@ -74,15 +74,15 @@ class TokenBlocks:
 
 
 def holds_blocks(folder: str | Path) -> bool:
-    """Whether a folder was made by `BlocksFolder`, finished or not."""
+    """Return whether a folder was made by `BlocksFolder`, finished or not."""
     return (Path(folder) / BLOCKS_FILE).is_file()
 
 
 def read_blocks(folder: str | Path) -> TokenBlocks:
-    """Finished blocks in a folder, memory-mapped; every id is read once, to check the digest.
+    """Return the finished blocks in a folder, memory-mapped; every id is read once, to check the digest.
 
     Raises:
-        ValueError: none there, not finished, or not what was written.
+        ValueError: there are none, they are not finished, or they are not what was written.
     """
     folder = Path(folder)
     try:
@@ -94,29 +94,35 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
     try:
         if index["sha256"] is None:
             raise ValueError(f"{folder}: its tokenising was interrupted; run the command that began it again")
-        made, dtype = index["made"], np.dtype(index["dtype"])
-        sides = {side: _mapped(folder / SIDES[side], dtype, index["n_blocks"][side], made["ctx"]) for side in (0, 1)}
+        made = index["made"]
+        dtype = np.dtype(index["dtype"])
+        train, held_out = (_mapped(folder / SIDES[s], dtype, index["n_blocks"][s], made["ctx"]) for s in (0, 1))
         facts = {name: made[name] for name in FACTS}
         if not all(type(value) is FACTS[name] for name, value in facts.items()):
             raise TypeError
-        documents, digest = None, index.get("documents")
-        if digest is not None:
+        documents = None
+        documents_digest = index.get("documents")
+        if documents_digest is not None:
             documents = _mapped(folder / DOCUMENTS_FILE, DOCUMENT_DTYPE, index["n_blocks"][1], made["ctx"])
         blocks = TokenBlocks(
-            train=sides[0], held_out=sides[1], held_out_documents=documents,
-            n_documents=index["progress"]["n_documents"], **facts,
-        )  # fmt: skip
+            train=train,
+            held_out=held_out,
+            held_out_documents=documents,
+            n_documents=index["progress"]["n_documents"],
+            **facts,
+        )
     except (KeyError, TypeError, IndexError, AttributeError):
         raise ValueError(f"{folder / BLOCKS_FILE}: not an index of token blocks") from None
+    # Training would not notice damaged ids, and a study could never be repeated; so every reader checks them.
     if blocks.digest() != index["sha256"]:
         raise ValueError(f"{folder}: its token ids are not what was written (SHA-256)")
-    if digest is not None and _sha256([folder / DOCUMENTS_FILE]) != digest:
+    if documents_digest is not None and _sha256([folder / DOCUMENTS_FILE]) != documents_digest:
         raise ValueError(f"{folder / DOCUMENTS_FILE}: not what was written (SHA-256)")
     return blocks
 
 
 def _sha256(files: Sequence[Path]) -> str:
-    """Over all files, one after the other."""
+    """Return SHA-256 over the content of all files, one after the other."""
     total = hashlib.sha256()
     for file in files:
         with file.open("rb") as content:
@@ -133,48 +139,61 @@ def _mapped(file: Path, dtype: np.dtype, n_blocks: int, ctx: int) -> np.ndarray:
 
 
 def copy_blocks(blocks: TokenBlocks, folder: Path) -> None:
-    """Writes finished blocks into a folder of their own."""
-    with BlocksFolder(folder, {name: getattr(blocks, name) for name in (*FACTS, "ctx")}, blocks.train.dtype) as copy:
-        if not copy.finished:
-            for held_out, rows in ((False, blocks.train), (True, blocks.held_out)):
-                numbers = blocks.held_out_documents if held_out else None
-                for start in range(copy.n_blocks[held_out], len(rows), BLOCKS_PER_COPY):
-                    some = slice(start, start + BLOCKS_PER_COPY)
-                    copy.append(rows[some], held_out, None if numbers is None else numbers[some])
-            copy.note({"n_documents": blocks.n_documents})
-            copy.finish()
+    """Write finished blocks into a folder of their own."""
+    made = {name: getattr(blocks, name) for name in (*FACTS, "ctx")}
+    with BlocksFolder(folder, made, blocks.train.dtype) as copy:
+        if copy.finished:
+            return
+        _copy_side(copy, blocks.train, False, None)
+        _copy_side(copy, blocks.held_out, True, blocks.held_out_documents)
+        copy.note({"n_documents": blocks.n_documents})
+        copy.finish()
+
+
+def _copy_side(copy: "BlocksFolder", rows: np.ndarray, held_out: bool, documents: np.ndarray | None) -> None:
+    # Some at a time, because the rows may be a memory map of more than fits into memory.
+    for start in range(copy.n_blocks[held_out], len(rows), BLOCKS_PER_COPY):
+        some = slice(start, start + BLOCKS_PER_COPY)
+        copy.append(rows[some], held_out, None if documents is None else documents[some])
 
 
 class BlocksFolder:
-    """Token blocks while they are written; what was noted survives any end of the process.
+    """Token blocks while they are written; whatever was noted survives a kill at any moment.
 
-    `with BlocksFolder(...) as folder:` keeps other processes out; the folder is created by the first block.
+    `with BlocksFolder(...) as folder:` keeps other processes out; the folder is created with the first block.
     """
 
     def __init__(self, folder: Path, made: Mapping[str, Any], dtype: np.dtype):
-        """Begins, or goes on where `note` was last called.
+        """Begin a folder of token blocks, or resume it where `note` was last called.
 
         Args:
-            made: all that decides the blocks; what is there must have been made so too.
+            folder: the folder, which need not exist.
+            made: everything that decides the blocks; blocks that are there already must have been made from the same.
+            dtype: the number format of the ids.
 
         Raises:
             ValueError: the folder holds something else.
         """
-        self._folder, self._made, self._dtype = folder, json.loads(json.dumps(made)), dtype
-        self.n_blocks, self.finished = [0, 0], False
+        self._folder = folder
+        self._made = json.loads(json.dumps(made))  # as an index on the disk has it, so that the two can be compared
+        self._dtype = dtype
+        self.n_blocks = [0, 0]
+        """The numbers of blocks on the training side and on the held-out side."""
+        self.finished = False
+        """Whether all blocks are there and sealed by their digest."""
         self.progress: dict[str, Any] = {}
-        """As last noted."""
+        """What was last noted by the writer, in its own terms."""
         if holds_blocks(folder):
-            self._go_on()
+            self._resume()
         elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
             raise ValueError(f"tokens {str(folder)!r}: not empty, and no token blocks; choose another folder")
         self._lock = ExitStack()
 
     def __enter__(self) -> "BlocksFolder":
-        if self._folder.exists() and not self.finished:  # any number may read what is finished
+        if self._folder.exists() and not self.finished:  # any number of processes may read finished blocks
             self._lock.enter_context(owned(self._folder))
             if holds_blocks(self._folder):
-                self._go_on()  # its last owner may have come further since
+                self._resume()  # the previous owner may have added blocks before it let go of the lock
         return self
 
     def __exit__(
@@ -182,11 +201,13 @@ class BlocksFolder:
     ) -> None:
         self._lock.close()
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         try:
             index = json.loads((self._folder / BLOCKS_FILE).read_text(encoding="utf-8"))
-            made, self.progress = index["made"], index["progress"]
-            self.n_blocks, self.finished = list(index["n_blocks"]), index["sha256"] is not None
+            made = index["made"]
+            self.progress = index["progress"]
+            self.n_blocks = list(index["n_blocks"])
+            self.finished = index["sha256"] is not None
             held = {name: made.get(name) for name in made.keys() | self._made.keys()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{self._folder / BLOCKS_FILE}: not an index of token blocks") from None
@@ -198,43 +219,52 @@ class BlocksFolder:
                 )
 
     def append(self, blocks: np.ndarray, held_out: bool, documents: np.ndarray | None = None) -> None:
-        """Adds whole blocks, and the documents of their tokens if they are kept for all blocks of that side; what a
-        process that died had added without noting it is overwritten.
+        """Add whole blocks to a side, with the documents of their tokens if these are kept.
+
+        Documents are kept for all blocks of a side or for none.
         """
         if not self._folder.exists():
+            # Not before the first block: a request that turns out to be wrong leaves nothing behind.
             self._folder.mkdir(parents=True)
             self._lock.enter_context(owned(self._folder))
             self.note({})
-        at = self.n_blocks[held_out] * self._made["ctx"] * self._dtype.itemsize
-        write_at(self._folder / SIDES[held_out], at, np.ascontiguousarray(blocks, self._dtype).tobytes())
+        self._write_at_end(SIDES[held_out], held_out, blocks, self._dtype)
         if documents is not None:
-            at = self.n_blocks[held_out] * self._made["ctx"] * DOCUMENT_DTYPE.itemsize
-            write_at(self._folder / DOCUMENTS_FILE, at, np.ascontiguousarray(documents, DOCUMENT_DTYPE).tobytes())
+            self._write_at_end(DOCUMENTS_FILE, held_out, documents, DOCUMENT_DTYPE)
         self.n_blocks[held_out] += len(blocks)
 
+    def _write_at_end(self, file: str, held_out: bool, rows: np.ndarray, dtype: np.dtype) -> None:
+        # The end by the count of blocks, not by the size of the file: what a killed process appended without noting it
+        # is overwritten.
+        end = self.n_blocks[held_out] * self._made["ctx"] * dtype.itemsize
+        write_at(self._folder / file, end, np.ascontiguousarray(rows, dtype).tobytes())
+
     def note(self, progress: dict[str, Any]) -> None:
-        """So far has been read what `progress` says, and all blocks that came of it lie in the files."""
+        """Record the blocks added so far, and what the writer needs in order to resume behind them."""
         self.progress = progress
         self._write_index(None)
 
     def finish(self) -> None:
-        """Nothing will be added: the whole is sealed."""
+        """Seal the folder with the digests of its files; nothing can be added afterwards."""
         self.finished = True
         documents = self._folder / DOCUMENTS_FILE
-        self._write_index(
-            _sha256([self._folder / side for side in SIDES]), _sha256([documents]) if documents.exists() else None
-        )
+        documents_digest = _sha256([documents]) if documents.exists() else None
+        self._write_index(_sha256([self._folder / side for side in SIDES]), documents_digest)
 
     def _write_index(self, sha256: str | None, documents: str | None = None) -> None:
         index = {
-            "made": self._made, "dtype": self._dtype.name, "n_blocks": self.n_blocks, "sha256": sha256,
-            "documents": documents, "progress": self.progress,
-        }  # fmt: skip
+            "made": self._made,
+            "dtype": self._dtype.name,
+            "n_blocks": self.n_blocks,
+            "sha256": sha256,
+            "documents": documents,
+            "progress": self.progress,
+        }
         write_atomically(self._folder / BLOCKS_FILE, json.dumps(index) + "\n")
 
 
 def bos_token_id(tokenizer: Any) -> int:
-    """The token that begins every block: BOS, or EOS where a tokenizer has no BOS."""
+    """Return the token that begins every block: BOS, or EOS for a tokenizer that has no BOS."""
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return token_id
