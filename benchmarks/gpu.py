@@ -63,7 +63,8 @@ def check(d_in: int, d_sae: int, batch: int) -> list[dict]:
 def five_updates(step: DenseStep | CudaStep, weights: Weights, x: torch.Tensor, objective: Objective) -> Weights:
     """Return the weights after five updates. From the third on the GPU's step replays a captured graph."""
     weights = weights.map(torch.clone)
-    first, second = weights.zeros_like(), weights.zeros_like()
+    first = weights.zeros_like()
+    second = weights.zeros_like()
     for n in range(5):
         step.update_(weights, first, second, x, objective, n_updates=n, lr=1e-4, adam=AdamConfig())
     return weights
@@ -86,8 +87,10 @@ def median_ms(once: Callable[[], object], rounds: int = 30) -> float:
 
 def our_update(precision: str, weights: Weights, x: torch.Tensor) -> Callable[[], object]:
     """Return a function that makes one update by our step."""
-    step, weights = CudaStep(weights, len(x), precision), weights.map(torch.clone)
-    first, second = weights.zeros_like(), weights.zeros_like()
+    step = CudaStep(weights, len(x), precision)
+    weights = weights.map(torch.clone)
+    first = weights.zeros_like()
+    second = weights.zeros_like()
     objective = Objective(NONLINEARITIES["relu"], L1(), COEFF)
     return lambda: step.update_(weights, first, second, x, objective, n_updates=5, lr=LR, adam=AdamConfig())
 

@@ -1,11 +1,11 @@
-"""How often the intervals of `prolu.matched` hold the truth, on simulated studies where it is known. JSON and a table.
+"""Measure how often the intervals of `prolu.matched` contain the truth, on simulated studies whose truth is known.
 
-python benchmarks/intervals.py --n-studies 500 --json benchmarks/coverage.json
+    python benchmarks/intervals.py --n-studies 500 --json benchmarks/coverage.json
 
-A study has two families, 3 or so seeds and four settings each, on documents of uneven length. log degradation is
-linear in log L0; seeds move a family's curve and each run; documents move all runs alike, each family, and each run.
-The truth is the ratio over all seeds and all documents. Three intervals are compared: ours, a percentile bootstrap
-of seeds and documents, and a t interval over seeds alone.
+A simulated study has two families, each with a few seeds and four settings, scored on documents of uneven length. The
+log of the CE increase is linear in log L0. A seed shifts its family's curve, and each run besides; a document shifts
+all runs alike, each family, and each run. The truth is the ratio over all seeds and all documents. Three intervals are
+compared: ours, a percentile bootstrap over seeds and documents, and a t interval over seeds alone.
 """
 
 import argparse
@@ -26,28 +26,37 @@ from prolu.evaluation.comparison import verdicts as statistics
 from prolu.evaluation.comparison.verdicts import Verdict, matched
 from prolu.evaluation.document_sums import DocumentSums
 
-L0S, L0, CHALLENGER, BASELINE = (10, 20, 40, 80), 30.0, "prolu_ste + l1", "relu + l1"
+L0S = (10, 20, 40, 80)
+"""The L0s of the four settings."""
+
+L0 = 30.0
+"""The L0 at which families are compared, between two settings."""
+
+CHALLENGER = "prolu_ste + l1"
+BASELINE = "relu + l1"
 
 
 class Case(NamedTuple):
-    """How large each variation is, as a relative standard deviation."""
+    """The size of a study and of each source of variation, as a relative standard deviation."""
 
     n_seeds: int = 3
+    """The number of seeds of each family."""
     n_documents: int = 200
+    """The number of held-out documents."""
     seed: float = 0.03
-    """Of a family's curve, by seed."""
+    """The variation of a family's curve between seeds."""
     run: float = 0.01
-    """Of each run beside it."""
+    """The variation of each run around its family's curve."""
     document: float = 0.6
-    """Of all runs alike, by document."""
+    """The variation between documents that all runs share. A paired comparison cancels it."""
     document_family: float = 0.3
-    """Of each family, by document: what a paired comparison is left with."""
+    """The variation between documents that differs by family. It remains in a paired comparison."""
     document_run: float = 0.1
-    """Of each run, by document."""
+    """The variation between documents that differs by run."""
     length: float = 1.0
-    """Of the log of a document's length."""
+    """The standard deviation of the log of a document's length."""
     change: float = -0.2
-    """The truth."""
+    """The true relative change of the CE increase."""
 
 
 CASES = {
@@ -65,52 +74,55 @@ CASES = {
 
 @dataclass(frozen=True)
 class SimulatedStudy:
-    """Records, and sums by document under the name of each run's folder."""
+    """A study in memory, as much of it as `prolu.matched` reads."""
 
     folder: Path
     records: list[dict]
     stream_seed: int
     documents: dict[str, DocumentSums]
+    """The sums by document of each run, by the name of its folder."""
 
 
 def simulated(case: Case, rng: np.random.Generator) -> SimulatedStudy:
-    """One study drawn from all that could have been."""
+    """Draw one study."""
     n = case.n_documents
     n_tokens = np.ceil(np.exp(rng.normal(0, case.length, n)) * 200)
     shared = _positive(rng, case.document, n)
-    records, documents = [], {}
+    records = []
+    documents = {}
     for family, level in ((CHALLENGER, 1 + case.change), (BASELINE, 1.0)):
         by_family = _positive(rng, case.document_family, n)
         for seed in range(case.n_seeds):
             moved = math.exp(rng.normal(0, case.seed))
             for asked in L0S:
                 l0 = asked * math.exp(rng.normal(0, 0.03))
-                lost = level * 4 / l0 * moved * math.exp(rng.normal(0, case.run))
-                lost_by = lost * shared * by_family * _positive(rng, case.document_run, n)
-                on = l0 * _positive(rng, 0.1, n)
+                increase = level * 4 / l0 * moved * math.exp(rng.normal(0, case.run))
+                increase_by = increase * shared * by_family * _positive(rng, case.document_run, n)
+                l0_by = l0 * _positive(rng, 0.1, n)
                 run_id = f"{family}-{asked}-{seed}"
                 zeros = np.zeros(n)
                 documents[run_id] = DocumentSums(
-                    document=np.arange(n), n_tokens=n_tokens, n_predicted=n_tokens, l0=on * n_tokens,
-                    squared_error=zeros, ce_clean=zeros, ce_recon=lost_by * n_tokens, kl=zeros,
+                    document=np.arange(n), n_tokens=n_tokens, n_predicted=n_tokens, l0=l0_by * n_tokens,
+                    squared_error=zeros, ce_clean=zeros, ce_recon=increase_by * n_tokens, kl=zeros,
                 )  # fmt: skip
                 nonlinearity, _, penalty = family.partition(" + ")
                 total = n_tokens.sum()
                 records.append({
                     "run_id": run_id, "nonlinearity": nonlinearity, "penalty": penalty, "coeff": asked,
-                    "converged": True, "init_seed": seed, "l0": (on * n_tokens).sum() / total,
-                    "degradation": (lost_by * n_tokens).sum() / total, "unit": "document",
+                    "converged": True, "init_seed": seed, "l0": (l0_by * n_tokens).sum() / total,
+                    "degradation": (increase_by * n_tokens).sum() / total, "unit": "document",
                 })  # fmt: skip
     return SimulatedStudy(Path(), records, 0, documents)
 
 
 def _positive(rng: np.random.Generator, spread: float, n: int) -> np.ndarray:
-    """Positive factors of mean 1 and this relative standard deviation."""
+    """Draw positive factors of mean 1 with this relative standard deviation."""
     return rng.gamma(1 / spread**2, spread**2, n) if spread else np.ones(n)
 
 
 def verdict_of(study: SimulatedStudy, l0: float = L0) -> Verdict:
-    """Ours."""
+    """Compare the two families of a study with `prolu.matched`."""
+    # The simulated runs have no files, so their sums by document come from memory.
     with mock.patch(
         "prolu.evaluation.comparison.replicates.read_documents_of", lambda folder: study.documents[folder.name]
     ):
@@ -118,7 +130,8 @@ def verdict_of(study: SimulatedStudy, l0: float = L0) -> Verdict:
 
 
 def intervals(study: SimulatedStudy, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
-    """Three intervals for the log of the ratio."""
+    """Return the three intervals for the log of the ratio."""
+    # What `matched` computes its interval from is noted on the way, so that all three see the same resamples.
     seen: list = []
     original = statistics.half_width
 
@@ -129,7 +142,8 @@ def intervals(study: SimulatedStudy, rng: np.random.Generator) -> dict[str, tupl
     with mock.patch("prolu.evaluation.comparison.verdicts.half_width", noted):
         ours = verdict_of(study)
     logs, resampled = seen
-    n, mean = len(logs[0]), logs[0].mean() - logs[1].mean()
+    n = len(logs[0])
+    mean = logs[0].mean() - logs[1].mean()
     drawn = []
     for family in resampled:
         picked = rng.integers(0, n, (len(family), n))
@@ -143,8 +157,9 @@ def intervals(study: SimulatedStudy, rng: np.random.Generator) -> dict[str, tupl
 
 
 def coverage(case: Case, n_studies: int, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Share of studies whose interval holds the truth, and its mean width, by method."""
-    truth, found = math.log1p(case.change), list(_drawn(case, n_studies, seed))
+    """Return, for each method, the fraction of studies whose interval contains the truth, and its mean width."""
+    truth = math.log1p(case.change)
+    found = list(_drawn(case, n_studies, seed))
     return {
         name: {
             "coverage": sum(each[name][0] <= truth <= each[name][1] for each in found) / n_studies,
@@ -161,13 +176,13 @@ def _drawn(case: Case, n_studies: int, seed: int) -> Iterator[dict[str, tuple[fl
 
 
 def main() -> None:
-    """Prints a line a case."""
+    """Print a line for each case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n-studies", type=int, default=500)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     found = {name: coverage(case, args.n_studies) for name, case in CASES.items()}
-    table = Table(title=f"coverage of nominal 95% (mean width), {args.n_studies} studies a case")
+    table = Table(title=f"coverage of nominal 95% (mean width), {args.n_studies} studies per case")
     table.add_column("case", no_wrap=True)
     for method in next(iter(found.values())):
         table.add_column(method, justify="right")

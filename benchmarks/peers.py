@@ -1,7 +1,4 @@
-"""Other libraries' training steps, each through its own trainer code, in an environment made here.
-
-Their packages pull in a torchvision that needs CUDA and breaks the import of transformers, so it is taken out again.
-"""
+"""The training steps of other libraries, each through its own trainer code, in an environment that is made for them."""
 
 import itertools
 import subprocess
@@ -16,29 +13,35 @@ from prolu.sae.weights import Weights
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / ".venv-peers"
 PACKAGES = ["torch", "sae-lens==6.54.12", "dictionary-learning==0.1.0", "eai-sparsify==1.3.3", "numba", "jaxtyping"]
-"""The last but two is imported as `sparsify`."""
+"""The packages of the environment. eai-sparsify is imported as `sparsify`."""
 
 
 def environment() -> Path:
-    """The Python of an environment that holds the peers and this project; made once for a list of packages."""
-    python, made = ENVIRONMENT / "bin" / "python", ENVIRONMENT / "installed"
+    """Return the Python of an environment with the other libraries and this one.
+
+    The environment is made if it does not exist, or was made for another list of packages.
+    """
+    python = ENVIRONMENT / "bin" / "python"
+    made = ENVIRONMENT / "installed"
     if not made.exists() or made.read_text() != "\n".join(PACKAGES):
         print(f"making {ENVIRONMENT.name} for the peers (about two minutes)", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
         pip = [python, "-m", "pip"]
         constraints = ["--constraint", ROOT / "constraints.txt"]
         subprocess.run([*pip, "install", "--quiet", *constraints, *PACKAGES], check=True)
+        # It comes along in a build for another torch, with which transformers cannot be imported.
         subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchvision"], check=True)
+        # Without its dependencies, whose pins the others' contradict.
         subprocess.run([*pip, "install", "--quiet", "--no-deps", "--editable", ROOT], check=True)
         made.write_text("\n".join(PACKAGES))
     return python
 
 
 def peer_steps(weights: Weights, x: torch.Tensor, lr: float) -> dict[str, Callable[[], None]]:
-    """One update by each peer's trainer, from the same weights, so at the same L0.
+    """Return, for each library, a function that makes one update by its trainer from the given weights.
 
     Raises:
-        AssertionError: a peer's code is not on exactly where ours is.
+        AssertionError: The latents of a library do not have the L0 that ours have.
     """
     pre = (x[:256] - weights.b_dec) @ weights.encoder.T
     l0 = (pre + weights.own["b_enc"] > 0).sum().item() / len(pre)
@@ -65,6 +68,7 @@ def _saelens(architecture: str, weights: Weights, x: torch.Tensor, lr: float, l0
         sae = StandardTrainingSAE(StandardTrainingSAEConfig(**shape, l1_coefficient=1e-3))
         sae.b_enc.data.copy_(weights.own["b_enc"])
     else:
+        # ReLU(m + b) and JumpReLU at threshold -b are active on the same tokens.
         sae = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(**shape, l0_coefficient=1e-3))
         sae.threshold.data.copy_(-weights.own["b_enc"])
     sae.W_enc.data.copy_(weights.encoder.T)
@@ -123,4 +127,4 @@ def _stepper(trainer: object, x: torch.Tensor, l0: float) -> Callable[[], None]:
 
 def _check_l0(latents: torch.Tensor, l0: float) -> None:
     theirs = (latents > 0).sum().item() / len(latents)
-    assert abs(theirs - l0) < 0.01 * l0, f"L0 {theirs} there, {l0} here"
+    assert abs(theirs - l0) < 0.01 * l0, f"the other library's L0 is {theirs}, ours is {l0}"

@@ -1,4 +1,4 @@
-"""How the cost of a token grows with d_sae and with the number of SAEs, and where a sweep's time goes: `make bench`.
+"""Measure how the cost of a token grows with d_sae and with the number of SAEs, and where the time of a sweep goes.
 
 python benchmarks/sweep.py --json sweep.json
 """
@@ -15,13 +15,15 @@ from prolu import ActivationStream, HeldOut, LanguageModel, RunConfig, Trainer, 
 from prolu.training.steps import Steps
 from step import interleaved, our_step, sparse_problem
 
-D_IN, BATCH, L0 = 512, 1024, 50
+D_IN = 512
+BATCH = 1024
+L0 = 50
 WIDTHS = [2048, 8192, 32_768, 131_072]
 COUNTS = [1, 2, 4, 8, 16, 32]
 
 
 def growth_with_width(rounds: int) -> list[dict]:
-    """Microseconds per token of a sparse step at each d_sae."""
+    """Return the microseconds per token of a sparse step at each d_sae."""
     rows = []
     for d_sae in WIDTHS:
         weights, x = sparse_problem(D_IN, d_sae, BATCH, L0)
@@ -32,10 +34,11 @@ def growth_with_width(rounds: int) -> list[dict]:
 
 
 def growth_with_count(steps: int) -> list[dict]:
-    """Tokens and SAE-tokens per second of a sweep on the built-in model, harvest included."""
+    """Return the tokens and SAE-tokens per second of a sweep on the built-in model, harvest included."""
     lm = LanguageModel("builtin", "blocks.2.hook_resid_pre")
     blocks = load_blocks("builtin", lm.tokenizer, max_train_tokens=600_000)
-    held_out, rows = HeldOut(lm, blocks, 32_768), []
+    held_out = HeldOut(lm, blocks, 32_768)
+    rows = []
     for n in COUNTS:
         stream = ActivationStream(lm, blocks, batch_size=512, window_tokens=512 * steps)
         config = RunConfig(d_sae=1024, n_tokens=512 * steps, coeff=0.01, step="sparse")
@@ -43,9 +46,9 @@ def growth_with_count(steps: int) -> list[dict]:
         shared: Steps = trainers[0].steps
         trainers += [Trainer(config, lm.d_in, 512, steps=shared) for _ in range(n - 1)]
         for trainer in trainers:
-            trainer.state.weights.own["b_enc"].fill_(-0.8)
+            trainer.state.weights.own["b_enc"].fill_(-0.8)  # so that few latents are active, as later in training
         start = time.perf_counter()
-        _ = stream[0]
+        _ = stream[0]  # reads the whole window, which holds all steps
         harvested = time.perf_counter()
         for step in range(steps):
             for trainer in trainers:
@@ -67,7 +70,7 @@ def growth_with_count(steps: int) -> list[dict]:
 
 
 def main() -> None:
-    """Both tables, and JSON."""
+    """Print both tables, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="times each width is timed")
     parser.add_argument("--steps", type=int, default=100, help="steps of each count of SAEs")
