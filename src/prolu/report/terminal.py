@@ -19,11 +19,8 @@ from prolu.training.config import RunConfig
 MIN_WIDTH = 116
 """The columns that the tables need; a narrower terminal wraps their lines instead of losing digits."""
 
-MARKS = {
-    "holds": "[green]holds[/green]",
-    "does not hold": "[red]does not hold[/red]",
-    "cannot be said": "cannot be said",
-}
+MARKS = {"holds": "[green]holds[/green]", "does not hold": "[red]does not hold[/red]"}
+"""The verdicts on claims that have a colour."""
 
 CONVERGED = {True: "yes", False: "no", None: "?"}
 """Whether a run has converged; None if that is not known, as of an SAE that another library trained."""
@@ -146,7 +143,8 @@ def _table(title: str, caption: str | None, left: Sequence[str], right: Sequence
 def _print_claims(console: Console, claims: list[Claim]) -> None:
     for claim in claims:
         # Soft wrap: the terminal breaks the line, so that a sentence is copied as one.
-        console.print(f"  {claim.statement}: {MARKS[claim.verdict]}; {claim.evidence}", highlight=False, soft_wrap=True)
+        verdict = MARKS.get(claim.verdict, claim.verdict)
+        console.print(f"  {claim.statement}: {verdict}; {claim.evidence}", highlight=False, soft_wrap=True)
 
 
 def print_estimate(runs: Sequence[RunConfig], cost: Estimate, console: Console | None = None) -> None:
