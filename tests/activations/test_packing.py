@@ -203,7 +203,7 @@ def test_other_splits_are_named_and_read(tokenizer, pretokenised):
     ("split", "eval_split", "words"),
     [
         ("validation", "", "split 'validation': .* has train, test"), ("train[0:40", "", "write a name, or a slice"),
-        ("train[0:400%]", "", r"split 'train\[0:400%\]'"), ("train[5:5]", "", "none of its 101 rows"),
+        ("train[0:400%]", "", r"split 'train\[0:400%\]'"), ("train[5:5]", "", "contains none of the 101 rows"),
         ("train[0:40%]", "train[39:60%]", "overlaps"), ("train", "train", "overlaps"),
         ("train[0:40%]", "train", "overlaps"), ("test", "train[0:1%]", None),
     ],

@@ -2,7 +2,7 @@
 
 In the order of the data:
 
-- `text_rows`: rows of files, folders and hub datasets.
+- `text_rows`, `text_files`: the rows of a split, found in files, folders and hub datasets, and read from each format.
 - `packing`: documents into blocks of tokens, with some documents held out.
 - `token_blocks`: the blocks, in memory or in a folder.
 - `language_model`, `hooks`: a language model, and the places in it where activations are read.

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prolu.activations.text_rows import KEY, Rows
+from prolu.activations.text_files import KEY
+from prolu.activations.text_rows import Rows
 from prolu.activations.token_blocks import (
     DOCUMENT_DTYPE,
     BlocksFolder,
