@@ -16,20 +16,21 @@ from hypothesis import strategies as st
 from prolu import ActivationStream, RunConfig, grid, run_sweep
 from prolu.cli.entry_point import main
 from prolu.runtime.files import FolderBusyError, before_operation, owned, patiently
+from prolu.studies.groups import dealing
 from prolu.studies.groups.dealing import (
     begin,
-    begun,
     check_groups,
     deal,
+    dealt_groups,
     gather,
     is_done,
-    left,
     memory_of,
     n_groups,
     train_and_gather,
     train_group,
 )
 from prolu.studies.request import StudyRequest
+from prolu.studies.settings import SweepSettings
 from prolu.studies.sweep import SweepFailedError
 from support.interruptions import contents, stop_at
 
@@ -44,20 +45,22 @@ RUNS = [
 ]
 BROKEN = replace(BASE, lr=1e30, nonlinearity="prolu_ste", step="sparse")
 SETTINGS = {"checkpoint_seconds": 0.0, "keep_state": False}
+"""As `run_sweep` takes them."""
 
 
 def local(stream, out, runs=RUNS, **changes):
     return run_sweep(runs, stream, out, eval_tokens=320, progress=False, **(SETTINGS | changes))
 
 
-def asked(stream, out, runs=RUNS):
-    return StudyRequest(list(runs), stream, out, 320)
+def asked(stream, out, runs=RUNS, *, keep_state=False):
+    settings = SweepSettings(eval_tokens=320, checkpoint_minutes=0.0, keep_state=keep_state)
+    return StudyRequest(list(runs), stream, out, settings, progress=False)
 
 
 def in_groups(stream, out, n, runs=RUNS, **changes):
     """What tasks do that come in the reverse order; whether the report was for one of them to draw."""
-    request, changes = asked(stream, out, runs), SETTINGS | changes
-    drawn = [train_and_gather(request, index, n, progress=False, **changes) for index in reversed(range(n))]
+    request = asked(stream, out, runs, **changes)
+    drawn = [train_and_gather(request, index, n) for index in reversed(range(n))]
     return any(drawn)
 
 
@@ -117,9 +120,9 @@ def test_a_group_that_died_goes_on_whoever_asks_for_how_many(wanted, tiny_stream
         with pytest.raises(KeyError):
             in_groups(tiny_stream, tmp_path / "a", 2)
     assert not gather(request)
-    assert begin(request, 5) == begun(request) == deal(RUNS, 2)
+    assert begin(request, 5) == dealt_groups(request) == deal(RUNS, 2)
     with pytest.raises(
-        ValueError, match=r"its runs are trained in groups; go on as it was begun, with --engine ray or"
+        ValueError, match=r"its runs are trained in groups; resume it as it was begun, with --engine ray or"
     ):
         local(tiny_stream, tmp_path / "a")
     assert in_groups(tiny_stream, tmp_path / "a", 2)
@@ -128,25 +131,25 @@ def test_a_group_that_died_goes_on_whoever_asks_for_how_many(wanted, tiny_stream
 
 def test_of_tasks_that_end_at_once_one_draws_the_report(tiny_stream, tmp_path, monkeypatch):
     request = asked(tiny_stream, tmp_path / "a")
-    assert not train_and_gather(request, 0, 2, progress=False, **SETTINGS)
+    assert not train_and_gather(request, 0, 2)
     gathered = []
 
-    def train_and_be_overtaken(*args, **settings):
-        train_group(*args, **settings)
+    def train_and_be_overtaken(*args):
+        train_group(*args)
         gathered.append(gather(request))  # by the other task, which had not ended yet
 
     with monkeypatch.context() as patch:
-        patch.setattr("prolu.studies.groups.dealing.train_group", train_and_be_overtaken)
-        assert not train_and_gather(request, 1, 2, progress=False, **SETTINGS)
+        patch.setattr(dealing, "train_group", train_and_be_overtaken)
+        assert not train_and_gather(request, 1, 2)
     assert gathered == [True]
-    assert train_and_gather(request, 1, 2, progress=False, **SETTINGS)  # the other may have died before it drew
+    assert train_and_gather(request, 1, 2)  # the other may have died before it drew
 
 
 def test_a_process_that_dies_at_any_disk_operation_of_dealing_and_gathering(wanted, tiny_stream, tmp_path):
     request = asked(tiny_stream, tmp_path / "begun")
     groups = begin(request, 2)
     for index, runs in enumerate(groups):
-        train_group(request, index, runs, progress=False, **SETTINGS)
+        train_group(replace(request, runs=runs), index)
     operations = []
     before_operation.append(lambda name, path: operations.append(name))
     try:
@@ -192,18 +195,18 @@ def test_a_run_that_fails_leaves_what_it_leaves_locally(tiny_stream, tmp_path):
         assert in_groups(tiny_stream, tmp_path / "b", 2, runs)
         assert contents(tmp_path / "b") == contents(tmp_path / "a")
         assert list(failed) == [BROKEN.run_id]
-    assert left(asked(tiny_stream, tmp_path / "b", runs)) == [BROKEN]
+    assert asked(tiny_stream, tmp_path / "b", runs).unfinished == [BROKEN]
 
 
 def test_a_late_task_without_runs_does_not_deal_a_failed_run_anew(tiny_stream, tmp_path):
     runs = [RUNS[0], BROKEN]
     assert in_groups(tiny_stream, tmp_path / "a", 4, runs)
     request, before = asked(tiny_stream, tmp_path / "a", runs), contents(tmp_path / "a")
-    assert not train_and_gather(request, 3, 4, progress=False, **SETTINGS)
+    assert not train_and_gather(request, 3, 4)
     assert contents(tmp_path / "a") == before
-    assert begun(request) is None
-    assert train_and_gather(request, 0, 4, progress=False, **SETTINGS)  # it is group 0's to try again
-    assert begun(request) is None
+    assert dealt_groups(request) is None
+    assert train_and_gather(request, 0, 4)  # it is group 0's to try again
+    assert dealt_groups(request) is None
 
 
 def test_when_every_run_fails_there_is_a_reason(tiny_lm_folder, stories_file, tmp_path, monkeypatch, capsys):
@@ -252,7 +255,7 @@ def test_what_one_process_began_it_must_finish(wanted, tiny_stream, tmp_path, mo
         with pytest.raises(KeyError):
             local(tiny_stream, tmp_path / "a")
     before = contents(tmp_path / "a")
-    with pytest.raises(ValueError, match="one process began it and left a checkpoint; go on with --engine local"):
+    with pytest.raises(ValueError, match="one process began it and left a checkpoint; resume it with --engine local"):
         check_groups(asked(tiny_stream, tmp_path / "a"))
     with pytest.raises(ValueError, match="go on with --engine local"):
         begin(asked(tiny_stream, tmp_path / "a"), 2)
@@ -267,7 +270,7 @@ def test_torn_groups_are_named(tiny_stream, tmp_path):
     for content in ("[[", "[3]", '[["another"]]'):
         (tmp_path / "a" / "groups" / "groups.json").write_text(content)
         with pytest.raises(ValueError, match=r"groups\.json: not groups of this study's runs"):
-            begun(request)
+            dealt_groups(request)
 
 
 def test_patience_ends(tmp_path):

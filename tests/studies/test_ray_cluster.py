@@ -13,13 +13,17 @@ import pytest
 from prolu import RunConfig, grid, run_sweep
 from prolu.activations.source import Source, open_streams
 from prolu.runtime.progress import Meter, listeners
+from prolu.studies.groups import worker
 from prolu.studies.groups.dealing import begin, gather
-from prolu.studies.groups.worker import Board, GroupTask, StoppedError, portable, work_on
+from prolu.studies.groups.worker import GroupTask, ProgressBoard, StoppedError, portable, work_on
 from prolu.studies.request import StudyRequest
+from prolu.studies.settings import SweepSettings
 from ray_cluster import ENVIRONMENT
 from support.interruptions import contents
 
 RUNS = [*grid(RunConfig(d_sae=40, n_tokens=2560, lr=0.02), coeff=[0.02, 0.05]), RunConfig(d_sae=40, n_tokens=1280)]
+
+SETTINGS = SweepSettings(eval_tokens=320, checkpoint_minutes=0.0)
 
 
 class Called:
@@ -35,21 +39,20 @@ class Called:
 @pytest.fixture
 def source(tiny_lm_folder, stories_file):
     hook = ("blocks.1.hook_resid_pre",)
-    return Source(lm=str(tiny_lm_folder), data=str(stories_file), hook=hook, ctx=32, threads=2, eval_tokens=320)
+    return Source(lm=str(tiny_lm_folder), data=str(stories_file), hook=hook, ctx=32, threads=2)
 
 
 def task_of(source, out, index, runs):
     (stream,) = open_streams(source, 2560, 64)
-    settings = {"checkpoint_seconds": 0.0, "keep_state": False}
-    task = GroupTask(portable(source), 2560, 64, stream.describe(), out, 320, index, runs, settings)
+    task = GroupTask(portable(source), 64, stream.describe(), out, SETTINGS, index, runs)
     return pickle.loads(pickle.dumps(task))
 
 
 def test_workers_train_what_one_process_does_and_say_how_far_they_are(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("prolu.studies.groups.worker.SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(worker, "SECONDS_BETWEEN_LOOKS", 0.0)
     (stream,) = open_streams(source, 2560, 64)
     run_sweep(RUNS, stream, tmp_path / "a", eval_tokens=320, progress=False)
-    request, board, seen = StudyRequest(RUNS, stream, tmp_path / "b", 320), Board(), []
+    request, board, seen = StudyRequest(RUNS, stream, tmp_path / "b", SETTINGS), ProgressBoard(), []
     monkeypatch.setattr(board, "tell", lambda *words: seen.append(words))
     for index, runs in enumerate(begin(request, 2)):
         work_on(task_of(source, request.out, index, runs), Called(board))
@@ -60,17 +63,17 @@ def test_workers_train_what_one_process_does_and_say_how_far_they_are(source, tm
 
 
 def test_tokens_of_a_group():
-    task = GroupTask(Source(), 2560, 64, {}, Path("a"), 320, 3, RUNS, {})
+    task = GroupTask(Source(), 64, {}, Path("a"), SETTINGS, 3, RUNS)
     assert task.length == 2560
     assert [task.sae_tokens(n) for n in (0, 640, 1280, 2560)] == [0, 1920, 3840, 6400]
     assert str(task).startswith("group 3 (prolu_ste-l1-0.02-")
 
 
 def test_what_a_worker_says_is_told_and_what_it_fails_of_is_raised(source, tmp_path):
-    board = Board()
+    board = ProgressBoard()
     (stream,) = open_streams(source, 2560, 64)
     runs = [*RUNS, RunConfig(d_sae=40, n_tokens=2560, lr=1e30)]
-    begin(StudyRequest(runs, stream, tmp_path / "a", 320), 1)
+    begin(StudyRequest(runs, stream, tmp_path / "a", SETTINGS), 1)
     task = task_of(source, tmp_path / "a", 0, runs)
     work_on(task, Called(board))
     _, said = board.read()
@@ -86,9 +89,9 @@ def test_a_signal_at_a_worker_is_no_end(source, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("prolu.studies.groups.worker.train_group", interrupted)
+    monkeypatch.setattr(worker, "train_group", interrupted)
     with pytest.raises(StoppedError):
-        work_on(task_of(source, tmp_path / "a", 0, RUNS), Called(Board()))
+        work_on(task_of(source, tmp_path / "a", 0, RUNS), Called(ProgressBoard()))
     assert not listeners
 
 

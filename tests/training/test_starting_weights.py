@@ -7,14 +7,13 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-import prolu.studies.sweep
 from prolu import SAE, RunConfig, SAEConfig, Trainer, grid, run_sweep
 from prolu.cli.entry_point import main
 from prolu.evaluation.comparison.frontiers import family
 from prolu.sae.autoencoder import WEIGHTS_FILE
 from prolu.studies.request import check_runs
 from prolu.training.starting_weights import initial_weights, starting_weights
-from support.interruptions import contents
+from support.interruptions import contents, stop_at
 from support.synthetic import sparse_activations
 
 D_IN, D_SAE = 16, 40
@@ -162,15 +161,8 @@ def test_killed_and_moved_it_goes_on_to_the_same_bits(source, tiny_stream, tmp_p
     sweep([base(source)], tiny_stream, tmp_path / "whole", seconds=0)
     elsewhere = tmp_path / "elsewhere"
     SAE.load(source).save(elsewhere)
-    plain = prolu.studies.sweep.ActiveStudy.step
-
-    def failing(self, step):
-        if step == 13:
-            raise KeyError("power cut")
-        plain(self, step)
-
     with monkeypatch.context() as patch:
-        patch.setattr(prolu.studies.sweep.ActiveStudy, "step", failing)
+        stop_at(13, patch)
         with pytest.raises(KeyError):
             sweep([base(source)], tiny_stream, tmp_path / "killed", seconds=0)
     sweep([base(elsewhere)], tiny_stream, tmp_path / "killed", seconds=0)

@@ -69,14 +69,6 @@ class Source(TextOptions, ModelOptions):
     """The seed of the order of activations."""
     window_tokens: int = 262_144
     """The number of tokens that are shuffled together; their activations are held in memory."""
-    eval_tokens: int = 32_768
-    """Held-out tokens to score on."""
-    checkpoint_minutes: float | None = None
-    """Between two checkpoints; by default one or more, so that writing them takes less than 3% of the time."""
-    keep_state: bool = False
-    """Keep Adam's moments of finished runs (twice the size of their weights), so that they can be extended."""
-    tracker: tuple[Literal["wandb", "tensorboard"], ...] = ()
-    """Also write training curves there, one or both; pip install 'prolu[wandb]', 'prolu[tensorboard]'."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """CPU threads, of all processes on this machine; part of what decides the last bits."""
     device: Literal["cpu", "cuda"] = "cpu"

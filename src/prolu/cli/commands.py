@@ -1,13 +1,14 @@
 """What the commands do, once their requests have been read: each function checks first and gives back the work."""
 
 import json
+import logging
 import math
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from tyro.conf import arg
@@ -19,7 +20,6 @@ from prolu.activations.source import (
     describe_options,
     first_hook,
     open_language_model,
-    open_streams,
     open_text,
 )
 from prolu.activations.store import (
@@ -36,28 +36,27 @@ from prolu.interop.sharing import check_push, deliver, fetch_checked, holds_same
 from prolu.runtime.files import owned, patiently
 from prolu.runtime.mesh import mesh_of
 from prolu.studies.cost import estimate, harvest_seconds, outline
-from prolu.studies.folder import done_of, failures, holds_study, read_study
+from prolu.studies.folder import failures, finished_runs
 from prolu.studies.groups.dealing import prepare_group
 from prolu.studies.groups.engine import Engine
-from prolu.studies.request import StudyRequest, check_runs, prepare_folders
+from prolu.studies.recipes import Recipe
+from prolu.studies.request import StudyRequest, check_runs, open_requests, prepare_folders
 from prolu.studies.results import Results
-from prolu.studies.sweep import requests_at_hooks, run_sweep, run_sweeps
+from prolu.studies.settings import SweepSettings
+from prolu.studies.sweep import train
 from prolu.studies.trackers import check_trackers
-from prolu.training.config import RunConfig
 
 if TYPE_CHECKING:
     from prolu.report.latents.pages import LatentPages
 
-DONE, FAILED, WRONG_REQUEST = 0, 1, 2
+logger = logging.getLogger(__name__)
 
-Job = Callable[[], int | None]
-"""Work that has been checked; an exit code, or None for 0."""
+DONE = 0
+FAILED = 1
+WRONG_REQUEST = 2
 
-ANY_WIDTH = 768
-"""For what does not depend on the width of the activations, before that is known."""
-
-RunsAtWidth = Callable[[int], tuple[list[RunConfig], int]]
-"""What to train on activations of some width, and the batch size."""
+Job = list[Callable[[], int | None]]
+"""Work that has been checked, to be done in this order. Each part returns an exit code; None stands for 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,93 +77,89 @@ class LatentPageOptions:
 
 
 def prepare_sweep(
-    runs_at: RunsAtWidth, source: Source, out: Path, latents: LatentPageOptions, engine: Engine | None = None
+    recipe: Recipe,
+    source: Source,
+    out: Path,
+    settings: SweepSettings,
+    latents: LatentPageOptions,
+    engine: Engine,
 ) -> Job:
-    """Trains runs on one stream, or at several hooks on one each, then draws reports and pages of latents."""
-    engine = engine or Engine()
+    """Train a study, or one at each of several hooks, then draw its report and pages of latents."""
     latents.check()
-    engine.check(source)
-    check_trackers(source.tracker)
+    settings.check()
+    engine.check(source, settings)
+    check_trackers(settings.tracker)
     torch.set_num_threads(at_least_1("threads", source.threads))
     mesh = mesh_of(source.mesh, source.device, source.threads)
-    seconds = None if source.checkpoint_minutes is None else 60 * source.checkpoint_minutes
-    if seconds is not None and seconds < 0:
-        raise ValueError(f"checkpoint_minutes {source.checkpoint_minutes}: must be 0 or more")
-    several = len(source.hook) > 1
-    folders = [out / hook for hook in source.hook] if several else [out]
-    n_tokens = max(run.n_tokens for run in runs_at(ANY_WIDTH)[0])
-    for held in [read_study(folder) for folder in folders if holds_study(folder)]:
-        # A study that is extended keeps its text, and with it its stream.
-        n_tokens = held["stream"].get("max_train_tokens", n_tokens)
-    # Of the tasks of a job array one writes the text's blocks, and the others wait for it.
+    # Of the tasks of a job array one writes the token blocks of the text, and the others wait for it.
     patience = math.inf if engine.group else 0.0
-    streams = mesh.in_turn(
-        lambda: patiently(lambda: open_streams(source, n_tokens, runs_at(ANY_WIDTH)[1], mesh), patience)
-    )
-    settings = {"checkpoint_seconds": seconds, "keep_state": source.keep_state}
-    if several:
-        requests = requests_at_hooks(lambda d_in: runs_at(d_in)[0], streams, out, source.eval_tokens)
-    else:
-        requests = [StudyRequest(runs_at(streams[0].d_in)[0], streams[0], out, source.eval_tokens)]
+
+    def opened() -> list[StudyRequest]:
+        return patiently(lambda: open_requests(recipe, source, out, settings, mesh), patience)
+
+    requests = mesh.in_turn(opened)
     if engine.in_groups:
-        train = _in_groups(requests[0], source, n_tokens, engine, settings)
-    else:
-        mesh.in_turn(lambda: prepare_folders(requests))
-        settings |= {"eval_tokens": source.eval_tokens, "trackers": source.tracker}
-
-        def train() -> bool:
-            if several:
-                run_sweeps(lambda d_in: runs_at(d_in)[0], streams, out, **settings)
-            else:
-                run_sweep(requests[0].runs, streams[0], out, **settings)
-            return True
-
-    def draw() -> None:
-        # An array that is submitted again has all tasks draw. A lock of its own: others are still gathering.
-        with owned(out, ".report") if engine.group else nullcontext():
-            _draw_study(requests, latents, out, several=several)
-
-    def job() -> int:
-        finished = train()
-        if not mesh.is_first:
-            return DONE
-        if finished:
-            patiently(draw, patience)
-        else:
-            print(f"{out}: group {engine.group} is finished; the last task to end gathers all, and draws the report")
-        failed = {f"{folder}/{run_id}": reason for folder in folders for run_id, reason in failures(folder).items()}
-        for run, reason in failed.items():
-            print(f"prolu: {run} failed ({reason}); the same command tries it again", file=sys.stderr)
-        return FAILED if failed else DONE
-
-    return job
+        return [_in_groups(requests[0], source, latents, engine, patience)]
+    mesh.in_turn(lambda: prepare_folders(requests))
+    works: Job = [partial(train, requests)]
+    if mesh.is_first:
+        works.append(lambda: _draw_study(requests, latents, out))
+    return works
 
 
-def _draw_study(requests: Sequence[StudyRequest], latents: LatentPageOptions, out: Path, *, several: bool) -> None:
-    """Writes missing pages of latents, then the reports of studies of one LM that have a finished run."""
+def _draw_study(requests: Sequence[StudyRequest], latents: LatentPageOptions, out: Path) -> int:
+    """Write missing pages of latents, then the report of each study that has a finished run, and of all together.
+
+    Returns:
+        The exit code: whether a run failed.
+    """
     studies: list[Results] = []
     for request in requests:
-        if not done_of(request.runs, request.out):
+        if not finished_runs(request.runs, request.out):
             continue
-        studies.append(Results.load(request.out))
-        pages = _pages_of(studies[-1], latents)
+        results = Results.load(request.out)
+        studies.append(results)
+        pages = _pages_of(results, latents)
         if missing := pages.missing():
             pages.write(missing, request.stream.lm, request.stream.blocks)
-    if several:
-        draw_reports(studies, out)
+    if requests[0].out == out:
+        draw_report(studies)
     else:
-        draw_report(studies or [out])
+        draw_reports(studies, out)
+    n_failed = 0
+    for request in requests:
+        for run_id, reason in failures(request.out).items():
+            logger.warning("%s/%s failed (%s); the same command tries it again", request.out, run_id, reason)
+            n_failed += 1
+    return FAILED if n_failed else DONE
 
 
 def _in_groups(
-    request: StudyRequest, source: Source, n_tokens: int, engine: Engine, settings: dict[str, Any]
-) -> Callable[[], bool]:
-    """Trains a study in groups; the work says whether they are all finished."""
+    request: StudyRequest, source: Source, latents: LatentPageOptions, engine: Engine, patience: float
+) -> Callable[[], int]:
+    """Train a study in groups; the work draws the report if it finds all groups finished."""
     if engine.group:
-        return prepare_group(request, engine, **settings)
-    from prolu.studies.groups.ray_cluster import prepare_cluster
+        train_groups = prepare_group(request, engine)
+    else:
+        from prolu.studies.groups.ray_cluster import prepare_cluster
 
-    return prepare_cluster(request, source, n_tokens, engine, **settings)
+        train_groups = prepare_cluster(request, source, engine)
+
+    def draw() -> int:
+        # When an array is submitted again, all its tasks draw. The report has a lock of its own, since others may
+        # still be gathering.
+        with owned(request.out, ".report") if engine.group else nullcontext():
+            return _draw_study([request], latents, request.out)
+
+    def work() -> int:
+        if train_groups():
+            return patiently(draw, patience)
+        print(
+            f"{request.out}: group {engine.group} is finished; the last task to end gathers all, and draws the report"
+        )
+        return DONE
+
+    return work
 
 
 def prepare_harvest(request: HarvestSource, out: Path) -> Job:
@@ -184,7 +179,7 @@ def prepare_harvest(request: HarvestSource, out: Path) -> Job:
         store = harvest(lm, blocks, out, hooks=request.hook, dtype=request.dtype)
         print(f"{blocks.train.size:,} tokens at {', '.join(store.hooks)} in {out}")
 
-    return job
+    return [job]
 
 
 def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:
@@ -208,19 +203,23 @@ def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:
                 f"{hours:,.1f} hours of the language model here"
             )
 
-    return job
+    return [job]
 
 
-def prepare_dry_run(runs_at: RunsAtWidth, source: Source, *, as_json: bool) -> Job:
-    """Says what a sweep would train, and what it would cost."""
+def prepare_dry_run(recipe: Recipe, source: Source, settings: SweepSettings, *, as_json: bool) -> Job:
+    """Print what a sweep would train, and what it would cost."""
     lms = [outline(source.lm, hook) for hook in source.hook]
     first_hook(source.hook)
-    runs, batch_size = runs_at(lms[0].d_model)
-    check_runs(runs, batch_size)
+    runs = recipe.runs_at(lms[0].d_model)
+    check_runs(runs, recipe.batch_size)
     cost = estimate(
-        runs, lms, batch_size=batch_size, window_tokens=source.window_tokens, eval_tokens=source.eval_tokens,
+        runs,
+        lms,
+        batch_size=recipe.batch_size,
+        window_tokens=source.window_tokens,
+        eval_tokens=settings.eval_tokens,
         ctx=source.ctx,
-    )  # fmt: skip
+    )
 
     def job() -> None:
         from prolu.report.terminal import print_estimate
@@ -231,7 +230,7 @@ def prepare_dry_run(runs_at: RunsAtWidth, source: Source, *, as_json: bool) -> J
         else:
             print_estimate(runs, cost)
 
-    return job
+    return [job]
 
 
 def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPageOptions) -> Job:
@@ -251,7 +250,7 @@ def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPag
             pages.write(missing, lm, blocks)
         draw_report(found, out)
 
-    return job
+    return [job]
 
 
 def prepare_push(folder: Path, repo: str, *, revision: str, private: bool, license: str, dry_run: bool) -> Job:
@@ -269,7 +268,7 @@ def prepare_push(folder: Path, repo: str, *, revision: str, private: bool, licen
         sent = deliver(parcel, head, revision=revision, private=private)
         print(f"{told}, in {sent.url}" if sent.changed else f"{parcel.place}: holds all of it already; nothing is new")
 
-    return job
+    return [job]
 
 
 def prepare_pull(place: str, out: Path, revision: str) -> Job:
@@ -282,7 +281,7 @@ def prepare_pull(place: str, out: Path, revision: str) -> Job:
             unpack(files, out)
         print(f"{len(files)} files of {place} in {out}" + (", as they were" if is_there else ""))
 
-    return job
+    return [job]
 
 
 def _pages_of(results: Results, latents: LatentPageOptions) -> "LatentPages":

@@ -1,21 +1,20 @@
-"""The command line: requests as dataclasses, their help, and exit codes. What they do is in `commands.py`."""
+"""The entry point of the command line: from arguments to a request, to its work, to an exit code."""
 
+import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import subcommand
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from prolu.cli.commands import (
-    DONE,
-    FAILED,
-    WRONG_REQUEST,
-    Job,
-)
-from prolu.cli.requests import Demo, Eval, Export, Harvest, Import, Pull, Push, Report, Sweep, Train
+from prolu.cli.commands import DONE, FAILED, WRONG_REQUEST
+from prolu.cli.options import without_aliases
+from prolu.cli.requests import TRAIN_DESCRIPTION, Demo, Eval, Export, Harvest, Import, Pull, Push, Report, Sweep, Train
 from prolu.runtime.files import FolderBusyError
 from prolu.runtime.hub import HubError
 from prolu.runtime.interrupts import INTERRUPTED
@@ -23,8 +22,15 @@ from prolu.runtime.mesh import is_first_process, leave
 from prolu.studies.recipes import RECIPES
 from prolu.studies.sweep import SweepFailedError
 
-DESCRIPTION = "Sparse autoencoders with ProLU, compared. `prolu --version` says which prolu this is."
+DESCRIPTION = """Train many sparse autoencoders on one stream of language-model activations, and compare them.
 
+Examples:
+  prolu demo
+  prolu train --lm gpt2 --hook blocks.6.hook_resid_pre --data my_text.parquet --coeff 1.2e-3 --out runs/one
+
+`prolu COMMAND --help` lists the options of a command, `prolu --version` prints the version."""
+
+RESUMES = "finished runs are saved; run the same command again to resume"
 
 Command = (
     Annotated[Demo, subcommand("demo")]
@@ -39,47 +45,107 @@ Command = (
     | Annotated[Pull, subcommand("pull")]
 )
 
+registry = ConstructorRegistry()
+
+
+@registry.primitive_rule
+def _integers_with_exponents(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    """Accept `1e6` for an integer, as people write numbers of tokens."""
+    if info.type is not int:
+        return None
+
+    def parse(words: list[str]) -> int:
+        try:
+            return int(words[0])
+        except ValueError:
+            value = float(words[0])
+            if not value.is_integer():
+                raise ValueError(f"{words[0]} is not a whole number") from None
+            return int(value)
+
+    def is_int(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    return PrimitiveConstructorSpec(
+        nargs=1, metavar="INT", instance_from_str=parse, is_instance=is_int, str_from_instance=lambda n: [str(n)]
+    )
+
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0 done, 1 failed while running, 2 wrong request, 130 interrupted."""
-    args = sys.argv[1:] if args is None else args
+    """Run one command, and return its exit code.
+
+    0: done. 1: it failed while running; what was finished is kept. 2: the request was wrong; nothing was written.
+    130: it was interrupted; a checkpoint is saved.
+    """
+    args = list(sys.argv[1:] if args is None else args)
     if args[:1] == ["sweep"] and args[1:] and not args[1].startswith("-") and args[1] not in RECIPES:
         print(f"prolu: study {args[1]!r}: choose one of {', '.join(RECIPES)}", file=sys.stderr)
         return WRONG_REQUEST
-    if list(args) == ["--version"]:
+    if args == ["--version"]:
         print(f"prolu {version('prolu')}")
         return DONE
-    command = tyro.cli(Command, prog="prolu", args=args, description=DESCRIPTION)
-    try:
-        return _finish(command.prepare())
-    except (ValueError, OSError) as problem:  # OSError: a file or folder of the request cannot be read
-        if is_first_process():
-            print(f"prolu: {problem}", file=sys.stderr)
-        return WRONG_REQUEST
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    finally:
-        leave()
+    command = _parsed(args)
+    with _messages_on_stderr():
+        try:
+            job = command.prepare()
+            try:
+                exit_code = DONE
+                for work in job:
+                    exit_code = work() or exit_code
+                return exit_code
+            except BaseException as problem:
+                return _failed(problem)
+        except (ValueError, OSError) as problem:  # OSError: a file or folder of the request cannot be read
+            return _said(str(problem), WRONG_REQUEST)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        finally:
+            leave()
 
 
-def _finish(job: Job) -> int:
-    """Does the work; a failure is one sentence where it is the world's, a traceback where it is ours."""
-    kept = "what was finished is kept, the same command goes on"
-    try:
-        return job() or DONE
-    except KeyboardInterrupt:
-        sentence, code = f"interrupted; {kept}", INTERRUPTED
-    except (FolderBusyError, HubError) as problem:
-        sentence, code = str(problem), WRONG_REQUEST
-    except (OSError, FloatingPointError, SweepFailedError) as problem:
-        sentence, code = f"{problem}; {kept}", FAILED
-    except Exception:
-        traceback.print_exc()
-        sentence, code = f"failed while running; {kept}", FAILED
+def _parsed(args: list[str]) -> Any:
+    """Return the request that the arguments ask for. tyro itself prints help and errors, and exits."""
+    if args[:1] in (["train"], ["sweep"], ["harvest"]):
+        args = without_aliases(args)
+    if args[:1] == ["train"]:  # by itself, since its examples would crowd the list of all commands
+        return tyro.cli(Train, prog="prolu train", args=args[1:], description=TRAIN_DESCRIPTION, registry=registry)
+    return tyro.cli(Command, prog="prolu", args=args, description=DESCRIPTION, registry=registry)
+
+
+def _failed(problem: BaseException) -> int:
+    """Return the exit code of work that failed, after one sentence if the world failed, or a traceback if we did."""
+    match problem:
+        case KeyboardInterrupt():
+            return _said(f"interrupted; {RESUMES}", INTERRUPTED)
+        case FolderBusyError() | HubError():
+            return _said(str(problem), WRONG_REQUEST)
+        case OSError() | FloatingPointError() | SweepFailedError():
+            return _said(f"{problem}; {RESUMES}", FAILED)
+        case Exception():
+            traceback.print_exception(problem)
+            return _said(f"failed while running; {RESUMES}", FAILED)
+    raise problem
+
+
+def _said(sentence: str, exit_code: int) -> int:
     if is_first_process():
         print(f"prolu: {sentence}", file=sys.stderr)
-    return code
+    return exit_code
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+class _StderrHandler(logging.Handler):
+    """Prints the library's messages as sentences, `prolu: ...`, on whatever is standard error at the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"prolu: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _messages_on_stderr() -> Iterator[None]:
+    messages = logging.getLogger("prolu")
+    handler = _StderrHandler()
+    messages.addHandler(handler)
+    try:
+        yield
+    finally:
+        messages.removeHandler(handler)

@@ -1,8 +1,9 @@
 """The requests of the command line as dataclasses, from which their flags and help are made."""
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, subcommand
 
@@ -18,56 +19,91 @@ from prolu.cli.commands import (
     prepare_report,
     prepare_sweep,
 )
+from prolu.cli.options import option_group, values_of
 from prolu.cli.scoring import Scoring
 from prolu.interop import ExportFormat, ImportFormat, check_new, export_files, import_sae, write_folder
 from prolu.runtime.hub import MAIN
 from prolu.studies.groups.engine import Engine
-from prolu.studies.recipes import DESCRIPTIONS, RECIPES, recipe_named
+from prolu.studies.recipes import DESCRIPTIONS, RECIPES, Recipe, recipe_named
+from prolu.studies.settings import SweepSettings
 from prolu.studies.sweep import with_seeds
 from prolu.training.config import RunConfig
 
 DATA_FIELDS = ("text_column", "split", "eval_split")
-"""What goes with one dataset and no other."""
+"""Options of a source that belong to one dataset and to no other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """The whole pipeline on the built-in language model: minutes, offline, nothing downloaded."""
+    """Run the whole pipeline on the built-in language model. It takes minutes, and nothing is downloaded."""
 
     scale: float = 1.0
-    """The fraction of the demo's training tokens to train on; the schedule shrinks with it."""
+    """Fraction of the demo's tokens to train on."""
     out: Path = Path("runs/demo")
     """Folder of the study."""
 
     def prepare(self) -> Job:
-        """Checks the request; gives back the work."""
+        """Check the request, and return the work."""
         return replace(_default_study("demo"), scale=self.scale, out=self.out).prepare()
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunFlags(RunConfig):
-    """One run: which SAE, which loss, how long."""
+FIRST_IN_RUN = ("nonlinearity", "penalty", "coeff", "target_l0", "d_sae", "n_tokens")
+FIRST_IN_SOURCE = ("lm", "hook", "data")
 
-    def __post_init__(self):
-        """Checks nothing yet: a wrong value is told in our one sentence, not in tyro's box."""
+
+def _others(owner: type, first: Sequence[str]) -> list[str]:
+    return [f.name for f in fields(owner) if f.name not in first]
+
+
+if TYPE_CHECKING:  # a checker of types cannot see into classes that are made
+    EssentialOptions = Any
+    OtherRunOptions = Any
+    OtherSourceOptions = Any
+else:
+    EssentialOptions = option_group(
+        "EssentialOptions",
+        "What to train, and on which activations.",
+        {Source: FIRST_IN_SOURCE, RunConfig: FIRST_IN_RUN},
+    )
+    OtherRunOptions = option_group(
+        "OtherRunOptions",
+        "Schedule, starting weights, resampling, arithmetic.",
+        {RunConfig: _others(RunConfig, FIRST_IN_RUN)},
+    )
+    OtherSourceOptions = option_group(
+        "OtherSourceOptions", "Text, activations and devices.", {Source: _others(Source, FIRST_IN_SOURCE)}
+    )
+
+
+TRAIN_DESCRIPTION = """Train one SAE.
+
+Examples:
+  prolu train --nonlinearity prolu_ste --coeff 0.007 --d-sae 1024 --n-tokens 1e6 --out runs/one
+  prolu train --data my_text.parquet --nonlinearity topk --k 32 --penalty none --out runs/two
+
+Flags that other libraries name differently are understood too, such as --l1-coefficient, --k and --dict-size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Train one SAE."""
 
-    run: OmitArgPrefixes[RunFlags] = field(default_factory=RunFlags)
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
-    batch_size: int = 4096
-    """Tokens per training step."""
-    latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
     out: Path
     """Folder of the study."""
+    essential: OmitArgPrefixes[EssentialOptions] = field(default_factory=EssentialOptions)
+    batch_size: int = 4096
+    """Tokens per training step."""
+    run: OmitArgPrefixes[OtherRunOptions] = field(default_factory=OtherRunOptions)
+    source: OmitArgPrefixes[OtherSourceOptions] = field(default_factory=OtherSourceOptions)
+    settings: OmitArgPrefixes[SweepSettings] = field(default_factory=SweepSettings)
+    latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
 
     def prepare(self) -> Job:
-        """Checks the request; gives back the work."""
-        run = RunConfig(**asdict(self.run))
-        return prepare_sweep(lambda d_in: ([run], self.batch_size), self.source, self.out, self.latents)
+        """Check the request, and return the work."""
+        run = RunConfig(**values_of(RunConfig, self.essential, self.run))
+        source = Source(**values_of(Source, self.essential, self.source))
+        recipe = Recipe(lambda _: [run], self.batch_size, run.n_tokens, source={})
+        return prepare_sweep(recipe, source, self.out, self.settings, self.latents, Engine())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,36 +112,42 @@ class Study:
 
     recipe: Suppress[str]
     scale: float = 1.0
-    """Share of the study's tokens to train on; schedule and resampling shrink with it."""
-    batch_size: int
-    """Tokens per training step. A smaller one gives more steps from the same tokens."""
+    """Fraction of the study's tokens to train on. Schedule and resampling shrink with it."""
     target_l0: tuple[float, ...] = ()
-    """L0s to reach, in place of the study's coefficients: each family once at each, as in --target-l0 8 16 32 64."""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Of the matmuls' inputs; sums, weights and moments are fp32. All but fp32 are for GPUs."""
+    """Target L0s to use instead of the study's coefficients: each family is trained once at each, as in
+    --target-l0 8 16 32 64."""
     init_seeds: tuple[int, ...] = ()
-    """Seeds of the first weights: every run of the study is trained at each; by default those of the study. Three or
-    more give error bars."""
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
-    engine: OmitArgPrefixes[Engine] = field(default_factory=Engine)
-    latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
+    """Seeds of the starting weights: every run of the study is trained once with each. By default those of the study.
+    Three or more give error bars."""
+    batch_size: int
+    """Tokens per training step. A smaller batch makes more steps from the same tokens."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Number format of the inputs of matrix products; sums, weights and moments are fp32. tf32 and bf16 are for
+    GPUs."""
     out: Path
     """Folder of the study."""
     dry_run: bool = False
-    """Only say what would be trained, and what it would cost here; nothing is loaded or written."""
+    """Only print what would be trained, and what it would cost on this machine; nothing is loaded or written."""
     json: bool = False
-    """With --dry-run: one JSON object, {"hooks": [...], "runs": [...], "estimate": {...}}; the runs of each hook."""
+    """With --dry-run: print one JSON object, {"hooks": [...], "runs": [...], "estimate": {...}}, with the runs of one
+    hook."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    settings: OmitArgPrefixes[SweepSettings] = field(default_factory=SweepSettings)
+    engine: OmitArgPrefixes[Engine] = field(default_factory=Engine)
+    latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
 
     def prepare(self) -> Job:
-        """Checks the request; gives back the work."""
+        """Check the request, and return the work."""
         if self.json and not self.dry_run:
             raise ValueError("json: only with --dry-run")
         if self.dry_run:
-            return prepare_dry_run(self.at_width, self.source, as_json=self.json)
-        return prepare_sweep(self.at_width, self.resolved_source(), self.out, self.latents, self.engine)
+            return prepare_dry_run(self.resolved_recipe(), self.source, self.settings, as_json=self.json)
+        return prepare_sweep(
+            self.resolved_recipe(), self.resolved_source(), self.out, self.settings, self.latents, self.engine
+        )
 
     def resolved_source(self) -> Source:
-        """On the study's own data also its own column and splits, where they were not set."""
+        """Return the source of activations; on the study's own data, with the study's own column and splits."""
         own = RECIPES[self.recipe].source
         plain = Source()
         if self.source.data != own["data"]:
@@ -113,19 +155,26 @@ class Study:
         unset = {name for name in DATA_FIELDS if getattr(self.source, name) == getattr(plain, name)}
         return replace(self.source, **{name: own[name] for name in unset & own.keys()})  # pyright: ignore[reportArgumentType]
 
-    def at_width(self, d_in: int) -> tuple[list[RunConfig], int]:
-        """What it trains on activations of that width, and in batches of which size."""
-        recipe = recipe_named(self.recipe).scaled(self.scale)
-        runs = (recipe.at_targets(self.target_l0) if self.target_l0 else recipe).runs_at(d_in)
-        runs = with_seeds(runs, self.init_seeds) if self.init_seeds else runs
-        return [replace(run, precision=self.precision) for run in runs], self.batch_size
+    def resolved_recipe(self) -> Recipe:
+        """Return the study as the options change it."""
+        recipe = recipe_named(self.recipe).scaled(self.scale)._replace(batch_size=self.batch_size)
+        if self.target_l0:
+            recipe = recipe.at_targets(self.target_l0)
+        if self.init_seeds:
+            recipe = recipe.changed(lambda runs: with_seeds(runs, self.init_seeds))
+        return recipe.changed(lambda runs: [replace(run, precision=self.precision) for run in runs])
 
 
 def _default_study(name: str) -> Study:
     recipe = RECIPES[name]
-    kept = {key: value for key, value in recipe.source.items() if key not in DATA_FIELDS}
-    source = replace(Source(), **kept | {"hook": (kept["hook"],)})  # pyright: ignore[reportArgumentType]
-    return Study(recipe=name, batch_size=recipe.batch_size, source=source, out=Path("runs") / name)
+    # The fields that belong to the study's own data are filled in later, and only if its data is used.
+    own = {key: value for key, value in recipe.source.items() if key not in DATA_FIELDS}
+    settings = SweepSettings()
+    if "eval_tokens" in own:
+        settings = replace(settings, eval_tokens=own.pop("eval_tokens"))  # pyright: ignore[reportArgumentType]
+    source = replace(Source(), **own | {"hook": (own["hook"],)})  # pyright: ignore[reportArgumentType]
+    out = Path("runs") / name
+    return Study(recipe=name, batch_size=recipe.batch_size, source=source, settings=settings, out=out)
 
 
 def _study(name: str) -> Any:
@@ -145,7 +194,7 @@ class Sweep:
     ]
 
     def prepare(self) -> Job:
-        """Checks the request; gives back the work."""
+        """Check the request, and return the work."""
         return self.study.prepare()
 
 
@@ -162,7 +211,7 @@ class Harvest:
     """With --dry-run: one JSON object, {"tokens": ..., "disk": ..., "seconds": ...}."""
 
     def prepare(self) -> Job:
-        """Checks the request; gives back the work."""
+        """Check the request, and return the work."""
         if self.json and not self.dry_run:
             raise ValueError("json: only with --dry-run")
         if self.dry_run:
@@ -179,7 +228,7 @@ class Eval:
     scoring: OmitArgPrefixes[Scoring] = field(default_factory=Scoring)
 
     def prepare(self) -> Job:
-        """Checks the request; gives back the work."""
+        """Check the request, and return the work."""
         return self.scoring.prepare(self.runs)
 
 
@@ -198,10 +247,10 @@ class Export:
     must be."""
 
     def prepare(self) -> Job:
-        """Checks the request; gives back the work."""
+        """Check the request, and return the work."""
         files = export_files(self.run, self.format, inputs_normalised=self.inputs_normalised)
         check_new(self.out)
-        return lambda: write_folder(self.out, files)
+        return [lambda: write_folder(self.out, files)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,10 +265,10 @@ class Import:
     """Whose folder it is; auto: recognised by its files."""
 
     def prepare(self) -> Job:
-        """Checks the request; gives back the work."""
+        """Check the request, and return the work."""
         sae, made = import_sae(self.folder, self.format)
         check_new(self.out)
-        return lambda: write_folder(self.out, sae.files(made))
+        return [lambda: write_folder(self.out, sae.files(made))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +284,7 @@ class Report:
     latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
 
     def prepare(self) -> Job:
-        """Checks the request; gives back the work."""
+        """Check the request, and return the work."""
         return prepare_report(self.studies, self.out, self.latents)
 
 
@@ -257,7 +306,7 @@ class Push:
     """Licence of what is sent, as the hub names licences."""
 
     def prepare(self) -> Job:
-        """Checks the request; gives back the work."""
+        """Check the request, and return the work."""
         return prepare_push(
             self.folder, self.repo, revision=self.revision, private=self.private, license=self.license,
             dry_run=self.dry_run,
@@ -276,5 +325,5 @@ class Pull:
     """Branch, tag or commit."""
 
     def prepare(self) -> Job:
-        """Checks the request; gives back the work."""
+        """Check the request, and return the work."""
         return prepare_pull(self.place, self.out, self.revision)

@@ -55,7 +55,7 @@ class Scoring:
     json: bool = False
     """Print one JSON object an SAE instead of a table."""
 
-    def prepare(self, runs: Sequence[Path]) -> Callable[[], None]:
+    def prepare(self, runs: Sequence[Path]) -> list[Callable[[], int | None]]:
         """Checks the request; gives back the work.
 
         Raises:
@@ -86,7 +86,7 @@ class Scoring:
         scored_study = None if self.out is None else ScoredStudy(self.out, describe(lm, blocks, n_tokens))
         if scored_study is not None:
             scored_study.check(found)
-        return lambda: self._score(found, HeldOut(lm, blocks, n_tokens), scored_study)
+        return [lambda: self._score(found, HeldOut(lm, blocks, n_tokens), scored_study)]
 
     def _place(self, saved: SavedSAE, study: Mapping[str, Any] | None) -> dict[str, Any]:
         """What is to be read for an SAE."""

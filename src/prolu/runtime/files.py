@@ -150,3 +150,8 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{file}: line {number} is not a JSON object")
         rows.append(row)
     return rows
+
+
+def first_line(problem: BaseException) -> str:
+    """Return the first line of an exception's text, or the name of its type if it has no text."""
+    return (str(problem).strip() or type(problem).__name__).split("\n")[0]

@@ -1,7 +1,18 @@
-"""The folder of a study: the names of its files, and what reads and writes them."""
+"""The folder of a study: the names of its files, and what reads and writes them.
+
+config.json            all that decides the study's numbers (`write_study`, `read_study`)
+results.jsonl          one line per finished run (`write_results`, `read_results`)
+log.jsonl              events with their time (`log_event`); nothing else holds a clock
+checkpoints/           the state of unfinished runs (`checkpoints.py`)
+RUN_ID/                one run: sae.safetensors, config.json, metrics.jsonl, documents.npz, latents.npz
+RUN_ID/failure.json    why the run was stopped, if it failed
+RUN_ID/final/          its last training state, if it was asked to keep that
+groups/                while its runs are trained in groups (`groups/dealing.py`)
+"""
 
 import json
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -11,20 +22,39 @@ from prolu.runtime.files import check_can_be_folder, read_json_lines, remove, wr
 from prolu.studies.checkpoints import CHECKPOINTS_FOLDER, remove_checkpoints
 from prolu.training.config import RunConfig
 
+STUDY_FILE = "config.json"
+RESULTS_FILE = "results.jsonl"
+LOG_FILE = "log.jsonl"
+CURVES_FILE = "metrics.jsonl"
+FAILURE_FILE = "failure.json"
 FINAL_FOLDER = "final"
-"""In a run's folder: the state it ended with, if it was asked to keep that."""
-
-
 GROUPS_FOLDER = "groups"
-"""In a study's folder while its runs are trained in groups (`groups.py`)."""
+
+PATH_FIELDS = ("lm", "data")
+"""Fields of a stream's description that are paths. They may change when a folder is moved; what lies there may not, so
+the digests beside them are compared instead."""
 
 
-MOVABLE = ("lm", "data")
-"""Of a stream: paths, which may change; what lies there may not, so the digests are compared."""
+def begin_folder(out: Path, study: Mapping[str, Any]) -> None:
+    """Create a study's folder and write its config, unless they are there.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    make_folder(out)
+    try:
+        if not (out / STUDY_FILE).exists():
+            write_study(out, study)
+    except OSError as problem:
+        raise _unwritable(out, problem) from None
 
 
 def make_folder(out: Path) -> None:
-    """Creates it, if it is not there; ValueError if it cannot be."""
+    """Create a folder, if it is not there.
+
+    Raises:
+        ValueError: it cannot be created.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -35,27 +65,23 @@ def _unwritable(out: Path, problem: OSError) -> ValueError:
     return ValueError(f"out {str(out)!r}: cannot be written ({problem.strerror})")
 
 
-def write_study(out: Path, study: Mapping[str, Any]) -> None:
-    """Writes a study's config into its folder."""
-    write_atomically(out / STUDY_FILE, json.dumps(study, indent=1) + "\n")
-
-
 def holds_study(out: Path) -> bool:
-    """Whether there is a study already, whichever.
+    """Return whether a folder holds a study; an empty or missing one holds none.
 
     Raises:
         ValueError: something else is there.
     """
     check_can_be_folder(out)
+    # Hidden files are what a process leaves that died before its first file was whole.
     if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
-        return False  # nothing but what a process leaves that died before its first file was whole
+        return False
     if not (out / STUDY_FILE).is_file():
         raise ValueError(f"out {str(out)!r}: not empty, and not a study; choose another folder")
     return True
 
 
 def check_parent(out: Path, hooks: Sequence[str]) -> None:
-    """Raises ValueError unless studies at these hooks can lie in `out`: it is new, or holds studies at hooks."""
+    """Raise ValueError unless studies at these hooks can lie in `out`: it is new, or holds studies at hooks."""
     check_can_be_folder(out)
     there = [path for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
     if (out / STUDY_FILE).exists():
@@ -64,26 +90,13 @@ def check_parent(out: Path, hooks: Sequence[str]) -> None:
         raise ValueError(f"out {str(out)!r}: not empty, and holds no studies; choose another folder")
 
 
-RESULTS_FILE, STUDY_FILE, CURVES_FILE = "results.jsonl", "config.json", "metrics.jsonl"
-
-
-FAILURE_FILE = "failure.json"
-"""In the folder of a run that was stopped because it failed."""
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a study's numbers."""
-    return {"python": platform.python_version()} | {p: version(p) for p in ("prolu", "torch", "transformers")}
-
-
-def failures(folder: Path) -> dict[str, str]:
-    """Why the runs of a study that failed did, by run_id."""
-    files = sorted(folder.glob(f"*/{FAILURE_FILE}"))
-    return {file.parent.name: json.loads(file.read_text(encoding="utf-8"))["reason"] for file in files}
+def write_study(out: Path, study: Mapping[str, Any]) -> None:
+    """Write a study's config into its folder."""
+    write_atomically(out / STUDY_FILE, json.dumps(study, indent=1) + "\n")
 
 
 def read_study(folder: Path) -> dict[str, Any]:
-    """The resolved config of a study.
+    """Return the resolved config of a study.
 
     Raises:
         ValueError: the folder holds no study.
@@ -100,16 +113,61 @@ def read_study(folder: Path) -> dict[str, Any]:
     return study
 
 
-def done_of(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
-    """Those that have a result at their full length."""
-    lengths = {record["run_id"]: record["n_tokens"] for record in read_json_lines(out / RESULTS_FILE)}
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a study's numbers."""
+    return {"python": platform.python_version()} | {name: version(name) for name in ("prolu", "torch", "transformers")}
+
+
+def tokens_to_read(folders: Sequence[Path], asked: int) -> int:
+    """Return how many training tokens of the text are read: those of the studies that are there, else those asked for.
+
+    A study that is extended keeps the text that it was begun with, and with it the order of its stream.
+    """
+    for folder in folders:
+        if holds_study(folder):
+            asked = read_study(folder)["stream"].get("max_train_tokens", asked)
+    return asked
+
+
+def read_results(out: Path) -> list[dict[str, Any]]:
+    """Return the lines of a study's results, one per finished run; none if no run has finished."""
+    return read_json_lines(out / RESULTS_FILE)
+
+
+def write_results(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write a study's results, one line per finished run."""
+    write_atomically(out / RESULTS_FILE, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def finished_runs(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
+    """Return the runs that have a result at their full length."""
+    lengths = {record["run_id"]: record["n_tokens"] for record in read_results(out)}
     return [run for run in runs if lengths.get(run.run_id) == run.n_tokens]
 
 
-def tidy(done: Sequence[RunConfig], out: Path) -> None:
-    """Removes what only an unfinished study needs."""
+def write_failure(folder: Path, step: int, reason: str) -> None:
+    """Note in a run's folder at which step it failed, and why."""
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / FAILURE_FILE, json.dumps({"step": step, "reason": reason}) + "\n")
+
+
+def failures(folder: Path) -> dict[str, str]:
+    """Return why runs of a study failed, by run_id."""
+    files = sorted(folder.glob(f"*/{FAILURE_FILE}"))
+    return {file.parent.name: json.loads(file.read_text(encoding="utf-8"))["reason"] for file in files}
+
+
+def log_event(out: Path, event: str, **facts: Any) -> None:
+    """Append what happened, and when, to a study's log."""
+    with (out / LOG_FILE).open("a") as log:
+        log.write(json.dumps({"event": event, "time": time.time()} | facts) + "\n")
+
+
+def tidy(finished: Sequence[RunConfig], out: Path) -> None:
+    """Remove what only an unfinished study needs."""
     remove_checkpoints(out)
-    for run in done:
-        if (out / run.run_id / FAILURE_FILE).exists() or (out / run.run_id / CHECKPOINTS_FOLDER).exists():
-            remove(out / run.run_id / FAILURE_FILE)
-            remove_checkpoints(out / run.run_id)
+    for run in finished:
+        folder = out / run.run_id
+        if (folder / FAILURE_FILE).exists() or (folder / CHECKPOINTS_FOLDER).exists():
+            remove(folder / FAILURE_FILE)
+            remove_checkpoints(folder)

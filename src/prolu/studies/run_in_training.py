@@ -1,4 +1,4 @@
-"""One run while it trains: its trainer, and what the world sees of it."""
+"""One run while it trains: its trainer, its curve, the probes that decide convergence, and its result."""
 
 import json
 import math
@@ -7,110 +7,138 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from prolu.activations.stream import Batch
 from prolu.evaluation.comparison.frontiers import is_converged
 from prolu.evaluation.held_out import HeldOut, probe, score
 from prolu.runtime.files import write_atomically
+from prolu.sae.autoencoder import SAE
 from prolu.studies.checkpoints import RunState
 from prolu.studies.folder import CURVES_FILE
 from prolu.studies.trackers import Follower
 from prolu.training.config import RunConfig
-from prolu.training.trainer import Trainer
+from prolu.training.trainer import StepReport, Trainer
 
 LINES_PER_CURVE = 100
 """Lines of metrics.jsonl that a run writes."""
 
+CONFIG_FIELDS = {field.name for field in fields(RunConfig)}
 
-class ActiveRun:
-    """A trainer with what the world sees of it: its folder, its curve, its probes."""
+
+class RunInTraining:
+    """A trainer with what its folder will hold: the training curve, probes on held-out text, resampling counts."""
 
     def __init__(self, trainer: Trainer, folder: Path, provenance: dict[str, Any]):
-        self.trainer, self.folder = trainer, folder
+        self.trainer = trainer
+        self.folder = folder
         self._provenance = provenance | {"run": trainer.describe()}
-        self.resampled: list[dict[str, int]] = []
+        self._resampled: list[dict[str, int]] = []
         self._probes: dict[int, dict[str, float]] = {}
         self._curve: list[str] = []
         self._follower: Follower | None = None
         self._probe_steps = trainer.config.probe_steps(trainer.batch_size)
-        self._every = max(1, trainer.n_steps // LINES_PER_CURVE)
+        self._steps_per_line = max(1, trainer.n_steps // LINES_PER_CURVE)
 
     @property
     def run_id(self) -> str:
-        """Name of its folder."""
+        """The name of the run, and of its folder."""
         return self.trainer.config.run_id
 
     @property
-    def finished(self) -> bool:
-        """Whether all its steps are made."""
-        return self.trainer.state.n_updates >= self.trainer.n_steps
+    def n_updates(self) -> int:
+        """The number of steps made so far, which is the index of the next step."""
+        return self.trainer.state.n_updates
 
-    def step(self, batch: Batch, held_out: HeldOut | None) -> None:
-        """One step and what follows it; of a mesh, only the first rank needs what is held out.
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are made."""
+        return self.n_updates >= self.trainer.n_steps
+
+    def record_step(self, report: StepReport, held_out: HeldOut | None) -> None:
+        """Record what the trainer's last step did: a line of the curve, and a probe where one is due.
+
+        Args:
+            report: of the step.
+            held_out: the held-out text; None on all ranks of a mesh but the first, which need none.
 
         Raises:
-            FloatingPointError: the loss is not finite; the weights may not be either.
+            FloatingPointError: the loss is not finite (the weights may not be either), or the final weights are not.
         """
-        report = self.trainer.step(batch.acts)
         if not math.isfinite(float(report.stats.mse)):
             raise FloatingPointError("the loss is not finite")
-        n_updates = self.trainer.state.n_updates
-        if n_updates % self._every == 0 or self.finished:
+        if self.n_updates % self._steps_per_line == 0 or self.finished:
             line = self.trainer.summary(report)
             self._curve.append(json.dumps(line) + "\n")
             if self._follower is not None:
                 self._follower.log(line)
-        if n_updates in self._probe_steps and (sae := self.trainer.whole_sae()) is not None:
+        # All ranks of a mesh ask for the whole SAE together; only the first gets it.
+        if self.n_updates in self._probe_steps and (sae := self.trainer.whole_sae()) is not None:
             assert held_out is not None
-            self._probes[n_updates] = probe(sae, held_out)
+            self._probes[self.n_updates] = probe(sae, held_out)
         if self.finished and not self.trainer.all_finite():
             raise FloatingPointError("the weights are not finite")
 
-    def saved(self) -> RunState:
-        """All that it takes to go on. On a mesh all ranks ask together, and only the first gets the tensors."""
-        seen = {"curve": self._curve, "probes": sorted(self._probes.items()), "resampled": self.resampled}
+    def record_resampling(self, step: int, counts: Mapping[str, int]) -> None:
+        """Record how many latents were dead at a resampling, and how many were replaced."""
+        self._resampled.append({"step": step} | dict(counts))
+
+    def state(self) -> RunState:
+        """Return all that is needed to resume. On a mesh all ranks ask together, and only the first gets tensors."""
+        seen = {"curve": self._curve, "probes": sorted(self._probes.items()), "resampled": self._resampled}
         return RunState(self.trainer.whole_state(), self.trainer.state.counters() | seen)
 
-    def restore_(self, saved: RunState) -> None:
-        """Takes up what `saved` gave.
+    def restore_(self, state: RunState) -> None:
+        """Resume from what `state` returned, in place.
 
         Raises:
             ValueError, KeyError, TypeError: it is not a state of this run.
         """
-        self.trainer.restore_(saved.tensors, saved.facts)
-        self._curve, self._probes = list(saved.facts["curve"]), {int(n): p for n, p in saved.facts["probes"]}
-        self.resampled = list(saved.facts["resampled"])
+        self.trainer.restore_(state.tensors, state.facts)
+        self._curve = list(state.facts["curve"])
+        self._probes = {int(n): figures for n, figures in state.facts["probes"]}
+        self._resampled = list(state.facts["resampled"])
 
     def follow(self, follower: Follower) -> None:
-        """Tells a follower the curve so far, and from now on every line as it comes."""
+        """Send the curve to a follower: the lines so far now, and from then on every line as it is recorded."""
         for line in self._curve:
             follower.log(json.loads(line))
         self._follower = follower
 
-    def tell_result(self, record: Mapping[str, Any]) -> None:
-        """Tells it the held-out figures, once they are on the disk."""
+    def report_result(self, record: Mapping[str, Any]) -> None:
+        """Send the held-out figures to the follower, once they are on the disk."""
         if self._follower is not None:
-            known = {field.name for field in fields(RunConfig)}
-            self._follower.finish({k: v for k, v in record.items() if isinstance(v, int | float) and k not in known})
+            figures = {k: v for k, v in record.items() if isinstance(v, int | float) and k not in CONFIG_FIELDS}
+            self._follower.finish(figures)
 
     def finish(self, held_out: HeldOut | None) -> dict[str, Any] | None:
-        """Saves the SAE, what it does to documents and by latent, and its curve; returns its line of results.
+        """Score the SAE, save all files of the run, and return its line of results.
 
-        On a mesh all ranks call it together, and only the first does it.
+        On a mesh all ranks call it together, and only the first does it; the others get None.
         """
-        config, sae = self.trainer.config, self.trainer.whole_sae()
+        sae = self.trainer.whole_sae()
         if sae is None:
             return None
         assert held_out is not None
+        return self._save(sae, held_out)
+
+    def _save(self, sae: SAE, held_out: HeldOut) -> dict[str, Any]:
         figures, documents, latents = score(sae, held_out)
-        start, end = (self._probes.get(n, figures) for n in self._probe_steps)
         sae.save(self.folder, self._provenance)
         documents.save(self.folder)
         latents.save(self.folder)
         write_atomically(self.folder / CURVES_FILE, "".join(self._curve))
-        facts = asdict(config) | {"run_id": config.run_id, "converged": is_converged(start, end)}
-        facts["coeff"] = self.trainer.coeff  # what it was steered to, if it was
-        facts |= {"resampled": self.resampled, "density_histogram": latents.density_histogram()}
-        probes = {
-            f"{name}_probe_{when}": p[name] for when, p in (("start", start), ("end", end)) for name in ("l0", "mse")
-        }
-        return facts | {"eval_tokens": held_out.n_tokens, "unit": held_out.unit} | figures | probes
+        # A run that ends where its last probe would be has no probe there: its final score is one.
+        start, end = (self._probes.get(n, figures) for n in self._probe_steps)
+        config = self.trainer.config
+        return (
+            asdict(config)
+            | {"run_id": config.run_id, "converged": is_converged(start, end)}
+            | {"coeff": self.trainer.coeff}  # the final value of the L0 controller, where there is one
+            | {"resampled": self._resampled, "density_histogram": latents.density_histogram()}
+            | {"eval_tokens": held_out.n_tokens, "unit": held_out.unit}
+            | figures
+            | {
+                "l0_probe_start": start["l0"],
+                "mse_probe_start": start["mse"],
+                "l0_probe_end": end["l0"],
+                "mse_probe_end": end["mse"],
+            }
+        )

@@ -1,194 +1,203 @@
-"""One study while it trains: its runs, their checkpoints, results and failures."""
+"""One study while it trains: its unfinished runs, their checkpoints, results and failures."""
 
 import hashlib
 import json
-import sys
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from prolu.evaluation.held_out import HeldOut
-from prolu.runtime.files import read_json_lines, write_atomically
+from prolu.runtime.files import first_line
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
 from prolu.sae.nonlinearities import nonlinearity_named
 from prolu.studies.checkpoints import RunState, read_checkpoint, write_checkpoint
-from prolu.studies.folder import FAILURE_FILE, FINAL_FOLDER, MOVABLE, RESULTS_FILE
-from prolu.studies.request import LENGTH_FIELDS, StudyRequest
-from prolu.studies.run_in_training import ActiveRun
+from prolu.studies.extension import LENGTH_FIELDS
+from prolu.studies.folder import FINAL_FOLDER, PATH_FIELDS, log_event, read_results, write_failure, write_results
+from prolu.studies.request import StudyRequest
+from prolu.studies.run_in_training import RunInTraining
 from prolu.studies.trackers import Followed, Trackers
 from prolu.training.config import RunConfig
 from prolu.training.steps import Steps
 from prolu.training.trainer import Trainer
 
-Shared = dict[tuple[int, int, tuple[str, ...], str], Steps]
-"""Buffers of steps by d_in, d_sae, own parameters and precision; trainers of one shape share them."""
+logger = logging.getLogger(__name__)
+
+SharedBuffers = dict[tuple[int, int, tuple[str, ...], str], Steps]
+"""Buffers of training steps by d_in, d_sae, the nonlinearity's own parameters and precision. Trainers of one shape
+share them, since only one of them steps at a time."""
 
 
-class ActiveStudy:
-    """The runs of one study that are not finished, on their stream; what to do when one of them or the disk fails."""
+class StudyInTraining:
+    """The unfinished runs of one study on their stream, and what happens when one of them, or the disk, fails."""
 
-    def __init__(
-        self,
-        todo: Sequence[RunConfig],
-        request: StudyRequest,
-        *,
-        shared: Shared,
-        keep_state: bool,
-        progress: bool,
-        trackers: Trackers,
-    ):
-        self.stream, self.mesh, self._out = request.stream, request.stream.mesh, request.out
-        self._keep_state, self._progress, self._trackers = keep_state, progress, trackers
-        self._held_out = None
-        if self.mesh.is_first:
-            self._held_out = HeldOut(self.stream.lm, self.stream.blocks, request.eval_tokens)
-        self.runs = self._prepared(todo, shared)
-        """Those that are training, each where it was left."""
+    def __init__(self, todo: Sequence[RunConfig], request: StudyRequest, buffers: SharedBuffers, trackers: Trackers):
+        self.stream = request.stream
+        self.mesh = request.stream.mesh
+        self._out = request.out
+        self._settings = request.settings
+        self._progress = request.progress
+        self._progress = request.progress
+        self._trackers = trackers
+        # On a mesh only the first rank evaluates.
+        n_tokens = request.settings.eval_tokens
+        self.held_out = HeldOut(self.stream.lm, self.stream.blocks, n_tokens) if self.mesh.is_first else None
+        self.runs = self._prepared(todo, buffers)
+        """The runs in training, each at the step where it was left."""
 
-    @property
-    def first_step(self) -> int:
-        """The earliest that a run waits for."""
-        return min(run.trainer.state.n_updates for run in self.runs)
+    def runs_at(self, step: int) -> list[RunInTraining]:
+        """Return the runs whose next step this is; a run that was restored at a later step waits for the others."""
+        return [run for run in self.runs if run.n_updates == step]
 
-    def due(self, step: int) -> list[ActiveRun]:
-        """Runs whose next step it is."""
-        return [run for run in self.runs if run.trainer.state.n_updates == step]
+    @contextmanager
+    def isolating_failure(self, run: RunInTraining) -> Iterator[None]:
+        """Stop a run that fails within the block, and keep its last good state; the other runs continue.
 
-    def step(self, step: int) -> None:
-        """One step of each run whose turn it is."""
-        if due := self.due(step):
-            batch = self.stream[step]
-            for run in due:
-                self._attempt(run, lambda run=run: run.step(batch, self._held_out))
+        On a mesh only a loss that is not finite is known to all ranks, so any other failure ends them all.
+        """
+        try:
+            yield
+        except (FloatingPointError, MemoryError, RuntimeError) as problem:
+            if self.mesh.n_ranks > 1 and not isinstance(problem, FloatingPointError):
+                raise
+            self.runs.remove(run)
+            if self.mesh.is_first:
+                self._keep_last_good_state(run)
+                self._record_failure(run.run_id, run.n_updates, problem)
 
     def checkpoint(self) -> None:
-        """Saves all runs; a disk that takes nothing costs the checkpoint, no more."""
+        """Save the state of all runs. A disk that takes nothing costs this checkpoint, and no more."""
         if not self.runs:
             return
-        started, step = time.monotonic(), self.first_step
-        saved = {run.run_id: run.saved() for run in self.runs}
+        started = time.monotonic()
+        step = min(run.n_updates for run in self.runs)
+        states = {run.run_id: run.state() for run in self.runs}
         if not self.mesh.is_first:
             return
         try:
-            write_checkpoint(self._out, step, saved)
+            write_checkpoint(self._out, step, states)
         except OSError as problem:
-            self._say(f"no checkpoint at step {step} ({problem.strerror or problem}); training goes on")
+            self._warn(f"no checkpoint at step {step} ({problem.strerror or problem}); training goes on")
         self.log("checkpoint", step=step, seconds=time.monotonic() - started)
 
     def conclude(self, interrupt: Interrupt) -> None:
-        """Evaluates runs that have ended; each is on the disk before the next is looked at."""
+        """Score and save the runs that have made all their steps; each is on the disk before the next is scored."""
         finished = [run for run in self.runs if run.finished]
         if not finished:
             return
-        n_tokens = self._held_out.n_tokens if self._held_out is not None else 0
-        with Meter("evaluating", n_tokens * len(finished), shown=self._progress) as meter:
+        n_tokens = self.held_out.n_tokens if self.held_out is not None else 0
+        progress = self._progress and self.mesh.is_first
+        with Meter("evaluating", n_tokens * len(finished), shown=progress) as meter:
             for run in finished:
                 if self.mesh.any(interrupt.requested):
                     return
-                self._attempt(run, lambda run=run: self._write_result(run))
-                self.runs = [other for other in self.runs if other is not run]
+                with self.isolating_failure(run):
+                    self._write_result(run)
+                    self.runs.remove(run)
                 meter.advance(n_tokens)
 
     def log(self, event: str, **facts: Any) -> None:
-        """Notes what happened, and when."""
-        if not self.mesh.is_first:
-            return
-        with (self._out / "log.jsonl").open("a") as log:
-            log.write(json.dumps({"event": event, "time": time.time()} | facts) + "\n")
+        """Append what happened, and when, to the study's log."""
+        if self.mesh.is_first:
+            log_event(self._out, event, **facts)
 
-    def _prepared(self, todo: Sequence[RunConfig], shared: Shared) -> list[ActiveRun]:
-        """Trainers, each where it was left."""
-        together = self._read(self._out)
-        active: list[ActiveRun] = []
+    def _prepared(self, todo: Sequence[RunConfig], buffers: SharedBuffers) -> list[RunInTraining]:
+        """Return the runs with their trainers, each restored from its newest state."""
+        together = self._read_states(self._out)
+        prepared: list[RunInTraining] = []
         for config in todo:
-            own = nonlinearity_named(config.code).parameter_names
-            folder, shape = self._out / config.run_id, (self.stream.d_in, config.d_sae, own, config.precision)
             try:
-                stream, steps = self.stream, shared.get(shape)
-                trainer = Trainer(
-                    config, stream.d_in, stream.batch_size, steps=steps, device=stream.device, mesh=self.mesh
-                )
+                trainer = self._trainer(config, buffers)
             except (MemoryError, RuntimeError) as problem:
                 if self.mesh.n_ranks > 1:
                     raise
                 self._record_failure(config.run_id, 0, problem)
                 continue
-            shared.setdefault(shape, trainer.steps)
-            run = ActiveRun(trainer, folder, self.stream.describe())
-            places = (lambda: together, lambda f=folder: self._read(f), lambda f=folder: self._read(f / FINAL_FOLDER))
-            saved = next((found[config.run_id] for place in places if config.run_id in (found := place())), None)
-            if saved is not None:
+            run = RunInTraining(trainer, self._out / config.run_id, self.stream.describe())
+            state = self._newest_state(run, together)
+            if state is not None:
                 try:
-                    run.restore_(saved)
+                    run.restore_(state)
                 except (ValueError, KeyError, TypeError) as problem:
-                    self._say(f"{config.run_id}: its checkpoint does not fit ({problem}); it starts anew")
+                    self._warn(f"{run.run_id}: its checkpoint does not fit ({problem}); it starts anew")
             if self.mesh.is_first:
                 run.follow(self._trackers.follow(self._followed(run)))
-            active.append(run)
-        return active
+            prepared.append(run)
+        return prepared
 
-    def _followed(self, run: ActiveRun) -> Followed:
-        """A run as trackers know it: named by its study's name and all that stays when it is resumed or extended."""
-        config, stream = run.trainer.config, self.stream.describe()
-        lasting = {k: v for k, v in asdict(config).items() if k not in LENGTH_FIELDS and k != "init_from"}  # a path
-        out, hook = self._out.resolve(), stream["hook"]
-        group = f"{out.parent.name}/{hook}" if out.name == hook else out.name  # one of several hooks, or the only one
-        facts = [group, {k: v for k, v in stream.items() if k not in MOVABLE}, lasting]
-        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        return Followed(out, group, config.run_id, key, run.trainer.describe() | {"stream": stream})
+    def _trainer(self, config: RunConfig, buffers: SharedBuffers) -> Trainer:
+        stream = self.stream
+        own = nonlinearity_named(config.code).parameter_names
+        shape = (stream.d_in, config.d_sae, own, config.precision)
+        trainer = Trainer(
+            config,
+            stream.d_in,
+            stream.batch_size,
+            steps=buffers.get(shape),
+            device=stream.device,
+            mesh=self.mesh,
+        )
+        buffers.setdefault(shape, trainer.steps)
+        return trainer
 
-    def _read(self, folder: Path) -> Mapping[str, RunState]:
+    def _newest_state(self, run: RunInTraining, together: Mapping[str, RunState]) -> RunState | None:
+        """Return where a run was left: in the study's checkpoint, its own after a failure, or its kept final state."""
+        if run.run_id in together:
+            return together[run.run_id]
+        for folder in (run.folder, run.folder / FINAL_FOLDER):
+            if run.run_id in (states := self._read_states(folder)):
+                return states[run.run_id]
+        return None
+
+    def _read_states(self, folder: Path) -> Mapping[str, RunState]:
         found = read_checkpoint(folder)
         if found is None:
             return {}
         for complaint in found.complaints:
-            self._say(f"{complaint}; the one before is used" if found.runs else f"{complaint}; training starts anew")
+            self._warn(f"{complaint}; the one before is used" if found.runs else f"{complaint}; training starts anew")
         if found.runs:
             self.log("resumed", step=found.step, runs=len(found.runs))
         return found.runs
 
-    def _attempt(self, run: ActiveRun, work: Callable[[], None]) -> None:
-        """Does some work of one run; if it fails, the run is stopped and the others go on.
+    def _followed(self, run: RunInTraining) -> Followed:
+        """Describe a run to trackers, under a key made of all that stays when it is resumed, extended or moved."""
+        config = run.trainer.config
+        stream = self.stream.describe()
+        out = self._out.resolve()
+        hook = stream["hook"]
+        lasting = {k: v for k, v in asdict(config).items() if k not in LENGTH_FIELDS and k != "init_from"}  # a path
+        # A study at one of several hooks lies in OUT/HOOK and is named by both.
+        group = f"{out.parent.name}/{hook}" if out.name == hook else out.name
+        facts = [group, {k: v for k, v in stream.items() if k not in PATH_FIELDS}, lasting]
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return Followed(out, group, config.run_id, key, run.trainer.describe() | {"stream": stream})
 
-        On a mesh only a loss that is not finite is known to all ranks; anything else ends them.
-        """
-        try:
-            work()
-        except (FloatingPointError, MemoryError, RuntimeError) as problem:
-            if self.mesh.n_ranks > 1 and not isinstance(problem, FloatingPointError):
-                raise
-            self.runs.remove(run)
-            if not self.mesh.is_first:
-                return
-            self._keep_last_good(run)
-            self._record_failure(run.run_id, run.trainer.state.n_updates, problem)
-
-    def _keep_last_good(self, run: ActiveRun) -> None:
-        """The run's part of the last checkpoint moves into its own folder, where later ones do not replace it."""
+    def _keep_last_good_state(self, run: RunInTraining) -> None:
+        """Copy the run's part of the last checkpoint into its own folder, where later checkpoints do not replace it."""
         found = read_checkpoint(self._out)
         if found and run.run_id in found.runs:
             write_checkpoint(run.folder, found.step, {run.run_id: found.runs[run.run_id]})
 
     def _record_failure(self, run_id: str, step: int, problem: Exception) -> None:
-        reason = str(problem).split("\n")[0] or type(problem).__name__
-        self._say(f"{run_id}: failed at step {step} ({reason}); the other runs go on")
-        (self._out / run_id).mkdir(exist_ok=True)
-        write_atomically(self._out / run_id / FAILURE_FILE, json.dumps({"step": step, "reason": reason}) + "\n")
+        reason = first_line(problem)
+        self._warn(f"{run_id}: failed at step {step} ({reason}); the other runs go on")
+        write_failure(self._out / run_id, step, reason)
         self.log("failed", run_id=run_id, step=step, reason=reason)
 
-    def _write_result(self, run: ActiveRun) -> None:
-        if self._keep_state and (saved := run.saved()).tensors:
-            write_checkpoint(run.folder / FINAL_FOLDER, run.trainer.state.n_updates, {run.run_id: saved})
-        record = run.finish(self._held_out)
+    def _write_result(self, run: RunInTraining) -> None:
+        if self._settings.keep_state and (state := run.state()).tensors:
+            write_checkpoint(run.folder / FINAL_FOLDER, run.n_updates, {run.run_id: state})
+        record = run.finish(self.held_out)
         if record is None:
             return
-        records = [r for r in read_json_lines(self._out / RESULTS_FILE) if r["run_id"] != run.run_id] + [record]
-        write_atomically(self._out / RESULTS_FILE, "".join(json.dumps(r) + "\n" for r in records))
-        run.tell_result(record)
+        others = [other for other in read_results(self._out) if other["run_id"] != run.run_id]
+        write_results(self._out, [*others, record])
+        run.report_result(record)
 
-    def _say(self, sentence: str) -> None:
+    def _warn(self, sentence: str) -> None:
         if self.mesh.is_first:
-            print(f"prolu: {sentence}", file=sys.stderr, flush=True)
+            logger.warning(sentence)

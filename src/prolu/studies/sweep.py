@@ -1,4 +1,14 @@
-"""Many SAEs on one stream of activations: one language-model pass, results as they finish, kept when killed."""
+"""Many SAEs on one stream of activations: the training loop, and the functions that begin it.
+
+A sweep is, at heart,
+
+    for batch in stream:
+        for trainer in trainers:
+            trainer.step(batch)
+
+`train_together` below is this loop with what a long computation needs: studies at several hooks side by side, the
+resampling of dead latents, scores of runs that end, checkpoints, and an orderly stop.
+"""
 
 import itertools
 import json
@@ -14,10 +24,11 @@ from prolu.runtime.files import owned
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
 from prolu.studies.checkpoints import Clock
-from prolu.studies.folder import check_parent, done_of, failures, read_study, tidy, write_study
-from prolu.studies.request import StudyRequest, describe_study, prepare_folders
+from prolu.studies.folder import failures, finished_runs, read_study, tidy, write_study
+from prolu.studies.request import StudyRequest, prepare_folders, requests_at_hooks
 from prolu.studies.results import Results
-from prolu.studies.study_in_training import ActiveStudy, Shared
+from prolu.studies.settings import SweepSettings
+from prolu.studies.study_in_training import SharedBuffers, StudyInTraining
 from prolu.studies.trackers import Trackers
 from prolu.training.config import RunConfig
 
@@ -26,28 +37,73 @@ class SweepFailedError(RuntimeError):
     """No run of a sweep could be finished."""
 
 
-def grid(base: RunConfig, **values: Sequence[Any]) -> list[RunConfig]:
-    """All combinations of some fields' values: `grid(RunConfig(), penalty=["l1", "sqrt_l1"], coeff=[1e-3, 2e-3])`.
+def train_together(studies: Sequence[StudyInTraining], clock: Clock, interrupt: Interrupt, *, progress: bool) -> None:
+    """Train all runs of all studies to their ends, one batch of each study's stream at a time.
+
+    All studies are at the same step, so that those which share a language model's pass ask for one window together.
 
     Raises:
-        ValueError: not a field of RunConfig, or not a valid value.
+        KeyboardInterrupt: the process was asked to stop; checkpoints are written.
     """
-    known = asdict(base)
-    for name in values:
-        if name not in known:
-            raise ValueError(f"{name!r}: not a field of RunConfig; fields: {', '.join(known)}")
-    return [replace(base, **dict(zip(values, point, strict=True))) for point in itertools.product(*values.values())]
+    runs = [run for study in studies for run in study.runs]
+    first_step = min(run.n_updates for run in runs)
+    last_step = max(run.trainer.n_steps for run in runs)
+    batch_size = studies[0].stream.batch_size
+    with Meter("training", (last_step - first_step) * batch_size, len(runs), shown=progress) as meter:
+        for step in range(first_step, last_step):
+            _resample_dead_latents(studies, step)
+            for study in studies:
+                if runs_now := study.runs_at(step):
+                    batch = study.stream[step]
+                    for run in runs_now:
+                        with study.isolating_failure(run):
+                            run.record_step(run.trainer.step(batch.acts), study.held_out)
+            meter.advance(batch_size)
+            _conclude(studies, clock, interrupt)
+            if studies[0].mesh.any(clock.is_due):
+                _checkpoint(studies, clock)
+        rate = {"tokens_per_second": meter.tokens_per_second, "seconds": meter.seconds, "n_saes": len(runs)}
+    for study in studies:
+        study.log("trained", **rate, seconds_checkpointing=clock.writing)
 
 
-def with_seeds(runs: Iterable[RunConfig], seeds: Sequence[int]) -> list[RunConfig]:
-    """Every run at each of some init seeds, whatever its own was.
+def train(requests: Sequence[StudyRequest]) -> None:
+    """Train what the requests ask for and is not finished yet, all studies side by side, and record the results.
+
+    The requests have been checked and their folders made (`prepare_folders`).
 
     Raises:
-        ValueError: no seed, or one twice.
+        FolderBusyError: another process is working in one of the folders.
+        SweepFailedError: every run failed.
+        KeyboardInterrupt: the process was asked to stop; checkpoints are written.
     """
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"init_seeds {' '.join(map(str, seeds)) or 'none'}: name one or more, each once")
-    return list(dict.fromkeys(replace(run, init_seed=seed) for run in runs for seed in seeds))
+    mesh = requests[0].stream.mesh
+    settings = requests[0].settings
+    clock = Clock(settings.checkpoint_seconds)
+    trackers = Trackers(settings.tracker)
+    with ExitStack() as held:
+        if mesh.is_first:
+            for request in requests:
+                held.enter_context(owned(request.out))
+                _record_extension(request)
+        held.enter_context(trackers)
+        buffers: SharedBuffers = {}
+        todo = [(request, unfinished) for request in requests if (unfinished := request.unfinished)]
+        studies = [StudyInTraining(unfinished, request, buffers, trackers) for request, unfinished in todo]
+        if studies:
+            _train_until_interrupted(studies, clock, progress=requests[0].progress and mesh.is_first)
+        if mesh.is_first:
+            for request in requests:
+                tidy(finished_runs(request.runs, request.out), request.out)
+        mesh.wait()
+    check_any_finished(requests)
+
+
+def check_any_finished(requests: Sequence[StudyRequest]) -> None:
+    """Raise SweepFailedError, with the first reason, if no run of any study has been finished."""
+    if not any(finished_runs(request.runs, request.out) for request in requests):
+        reasons = itertools.chain.from_iterable(failures(request.out).values() for request in requests)
+        raise SweepFailedError(f"every run failed; the first: {next(reasons)}")
 
 
 def run_sweep(
@@ -61,32 +117,35 @@ def run_sweep(
     trackers: Sequence[str] = (),
     progress: bool = True,
 ) -> Results:
-    """Trains all runs on one stream, evaluates each when it ends, and writes the study's folder.
+    """Train all runs on one stream, score each when it ends, and write the study's folder.
 
-    A run's bits do not depend on the runs beside it. Called again with the same arguments, it keeps the
-    runs that have finished, and goes on with the others where the last checkpoint left them: to the bit what
-    an uninterrupted sweep gives. A run that fails (its loss not finite, memory gone) is stopped and listed
-    under `Results.failures`; the others go on. With more tokens, and a schedule by which every step so far
-    stays what it was, finished runs whose state was kept are extended.
+    The result of a run does not depend on the runs beside it, to the bit. Call it again with the same arguments to
+    resume: finished runs are kept, the others continue from the last checkpoint, and the result is bit-identical to
+    that of an uninterrupted sweep. A run that fails (its loss is not finite, or memory is exhausted) is stopped and
+    listed in `Results.failures`; the other runs go on. Ask for more tokens to extend finished runs; this needs
+    `keep_state=True` and a schedule under which every step made so far stays what it was.
 
     Args:
-        runs: what to train; `train` is a sweep of one.
-        stream: activations, shared by all.
-        out: the study's folder: config.json, results.jsonl, and a folder for each run.
-        eval_tokens: held-out tokens to score on.
-        checkpoint_seconds: between two checkpoints; None: a minute or more, and under 3% of the time.
-        keep_state: keep the moments of finished runs, so that they can be extended to more tokens.
-        trackers: also write training curves to `wandb`, `tensorboard` or both (docs/howto/trackers.md).
-        progress: show rates and time left.
+        runs: what to train.
+        stream: the activations on which all runs are trained.
+        out: the study's folder; it will hold config.json, results.jsonl and a folder for each run.
+        eval_tokens: held-out tokens on which every finished SAE is scored.
+        checkpoint_seconds: seconds between two checkpoints. None: a minute or more, so that writing them takes less
+            than 3% of the time.
+        keep_state: keep the Adam moments of finished runs, so that they can be extended to more tokens.
+        trackers: also send training curves to `wandb`, `tensorboard` or both. They do not change any result.
+        progress: show rates and the time left.
 
     Raises:
-        ValueError: two runs alike, a run shorter than a batch, a folder that holds something else, or one in
-            which another process is working. Nothing is written then.
+        ValueError: two runs are alike, a run is shorter than a batch, or the folder holds something else or is in use
+            by another process. Nothing is written then.
         SweepFailedError: every run failed.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written.
     """
-    request = StudyRequest(list(runs), stream, Path(out), eval_tokens)
-    _finish([request], Clock(checkpoint_seconds), keep_state=keep_state, trackers=trackers, progress=progress)
+    settings = _settings(eval_tokens, checkpoint_seconds, keep_state, trackers)
+    request = StudyRequest(list(runs), stream, Path(out), settings, progress)
+    stream.mesh.in_turn(lambda: prepare_folders([request]))
+    train([request])
     return Results.load(out)
 
 
@@ -101,126 +160,69 @@ def run_sweeps(
     trackers: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, Results]:
-    """The same sweep at several hooks, side by side: where the streams share a source, each window is read once.
+    """Train the same runs at several hooks, side by side; streams that share a source read each window once.
 
-    Every hook has a study of its own in `out`/HOOK, to the bit what `run_sweep` writes there, resumed and
-    extended like it.
+    Every hook has a study of its own in the folder `out`/HOOK, bit-identical to what `run_sweep` would write there.
+    It is resumed and extended in the same way.
 
     Args:
-        runs: what to train at each hook, or a function of the width of its activations.
-        streams: one per hook, alike in all else; share a `Harvest` of all the hooks, or an `ActivationStore`.
+        runs: what to train at each hook, or a function that returns it for a width d_in of the activations.
+        streams: one per hook, alike in all else. Let them share a `Harvest` of all the hooks, or an `ActivationStore`.
         out: folder of the studies.
-        eval_tokens, checkpoint_seconds, keep_state, trackers, progress: as `run_sweep` has them.
+        eval_tokens: as in `run_sweep`, like the arguments after it.
+        checkpoint_seconds: as in `run_sweep`.
+        keep_state: as in `run_sweep`.
+        trackers: as in `run_sweep`.
+        progress: as in `run_sweep`.
 
     Returns:
-        Finished runs by hook; a hook at which every run failed is left out.
+        The results by hook; a hook at which every run failed is left out.
 
     Raises:
-        ValueError: as `run_sweep`; or streams that differ in more than the hook. Nothing is written then.
+        ValueError: as in `run_sweep`, or the streams differ in more than the hook. Nothing is written then.
         SweepFailedError: every run failed, at every hook.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written at every hook.
     """
-    requests = requests_at_hooks(runs, streams, Path(out), eval_tokens)
-    _finish(requests, Clock(checkpoint_seconds), keep_state=keep_state, trackers=trackers, progress=progress)
-    return {r.stream.lm.hook: Results.load(r.out) for r in requests if done_of(r.runs, r.out)}
+    settings = _settings(eval_tokens, checkpoint_seconds, keep_state, trackers)
+    requests = requests_at_hooks(runs, streams, Path(out), settings, progress=progress)
+    requests[0].stream.mesh.in_turn(lambda: prepare_folders(requests))
+    train(requests)
+    return {r.stream.lm.hook: Results.load(r.out) for r in requests if finished_runs(r.runs, r.out)}
 
 
-def requests_at_hooks(
-    runs: Iterable[RunConfig] | Callable[[int], Iterable[RunConfig]],
-    streams: Iterable[ActivationStream],
-    out: Path,
-    eval_tokens: int,
-) -> list[StudyRequest]:
-    """One study per hook, each in a folder of its own.
-
-    Raises:
-        ValueError: no stream, two at one hook, streams that differ in more than the hook, or a folder that holds
-            something else.
-    """
-    streams, fixed = list(streams), None if callable(runs) else list(runs)
-    if not streams:
-        raise ValueError("no streams: pass at least one ActivationStream")
-    hooks = [stream.lm.hook for stream in streams]
-    if len(set(hooks)) < len(hooks):
-        raise ValueError(f"hooks {', '.join(hooks)}: one is listed twice")
-    first = streams[0].describe()
-    for stream in streams[1:]:
-        for name, value in stream.describe().items():
-            if name != "hook" and value != first[name]:
-                raise ValueError(f"streams at several hooks: {name} is {first[name]!r} and {value!r}; make them alike")
-    check_parent(out, hooks)
-    at_width = runs if callable(runs) else lambda _: fixed or []
-    return [StudyRequest(list(at_width(s.d_in)), s, out / s.lm.hook, eval_tokens) for s in streams]
+def _settings(
+    eval_tokens: int, checkpoint_seconds: float | None, keep_state: bool, trackers: Sequence[str]
+) -> SweepSettings:
+    minutes = None if checkpoint_seconds is None else checkpoint_seconds / 60
+    return SweepSettings(
+        eval_tokens=eval_tokens,
+        checkpoint_minutes=minutes,
+        keep_state=keep_state,
+        tracker=tuple(trackers),  # pyright: ignore[reportArgumentType]  # names are checked when the trackers start
+    )
 
 
-def _finish(
-    requests: Sequence[StudyRequest], clock: Clock, *, keep_state: bool, trackers: Sequence[str], progress: bool
-) -> None:
-    """Trains what is not done yet, of one study or of several side by side."""
-    told, shared, mesh = Trackers(trackers), Shared(), requests[0].stream.mesh
-    mesh.in_turn(lambda: prepare_folders(requests))
-    progress = progress and mesh.is_first
-    with ExitStack() as folders:
-        for request in requests if mesh.is_first else []:
-            folders.enter_context(owned(request.out))
-        folders.enter_context(told)
-        left: list[ActiveStudy] = []
-        for request in requests:
-            study = describe_study(request)
-            if mesh.is_first and json.loads(json.dumps(study["runs"])) != read_study(request.out)["runs"]:
-                write_study(request.out, study)  # a longer one
-            done = done_of(request.runs, request.out)
-            if todo := [run for run in request.runs if run not in done]:
-                left.append(
-                    ActiveStudy(todo, request, shared=shared, keep_state=keep_state, progress=progress, trackers=told)
-                )
-        if left:
-            _train(left, clock, progress=progress)
-        for request in requests if mesh.is_first else []:
-            tidy(done_of(request.runs, request.out), request.out)
-        mesh.wait()
-    if not any(done_of(request.runs, request.out) for request in requests):
-        reasons = itertools.chain.from_iterable(failures(request.out).values() for request in requests)
-        raise SweepFailedError(f"every run failed; the first: {next(reasons)}")
+def _record_extension(request: StudyRequest) -> None:
+    """Write the config of a study whose runs were asked to be longer than they were; any other is there already."""
+    runs = json.loads(json.dumps(request.description["runs"]))  # as they would be read back: tuples become lists
+    if runs != read_study(request.out)["runs"]:
+        write_study(request.out, request.description)
 
 
-def _train(studies: Sequence[ActiveStudy], clock: Clock, *, progress: bool) -> None:
-    """Trains all that is left to train.
-
-    Raises:
-        KeyboardInterrupt: asked to stop; checkpoints are written.
-    """
+def _train_until_interrupted(studies: Sequence[StudyInTraining], clock: Clock, *, progress: bool) -> None:
     mesh = studies[0].mesh
     if mesh.n_ranks > 1:
         for study in studies:
             study.log("mesh", data=mesh.n_data, latent=mesh.n_latent)
     with Interrupt(patient=mesh.n_ranks > 1) as interrupt:
-        _conclude(studies, clock, interrupt)  # what had ended, but was not yet recorded
+        # A process that died between the last step of a run and its result left a run that only needs its score.
+        _conclude(studies, clock, interrupt)
         if any(study.runs for study in studies):
-            _loop(studies, clock, interrupt, progress=progress)
+            train_together(studies, clock, interrupt, progress=progress)
 
 
-def _loop(studies: Sequence[ActiveStudy], clock: Clock, interrupt: Interrupt, *, progress: bool) -> None:
-    """Step by step, all studies at the same one: so they ask for the same window one after the other."""
-    runs = [run for study in studies for run in study.runs]
-    first, n_steps = min(run.trainer.state.n_updates for run in runs), max(run.trainer.n_steps for run in runs)
-    batch_size = studies[0].stream.batch_size
-    with Meter("training", (n_steps - first) * batch_size, len(runs), shown=progress) as meter:
-        for step in range(first, n_steps):
-            _resample(studies, step)
-            for study in studies:
-                study.step(step)
-            meter.advance(batch_size)
-            _conclude(studies, clock, interrupt)
-            if studies[0].mesh.any(clock.is_due):
-                _checkpoint(studies, clock)
-        rate = {"tokens_per_second": meter.tokens_per_second, "seconds": meter.seconds, "n_saes": len(runs)}
-    for study in studies:
-        study.log("trained", **rate, seconds_checkpointing=clock.writing)
-
-
-def _conclude(studies: Sequence[ActiveStudy], clock: Clock, interrupt: Interrupt) -> None:
-    """Scores what has ended; if asked to stop, saves the rest and stops."""
+def _conclude(studies: Sequence[StudyInTraining], clock: Clock, interrupt: Interrupt) -> None:
+    """Score the runs that have ended; if the process was asked to stop, save the others and stop."""
     for study in studies:
         study.conclude(interrupt)
     if studies[0].mesh.any(interrupt.requested):
@@ -228,25 +230,54 @@ def _conclude(studies: Sequence[ActiveStudy], clock: Clock, interrupt: Interrupt
         raise KeyboardInterrupt
 
 
-def _checkpoint(studies: Sequence[ActiveStudy], clock: Clock) -> None:
-    """One per study; a process that dies between two of them leaves studies at two steps, and both go on."""
+def _checkpoint(studies: Sequence[StudyInTraining], clock: Clock) -> None:
+    """Save all studies. A process that dies between two of them leaves them at two steps; each resumes at its own."""
     started = time.monotonic()
     for study in studies:
         study.checkpoint()
     clock.wrote(started)
 
 
-def _resample(studies: Sequence[ActiveStudy], step: int) -> None:
-    """Resamples the dead latents of all runs whose turn it is, at all hooks on one harvest of fresh activations."""
-    due = [[run for run in study.due(step) if run.trainer.resamples_now] for study in studies]
-    rebirths = [[run.trainer.rebirth() for run in runs] for runs in due]
-    most = max((run.trainer.resampling.n_candidates for runs in due for run in runs), default=0)
-    asking = [i for i, some in enumerate(rebirths) if any(rebirth.n_dead for rebirth in some)]
-    fresh = (studies[i].stream.fresh(most, "resample", step) for i in asking)
-    for batches in zip(*fresh, strict=True):  # in turns, so that a pass serves all hooks
+def _resample_dead_latents(studies: Sequence[StudyInTraining], step: int) -> None:
+    """Replace the dead latents of all runs that are due at this step, at all hooks from one pass over fresh text."""
+    due = [[run for run in study.runs_at(step) if run.trainer.resamples_now] for study in studies]
+    resamplers = [[run.trainer.rebirth() for run in runs] for runs in due]
+    n_candidates = max((run.trainer.resampling.n_candidates for runs in due for run in runs), default=0)
+    asking = [i for i, some in enumerate(resamplers) if any(resampler.n_dead for resampler in some)]
+    fresh = [studies[i].stream.fresh(n_candidates, "resample", step) for i in asking]
+    # Batches are taken in turns, one of each hook, so that one pass of the language model serves all hooks.
+    for batches in zip(*fresh, strict=True):
         for i, batch in zip(asking, batches, strict=True):
-            for rebirth in rebirths[i]:
-                rebirth.offer(batch.acts, batch.raw_norm)
-    for runs, some in zip(due, rebirths, strict=True):
-        for run, rebirth in zip(runs, some, strict=True):
-            run.resampled.append({"step": step} | run.trainer.resample_(rebirth)._asdict())
+            for resampler in resamplers[i]:
+                resampler.offer(batch.acts, batch.raw_norm)
+    for runs, some in zip(due, resamplers, strict=True):
+        for run, resampler in zip(runs, some, strict=True):
+            run.record_resampling(step, run.trainer.resample_(resampler)._asdict())
+
+
+def grid(base: RunConfig, **values: Sequence[Any]) -> list[RunConfig]:
+    """Return all combinations of the given values: `grid(RunConfig(), penalty=["l1", "sqrt_l1"], coeff=[1e-3, 2e-3])`.
+
+    Args:
+        base: the config whose other fields all runs have.
+        values: for each field by name, the values to combine.
+
+    Raises:
+        ValueError: a name is not a field of RunConfig, or a value is not valid for its field.
+    """
+    known = asdict(base)
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{name!r}: not a field of RunConfig; fields: {', '.join(known)}")
+    return [replace(base, **dict(zip(values, point, strict=True))) for point in itertools.product(*values.values())]
+
+
+def with_seeds(runs: Iterable[RunConfig], seeds: Sequence[int]) -> list[RunConfig]:
+    """Return every run once at each of these init seeds, whatever its own seed was.
+
+    Raises:
+        ValueError: there is no seed, or one is listed twice.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"init_seeds {' '.join(map(str, seeds)) or 'none'}: name one or more, each once")
+    return list(dict.fromkeys(replace(run, init_seed=seed) for run in runs for seed in seeds))

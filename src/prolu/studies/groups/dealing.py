@@ -1,36 +1,46 @@
-"""A study's runs dealt into groups, each a small study of its own, and gathered into what one process leaves."""
+"""The runs of a study dealt into groups, each a small study of its own, and gathered into one folder again.
+
+    STUDY/groups/groups.json   the run_ids of each group; written once, when the study is begun in groups
+    STUDY/groups/000/          the study of group 0, with its own checkpoints
+    STUDY/groups/000/done      written when all runs of the group have ended
+
+Every step here can be killed at any moment and repeated; in the end the folder is byte for byte what one process would
+have left.
+"""
 
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from prolu.runtime.files import owned, patiently, read_json_lines, remove, rename_folder, write_atomically
+from prolu.runtime.files import owned, patiently, remove, rename_folder, write_atomically
 from prolu.studies.checkpoints import CHECKPOINTS_FOLDER
 from prolu.studies.cost import buffer_bytes, state_bytes
-from prolu.studies.folder import GROUPS_FOLDER, RESULTS_FILE, done_of, failures, make_folder
+from prolu.studies.folder import GROUPS_FOLDER, LOG_FILE, make_folder, read_results, write_results
 from prolu.studies.groups.engine import Engine
 from prolu.studies.request import StudyRequest, check_requests, prepare_folders
-from prolu.studies.sweep import SweepFailedError, run_sweep
+from prolu.studies.sweep import SweepFailedError, check_any_finished, train
 from prolu.training.config import RunConfig
 
-GROUPS_FILE, DONE_FILE, LOG_FILE = "groups.json", "done", "log.jsonl"
+GROUPS_FILE = "groups.json"
+DONE_FILE = "done"
 
 PATIENCE = 120.0
-"""Seconds to wait for a folder whose owner is dealing, gathering, or dying."""
+"""Seconds to wait for a folder while another process deals, gathers or dies there."""
 
 PROCESS_BYTES = 600_000_000
-"""Of a process before it trains anything: Python, torch, transformers."""
+"""Memory of a process before it trains anything: Python, torch and transformers."""
 
 Groups = list[list[RunConfig]]
 
 
 def deal(runs: Sequence[RunConfig], n: int) -> Groups:
-    """Runs in `n` groups of about equal cost, d_sae * n_tokens: the costliest run left goes to the group that has
-    least, the first among equals. Within a group runs keep their order. Some groups are empty if runs are few.
+    """Return the runs in `n` groups of about equal cost; some groups are empty if there are few runs.
 
-    Every group reads the stream once, so `n` groups cost n - 1 harvests more than one.
+    The cost of a run is d_sae * n_tokens. The costliest run that is left always goes to the group with the least cost,
+    the first of equals. Within a group, runs keep their order. Every group reads the stream once, so `n` groups read
+    it n - 1 times more often than one process.
     """
     groups: Groups = [[] for _ in range(n)]
     costs = [0] * n
@@ -43,7 +53,7 @@ def deal(runs: Sequence[RunConfig], n: int) -> Groups:
 
 
 def n_groups(runs: Sequence[RunConfig], workers: int, memory: Callable[[Sequence[RunConfig]], int], room: float) -> int:
-    """As many as are trained at once, or as few more as it takes for each to fit into `room` bytes."""
+    """Return the number of groups: `workers`, or the smallest larger number at which each fits into `room` bytes."""
     n = max(1, min(workers, len(runs)))
     while n < len(runs) and max(memory(group) for group in deal(runs, n)) > room:
         n += 1
@@ -51,46 +61,46 @@ def n_groups(runs: Sequence[RunConfig], workers: int, memory: Callable[[Sequence
 
 
 def memory_of(request: StudyRequest, runs: Sequence[RunConfig]) -> int:
-    """Bytes of the process that trains these runs of a study."""
-    stream, model = request.stream, request.stream.lm.model
+    """Return the bytes that a process needs to train these runs of a study."""
+    stream = request.stream
+    model = stream.lm.model
     buffers = buffer_bytes(
-        max(run.d_sae for run in runs), stream.d_in, batch_size=stream.batch_size, window_tokens=stream.window_tokens,
-        eval_tokens=request.eval_tokens, n_parameters=sum(p.numel() for p in model.parameters()),
+        max(run.d_sae for run in runs),
+        stream.d_in,
+        batch_size=stream.batch_size,
+        window_tokens=stream.window_tokens,
+        eval_tokens=request.settings.eval_tokens,
+        n_parameters=sum(p.numel() for p in model.parameters()),
         n_vocabulary=model.config.vocab_size,
-    )  # fmt: skip
+    )
     state = state_bytes([run.d_sae for run in runs], stream.d_in)
     return PROCESS_BYTES + state + buffers + stream.blocks.train.nbytes
 
 
-def left(request: StudyRequest) -> list[RunConfig]:
-    """Runs of a study that have no result."""
-    done = done_of(request.runs, request.out)
-    return [run for run in request.runs if run not in done]
-
-
 def check_groups(request: StudyRequest) -> None:
-    """Raises ValueError unless a study can be begun in groups, or be gone on with in those that it has."""
+    """Raise ValueError unless a study can be begun in groups, or resumed in those that it has."""
     check_requests([request], in_groups=True)
     if (request.out / CHECKPOINTS_FOLDER).exists():
         raise ValueError(
-            f"out {str(request.out)!r}: one process began it and left a checkpoint; go on with --engine local"
+            f"out {str(request.out)!r}: one process began it and left a checkpoint; resume it with --engine local"
         )
-    lengths = {record["run_id"]: record["n_tokens"] for record in read_json_lines(request.out / RESULTS_FILE)}
+    lengths = {record["run_id"]: record["n_tokens"] for record in read_results(request.out)}
     for run in request.runs:
         if lengths.get(run.run_id, run.n_tokens) != run.n_tokens:
             raise ValueError(
-                f"n_tokens {run.n_tokens}: run {run.run_id} has been finished at {lengths[run.run_id]}; it is extended "
-                "with --engine local only"
+                f"n_tokens {run.n_tokens}: run {run.run_id} has been finished at {lengths[run.run_id]}; it can be "
+                "extended with --engine local only"
             )
 
 
-def begun(request: StudyRequest) -> Groups | None:
-    """The groups of a study that is being trained in groups.
+def dealt_groups(request: StudyRequest) -> Groups | None:
+    """Return the groups that a study is being trained in, or None if it is not.
 
     Raises:
-        ValueError: they are of another study.
+        ValueError: they are groups of another study.
     """
-    file, by_id = request.out / GROUPS_FOLDER / GROUPS_FILE, {run.run_id: run for run in request.runs}
+    file = request.out / GROUPS_FOLDER / GROUPS_FILE
+    by_id = {run.run_id: run for run in request.runs}
     if not file.is_file():
         return None
     try:
@@ -100,82 +110,83 @@ def begun(request: StudyRequest) -> Groups | None:
 
 
 def begin(request: StudyRequest, n: int, index: int | None = None) -> Groups:
-    """The groups of a study: those that it was begun in, or what is left of it dealt into `n`, and so written down.
+    """Return the groups of a study: those that it was begun in, else its unfinished runs dealt into `n` groups.
+
+    New groups are written down, so that every process has the same ones.
 
     Args:
         request: the study.
         n: number of groups, if the study is not in groups yet.
-        index: of the only group that the caller trains; one without runs leaves it to others to write groups down.
+        index: the only group that the caller trains. If that group is empty, another process writes the groups down.
 
     Raises:
-        ValueError: it cannot be trained in groups.
+        ValueError: the study cannot be trained in groups.
         FolderBusyError: another process is working there.
     """
-
-    def dealt() -> Groups:
-        with owned(request.out):
-            check_groups(request)
-            prepare_folders([request], in_groups=True)
-            if (groups := begun(request)) is None:
-                groups = deal(left(request), n)
-                if any(groups) and (index is None or groups[index]):
-                    (request.out / GROUPS_FOLDER).mkdir(exist_ok=True)
-                    ids = [[run.run_id for run in group] for group in groups]
-                    write_atomically(request.out / GROUPS_FOLDER / GROUPS_FILE, json.dumps(ids) + "\n")
-            return groups
-
     make_folder(request.out)
-    return patiently(dealt, PATIENCE)
+    return patiently(lambda: _dealt(request, n, index), PATIENCE)
+
+
+def _dealt(request: StudyRequest, n: int, index: int | None) -> Groups:
+    with owned(request.out):
+        # The study may have changed since it was checked: another task may have dealt, trained and gathered it.
+        check_groups(request)
+        prepare_folders([request], in_groups=True)
+        groups = dealt_groups(request)
+        if groups is not None:
+            return groups
+        groups = deal(request.unfinished, n)
+        if any(groups) and (index is None or groups[index]):
+            (request.out / GROUPS_FOLDER).mkdir(exist_ok=True)
+            ids = [[run.run_id for run in group] for group in groups]
+            write_atomically(request.out / GROUPS_FOLDER / GROUPS_FILE, json.dumps(ids) + "\n")
+        return groups
 
 
 def folder_of(out: Path, index: int) -> Path:
-    """Where a group is trained."""
+    """Return the folder in which a group is trained."""
     return out / GROUPS_FOLDER / f"{index:03}"
 
 
 def is_done(out: Path, index: int) -> bool:
-    """Whether a group's runs have all ended."""
+    """Return whether all runs of a group have ended."""
     return (folder_of(out, index) / DONE_FILE).exists()
 
 
-def train_group(request: StudyRequest, index: int, runs: list[RunConfig], *, progress: bool, **settings: Any) -> None:
-    """Trains one group, from its checkpoint if there is one, unless that is done.
+def train_group(request: StudyRequest, index: int) -> None:
+    """Train one group, from its checkpoint if there is one, unless the group is done.
 
     Args:
-        request: the study, on this process's stream; of its runs, these are enough.
-        index: of the group.
-        runs: of the group.
-        progress, settings: as `run_sweep` has them.
+        request: the study, on this process's stream, with the runs of this group only.
+        index: number of the group.
 
     Raises:
         FolderBusyError: another process trains it.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written.
     """
-    group = request._replace(runs=runs, out=folder_of(request.out, index))
-
-    def opened() -> bool:
-        with owned(request.out):
-            is_begun = (request.out / GROUPS_FOLDER / GROUPS_FILE).is_file()  # else all are gathered
-            if not runs or not is_begun or is_done(request.out, index):
-                return False
-            prepare_folders([group])
-            for run in runs:  # one that failed before goes on from its last good state
-                if (request.out / run.run_id).exists() and not (group.out / run.run_id).exists():
-                    rename_folder(request.out / run.run_id, group.out / run.run_id)
-            return True
-
-    if not patiently(opened, PATIENCE):
+    group = replace(request, out=folder_of(request.out, index))
+    if not patiently(lambda: _opened(request, group, index), PATIENCE):
         return
-    with suppress(SweepFailedError):  # each run's folder says so
-        run_sweep(runs, request.stream, group.out, eval_tokens=request.eval_tokens, progress=progress, **settings)
+    with suppress(SweepFailedError):  # the folder of each run says why it failed
+        train([group])
     write_atomically(group.out / DONE_FILE, "")
 
 
-def gather(request: StudyRequest) -> bool:
-    """Moves what finished groups have made into the study's folder, as one process would have left it; returns
-    whether this call moved the last of it.
+def _opened(request: StudyRequest, group: StudyRequest, index: int) -> bool:
+    """Prepare the folder of a group; return whether there is anything to train."""
+    with owned(request.out):
+        all_gathered = not (request.out / GROUPS_FOLDER / GROUPS_FILE).is_file()
+        if not group.runs or all_gathered or is_done(request.out, index):
+            return False
+        prepare_folders([group])
+        for run in group.runs:  # one that failed before is resumed from its last good state
+            if (request.out / run.run_id).exists() and not (group.out / run.run_id).exists():
+                rename_folder(request.out / run.run_id, group.out / run.run_id)
+        return True
 
-    Killed at any moment and called again, it ends the same.
+
+def gather(request: StudyRequest) -> bool:
+    """Move what finished groups have made into the study's folder; return whether this call moved the last of it.
 
     Raises:
         FolderBusyError: another process is working there.
@@ -183,32 +194,19 @@ def gather(request: StudyRequest) -> bool:
 
     def gathered() -> bool:
         with owned(request.out):
-            return _gather(request, begun(request))
+            return _gather(request, dealt_groups(request))
 
     return patiently(gathered, PATIENCE)
 
 
 def _gather(request: StudyRequest, groups: Groups | None) -> bool:
-    out, gone = request.out, request.out / f".{GROUPS_FOLDER}"
-    remove(gone)
+    out = request.out
+    gone = out / f".{GROUPS_FOLDER}"
+    remove(gone)  # of a gathering that was killed before its last line
     if groups is None:
         return False
     finished = [i for i, runs in enumerate(groups) if runs and is_done(out, i)]
-    records = {record["run_id"]: record for record in read_json_lines(out / RESULTS_FILE)}
-    before = list(records.items())
-    for i in finished:
-        folder = folder_of(out, i)
-        for run in groups[i]:
-            if (folder / run.run_id).exists():
-                remove(out / run.run_id)
-                rename_folder(folder / run.run_id, out / run.run_id)
-        records |= {record["run_id"]: record for record in read_json_lines(folder / RESULTS_FILE)}
-    # One process writes a record when a run ends: the shorter first, then in the study's order.
-    batch_size = request.stream.batch_size
-    ordered = sorted(request.runs, key=lambda run: run.n_steps(batch_size))
-    records = {run.run_id: records[run.run_id] for run in ordered if run.run_id in records}
-    if list(records.items()) != before:
-        write_atomically(out / RESULTS_FILE, "".join(json.dumps(record) + "\n" for record in records.values()))
+    _gather_results(request, [(groups[i], folder_of(out, i)) for i in finished])
     if len(finished) < sum(map(bool, groups)):
         return False
     with (out / LOG_FILE).open("a") as log:
@@ -219,44 +217,58 @@ def _gather(request: StudyRequest, groups: Groups | None) -> bool:
     return True
 
 
-def train_and_gather(request: StudyRequest, index: int, n: int, **settings: Any) -> bool:
-    """Trains one group of `n`, then gathers what is finished; returns whether the report is this task's to draw.
+def _gather_results(request: StudyRequest, finished: Sequence[tuple[list[RunConfig], Path]]) -> None:
+    """Move the folders of these groups' runs into the study's folder, and their lines into its results."""
+    out = request.out
+    records = {record["run_id"]: record for record in read_results(out)}
+    before = list(records.items())
+    for runs, folder in finished:
+        for run in runs:
+            if (folder / run.run_id).exists():
+                remove(out / run.run_id)
+                rename_folder(folder / run.run_id, out / run.run_id)
+        records |= {record["run_id"]: record for record in read_results(folder)}
+    # One process writes a record when a run ends: the shorter run first, and of equals in the study's order.
+    batch_size = request.stream.batch_size
+    ordered = sorted(request.runs, key=lambda run: run.n_steps(batch_size))
+    records = {run.run_id: records[run.run_id] for run in ordered if run.run_id in records}
+    if list(records.items()) != before:
+        write_results(out, list(records.values()))
+
+
+def train_and_gather(request: StudyRequest, index: int, n: int) -> bool:
+    """Train one group of `n`, gather what is finished, and return whether this task is the one to draw the report.
 
     It is if this task gathered the last group, or found all gathered when it came: whoever did that may have died
     before the report. Of tasks that end at once, only one draws.
 
     Args:
-        request, index: as `train_group` has them.
+        request: the study.
+        index: number of the group that this task trains.
         n: number of groups, if the study is not in groups yet.
-        settings: as `train_group` has them.
     """
     groups = begin(request, n, index)
-    train_group(request, index, groups[index], **settings)
+    train_group(replace(request, runs=groups[index]), index)
     return gather(request) or not any(groups)
 
 
-def check_finished(request: StudyRequest) -> None:
-    """Raises SweepFailedError if no run of a study has been finished."""
-    if not done_of(request.runs, request.out):
-        raise SweepFailedError(f"every run failed; the first: {next(iter(failures(request.out).values()))}")
-
-
-def prepare_group(request: StudyRequest, engine: Engine, **settings: Any) -> Callable[[], bool]:
-    """Trains one group of a study, then gathers what is finished; the work says whether the report is to be drawn.
+def prepare_group(request: StudyRequest, engine: Engine) -> Callable[[], bool]:
+    """Check that one group of a study can be trained; return the work, which returns whether to draw the report.
 
     Raises:
         ValueError: the study cannot be trained so.
     """
-    index, n = engine.place
+    index, n = engine.group_and_count()
     check_groups(request)
-    if len(begun(request) or range(n)) != n:
-        raise ValueError(f"group {engine.group!r}: this study was dealt into {len(begun(request) or [])} groups")
+    groups = dealt_groups(request)
+    if groups is not None and len(groups) != n:
+        raise ValueError(f"group {engine.group!r}: this study was dealt into {len(groups)} groups")
     make_folder(request.out)
 
     def work() -> bool:
-        if not train_and_gather(request, index, n, progress=True, **settings):
+        if not train_and_gather(request, index, n):
             return False
-        check_finished(request)
+        check_any_finished([request])
         return True
 
     return work

@@ -1,9 +1,8 @@
-"""A sweep on a Ray cluster: each group of runs is a task, placed where it fits, retried when its worker dies."""
+"""A sweep on a Ray cluster: each group of runs is a task, placed where it fits, and retried when its worker dies."""
 
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,40 +14,31 @@ from prolu.runtime.files import owned
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
 from prolu.studies.folder import GROUPS_FOLDER, make_folder
-from prolu.studies.groups.dealing import (
-    begin,
-    begun,
-    check_finished,
-    check_groups,
-    deal,
-    gather,
-    is_done,
-    left,
-    memory_of,
-    n_groups,
-)
+from prolu.studies.groups.dealing import begin, check_groups, deal, dealt_groups, gather, is_done, memory_of, n_groups
 from prolu.studies.groups.engine import Engine
-from prolu.studies.groups.worker import SECONDS_BETWEEN_LOOKS, Board, GroupTask, StoppedError, portable, work_on
+from prolu.studies.groups.worker import SECONDS_BETWEEN_LOOKS, GroupTask, ProgressBoard, StoppedError, portable, work_on
 from prolu.studies.request import StudyRequest
-from prolu.studies.sweep import SweepFailedError
+from prolu.studies.sweep import SweepFailedError, check_any_finished
+from prolu.training.config import RunConfig
+
+logger = logging.getLogger(__name__)
 
 RETRIES = 20
-"""Of one group, after its worker died; each goes on from the last checkpoint."""
+"""How often a group is tried again after its worker died; each time it resumes from the last checkpoint."""
 
 SECONDS_TO_ANSWER = 10.0
-"""For a cluster at an address."""
+"""How long a cluster at an address may take to accept a connection."""
 
 
-def prepare_cluster(
-    request: StudyRequest, source: Source, n_tokens: int, engine: Engine, **settings: Any
-) -> Callable[[], bool]:
-    """Trains a study in groups on a cluster, and gathers them; the work says that it is all there.
+def prepare_cluster(request: StudyRequest, source: Source, engine: Engine) -> Callable[[], bool]:
+    """Check that a study can be trained in groups on a cluster; return the work, which trains and gathers them.
 
     Raises:
         ValueError: the study cannot be trained so, no cluster answers, or none of its nodes can hold a group.
     """
     check_groups(request)
-    todo, there = left(request), begun(request)
+    todo = request.unfinished
+    there = dealt_groups(request)
     if not todo and not there:
         return lambda: gather(request) or True  # a gathering that was killed may have left something to remove
     connect(engine, source.threads)
@@ -60,32 +50,39 @@ def prepare_cluster(
 
     def work() -> bool:
         groups = begin(request, n)
-        tasks = [
-            GroupTask(
-                portable(source), n_tokens, request.stream.batch_size, request.stream.describe(), request.out.resolve(),
-                request.eval_tokens, i, runs, settings,
-            )
-            for i, runs in enumerate(groups) if runs and not is_done(request.out, i)
-        ]  # fmt: skip
+        unfinished = [(i, runs) for i, runs in enumerate(groups) if runs and not is_done(request.out, i)]
+        tasks = [_task(request, source, i, runs) for i, runs in unfinished]
         if tasks:
             with owned(request.out / GROUPS_FOLDER, ".driver"):
                 _train(request, tasks, wanted)
         ray.shutdown()  # the report needs none of it
         gather(request)
-        check_finished(request)
+        check_any_finished([request])
         return True
 
     return work
 
 
+def _task(request: StudyRequest, source: Source, number: int, runs: list[RunConfig]) -> GroupTask:
+    return GroupTask(
+        source=portable(source),
+        batch_size=request.stream.batch_size,
+        stream=request.stream.describe(),
+        out=request.out.resolve(),
+        settings=request.settings,
+        number=number,
+        runs=runs,
+    )
+
+
 def connect(engine: Engine, threads: int) -> None:
-    """Joins the cluster, or starts one here.
+    """Join the cluster, or start one on this machine.
 
     Raises:
-        ValueError: none answers at this address.
+        ValueError: no cluster answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns that this will be the default
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # without it Ray warns of a coming default
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if not engine.address:
         sizes = {"num_cpus": engine.workers * threads, "object_store_memory": 10**8}
@@ -102,18 +99,18 @@ def connect(engine: Engine, threads: int) -> None:
 
 
 def nodes() -> list[dict[str, float]]:
-    """What each machine of the cluster has."""
+    """Return the resources of each machine of the cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def room(workers: int) -> float:
-    """Bytes that a group may take so that as many as workers have room at once, and each on a machine."""
+    """Return the largest memory per group at which `workers` groups fit in the cluster and each fits on one machine."""
     found = [node.get("memory", 0.0) for node in nodes()]
     return min(max(found), sum(found) / workers)
 
 
 def check_fits(wanted: dict[str, float]) -> None:
-    """Raises ValueError if no machine of the cluster has as much."""
+    """Raise ValueError if no machine of the cluster has all that a group needs."""
     found = nodes()
     if not any(all(node.get(name, 0.0) >= amount for name, amount in wanted.items()) for node in found):
         most = {name: max(node.get(name, 0.0) for node in found) for name in wanted}
@@ -129,21 +126,24 @@ def _in_words(resources: dict[str, float]) -> str:
 
 
 def _train(request: StudyRequest, tasks: Sequence[GroupTask], wanted: dict[str, float]) -> None:
-    """Has all groups trained; each is gathered when it is finished.
+    """Have all groups trained; each is gathered when it is finished.
 
     Raises:
         SweepFailedError: a group could not be trained; the others were.
         KeyboardInterrupt: asked to stop; the groups have checkpoints.
     """
-    board = ray.remote(Board).options(num_cpus=0).remote()
-    remote = ray.remote(max_calls=1)(work_on)  # a process a group: nothing of it stays
+    board = ray.remote(ProgressBoard).options(num_cpus=0).remote()
+    remote = ray.remote(max_calls=1)(
+        work_on
+    )  # a new process for every group, so that nothing of one stays for the next
     settings = {"num_cpus": wanted["CPU"], "num_gpus": wanted["GPU"], "max_retries": RETRIES}
     settings |= {"retry_exceptions": [StoppedError]}
     waiting = {}
     for task in tasks:
         own = {"memory": memory_of(request, task.runs), "name": f"group {task.number}"}
         waiting[remote.options(**own, **settings).remote(task, board)] = task
-    problems, asked = [], False
+    problems = []
+    asked_to_stop = False
     total = sum(task.sae_tokens(task.length) for task in tasks)
     with Interrupt() as interrupt, Meter("training", total, unit="SAE-tokens") as meter:
         shown = Shown(meter, tasks)
@@ -155,8 +155,8 @@ def _train(request: StudyRequest, tasks: Sequence[GroupTask], wanted: dict[str, 
                     problems.append(f"{waiting[ref]}: {problem}")
                 del waiting[ref]
                 gather(request)
-            if interrupt.requested and not asked:
-                asked = True
+            if interrupt.requested and not asked_to_stop:
+                asked_to_stop = True
                 for ref in waiting:
                     ray.cancel(ref)
         shown.look(board)
@@ -167,7 +167,7 @@ def _train(request: StudyRequest, tasks: Sequence[GroupTask], wanted: dict[str, 
 
 
 def _problem_of(ref: Any) -> str | None:
-    """Why a task failed, in a sentence; None if it did not."""
+    """Return why a task failed, in a sentence, or None if it did not fail."""
     try:
         ray.get(ref)
     except (TaskCancelledError, StoppedError):
@@ -175,7 +175,7 @@ def _problem_of(ref: Any) -> str | None:
     except RayTaskError as problem:
         cause = problem.cause
         if not isinstance(cause, OSError | ValueError | FloatingPointError):
-            print(problem, file=sys.stderr)  # ours: with its traceback
+            logger.error(str(problem))  # our own mistake: Ray's text has the traceback
         return str(cause) or type(cause).__name__
     except RayError as problem:
         return f"its worker died more than {RETRIES} times ({str(problem).strip().splitlines()[0]})"
@@ -183,25 +183,27 @@ def _problem_of(ref: Any) -> str | None:
 
 
 class Shown:
-    """The driver's view of the board: one meter for all groups."""
+    """Shows what the board holds: one meter for all groups, and the sentences of all workers."""
 
     def __init__(self, meter: Meter, tasks: Sequence[GroupTask]):
-        self._meter, self._tasks = meter, {task.number: task for task in tasks}
+        self._meter = meter
+        self._tasks = {task.number: task for task in tasks}
         self._done: dict[int, int] = {}
 
     def look(self, board: Any) -> None:
-        """Brings it up to date."""
+        """Read the board and bring the meter up to date."""
         try:
             positions, sentences = ray.get(board.read.remote(), timeout=10 * SECONDS_BETWEEN_LOOKS)
         except RayError:
-            return  # progress is all that is lost with it
+            return  # the board has died: only the display of progress is lost with it
         for sentence in sentences:
-            print(f"prolu: {sentence}", file=sys.stderr, flush=True)
+            logger.warning(sentence)
         for index, (start, position) in positions.items():
-            before, now = (self._tasks[index].sae_tokens(n) for n in (start, position))
+            before = self._tasks[index].sae_tokens(start)
+            now = self._tasks[index].sae_tokens(position)
             if index not in self._done:
                 self._meter.forget(before)
                 self._done[index] = before
-            if now > self._done[index]:  # a group that goes on from a checkpoint makes some steps twice
+            if now > self._done[index]:  # a group that resumes from a checkpoint repeats some steps
                 self._meter.advance(now - self._done[index])
                 self._done[index] = now

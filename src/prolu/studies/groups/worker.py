@@ -1,7 +1,7 @@
-"""What a worker elsewhere is told of a group, does, and says; any cluster's, for none is imported here."""
+"""The task that a worker receives, runs and reports on. No cluster library is imported here."""
 
+import logging
 import time
-from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,39 +11,38 @@ import torch
 from prolu.activations.source import Source, open_streams
 from prolu.runtime.files import patiently
 from prolu.runtime.progress import listeners
-from prolu.studies.folder import MOVABLE
+from prolu.studies.folder import PATH_FIELDS
 from prolu.studies.groups.dealing import PATIENCE, train_group
 from prolu.studies.request import StudyRequest
+from prolu.studies.settings import SweepSettings
 from prolu.training.config import RunConfig
 
 SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class StoppedError(Exception):
-    """A worker got a signal, as on a node that is taken away: its group has a checkpoint, and is tried again."""
+    """A worker got a signal, as on a node that is taken away. Its group has a checkpoint, and is tried again."""
 
 
 class GroupTask(NamedTuple):
-    """One group, as a worker on another machine can be told of it."""
+    """One group, in a form that can be sent to a worker on another machine."""
 
     source: Source
-    n_tokens: int
     batch_size: int
     stream: dict[str, Any]
-    """What the worker's stream must be."""
+    """The description that the worker's stream must have."""
     out: Path
-    eval_tokens: int
+    settings: SweepSettings
     number: int
     runs: list[RunConfig]
-    settings: dict[str, Any]
 
     def sae_tokens(self, position: int) -> int:
-        """Tokens that its runs have seen when so many have gone by, each run's counted."""
+        """Return the SAE-tokens trained once the stream has advanced by `position` tokens (runs may end earlier)."""
         return sum(min(run.n_steps(self.batch_size) * self.batch_size, position) for run in self.runs)
 
     @property
     def length(self) -> int:
-        """Tokens of its longest run."""
+        """The number of training tokens of the longest run."""
         return max(run.n_steps(self.batch_size) for run in self.runs) * self.batch_size
 
     def __str__(self) -> str:
@@ -51,86 +50,95 @@ class GroupTask(NamedTuple):
 
 
 def portable(source: Source) -> Source:
-    """The same with absolute paths, and its text, if it has been written as token blocks, as it is there."""
+    """Return the source with absolute paths, and with token blocks that are written already in place of their text.
+
+    A worker on another machine of the cluster, which sees the same disk, can open it.
+    """
     data = _absolute(source.data) if source.tokens is None else str(source.tokens.resolve())
-    return replace(
-        source, lm=_absolute(source.lm), data=data, tokens=None, store=source.store and source.store.resolve()
-    )
+    store = None if source.store is None else source.store.resolve()
+    return replace(source, lm=_absolute(source.lm), data=data, tokens=None, store=store)
 
 
 def _absolute(name: str) -> str:
-    """Of a file or folder that is there; other names stay."""
+    """Return the absolute path of a file or folder that is there; any other name (of the hub) stays as it is."""
     path = Path(name).expanduser()
     return str(path.resolve()) if name != "builtin" and path.exists() else name
 
 
-class Board:
-    """Where workers say how far they are; an actor, and the one place where the driver looks."""
+class ProgressBoard:
+    """Where workers write how far they are and what the user should know. It runs as an actor; the driver reads it."""
 
     def __init__(self):
         self._positions: dict[int, tuple[int, int]] = {}
         self._sentences: list[str] = []
 
     def tell(self, index: int, start: int, position: int) -> None:
-        """A group that went on from token `start` is at `position`."""
+        """Note that a group, which began or resumed at token `start`, is at token `position`."""
         self._positions[index] = start, position
 
     def say(self, sentence: str) -> None:
-        """Something for the user."""
+        """Note a sentence for the user."""
         self._sentences.append(sentence)
 
     def read(self) -> tuple[dict[int, tuple[int, int]], list[str]]:
-        """Positions of all groups, and what was said since the last time."""
-        said, self._sentences = self._sentences, []
-        return self._positions, said
+        """Return the positions of all groups, and the sentences since the last call."""
+        sentences = self._sentences
+        self._sentences = []
+        return self._positions, sentences
 
 
-class Voice:
-    """A worker's progress and its sentences on stderr, told to the board; whatever else is written there is dropped."""
+class WorkerVoice(logging.Handler):
+    """Sends a worker's progress and its log messages to the board."""
 
     def __init__(self, task: GroupTask, board: Any):
-        self._task, self._board, self._last = task, board, 0.0
+        super().__init__()
+        self._task = task
+        self._board = board
+        self._last = 0.0
         self._sentences: list[str] = []
 
     def hear(self, what: str, done: int, total: int) -> None:
-        """Of a meter."""
+        """Take the progress of a meter, and send it on now and then."""
         now = time.monotonic()
         if what == "training" and (done == total or now - self._last > SECONDS_BETWEEN_LOOKS):
-            self._last, length = now, self._task.length
-            self._board.tell.remote(self._task.number, length - total, length - total + done)
+            self._last = now
+            start = self._task.length - total
+            self._board.tell.remote(self._task.number, start, start + done)
             self.pass_on()
 
-    def write(self, text: str) -> int:
-        """As a file has it. Nothing is told yet: this may be a signal's handler, in the midst of telling."""
-        if text.startswith("prolu: "):
-            self._sentences.append(f"group {self._task.number}: {text.removeprefix('prolu: ').strip()}")
-        return len(text)
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message until `pass_on`: a signal may have come in the midst of a call to the board."""
+        self._sentences.append(f"group {self._task.number}: {record.getMessage()}")
 
     def pass_on(self) -> None:
-        """Tells what was written."""
+        """Send the messages that were kept."""
         while self._sentences:
             self._board.say.remote(self._sentences.pop(0))
 
-    def flush(self) -> None:
-        """As a file has it."""
-
 
 def work_on(task: GroupTask, board: Any) -> None:
-    """What a worker does."""
-    voice = Voice(task, board)
+    """Train one group: what a worker does.
+
+    Raises:
+        StoppedError: a signal came; a checkpoint is written.
+        ValueError: the model or the text on this node are not those of the sweep.
+    """
+    voice = WorkerVoice(task, board)
+    messages = logging.getLogger("prolu")
     torch.set_num_threads(task.source.threads)
+    messages.addHandler(voice)
     listeners.append(voice.hear)
     try:
-        with redirect_stderr(voice):  # pyright: ignore[reportArgumentType]
-            (stream,) = open_streams(task.source, task.n_tokens, task.batch_size)
-            for name, value in stream.describe().items():
-                if name not in MOVABLE and value != task.stream[name]:
-                    raise ValueError(f"{name} is {task.stream[name]!r} where the sweep began, {value!r} on this node")
-            request = StudyRequest(task.runs, stream, task.out, task.eval_tokens)
-            # Its worker before this one may still be dying.
-            patiently(lambda: train_group(request, task.number, task.runs, progress=False, **task.settings), PATIENCE)
+        (stream,) = open_streams(task.source, task.stream["max_train_tokens"], task.batch_size)
+        for name, value in stream.describe().items():
+            if name not in PATH_FIELDS and value != task.stream[name]:
+                raise ValueError(f"{name} is {task.stream[name]!r} where the sweep began, {value!r} on this node")
+        request = StudyRequest(task.runs, stream, task.out, task.settings, progress=False)
+        # The worker that had this group before may still be dying.
+        patiently(lambda: train_group(request, task.number), PATIENCE)
     except KeyboardInterrupt:
         raise StoppedError from None
     finally:
         listeners.remove(voice.hear)
+        messages.removeHandler(voice)
         voice.pass_on()

@@ -1,0 +1,78 @@
+"""Options of a dataclass shown in two groups: those that matter first, then all others."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, field, fields, make_dataclass
+from typing import Annotated, Any
+
+import tyro
+
+ALIASES: Mapping[str, str] = {
+    "--model": "--lm",
+    "--model-name": "--lm",
+    "--hook-name": "--hook",
+    "--dataset": "--data",
+    "--dataset-path": "--data",
+    "--l1-coefficient": "--coeff",
+    "--l1-penalty": "--coeff",
+    "--k": "--target-l0",
+    "--dict-size": "--d-sae",
+    "--num-latents": "--d-sae",
+    "--training-tokens": "--n-tokens",
+    "--learning-rate": "--lr",
+}
+"""What SAELens, dictionary_learning and sparsify call a flag of `prolu train`, and our own name for it."""
+
+
+def without_aliases(args: Sequence[str]) -> list[str]:
+    """Return the arguments with our own names for flags that have another name elsewhere."""
+    own = []
+    for word in args:
+        flag, equals, value = word.partition("=")
+        # Flags may be written with underscores, as Python has them.
+        own.append(ALIASES.get(flag.replace("_", "-"), flag) + equals + value)
+    return own
+
+
+def option_group(name: str, described: str, owners: Mapping[type, Sequence[str]]) -> Any:
+    """Return a dataclass with some fields of other dataclasses, each with its type, default and help text.
+
+    Args:
+        name: of the new class.
+        described: what the help says above the group.
+        owners: for each dataclass, the names of the fields to take.
+    """
+    made = []
+    for owner, names in owners.items():
+        by_name = {f.name: f for f in fields(owner)}
+        helps = field_helps(owner)
+        for field_name in names:
+            known = by_name[field_name]
+            argument = tyro.conf.arg(help=helps[field_name])
+            default = field(default=known.default)
+            if known.default_factory is not MISSING:
+                default = field(default_factory=known.default_factory)
+            made.append((field_name, Annotated[known.type, argument], default))
+    return make_dataclass(name, made, namespace={"__doc__": described}, frozen=True, kw_only=True)
+
+
+def field_helps(owner: type) -> dict[str, str]:
+    """Return the docstrings below the fields of a dataclass and of the dataclasses that it inherits from."""
+    helps: dict[str, str] = {}
+    for cls in reversed(owner.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, below in zip(body.body, body.body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                match below:
+                    case ast.Expr(value=ast.Constant(value=str(text))):
+                        helps[statement.target.id] = " ".join(text.split())
+    return helps
+
+
+def values_of(owner: type, *groups: Any) -> dict[str, Any]:
+    """Return the values of a dataclass's fields, from the option groups that hold them."""
+    names = {f.name for f in fields(owner)}
+    return {f.name: getattr(group, f.name) for group in groups for f in fields(group) if f.name in names}

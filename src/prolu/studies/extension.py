@@ -1,0 +1,120 @@
+"""Whether a request fits what its folder holds: the very same study, or a shorter one that it extends."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from prolu.sae.autoencoder import CONFIG_FILE
+from prolu.studies.checkpoints import CHECKPOINTS_FOLDER
+from prolu.studies.folder import FINAL_FOLDER, PATH_FIELDS, holds_study, read_study
+from prolu.training.config import RunConfig
+
+LENGTH_FIELDS = {f.name for f in fields(RunConfig) if f.name.endswith(("_fraction", "_fractions"))} | {"n_tokens"}
+"""Fields of a run that may change when it is extended, as long as every step that it has made stays what it was."""
+
+
+def check_folder(out: Path, study: Mapping[str, Any], batch_size: int) -> None:
+    """Raise ValueError unless `out` can be created, or holds this very study, or a shorter one that it extends."""
+    if not holds_study(out):
+        return
+    held = read_study(out)
+    asked = json.loads(json.dumps(study))  # as it would be read back: tuples become lists
+    if len(held["runs"]) == len(asked["runs"]):
+        for number, (old, new) in enumerate(zip(held["runs"], asked["runs"], strict=True)):
+            if not _differ_in_length(old, new):
+                continue
+            refusal = extension_refusal(out, _as_config(old), _as_config(new), batch_size)
+            if refusal is not None:
+                name = next(name for name in sorted(LENGTH_FIELDS) if old.get(name) != new.get(name))
+                raise _another_study(
+                    out, f"runs.{number}.{name}", old.get(name), new.get(name), f"the run cannot be extended: {refusal}"
+                )
+            asked["runs"][number] = old
+    flat_held = _flat(held)
+    flat_asked = _flat(asked)
+    for name in sorted(flat_held.keys() | flat_asked.keys()):
+        if flat_held.get(name) != flat_asked.get(name) and not _may_differ(name):
+            raise _another_study(out, name, flat_held.get(name), flat_asked.get(name), "choose another folder")
+
+
+def _differ_in_length(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)} - {"init_from"}
+    return bool(changed) and changed <= LENGTH_FIELDS
+
+
+def _may_differ(name: str) -> bool:
+    """Return whether a field may differ: versions are only recorded, and another path may lead to the same data."""
+    return (
+        name.startswith("versions")
+        or name in [f"stream.{field}" for field in PATH_FIELDS]
+        or name.endswith(".init_from")
+    )
+
+
+def _another_study(out: Path, name: str, there: Any, here: Any, reason: str) -> ValueError:
+    return ValueError(f"out {str(out)!r} holds another study: {name} is {there!r} there, {here!r} here; {reason}")
+
+
+def extension_refusal(  # noqa: PLR0911
+    out: Path, old: RunConfig, new: RunConfig, batch_size: int
+) -> str | None:
+    """Return why a run cannot be extended to more tokens, or None if it can.
+
+    It can if it then ends with the bits that the longer run would have had from the start: so every step that it has
+    made must have had the same learning rate, coefficient and resampling.
+    """
+    if new.n_tokens < old.n_tokens:
+        return "it would be shorter"
+    made = old.n_steps(batch_size)
+    before = old.schedule(batch_size)
+    after = new.schedule(batch_size)
+    for step in range(made):
+        if before.factor(step) != after.factor(step):
+            return (
+                f"its learning rate at step {step} was {before.factor(step) * old.lr:.4g} and would have been "
+                f"{after.factor(step) * new.lr:.4g}; only a run whose rate had not begun to fall, and whose warm-up "
+                "stays as many steps, can be extended"
+            )
+    if old.steering(batch_size) != new.steering(batch_size) or _warmup_steps(old, batch_size) != _warmup_steps(
+        new, batch_size
+    ):
+        return "its penalty's coefficient would have been another"
+    if _resampling_within(old, made, batch_size) != _resampling_within(new, made, batch_size):
+        return "it would have been resampled, or its firings counted, at other steps"
+    if new.probe_steps(batch_size)[0] < made:
+        return f"its convergence could not be told; extend it to {made * batch_size * 5 // 4} tokens or more"
+    run_folder = out / old.run_id
+    keeps_state = any((run_folder / FINAL_FOLDER / CHECKPOINTS_FOLDER).glob("*"))
+    if (run_folder / CONFIG_FILE).exists() and not keeps_state:
+        return "it was finished without keeping its state (keep_state)"
+    return None
+
+
+def _warmup_steps(run: RunConfig, batch_size: int) -> int:
+    return round(run.coeff_warmup_fraction * run.n_steps(batch_size))
+
+
+def _resampling_within(run: RunConfig, n_steps: int, batch_size: int) -> tuple[list[int], list[int]]:
+    """Return the steps among the first `n_steps` at which a run is resampled, and at which it begins to count."""
+    resampling = run.resampling(batch_size)
+    resampled = [step for step in resampling.steps if step < n_steps]
+    counting = [step for step in range(n_steps) if resampling.restarts_count(step)]
+    return resampled, counting
+
+
+def _as_config(values: Mapping[str, Any]) -> RunConfig:
+    """Return the RunConfig whose fields JSON gave back, tuples as lists."""
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return RunConfig(**settings)
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Return nested dicts and lists as one dict of dotted names, `runs.3.coeff` for example."""
+    if not isinstance(value, dict | list):
+        return {name: value}
+    flat = {}
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+        flat |= _flat(part, f"{name}.{key}".strip("."))
+    return flat

@@ -1,0 +1,33 @@
+"""How a sweep scores and saves its runs: one typed value from the command line down to the loop."""
+
+from dataclasses import dataclass
+
+from prolu.studies.trackers import TrackerName
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """How a sweep scores and saves its runs. Only `eval_tokens` decides a number."""
+
+    eval_tokens: int = 32_768
+    """Held-out tokens on which every finished SAE is scored."""
+    checkpoint_minutes: float | None = None
+    """Minutes between two checkpoints. By default a minute or more, so that writing them takes less than 3% of the
+    time."""
+    keep_state: bool = False
+    """Keep the Adam moments of finished runs (twice the size of their weights), so that the runs can be extended to
+    more tokens."""
+    tracker: tuple[TrackerName, ...] = ()
+    """Also send training curves to these trackers; they need pip install 'prolu[wandb]' or 'prolu[tensorboard]'."""
+
+    @property
+    def checkpoint_seconds(self) -> float | None:
+        """The seconds between two checkpoints; None leaves the interval to the time that writing one takes."""
+        return None if self.checkpoint_minutes is None else 60 * self.checkpoint_minutes
+
+    def check(self) -> None:
+        """Raise ValueError if a field has no meaning."""
+        if self.eval_tokens < 1:
+            raise ValueError(f"eval_tokens {self.eval_tokens}: must be at least 1")
+        if self.checkpoint_minutes is not None and self.checkpoint_minutes < 0:
+            raise ValueError(f"checkpoint_minutes {self.checkpoint_minutes}: must be 0 or more")
