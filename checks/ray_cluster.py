@@ -193,7 +193,9 @@ def main() -> int:
         send(process.pid, number)
         said = process.communicate(timeout=300)[1]
         kept = len(list(folder.glob(f"{out}/groups/*/checkpoints/step-*")))
-        stopped = process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
+        stopped = (
+            process.returncode == 130 and "run the same command again to resume" in said and "Traceback" not in said
+        )
         code, again = sweeps.run(out, *ray_engine)
         same = stopped and code == 0 and sweeps.trained(out) == wanted
         checks.note(

@@ -212,7 +212,7 @@ def test_a_signal_saves_and_exits_130(tiny_lm_folder, stories_file, tmp_path, nu
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "saving a checkpoint" in said
-    assert "the same command goes on" in said
+    assert "run the same command again to resume" in said
     assert "Traceback" not in said
     assert read_checkpoint(tmp_path / "a").step > 0
 

@@ -242,7 +242,7 @@ def test_kept_states_are_gathered_and_extended_locally_only(tiny_stream, tmp_pat
     assert in_groups(tiny_stream, tmp_path / "a", 2, runs(2560), keep_state=True)
     local(tiny_stream, tmp_path / "b", runs(2560), keep_state=True)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    with pytest.raises(ValueError, match=r"n_tokens 5120: run .* has been finished at 2560; it is extended with"):
+    with pytest.raises(ValueError, match=r"n_tokens 5120: run .* has been finished at 2560; it can be extended with"):
         begin(asked(tiny_stream, tmp_path / "a", runs(5120)), 2)
     for name in "ab":
         local(tiny_stream, tmp_path / name, runs(5120), keep_state=True)
@@ -257,7 +257,7 @@ def test_what_one_process_began_it_must_finish(wanted, tiny_stream, tmp_path, mo
     before = contents(tmp_path / "a")
     with pytest.raises(ValueError, match="one process began it and left a checkpoint; resume it with --engine local"):
         check_groups(asked(tiny_stream, tmp_path / "a"))
-    with pytest.raises(ValueError, match="go on with --engine local"):
+    with pytest.raises(ValueError, match="resume it with --engine local"):
         begin(asked(tiny_stream, tmp_path / "a"), 2)
     assert contents(tmp_path / "a") == before
     local(tiny_stream, tmp_path / "a")
