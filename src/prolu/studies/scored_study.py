@@ -18,7 +18,7 @@ from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.held_out import HeldOut, Scores
 from prolu.runtime.files import read_json_lines, write_atomically
 from prolu.sae.autoencoder import SAE, WEIGHTS_FILE
-from prolu.studies.folder import MOVABLE, RESULTS_FILE, holds_study, read_study, versions, write_study
+from prolu.studies.folder import PATH_FIELDS, RESULTS_FILE, holds_study, read_study, versions, write_study
 from prolu.training.config import RunConfig
 
 
@@ -127,4 +127,4 @@ def settings(saved: SavedSAE) -> dict[str, Any]:
 
 def _without_paths(stream: Any) -> Any:
     """Return the description of a stream without its paths: a model or a text may be moved, but not changed."""
-    return {k: v for k, v in stream.items() if k not in MOVABLE} if isinstance(stream, dict) else stream
+    return {k: v for k, v in stream.items() if k not in PATH_FIELDS} if isinstance(stream, dict) else stream
