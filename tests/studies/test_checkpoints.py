@@ -75,18 +75,18 @@ def tear(file):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_falls_back_on_the_one_before(wanted, tiny_stream, tmp_path, monkeypatch, capsys, damage):
+def test_a_damaged_checkpoint_falls_back_on_the_one_before(wanted, tiny_stream, tmp_path, monkeypatch, caplog, damage):
     with monkeypatch.context() as patch:
         stop_at(9, patch)
         with pytest.raises(KeyError):
             sweep(tiny_stream, tmp_path / "a")
     DAMAGES[damage](tmp_path / "a" / "checkpoints" / "step-000000000009")
     sweep(tiny_stream, tmp_path / "a", seconds=1e9)
-    assert re.search("step-000000000009 is damaged .* the one before is used", capsys.readouterr().err)
+    assert re.search("step-000000000009 is damaged .* the one before is used", caplog.text)
     assert contents(tmp_path / "a") == wanted
 
 
-def test_if_all_are_damaged_it_starts_anew_and_says_so(wanted, tiny_stream, tmp_path, monkeypatch, capsys):
+def test_if_all_are_damaged_it_starts_anew_and_says_so(wanted, tiny_stream, tmp_path, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         stop_at(9, patch)
         with pytest.raises(KeyError):
@@ -94,11 +94,11 @@ def test_if_all_are_damaged_it_starts_anew_and_says_so(wanted, tiny_stream, tmp_
     for place in (tmp_path / "a" / "checkpoints").iterdir():
         tear(place / "checkpoint.json")
     sweep(tiny_stream, tmp_path / "a")
-    assert capsys.readouterr().err.count("training starts anew") == 2
+    assert caplog.text.count("training starts anew") == 2
     assert contents(tmp_path / "a") == wanted
 
 
-def test_a_full_disk_costs_a_checkpoint_and_nothing_else(wanted, tiny_stream, tmp_path, capsys):
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(wanted, tiny_stream, tmp_path, caplog):
     def full(name, path):
         if name == "write" and "checkpoints" in path.parts:
             raise OSError(28, "No space left on device")
@@ -108,7 +108,7 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(wanted, tiny_stream, tm
         sweep(tiny_stream, tmp_path / "a")
     finally:
         before_operation.remove(full)
-    assert "no checkpoint at step 1 (No space left on device); training goes on" in capsys.readouterr().err
+    assert "no checkpoint at step 1 (No space left on device); training goes on" in caplog.text
     assert contents(tmp_path / "a") == wanted
 
 
@@ -144,12 +144,12 @@ def test_a_disk_that_takes_no_more_fails_in_a_sentence_and_loses_nothing(tiny_lm
     assert main(["train", *map(str, flags)]) == 0
 
 
-def test_a_run_that_fails_is_stopped_and_the_others_do_not_notice(wanted, tiny_stream, tmp_path, capsys):
+def test_a_run_that_fails_is_stopped_and_the_others_do_not_notice(wanted, tiny_stream, tmp_path, caplog):
     broken = RunConfig(d_sae=40, n_tokens=2560, coeff=0.03, lr=1e30, nonlinearity="prolu_ste", step="sparse")
     results = sweep(tiny_stream, tmp_path / "a", [*RUNS, broken])
     assert list(results.failures) == [broken.run_id]
     assert "not finite" in results.failures[broken.run_id]
-    assert "the other runs go on" in capsys.readouterr().err
+    assert "the other runs go on" in caplog.text
     found = contents(tmp_path / "a")
     for name in wanted:
         if name.endswith((".safetensors", "metrics.jsonl", "results.jsonl")):
@@ -351,7 +351,7 @@ def test_a_run_whose_schedule_permits_is_extended_to_the_same_bits(tiny_stream, 
     for changed, words in (
         (runs(2560), "it would be shorter"),
         (grid(RunConfig(n_tokens=10240, **LENGTHS), coeff=[0.02, 0.05]), "learning rate at step 0 was"),
-        (runs(5760), "go on to 6400 tokens or more"),
+        (runs(5760), "extend it to 6400 tokens or more"),
         (runs(10240, resample_fractions=(0.6,), resample_count_fraction=0.3), "it would have been resampled"),
         (runs(10240)[:1], "holds another study"),
     ):
