@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
 
-from prolu.evaluation.comparison import verdicts as statistics
+from prolu.evaluation.comparison import verdicts
 from prolu.evaluation.comparison.verdicts import Verdict, matched
 from prolu.evaluation.document_sums import DocumentSums
 
@@ -133,7 +133,7 @@ def intervals(study: SimulatedStudy, rng: np.random.Generator) -> dict[str, tupl
     """Return the three intervals for the log of the ratio."""
     # What `matched` computes its interval from is noted on the way, so that all three see the same resamples.
     seen: list = []
-    original = statistics.half_width
+    original = verdicts.half_width
 
     def noted(logs: Sequence[np.ndarray], resampled: Sequence[np.ndarray], n_documents: float) -> float:
         seen.extend((logs, resampled))

@@ -1,10 +1,10 @@
-"""One training step, every family side by side: interleaved in one process, against the physical floor.
+"""Time one training step of every kind, in turns in one process, against the least that the machine allows.
 
     python benchmarks/step.py --d-in 768 --d-sae 12288 --batch 4096 --l0 55 --json step.json
 
-The floor is the encoder matmul, at the chunking that the steps use, plus the 28 bytes that Adam must move per
-parameter (read parameter, gradient and both moments; write parameter and both moments) at the machine's measured
-triad bandwidth. Plain autograd is what one would write first: `loss.backward()` and `torch.optim.Adam`.
+That floor is the time of the encoder matmul, in the chunks that the steps use, plus the time to move the 28 bytes that
+Adam needs per parameter (read parameter, gradient and both moments; write parameter and both moments) at the machine's
+measured triad bandwidth. Plain autograd is what one would write first: `loss.backward()` and `torch.optim.Adam`.
 """
 
 import argparse
@@ -26,17 +26,20 @@ from prolu.sae.weights import Weights
 from prolu.training.steps import AdamConfig, Objective, Steps
 from prolu.training.steps.dense import ROWS_PER_CHUNK
 
-COEFF, LR = 1e-3, 1e-7
-"""So small a rate that L0 stays where it is put."""
+COEFF = 1e-3
+
+LR = 1e-7
+"""A learning rate so small that L0 stays what it is set to."""
 
 HEAP_REUSE = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_TOP_PAD_": "268435456"}
-"""Keeps freed memory in the process, which hides what an allocation costs; glibc reads it at the start."""
+"""Variables, read when a process starts, that make glibc keep freed memory, which hides what an allocation costs."""
 
 
 def sparse_problem(d_in: int, d_sae: int, batch: int, l0: float) -> tuple[Weights, torch.Tensor]:
-    """An SAE that knows the data's features, its ReLU biases set to the wanted L0, and a batch."""
+    """Return an SAE with the wanted L0 and a batch of data that is made of the SAE's own directions."""
     g = torch.Generator().manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=g), dim=1)
+    # Each token is a sum of 30 directions; some directions are common and most are rare, as with latents of real text.
     popularity = torch.arange(1, d_sae + 1).float().pow(-0.6)[torch.randperm(d_sae, generator=g)]
     which = torch.multinomial(popularity, batch * 30, replacement=True, generator=g).view(batch, 30)
     size = torch.exp(0.5 * torch.randn(batch, 30, 1, generator=g))
@@ -48,11 +51,13 @@ def sparse_problem(d_in: int, d_sae: int, batch: int, l0: float) -> tuple[Weight
     return Weights(features.clone(), features.clone(), torch.zeros(d_in), own), x
 
 
-def our_step(family: str, weights: Weights, x: torch.Tensor) -> Callable[[], None]:
-    """One update by one of our families."""
+def our_step(kind: str, weights: Weights, x: torch.Tensor) -> Callable[[], None]:
+    """Return a function that makes one update by a step of ours."""
     weights = weights.map(torch.clone)
-    first, second, n = weights.zeros_like(), weights.zeros_like(), 0
-    step = Steps(weights, len(x))[family]
+    first = weights.zeros_like()
+    second = weights.zeros_like()
+    n = 0
+    step = Steps(weights, len(x))[kind]
     objective = Objective(NONLINEARITIES["relu"], L1(), COEFF)
 
     def once() -> None:
@@ -64,7 +69,7 @@ def our_step(family: str, weights: Weights, x: torch.Tensor) -> Callable[[], Non
 
 
 def autograd_step(weights: Weights, x: torch.Tensor) -> Callable[[], None]:
-    """The same update as plain torch code, both weight matrices in their public shapes."""
+    """Return a function that makes the same update in plain torch, with the weight matrices in their public shapes."""
     parameters = [
         weights.encoder.T.clone(),
         weights.own["b_enc"].clone(),
@@ -79,7 +84,7 @@ def autograd_step(weights: Weights, x: torch.Tensor) -> Callable[[], None]:
         f = torch.relu((x - b_dec) @ W_enc + b_enc)
         x_hat = f @ W_dec + b_dec
         ((x_hat - x).square().mean() + COEFF * f.sum(-1).mean()).backward()
-        with torch.no_grad():
+        with torch.no_grad():  # decoder rows keep norm 1: the gradient along a row is dropped
             W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec  # pyright: ignore[reportOperatorIssue]
             adam.step()
             W_dec.div_(W_dec.norm(dim=1, keepdim=True))
@@ -88,7 +93,7 @@ def autograd_step(weights: Weights, x: torch.Tensor) -> Callable[[], None]:
 
 
 def encoder_matmul(weights: Weights, x: torch.Tensor) -> Callable[[], None]:
-    """The one matmul that nothing can avoid."""
+    """Return a function that makes the encoder matmul alone, which no step can avoid."""
     out = torch.empty(min(len(x), ROWS_PER_CHUNK), weights.d_sae)
 
     def once() -> None:
@@ -99,7 +104,7 @@ def encoder_matmul(weights: Weights, x: torch.Tensor) -> Callable[[], None]:
 
 
 def triad_bandwidth(n: int = 2**25) -> float:
-    """Bytes per second of a = b + s c on arrays far larger than the caches."""
+    """Measure the bytes per second of a = b + s c on arrays far larger than the caches."""
     a, b, c = (torch.rand(n) for _ in range(3))
     times = []
     for _ in range(7):
@@ -110,7 +115,7 @@ def triad_bandwidth(n: int = 2**25) -> float:
 
 
 def interleaved(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, all of them once a round, the first round not counted."""
+    """Return the median seconds of each variant. All are called once per round, and the first round is not counted."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds + 1):
         for name, once in variants.items():
@@ -122,14 +127,14 @@ def interleaved(variants: dict[str, Callable[[], None]], rounds: int) -> dict[st
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """Runs everything at one shape."""
+    """Time everything at one shape."""
     torch.set_num_threads(options.threads)
     weights, x = sparse_problem(options.d_in, options.d_sae, options.batch, options.l0)
     pre = (x - weights.b_dec) @ weights.encoder.T + weights.own["b_enc"]
     l0 = (pre > 0).sum().item() / len(x)
     del pre
-    families = {"sparse_numba": "sparse", "sparse_torch": "sparse_torch", "dense": "dense"}
-    variants = {name: our_step(family, weights, x) for name, family in families.items()}
+    kinds = {"sparse_numba": "sparse", "sparse_torch": "sparse_torch", "dense": "dense"}
+    variants = {name: our_step(kind, weights, x) for name, kind in kinds.items()}
     variants["autograd"] = autograd_step(weights, x)
     if options.variants:
         variants = {name: variants[name] for name in options.variants.split(",")}
@@ -144,20 +149,20 @@ def measure(options: argparse.Namespace) -> dict:
 
 
 def again(python: Path, extra: dict[str, str]) -> None:
-    """Runs this same command with another interpreter or environment, and ends with its exit code."""
+    """Run this same command with another interpreter or environment, and exit with its exit code."""
     sys.exit(subprocess.run([python, *sys.argv], env=os.environ | extra, check=False).returncode)
 
 
 def main() -> None:
-    """Parses, measures, prints a table, writes JSON."""
+    """Measure, print a table, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--d-in", type=int, default=768)
     parser.add_argument("--d-sae", type=int, default=12_288)
     parser.add_argument("--batch", type=int, default=4096, help="tokens per step")
-    parser.add_argument("--l0", type=float, default=55, help="latents on per token")
-    parser.add_argument("--rounds", type=int, default=9, help="times each step is timed")
+    parser.add_argument("--l0", type=float, default=55, help="active latents per token")
+    parser.add_argument("--rounds", type=int, default=9, help="how often each step is timed")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--variants", help="only these of our own, comma-separated: sparse_numba,dense,...")
+    parser.add_argument("--variants", help="only these of ours, separated by commas: sparse_numba,dense,...")
     parser.add_argument("--peers", action="store_true", help="also SAELens and dictionary_learning, in .venv-peers")
     parser.add_argument("--heap-reuse", action="store_true", help="let glibc keep freed memory")
     parser.add_argument("--json", type=Path, help="file to write")

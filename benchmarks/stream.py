@@ -1,9 +1,9 @@
-"""The activation stream against what bounds it: the bare model, the training step, the disk. JSON and a table.
+"""Time the activation stream against what limits it: the bare language model, the training step, and the disk.
 
-python benchmarks/stream.py --json benchmarks/stream.json
+    python benchmarks/stream.py --json benchmarks/stream.json
 
-A randomly initialised model of GPT-2 small's shape, at `blocks.6.hook_resid_pre`. Alternatives take turns in one
-process; figures are medians of rounds. The last line is a summary.
+The language model is randomly initialised, of GPT-2 small's shape, and read at `blocks.6.hook_resid_pre`. Alternatives
+take turns in one process, and figures are medians over rounds. The last line is a summary.
 """
 
 import argparse
@@ -27,13 +27,15 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from prolu import ActivationStore, ActivationStream, LanguageModel, RunConfig, TokenBlocks, Trainer, harvest
 
-HOOK, CTX, VOCABULARY = "blocks.6.hook_resid_pre", 128, 50_257
+HOOK = "blocks.6.hook_resid_pre"
+CTX = 128
+VOCABULARY = 50_257
 
 
 def write_gpt2(folder: Path) -> None:
-    """GPT-2 small's shape, random weights, and a tokenizer of as many ids."""
+    """Write a model of GPT-2 small's shape with random weights, and a tokenizer with as many ids."""
     torch.manual_seed(0)
-    # n_ctx: the hub's GPT-2 has it too, and TransformerLens reads it
+    # n_ctx is in the config of the hub's GPT-2 too, and TransformerLens reads it.
     GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, n_ctx=1024)).save_pretrained(folder)
     ids = {f"t{i}": i for i in range(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="t1"))
@@ -41,14 +43,14 @@ def write_gpt2(folder: Path) -> None:
 
 
 def random_blocks(n_tokens: int, n_ids: int = VOCABULARY) -> TokenBlocks:
-    """Blocks of random ids."""
+    """Return token blocks of random ids."""
     ids = np.random.default_rng(0).integers(1, n_ids, (n_tokens // CTX, CTX)).astype(np.uint16)
     ids[:, 0] = 0
     return TokenBlocks(train=ids, held_out=ids[:8], source="random", max_train_tokens=n_tokens, n_documents=1)
 
 
 def in_turns(rounds: int, **alternatives: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each, after one call that warms up, round by round."""
+    """Return the median seconds of each alternative. All are called once per round, and the first round is left out."""
     times: dict[str, list[float]] = {name: [] for name in alternatives}
     for i in range(rounds + 1):
         for name, work in alternatives.items():
@@ -60,7 +62,7 @@ def in_turns(rounds: int, **alternatives: Callable[[], object]) -> dict[str, flo
 
 
 def harvesting(lm: LanguageModel, folder: Path, rounds: int) -> dict[str, float]:
-    """A harvest, with its checks, rounding, checksums and fsync, against the bare model's first six blocks."""
+    """Compare a harvest (with its checks, rounding, checksums and fsync) with the bare model's first six blocks."""
     blocks = random_blocks(lm.batch_tokens)
     ids = torch.from_numpy(blocks.train.astype(np.int64))
     body = GPT2LMHeadModel.from_pretrained(lm.name).transformer.eval()
@@ -86,7 +88,7 @@ def harvesting(lm: LanguageModel, folder: Path, rounds: int) -> dict[str, float]
 
 
 class Noise:
-    """A model's shape without the model, so that a store of some size is written at once."""
+    """A language model without its computation, so that a large store is written at the speed of the disk."""
 
     def __init__(self, lm: LanguageModel):
         self._lm = lm
@@ -95,17 +97,17 @@ class Noise:
         return getattr(self._lm, name)
 
     def at(self, hook: str) -> "Noise":
-        """The same."""
+        """Return the same: all hooks give the same numbers."""
         return self
 
     def activations_at(self, hooks: list[str], tokens: torch.Tensor) -> list[torch.Tensor]:
-        """Cheap numbers, other ones for other tokens."""
+        """Return numbers that depend on the tokens and cost nothing to compute."""
         noise = torch.linspace(-1, 1, self._lm.d_in)
         return [tokens[..., None] % 97 * noise + noise]
 
 
 def feeding(lm: LanguageModel, store: ActivationStore, rounds: int) -> dict[str, float]:
-    """What a batch of 4,096 from a store costs, its share of the window's reading included, beside a sparse step."""
+    """Compare the time to get a batch of 4,096 from a store, its part of reading the window included, with a step."""
     stream = ActivationStream(lm, store.blocks(), 4096, source=store)
     per_window = stream.window_tokens // 4096
     run = RunConfig(d_sae=16 * lm.d_in, n_tokens=10**9, nonlinearity="relu", coeff=0.0, lr=1e-8)
@@ -113,6 +115,7 @@ def feeding(lm: LanguageModel, store: ActivationStore, rounds: int) -> dict[str,
     x = torch.randn(4096, lm.d_in)
     x *= lm.d_in**0.5 / x.norm(dim=1, keepdim=True)
     pre = x[:256] @ trainer.state.weights.encoder.T
+    # The bias at which the L0 is 59.
     trainer.state.weights.own["b_enc"].fill_(-float(pre.flatten().kthvalue(pre.numel() - 59 * 256).values))
     windows = iter(range(10**6))
 
@@ -134,19 +137,25 @@ def feeding(lm: LanguageModel, store: ActivationStore, rounds: int) -> dict[str,
 
 
 def reading(store: ActivationStore, rounds: int) -> dict[str, float]:
-    """Raw windows (random blocks) against the files from end to end, both from a cold cache, in bytes per second."""
-    hook, files = store.hooks[0], sorted((store.folder / store.hooks[0]).iterdir())
-    n_blocks, per_window = store.made["n_blocks"], 2048
+    """Compare reading windows (random blocks) with reading the files from end to end, in bytes per second.
+
+    Both are measured from a cold cache and from a warm one.
+    """
+    hook = store.hooks[0]
+    files = sorted((store.folder / hook).iterdir())
+    n_blocks = store.made["n_blocks"]
+    per_window = 2048
     g = np.random.default_rng(0)
     buffer = bytearray(2**24)
 
-    def forget() -> None:
+    def drop_cache() -> None:
         for file in files:
             with file.open("rb") as handle:
                 os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def sequential() -> float:
-        start, n = time.perf_counter(), 0
+        start = time.perf_counter()
+        n = 0
         for file in files:
             with file.open("rb", buffering=0) as handle:
                 while got := handle.readinto(buffer):
@@ -156,7 +165,8 @@ def reading(store: ActivationStore, rounds: int) -> dict[str, float]:
     def window(*, announced: bool) -> float:
         chosen = g.permutation(n_blocks)[:per_window]
         fresh = ActivationStore(store.folder)  # no page of it is mapped yet
-        start, n = time.perf_counter(), 0
+        start = time.perf_counter()
+        n = 0
         if announced:
             fresh.expect(hook, chosen)
         for piece in fresh.at(hook, chosen):
@@ -168,10 +178,10 @@ def reading(store: ActivationStore, rounds: int) -> dict[str, float]:
     ways = {"sequential": sequential, "window": partial(window, announced=True), "window_unannounced": plain}
     for _ in range(rounds):
         for name, read in ways.items():
-            forget()
+            drop_cache()
             rates.setdefault(name, []).append(read())
         for name, read in (("sequential_cached", sequential), ("window_cached", plain)):
-            sequential()
+            sequential()  # fills the cache
             rates.setdefault(name, []).append(read())
     found = {f"{name}_bytes_per_second": statistics.median(some) for name, some in rates.items()}
     cold, cached = (
@@ -182,13 +192,13 @@ def reading(store: ActivationStore, rounds: int) -> dict[str, float]:
 
 
 def anonymous_bytes() -> int:
-    """Of this process: what cannot be dropped and read again."""
+    """Return the memory of this process that no file stands behind, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def memory(lm: LanguageModel, store: ActivationStore) -> dict[str, float]:
-    """Anonymous memory after one window and after twenty more."""
+    """Return the anonymous memory after one window, and by how much it has grown after twenty more."""
     stream = ActivationStream(lm, store.blocks(), 4096, window_tokens=32_768, source=store)
     sizes: list[int] = []
     for window in range(21):
@@ -199,7 +209,7 @@ def memory(lm: LanguageModel, store: ActivationStore) -> dict[str, float]:
 
 
 def resuming(lm: LanguageModel, folder: Path, kills: int) -> dict[str, int]:
-    """Harvests by processes of their own, killed at random moments and called again, against one left alone."""
+    """Kill harvests at random moments, run each again, and count those that end as one that was left alone."""
     from prolu.activations.token_blocks import copy_blocks
 
     copy_blocks(random_blocks(40 * 1024), folder / "tokens")
@@ -213,7 +223,9 @@ def resuming(lm: LanguageModel, folder: Path, kills: int) -> dict[str, int]:
 
     start = time.monotonic()
     subprocess.run([*command, str(folder / "whole")], check=True, capture_output=True)
-    took, g, identical = time.monotonic() - start, np.random.default_rng(0), 0
+    took = time.monotonic() - start
+    g = np.random.default_rng(0)
+    identical = 0
     for i in range(kills):
         process = subprocess.Popen([*command, str(folder / f"killed-{i}")], stderr=subprocess.DEVNULL)
         time.sleep(g.uniform(0.5, 1) * took)
@@ -225,7 +237,7 @@ def resuming(lm: LanguageModel, folder: Path, kills: int) -> dict[str, int]:
 
 
 def main() -> None:
-    """Measures all; prints a table and a summary."""
+    """Measure everything, and print a table and a summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--store-tokens", type=int, default=2**20, help="1.6 GB of disk for a million")
@@ -252,11 +264,11 @@ def main() -> None:
             table.add_row(group, figure, f"{value:,.4g}")
     Console().print(table)
     print(
-        f"stream: harvest {found['harvest']['harvest_over_bare']:.2f} of bare (0.90 asked), "
-        f"feed {found['feed']['feed_over_step']:.1%} of a step (5% asked), "
-        f"windows {found['read']['window_over_sequential']:.2f} of sequential (0.80 asked), "
+        f"stream: harvest {found['harvest']['harvest_over_bare']:.2f} of the bare model (at least 0.90 wanted), "
+        f"feed {found['feed']['feed_over_step']:.1%} of a step (at most 5% wanted), "
+        f"windows {found['read']['window_over_sequential']:.2f} of sequential (at least 0.80 wanted), "
         f"{found['read']['window_over_sequential_cached']:.2f} cached, "
-        f"memory {found['memory']['growth_over_20_windows']:+.1%} (5% asked), "
+        f"memory {found['memory']['growth_over_20_windows']:+.1%} (at most 5% wanted), "
         f"resume {found['resume']['identical']}/{found['resume']['kills']} identical"
     )
 

@@ -1,8 +1,8 @@
-"""L0, MSE and degradation of a saved run, computed from the file format alone: nothing of prolu is imported.
+"""Compute the L0, MSE and CE increase of a saved run from its files alone: nothing of prolu is imported.
 
     python examples/evaluate_saved_run.py RUN TOKENS.npy [--lm FOLDER_OR_NAME]
 
-RUN is a run's folder, TOKENS.npy its held-out blocks [n, ctx] (`docs/reference/format.md` says how to write them).
+RUN is the folder of a run, TOKENS.npy its held-out token blocks [n, ctx] (how to write them: docs/reference/format.md).
 """
 
 import argparse
@@ -16,24 +16,25 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-LAYER_NORM = {"gpt2", "gpt_neox"}  # these read the residual stream less its mean, so the SAE was trained without it
-BLOCKS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}  # else model.layers
+LAYER_NORM = {"gpt2", "gpt_neox"}  # LayerNorm removes the mean of the residual stream, so the SAE never saw it
+BLOCKS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}  # the module with the blocks, if not model.layers
 
 
 def latents(x, sae, nonlinearity):
-    """Latents of normalised activations: ReLU(m + b), or ProLU(m, b) = m where m + b > 0 and m > 0."""
-    m, b = (x - sae["b_dec"]) @ sae["W_enc"], sae["b_enc"]
+    """Return the latents of scaled activations: ReLU(m + b), or ProLU(m, b) = m where m + b > 0 and m > 0."""
+    m = (x - sae["b_dec"]) @ sae["W_enc"]
+    b = sae["b_enc"]
     return torch.relu(m + b) if nonlinearity == "relu" else torch.where((m + b > 0) & (m > 0), m, 0)
 
 
 def cross_entropy(logits, tokens):
-    """Nats, summed over every token after the first."""
+    """Return the cross-entropy in nats, summed over every token after the first of its block."""
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
 
 
 @torch.no_grad()
-def evaluate(model, layer, sae, config, tokens, centred):
-    """The three figures, each a sum over tokens divided once."""
+def evaluate(model, layer, sae, config, tokens):
+    """Return the figures, each a sum over tokens that is divided once."""
     block = model.get_submodule(f"{BLOCKS.get(model.config.model_type, 'model.layers')}.{layer}")
     state = {"splice": False, "l0": 0.0, "squared": 0.0}
 
@@ -41,9 +42,9 @@ def evaluate(model, layer, sae, config, tokens, centred):
         acts = args[0] if args else kwargs["hidden_states"]
         if not state["splice"]:
             return args, kwargs
-        acts = acts - acts.mean(-1, keepdim=True) if centred else acts
-        norm = acts.norm(dim=-1, keepdim=True) if config["normalisation"] == "per_token" else math.sqrt(acts.shape[-1])
-        scale = math.sqrt(acts.shape[-1]) / norm
+        acts = acts - acts.mean(-1, keepdim=True) if model.config.model_type in LAYER_NORM else acts
+        is_scaled = config["normalisation"] == "per_token"
+        scale = math.sqrt(acts.shape[-1]) / acts.norm(dim=-1, keepdim=True) if is_scaled else 1.0
         x = acts * scale
         f = latents(x, sae, config["nonlinearity"])
         x_hat = f @ sae["W_dec"] + sae["b_dec"]
@@ -53,15 +54,14 @@ def evaluate(model, layer, sae, config, tokens, centred):
         return ((spliced, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": spliced})
 
     block.register_forward_pre_hook(at_the_hook, with_kwargs=True)
-    nats = {False: 0.0, True: 0.0}
+    nats = {False: 0.0, True: 0.0}  # without and with the SAE's reconstruction
     for part in tokens.split(max(1, 4096 // tokens.shape[1])):
         for state["splice"] in nats:
             nats[state["splice"]] += cross_entropy(model(part, use_cache=False).logits.float(), part).item()
     predicted = tokens[:, 1:].numel()
-    ce_clean, ce_recon = (nats[splice] / predicted for splice in (False, True))
-    mse = state["squared"] / (tokens.numel() * config["d_in"])
-    figures = {"l0": state["l0"] / tokens.numel(), "mse": mse, "ce_clean": ce_clean, "ce_recon": ce_recon}
-    return figures | {"degradation": ce_recon - ce_clean}
+    figures = {"l0": state["l0"] / tokens.numel(), "mse": state["squared"] / (tokens.numel() * config["d_in"])}
+    figures |= {"ce_clean": nats[False] / predicted, "ce_recon": nats[True] / predicted}
+    return figures | {"degradation": figures["ce_recon"] - figures["ce_clean"]}
 
 
 if __name__ == "__main__":
@@ -76,5 +76,5 @@ if __name__ == "__main__":
         parser.error(f"hook {facts['provenance']['hook']}: blocks.L.hook_resid_pre only")
     lm = AutoModelForCausalLM.from_pretrained(request.lm or facts["provenance"]["lm"], dtype=torch.float32).eval()
     ids = torch.from_numpy(np.load(request.tokens).astype(np.int64))
-    tensors, is_centred = load_file(request.run / "sae.safetensors"), lm.config.model_type in LAYER_NORM
-    print(json.dumps(evaluate(lm, int(site[1]), tensors, facts["sae"], ids, is_centred)))
+    tensors = load_file(request.run / "sae.safetensors")
+    print(json.dumps(evaluate(lm, int(site[1]), tensors, facts["sae"], ids)))

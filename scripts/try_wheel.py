@@ -1,4 +1,4 @@
-"""Installs a wheel into a new environment outside the repository and uses it: python scripts/try_wheel.py FILE.whl."""
+"""Install a wheel into a new environment outside the repository and use it: python scripts/try_wheel.py FILE.whl."""
 
 import os
 import subprocess
@@ -12,21 +12,22 @@ TRAINING = ["--n-tokens", "20000", "--d-sae", "64", "--batch-size", "512", "--ev
 
 
 def check_contents(wheel: Path) -> None:
-    """Raises SystemExit unless the wheel holds what the repository's package does, and no more."""
+    """Raise SystemExit unless the wheel holds exactly the files that the repository has of the package."""
     listed = subprocess.run(
         ["git", "ls-files", "src/prolu"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
     wanted = {line.removeprefix("src/") for line in listed.splitlines()}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("prolu/")}
     if wanted != held:
-        sys.exit(f"{wheel.name}: lacks {sorted(wanted - held)}, holds beside {sorted(held - wanted)}")
+        sys.exit(f"{wheel.name}: lacks {sorted(wanted - held)}, and holds {sorted(held - wanted)} besides")
     print(f"{wheel.name}: {len(held)} files of the package, as in the repository")
 
 
 def main() -> None:
-    """Installs, asks for the version, trains, and looks for what came out."""
+    """Install the wheel, ask for its version, train with it, and check the report."""
     wheel = Path(sys.argv[1]).resolve()
     check_contents(wheel)
+    # Without what would lead the new environment's Python back to the repository.
     own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -39,7 +40,8 @@ def main() -> None:
             [str(bin_folder / "prolu"), "train", *TRAINING, "--out", "runs/one"],
         ):
             subprocess.run(command, cwd=folder, check=True, env=own)
-        page, tables = folder / "runs/one/report.html", list((folder / "runs/one").glob("*/features/index.html"))
+        page = folder / "runs/one/report.html"
+        tables = list((folder / "runs/one").glob("*/features/index.html"))
         written = page.read_text()
         for asset in ("theme.css", "page.css", "page.js"):
             if (ROOT / "src/prolu/report" / asset).read_text()[:200] not in written:
