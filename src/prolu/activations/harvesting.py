@@ -1,7 +1,8 @@
-"""Raw activations of token blocks, by passes of the language model that all have one shape."""
+"""Raw activations of token blocks: what every source of them offers, and the language model as such a source."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,20 +15,55 @@ from prolu.activations.token_blocks import TokenBlocks
 Piece = Float[Tensor, "n ctx d_in"]
 
 
-class Harvest:
-    """Activations of training blocks at one or several hooks, each block in one pass for all hooks.
+@runtime_checkable
+class ActivationSource(Protocol):
+    """Where a stream gets raw activations: from a language model (`Harvest`) or from the disk (`ActivationStore`).
 
-    A pass that would be short is filled up with its own blocks again: in passes of one shape, a block's
-    activations do not depend on which others share its pass, so that any order of blocks gives the same bits.
+    Which of the two it is changes no bit of a stream.
+    """
+
+    dtype: str
+    """The number format to which the activations were rounded."""
+
+    @abstractmethod
+    def check(self, facts: dict[str, Any]) -> None:
+        """Raise ValueError unless this source has the activations that `facts` describe."""
+
+    @abstractmethod
+    def at(self, hook: str, chosen: np.ndarray) -> Iterator[Piece]:
+        """Yield the activations of these training blocks, in this order, some blocks at a time.
+
+        A piece may be overwritten as soon as the next one is asked for.
+        """
+        ...
+
+    def expect(self, hook: str, chosen: np.ndarray) -> None:
+        """Prepare for these blocks being asked for next, if that is possible; here nothing is done."""
+
+
+class Harvest(ActivationSource):
+    """Activations of training blocks at one or several hooks, each block in one forward pass for all hooks.
+
+    All passes have one shape. In passes of one shape, the activations of a block do not depend on the other blocks in
+    the pass, so blocks asked for in any order give the same bits.
     """
 
     def __init__(self, lm: LanguageModel, blocks: TokenBlocks, hooks: Sequence[str] = (), dtype: str = "fp32"):
-        """Args: `hooks` are those of the model by default; activations are rounded to `dtype`.
+        """Prepare to harvest; nothing is computed yet.
+
+        Args:
+            lm: the language model.
+            blocks: its text.
+            hooks: where to read; by default at the hook of the model.
+            dtype: fp32, bf16 or fp16, to which activations are rounded.
 
         Raises:
-            ValueError: no such number format, a hook twice, or blocks that the model cannot take.
+            ValueError: there is no such number format, a hook is listed twice, or the model cannot take the blocks.
         """
-        self.lm, self.blocks, self.hooks, self.dtype = lm, blocks, tuple(hooks) or (lm.hook,), dtype
+        self.lm = lm
+        self.blocks = blocks
+        self.hooks = tuple(hooks) or (lm.hook,)
+        self.dtype = dtype
         if dtype not in DTYPES:
             raise ValueError(f"acts_dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
         if len(set(self.hooks)) < len(self.hooks):
@@ -37,20 +73,24 @@ class Harvest:
         if len(lm.tokenizer) <= int(blocks.train.max()):
             raise ValueError("the blocks hold token ids that the language model's tokenizer does not have")
         self.blocks_per_pass = max(1, lm.batch_tokens // blocks.ctx)
-        self._asked = b""
+        self._kept_for = b""  # the blocks, as bytes, whose activations are kept for the hooks that have not asked yet
         self._kept: dict[str, list[Piece]] = {}
 
     def all_hooks(self, chosen: np.ndarray) -> Iterator[list[Piece]]:
-        """Activations of these blocks at every hook, pass by pass, in the number format asked for.
+        """Yield the activations of these blocks at every hook, pass by pass, in the number format asked for.
 
         Raises:
-            FloatingPointError: they are not finite.
+            FloatingPointError: an activation is not finite.
         """
         for start in range(0, len(chosen), self.blocks_per_pass):
             some = chosen[start : start + self.blocks_per_pass]
-            tokens = torch.from_numpy(self.blocks.train[np.resize(some, self.blocks_per_pass)].astype(np.int64))
+            # A short pass is filled up with its own blocks again: a matrix product of another shape is summed in
+            # another order, and so would round differently.
+            filled_up = np.resize(some, self.blocks_per_pass)
+            tokens = torch.from_numpy(self.blocks.train[filled_up].astype(np.int64))
             found = [acts[: len(some)].to(DTYPES[self.dtype]) for acts in self.lm.activations_at(self.hooks, tokens)]
             for hook, acts in zip(self.hooks, found, strict=True):
+                # Looked at after rounding, because fp16 ends at 65,504.
                 if not acts.isfinite().all():
                     raise FloatingPointError(
                         f"activations at {hook} are not finite as {self.dtype}, among blocks "
@@ -60,19 +100,23 @@ class Harvest:
             yield found
 
     def at(self, hook: str, chosen: np.ndarray) -> Iterator[Piece]:
-        """The same at one hook; those of the other hooks are kept until they are asked for, of the same blocks."""
+        """Yield the activations of these blocks at one hook.
+
+        Those at the other hooks are kept until they are asked for, of the same blocks: streams at several hooks ask for
+        the same window in turn, and the first to ask pays for the passes.
+        """
         if self.hooks == (hook,):
             yield from (acts for (acts,) in self.all_hooks(chosen))
             return
-        if self._asked != chosen.tobytes() or hook not in self._kept:
-            self._kept = {}
+        if self._kept_for != chosen.tobytes() or hook not in self._kept:
+            self._kept = {}  # freed before the new ones are computed, so that the two never need memory together
             passes = list(self.all_hooks(chosen))
             self._kept = {name: [found[i] for found in passes] for i, name in enumerate(self.hooks)}
-            self._asked = chosen.tobytes()
+            self._kept_for = chosen.tobytes()
         yield from self._kept.pop(hook)
 
     def check(self, facts: dict[str, Any]) -> None:
-        """Raises ValueError unless these are the activations that `facts` describe."""
+        """Raise ValueError unless these are the activations that `facts` describe."""
         own = describe_activations(self.lm, self.blocks)
         for name in own.keys() & facts.keys():
             if own[name] != facts[name]:
@@ -80,17 +124,14 @@ class Harvest:
         if facts["hook"] not in self.hooks:
             raise ValueError(f"hook {facts['hook']!r}: the source reads {', '.join(self.hooks)}")
 
-    def expect(self, hook: str, chosen: np.ndarray) -> None:
-        """Nothing can be done before."""
-
 
 def describe_activations(lm: LanguageModel, blocks: TokenBlocks) -> dict[str, Any]:
-    """All that decides the activations of blocks, whatever the hook."""
+    """Return everything that decides the activations of blocks, whatever the hook."""
     return {
         "lm": lm.name,
         "lm_digest": lm.digest(),
         "lm_dtype": next((name for name, dtype in DTYPES.items() if dtype == lm.dtype), str(lm.dtype)),
-        "lm_batch_tokens": lm.batch_tokens,
+        "lm_batch_tokens": lm.batch_tokens,  # the shape of a pass, and with it the rounding
         "centred": lm.centred,
         "data": blocks.source,
         "text_column": blocks.text_column,

@@ -1,15 +1,15 @@
-"""Activations in shuffled batches: a pure function of (seed, position)."""
+"""Activations in shuffled batches: `stream[i]` is a pure function of the stream's seed and i."""
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prolu.activations.harvesting import Harvest, describe_activations
+from prolu.activations.harvesting import ActivationSource, Harvest, describe_activations
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.transfer import Transfer
@@ -22,45 +22,31 @@ class Batch(NamedTuple):
     """One batch of activations from shuffled token positions."""
 
     acts: Float[Tensor, "batch d_in"]
-    """Normalised: each row has norm sqrt(d_in)."""
+    """The normalised activations: each row has norm sqrt(d_in)."""
     raw_norm: Float[Tensor, " batch"]
-    """Norm of each row before."""
+    """The norm of each row before it was normalised."""
 
 
 class Place(NamedTuple):
-    """Where a batch lies: everything about it follows from this and the seed."""
+    """Where a batch lies in the stream: its activations follow from this and from the seed."""
 
     epoch: int
+    """The number of times that the whole text has been read before."""
     window: int
-    """Window within the epoch."""
+    """The window within the epoch."""
     row: int
-    """First row of the batch in the window's shuffled order."""
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Where raw activations come from: the language model (`Harvest`), or the disk (`ActivationStore`)."""
-
-    dtype: str
-    """Number format they were rounded to."""
-
-    def check(self, facts: dict[str, Any]) -> None:
-        """Raises ValueError unless it has the activations that `facts` describe."""
-
-    def at(self, hook: str, chosen: np.ndarray) -> Iterator[Float[Tensor, "n ctx d_in"]]:
-        """Activations of these training blocks, in this order, some at a time; the next may overwrite them."""
-        ...
-
-    def expect(self, hook: str, chosen: np.ndarray) -> None:
-        """These blocks will be asked for next."""
+    """The first row of the batch in the window's shuffled order."""
 
 
 class ActivationStream:
     """An endless sequence of batches; `stream[i]` is batch number i, whenever and wherever it is asked for.
 
-    Every epoch, a seeded permutation assigns blocks to windows. A window is harvested with the language
-    model, or read from a store, and its rows are shuffled by a permutation seeded by (seed, epoch, window). Only
-    one window is held in memory, so asking in order is fast and jumping costs one window.
+    In every epoch, a seeded permutation assigns token blocks to windows. A window is harvested with the language model,
+    or read from a store, and its rows are shuffled by a permutation seeded by (seed, epoch, window). Only one window is
+    held in memory, so asking in order is fast and jumping costs one window.
+
+    The number of a batch is thus all that a checkpoint must keep of a stream, and all runs of a study see the same
+    batches.
     """
 
     def __init__(
@@ -73,74 +59,89 @@ class ActivationStream:
         *,
         acts_dtype: str = "fp32",
         train_on_bos: bool = True,
-        source: Source | None = None,
+        source: ActivationSource | None = None,
         device: str | torch.device = "cpu",
         mesh: Mesh = ALONE,
     ):
-        """Args:
-            lm: the model at the hook to train on.
+        """Prepare a stream; nothing is harvested before the first batch is asked for.
+
+        Args:
+            lm: the language model at the hook to train at.
             blocks: its text.
-            batch_size: tokens per batch.
-            seed: of the order.
-            window_tokens: tokens shuffled together; a corpus smaller than that is one window.
-            acts_dtype: fp32, bf16 or fp16: activations are rounded so before they are normalised, in fp32. Of a
-                source, its own.
-            train_on_bos: whether the first position of every block is trained on.
-            source: a store of these activations, or a harvest shared with streams at other hooks; by default a
-                harvest of its own.
-            device: where windows are held, and SAEs trained on their batches.
-            mesh: the ranks that train on it; each harvests its share of a window, and its batches are its rows of the
-                whole ones, which are the same for every mesh.
+            batch_size: the number of tokens per batch.
+            seed: the seed of the order.
+            window_tokens: the number of tokens shuffled together; a smaller corpus is one window.
+            acts_dtype: fp32, bf16 or fp16, to which activations are rounded before they are normalised in fp32. With a
+                `source`, its number format takes the place of this.
+            train_on_bos: whether to train on the first position of every block.
+            source: a store of these activations, or a harvest shared with streams at other hooks; by default a harvest
+                of the stream's own.
+            device: where windows are held, and SAEs are trained on their batches.
+            mesh: the ranks that train together. Each harvests its part of a window, and its batches are its rows of the
+                whole batches, which are the same for every mesh.
 
         Raises:
-            ValueError: a batch does not fit into a window, a block not into the model, or the store holds other
-                activations.
+            ValueError: a batch does not fit into a window, a block does not fit into the model, or the store holds
+                other activations.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: must be at least 1")
         mesh.check("batch_size", batch_size, "data")
         self.mesh = mesh
-        self.lm, self.blocks, self.batch_size, self.seed, self.train_on_bos = lm, blocks, batch_size, seed, train_on_bos
-        self._source: Source = source or Harvest(lm, blocks, dtype=acts_dtype)
+        self.lm = lm
+        self.blocks = blocks
+        self.batch_size = batch_size
+        self.seed = seed
+        self.train_on_bos = train_on_bos
+        self._source: ActivationSource = source or Harvest(lm, blocks, dtype=acts_dtype)
         self._facts = describe_activations(lm, blocks) | {"hook": lm.hook, "acts_dtype": self._source.dtype}
         if source is not None:
             source.check(self._facts)
+
+        self._first = 0 if train_on_bos else 1
+        self._rows_per_block = blocks.ctx - self._first
         self._blocks_per_window = min(window_tokens // blocks.ctx, len(blocks.train))
         self.window_tokens = self._blocks_per_window * blocks.ctx
-        self._first = 0 if train_on_bos else 1
-        per_block = blocks.ctx - self._first
-        self._rows_per_window = self._blocks_per_window * per_block
-        if batch_size > self._rows_per_window:
+        rows_per_window = self._blocks_per_window * self._rows_per_block
+        if batch_size > rows_per_window:
             raise ValueError(
-                f"batch_size {batch_size}: larger than a window of {self._rows_per_window} tokens "
+                f"batch_size {batch_size}: larger than a window of {rows_per_window} tokens "
                 f"(window_tokens {window_tokens}, training text of {blocks.train.size})"
             )
-        self._n_full, rest = divmod(len(blocks.train), self._blocks_per_window)
-        self._batches_per_window = self._rows_per_window // batch_size
-        self.batches_per_epoch = self._n_full * self._batches_per_window + rest * per_block // batch_size
-        self._held: tuple[int, int] | None = None
+        # No batch spans two windows: what does not fill one at the end of a window is dropped, and counted.
+        self._batches_per_window = rows_per_window // batch_size
+        n_full_windows, n_blocks_left = divmod(len(blocks.train), self._blocks_per_window)
+        batches_left = n_blocks_left * self._rows_per_block // batch_size
+        self.batches_per_epoch = n_full_windows * self._batches_per_window + batches_left
+
+        self._held: tuple[int, int] | None = None  # (epoch, window) of the rows in the buffers
         self._to_device = Transfer(device)
-        most = self._rows_per_window if mesh.n_ranks == 1 else self._batches_per_window * batch_size // mesh.n_data
-        self._acts = torch.empty(most, lm.d_in, device=self.device)
-        self._norms = torch.empty(most, device=self.device)
+        # Alone, a rank keeps the rows that will be dropped too, because they lie between the others; in a mesh it
+        # receives only rows of its own part of the batches.
+        n_rows = rows_per_window if mesh.n_ranks == 1 else self._batches_per_window * batch_size // mesh.n_data
+        self._acts = torch.empty(n_rows, lm.d_in, device=self.device)
+        self._norms = torch.empty(n_rows, device=self.device)
 
     @property
     def d_in(self) -> int:
-        """Width of the activations."""
+        """The width of the activations."""
         return self.lm.d_in
 
     @property
     def device(self) -> torch.device:
-        """Where its batches are."""
+        """The device on which the batches are."""
         return self._to_device.device
 
     @property
     def dropped_tokens_per_epoch(self) -> int:
-        """Tokens at the ends of windows that do not fill a batch; first positions, if not trained on, not counted."""
-        return len(self.blocks.train) * (self.blocks.ctx - self._first) - self.batches_per_epoch * self.batch_size
+        """The number of tokens at the ends of windows that do not fill a batch.
+
+        First positions that are not trained on are not counted.
+        """
+        return len(self.blocks.train) * self._rows_per_block - self.batches_per_epoch * self.batch_size
 
     def describe(self) -> dict[str, Any]:
-        """All that decides the stream's numbers."""
+        """Return everything that decides the stream's numbers."""
         return self._facts | {
             "batch_size": self.batch_size,
             "window_tokens": self.window_tokens,
@@ -150,14 +151,15 @@ class ActivationStream:
         }
 
     def place(self, index: int) -> Place:
-        """Where batch number `index` lies."""
+        """Return where batch number `index` lies."""
         if index < 0:
-            raise IndexError(f"batch {index}: counted from 0")
+            raise IndexError(f"batch {index}: batches are counted from 0")
         epoch, within = divmod(index, self.batches_per_epoch)
         window, batch = divmod(within, self._batches_per_window)
         return Place(epoch, window, batch * self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
+        # What is held now decides only whether the window must be filled again, never what is in it.
         epoch, window, row = self.place(index)
         self._hold(epoch, window)
         n_data = self.mesh.n_data
@@ -165,89 +167,118 @@ class ActivationStream:
         return Batch(self._acts[rows], self._norms[rows])
 
     def fresh(self, n_tokens: int, *key: int | str) -> Iterator[Batch]:
-        """About `n_tokens` activations of training blocks drawn by (seed, key), whatever position the stream is at.
+        """Yield about `n_tokens` activations of training blocks drawn by (seed, key), whatever the stream's position.
 
-        In whole passes of the language model, so that asking for more does not change what comes first; ends
-        early where the corpus does.
+        They come in whole passes of the language model, so that asking for more does not change what comes first, and
+        end early if the corpus does.
         """
         order = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, *key)).numpy()
         per_pass = max(1, self.lm.batch_tokens // self.blocks.ctx)
-        n_blocks = min(len(order), math.ceil(n_tokens / (self.blocks.ctx - self._first)))
-        passes, mesh = [order[i : i + per_pass] for i in range(0, n_blocks, per_pass)], self.mesh
-        for first in range(0, len(passes), mesh.n_ranks):
-            for raw in self._shown(passes[first : first + mesh.n_ranks]):
+        n_blocks = min(len(order), math.ceil(n_tokens / self._rows_per_block))
+        passes = [order[i : i + per_pass] for i in range(0, n_blocks, per_pass)]
+        for first in range(0, len(passes), self.mesh.n_ranks):
+            for raw in self._raw_on_all_ranks(passes[first : first + self.mesh.n_ranks]):
                 yield Batch(*normalise(raw.float().flatten(0, 1)))
 
-    def _shown(self, passes: list[np.ndarray]) -> Iterator[Float[Tensor, "n positions d_in"]]:
-        """Activations of a pass for each rank at most: each makes its own, and shows it to the others."""
-        mesh, per_block = self.mesh, self.blocks.ctx - self._first
+    def _raw_on_all_ranks(self, passes: list[np.ndarray]) -> Iterator[Float[Tensor, "n positions d_in"]]:
+        """Yield the activations of at most one pass per rank: each rank computes its own and sends it to the others."""
+        mesh = self.mesh
         if mesh.n_ranks == 1:
             yield from self._raw(passes[0])
             return
-        asked = passes[mesh.rank : mesh.rank + 1]
-        own = [piece.to(torch.float32, copy=True) for blocks in asked for piece in self._raw(blocks)]
+        own_pass = passes[mesh.rank : mesh.rank + 1]  # empty if there are fewer passes than ranks
+        # Copies, because the next piece may overwrite this one.
+        own = [piece.to(torch.float32, copy=True) for blocks in own_pass for piece in self._raw(blocks)]
         for rank, blocks in enumerate(passes):
-            raw = torch.cat(own) if rank == mesh.rank else self._acts.new_empty(len(blocks), per_block, self.d_in)
+            if rank == mesh.rank:
+                raw = torch.cat(own)
+            else:
+                raw = self._acts.new_empty(len(blocks), self._rows_per_block, self.d_in)
             yield mesh.broadcast_(raw, rank)
 
     def _raw(self, chosen: np.ndarray) -> Iterator[Float[Tensor, "n positions d_in"]]:
-        """Activations of these blocks that are trained on, piece by piece; the next may overwrite them."""
+        """Yield the activations of these blocks that are trained on, piece by piece; the next may overwrite them."""
         for piece in self._source.at(self.lm.hook, chosen):
             yield self._to_device(piece)[:, self._first :]
 
     def _blocks_of(self, epoch: int, window: int) -> np.ndarray:
+        """Return the blocks of a window: a part of the epoch's permutation, which depends on seed and epoch only."""
         order = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, "blocks", epoch))
         return order[window * self._blocks_per_window :][: self._blocks_per_window].numpy()
 
     def _hold(self, epoch: int, window: int) -> None:
-        """Fills the window, unless it is the one at hand."""
+        """Fill the buffers with a window, unless they hold it already."""
         if self._held == (epoch, window):
             return
-        self._held = None
+        self._held = None  # should filling fail halfway, the buffers hold no window at all
         chosen = self._blocks_of(epoch, window)
-        n_rows = len(chosen) * (self.blocks.ctx - self._first)
-        order = torch.randperm(n_rows, generator=keyed_generator(self.seed, "rows", epoch, window))
+        # Drawn for the whole window, on the CPU and by a generator of its own: so the order depends neither on the mesh
+        # nor on the device nor on what was drawn before.
+        generator = keyed_generator(self.seed, "rows", epoch, window)
+        order = torch.randperm(len(chosen) * self._rows_per_block, generator=generator)
         if self.mesh.n_ranks == 1:
             self._fill_(self._acts, self._norms, chosen)
         else:
             order = self._exchange(chosen, order)
-        last = (window + 1) * self._blocks_per_window >= len(self.blocks.train)
-        following = self._blocks_of(*((epoch + 1, 0) if last else (epoch, window + 1)))
-        self._source.expect(self.lm.hook, following[self.mesh.share_of(len(following))])
+        self._expect_next(epoch, window)
         self._order = order.to(self.device)
         self._held = (epoch, window)
 
+    def _expect_next(self, epoch: int, window: int) -> None:
+        """Announce the following window to the source, which may read it while this one is trained on."""
+        is_last = (window + 1) * self._blocks_per_window >= len(self.blocks.train)
+        following = self._blocks_of(epoch + 1, 0) if is_last else self._blocks_of(epoch, window + 1)
+        self._source.expect(self.lm.hook, following[self.mesh.share_of(len(following))])
+
     def _fill_(self, acts: Tensor, norms: Tensor, chosen: np.ndarray) -> None:
-        """Writes these blocks' activations, normalised, and their norms before."""
+        """Write the normalised activations of these blocks, and their norms before, into buffers."""
         start = 0
         for raw in self._raw(chosen):
             end = start + raw.shape[0] * raw.shape[1]
             rows = acts[start:end]
-            rows.view(raw.shape).copy_(raw)  # straight from the source's own numbers: no copy of a piece is made
+            rows.view(raw.shape).copy_(raw)  # converts to fp32 on the way, without a copy of the piece in between
+            # In fp32 and row by row: the norm of a row does not depend on the piece that the row came in.
             norms[start:end] = normalise_(rows)
             start = end
 
     def _exchange(self, chosen: np.ndarray, order: Tensor) -> Tensor:
-        """Harvests this rank's share of a window, and deals out its rows; gives the order of those that came.
+        """Harvest this rank's part of a window, and swap rows with the other ranks until each has its batches' rows.
 
-        A rank receives its rows of every batch of the window, from each rank in the order in which they are used.
+        Rows of a window are numbered block by block, as they are harvested; `order` is the shuffled order of these
+        numbers in the whole window. Every batch of the window is cut into `n_data` parts, one for each data rank; all
+        ranks of one data rank, which share its rows and split the latents, get the same part.
+
+        Returns:
+            The order in which this rank uses the rows in its buffers: part i of it is the rows of its part of batch i.
         """
-        mesh, per_block, d_in = self.mesh, self.blocks.ctx - self._first, self.d_in
-        bounds = [mesh.share_of(len(chosen), rank) for rank in range(mesh.n_ranks)]
-        own = bounds[mesh.rank]
-        held = self._acts.new_empty((own.stop - own.start) * per_block, d_in + 1)  # with the norm as one more column
-        self._fill_(held[:, :d_in], held[:, d_in], chosen[own])
-        whole = order[: len(order) // self.batch_size * self.batch_size]
-        by_data_rank = whole.view(-1, mesh.n_data, self.batch_size // mesh.n_data).transpose(0, 1).flatten(1)
-        owner = torch.empty(len(order), dtype=torch.int64)
-        for rank, share in enumerate(bounds):
-            owner[share.start * per_block : share.stop * per_block] = rank
-        first_row = own.start * per_block
-        going = [wanted[owner[wanted] == mesh.rank] - first_row for wanted in by_data_rank]
-        sent = [going[rank // mesh.n_latent] for rank in range(mesh.n_ranks)]
-        wanted = by_data_rank[mesh.data_rank]
-        came_from = owner[wanted]
-        received = [int((came_from == rank).sum()) for rank in range(mesh.n_ranks)]
-        rows = mesh.exchanged(held[torch.cat(sent).to(held.device)], [len(some) for some in sent], received)
-        self._acts[: len(rows)], self._norms[: len(rows)] = rows[:, :d_in], rows[:, d_in]
-        return torch.empty_like(wanted).scatter_(0, came_from.argsort(stable=True), torch.arange(len(wanted)))
+        mesh = self.mesh
+        slices = [mesh.share_of(len(chosen), rank) for rank in range(mesh.n_ranks)]
+        own = slices[mesh.rank]
+        n_rows = torch.tensor([(blocks.stop - blocks.start) * self._rows_per_block for blocks in slices])
+        harvested_by = torch.arange(mesh.n_ranks).repeat_interleave(n_rows)  # the rank that has each row of the window
+        first_own_row = own.start * self._rows_per_block
+
+        # One column more than d_in, so that a row's norm travels with it.
+        held = self._acts.new_empty(int(n_rows[mesh.rank]), self.d_in + 1)
+        self._fill_(held[:, : self.d_in], held[:, self.d_in], chosen[own])
+
+        # The rows that each data rank uses, in the order of their use: [n_data, rows of its part of all batches].
+        whole_batches = order[: len(order) // self.batch_size * self.batch_size]
+        parts = whole_batches.view(-1, mesh.n_data, self.batch_size // mesh.n_data)
+        used_by = parts.transpose(0, 1).flatten(1)
+
+        # Every rank sends each other rank those of its rows that the other uses, in the order of their use, so that
+        # both sides know which row is which without sending its number.
+        own_rows_used_by = [used[harvested_by[used] == mesh.rank] - first_own_row for used in used_by]
+        sent = [own_rows_used_by[rank // mesh.n_latent] for rank in range(mesh.n_ranks)]
+        used_here = used_by[mesh.data_rank]
+        came_from = harvested_by[used_here]
+        n_received = torch.bincount(came_from, minlength=mesh.n_ranks).tolist()
+        rows = mesh.exchanged(held[torch.cat(sent).to(held.device)], [len(some) for some in sent], n_received)
+        self._acts[: len(rows)] = rows[:, : self.d_in]
+        self._norms[: len(rows)] = rows[:, self.d_in]
+
+        # The rows lie sorted by the rank they came from and, from one rank, in the order of their use; the stable sort
+        # of `came_from` is that very arrangement. Its inverse says where the row for each use lies.
+        arrangement = came_from.argsort(stable=True)
+        return torch.empty_like(arrangement).scatter_(0, arrangement, torch.arange(len(arrangement)))
