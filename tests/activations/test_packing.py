@@ -364,7 +364,7 @@ def test_damaged_blocks_are_refused(tokenizer, stories_file, tmp_path):
             load_blocks(str(folder), tokenizer, ctx=16)
     (folder / "train.bin").write_bytes(whole)
     for broken, words in (
-        ("{", "not JSON"), ("{}", "not an index"), ("[]", "not an index"),
+        ("{", "not JSON"), ("{}", "not an index"), ("[]", "not a JSON object"),
         (index.replace('"uint16"', '"object"'), "not the"), (index.replace('"uint16"', '"nonsense"'), "not an index"),
         (index.replace("0,", "-1,"), "not"),
     ):  # fmt: skip

@@ -234,7 +234,7 @@ def test_damage_is_named(small, lm, tiny_blocks):
             ActivationStore(small)
         with pytest.raises(ValueError, match=r"store\.json: not the index of a store"):
             harvest(lm, tiny_blocks, small, dtype="fp16", shard_tokens=1024, progress=False)
-    with pytest.raises(ValueError, match="no store there"):
+    with pytest.raises(ValueError, match="no store here"):
         ActivationStore(small / "nothing")
 
 
@@ -286,7 +286,7 @@ def test_harvest_and_train_from_the_command_line(tiny_lm_folder, stories_file, t
     capsys.readouterr()
     for wrong, words in (
         ([*train, str(tmp_path / "x"), "--store", str(tmp_path / "s")], f"has {HOOKS[0]}, {HOOKS[1]}"),
-        ([*train, str(tmp_path / "x"), "--store", str(tmp_path / "no")], "no store there"),
+        ([*train, str(tmp_path / "x"), "--store", str(tmp_path / "no")], "no store here"),
         (
             ["fp16" if part == "fp32" else part for part in [*store, str(tmp_path / "s")]],
             "dtype is 'fp32' there, 'fp16' here",

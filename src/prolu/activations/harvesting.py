@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prolu.activations.language_model import DTYPES, LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
+from prolu.runtime.checks import one_of
 
 Piece = Float[Tensor, "n ctx d_in"]
 
@@ -64,8 +65,7 @@ class Harvest(ActivationSource):
         self.blocks = blocks
         self.hooks = tuple(hooks) or (lm.hook,)
         self.dtype = dtype
-        if dtype not in DTYPES:
-            raise ValueError(f"acts_dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+        one_of("acts_dtype", dtype, DTYPES)
         if len(set(self.hooks)) < len(self.hooks):
             raise ValueError(f"hooks {', '.join(self.hooks)}: one is listed twice")
         if blocks.ctx > lm.max_ctx:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from prolu.runtime.files import first_line
+
 
 def load_model(
     name: str, device: torch.device, device_map: str | dict[str, Any] | None, dtype: torch.dtype
@@ -36,7 +38,7 @@ def load_model(
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False, device_map=device_map
         )
     except Exception as problem:  # the libraries raise many kinds; each means that the model cannot be loaded
-        reason = str(problem).strip().split("\n")[0]
+        reason = first_line(problem)
         raise ValueError(f"lm {name!r}: cannot be loaded ({reason})") from None
     if not tokenizer.is_fast:
         raise ValueError(f"lm {name!r}: its tokenizer has no fast version, which is needed to read text at speed")

@@ -248,13 +248,6 @@ def open_streams(source: Source, n_tokens: int, batch_size: int, mesh: Mesh = AL
     ]
 
 
-def at_least_1(name: str, value: int) -> int:
-    """Return the value of an option, or raise ValueError if it is less than 1."""
-    if value < 1:
-        raise ValueError(f"{name} {value}: must be at least 1")
-    return value
-
-
 def first_hook(hooks: Sequence[str]) -> str:
     """Return the first hook, or raise ValueError if there is none."""
     if not hooks:

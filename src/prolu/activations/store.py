@@ -26,7 +26,15 @@ from torch import Tensor
 from prolu.activations.harvesting import Harvest, describe_activations
 from prolu.activations.language_model import DTYPES, LanguageModel
 from prolu.activations.token_blocks import TokenBlocks, copy_blocks, read_blocks
-from prolu.runtime.files import check_can_be_folder, nearest_existing, owned, write_atomically
+from prolu.runtime.checks import at_least_1
+from prolu.runtime.files import (
+    check_can_be_folder,
+    nearest_existing,
+    owned,
+    read_json_object,
+    through_json,
+    write_atomically,
+)
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
 
@@ -230,15 +238,14 @@ class HarvestRequest:
         self, lm: LanguageModel, blocks: TokenBlocks, hooks: Sequence[str], dtype: str, shard_tokens: int = SHARD_TOKENS
     ):
         """Raises ValueError: see `harvest`."""
-        if shard_tokens < 1:
-            raise ValueError(f"shard_tokens {shard_tokens}: must be at least 1")
+        at_least_1("shard_tokens", shard_tokens)
         self.source = Harvest(lm, blocks, hooks, dtype)
         per_pass = self.source.blocks_per_pass
         self.blocks_per_shard = max(1, shard_tokens // blocks.ctx // per_pass) * per_pass
         self.widths = {hook: lm.at(hook).d_in for hook in self.source.hooks}
         made = describe_activations(lm, blocks) | {"hooks": self.source.hooks, "d_in": self.widths, "dtype": dtype}
         made |= {"n_blocks": len(blocks.train), "blocks_per_shard": self.blocks_per_shard}
-        self.made = json.loads(json.dumps(made))
+        self.made = through_json(made)
 
     def begun(self, out: Path) -> dict[str, Any]:
         """The index of a store that this very request began, or a new one; nothing is written.
@@ -306,12 +313,7 @@ def _name(number: int) -> str:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    try:
-        index = json.loads((folder / STORE_FILE).read_text(encoding="utf-8"))
-    except OSError:
-        raise ValueError(f"store {str(folder)!r}: no store there (no {STORE_FILE})") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{folder / STORE_FILE}: not JSON") from None
+    index = read_json_object(folder / STORE_FILE, "store")
     if not _is_index(index):
         raise ValueError(f"{folder / STORE_FILE}: not the index of a store")
     return index

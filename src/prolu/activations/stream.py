@@ -13,6 +13,7 @@ from prolu.activations.harvesting import ActivationSource, Harvest, describe_act
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.transfer import Transfer
+from prolu.runtime.checks import at_least_1
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.runtime.rng import keyed_generator
 from prolu.sae.scaling import normalise, normalise_
@@ -84,8 +85,7 @@ class ActivationStream:
             ValueError: a batch does not fit into a window, a block does not fit into the model, or the store holds
                 other activations.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size {batch_size}: must be at least 1")
+        at_least_1("batch_size", batch_size)
         mesh.check("batch_size", batch_size, "data")
         self.mesh = mesh
         self.lm = lm

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from prolu.activations.builtin import stdlib_documents
+from prolu.runtime.files import first_line
 
 Row = dict[str, Any]
 """The columns of one row: texts as str, token ids as integer arrays."""
@@ -246,5 +247,5 @@ def _arrow_rows(batch: Any) -> Iterator[Row]:
 
 
 def _unreadable(file: str, ending: str, problem: Exception) -> ValueError:
-    reason = str(problem).split("\n")[0]
+    reason = first_line(problem)
     return ValueError(f"data {file!r}: not a readable {ending} file ({reason})")

@@ -17,6 +17,7 @@ from prolu.activations.text_files import (
     ending_of,
     open_file,
 )
+from prolu.runtime.files import first_line
 
 NOT_DATA = {"dataset_info.json", "state.json", "dataset_dict.json"}
 """The names of files that `datasets` writes beside the rows."""
@@ -154,7 +155,7 @@ def _splits_on_hub(name: str) -> dict[str, list[str]]:
     try:
         files = load_dataset_builder(name).config.data_files
     except Exception as problem:  # the hub client raises many kinds; each means that the dataset cannot be had
-        reason = str(problem).split("\n")[0]
+        reason = first_line(problem)
         raise ValueError(
             f"data {name!r}: neither a file, a folder, 'builtin', nor a dataset that the hub provides ({reason})"
         ) from None

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from prolu.runtime.files import owned, write_at, write_atomically
+from prolu.runtime.files import owned, read_json_object, through_json, write_at, write_atomically
 
 BLOCKS_FILE = "blocks.json"
 SIDES = ("train.bin", "held_out.bin")
@@ -85,12 +85,7 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
         ValueError: there are none, they are not finished, or they are not what was written.
     """
     folder = Path(folder)
-    try:
-        index = json.loads((folder / BLOCKS_FILE).read_text(encoding="utf-8"))
-    except OSError:
-        raise ValueError(f"{folder}: no token blocks here (no {BLOCKS_FILE})") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{folder / BLOCKS_FILE}: not JSON") from None
+    index = read_json_object(folder / BLOCKS_FILE, "token blocks")
     try:
         if index["sha256"] is None:
             raise ValueError(f"{folder}: its tokenising was interrupted; run the command that began it again")
@@ -175,7 +170,7 @@ class BlocksFolder:
             ValueError: the folder holds something else.
         """
         self._folder = folder
-        self._made = json.loads(json.dumps(made))  # as an index on the disk has it, so that the two can be compared
+        self._made = through_json(made)
         self._dtype = dtype
         self.n_blocks = [0, 0]
         """The numbers of blocks on the training side and on the held-out side."""
@@ -202,14 +197,14 @@ class BlocksFolder:
         self._lock.close()
 
     def _resume(self) -> None:
+        index = read_json_object(self._folder / BLOCKS_FILE, "token blocks")
         try:
-            index = json.loads((self._folder / BLOCKS_FILE).read_text(encoding="utf-8"))
             made = index["made"]
             self.progress = index["progress"]
             self.n_blocks = list(index["n_blocks"])
             self.finished = index["sha256"] is not None
             held = {name: made.get(name) for name in made.keys() | self._made.keys()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (KeyError, TypeError, AttributeError):
             raise ValueError(f"{self._folder / BLOCKS_FILE}: not an index of token blocks") from None
         for name, value in sorted(held.items()):
             if value != self._made.get(name):

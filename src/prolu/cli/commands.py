@@ -16,7 +16,6 @@ from tyro.conf import arg
 from prolu.activations.source import (
     HarvestSource,
     Source,
-    at_least_1,
     describe_options,
     first_hook,
     open_language_model,
@@ -33,6 +32,7 @@ from prolu.activations.store import (
 )
 from prolu.activations.token_blocks import holds_blocks
 from prolu.interop.sharing import check_push, deliver, fetch_checked, holds_same, pack, unpack
+from prolu.runtime.checks import at_least_1
 from prolu.runtime.files import owned, patiently
 from prolu.runtime.mesh import mesh_of
 from prolu.studies.cost import estimate, harvest_seconds, outline

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from prolu.activations.language_model import LanguageModel
-from prolu.activations.source import at_least_1, open_language_model, open_text
+from prolu.activations.source import open_language_model, open_text
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.held_out import HeldOut, score
+from prolu.runtime.checks import at_least_1
 from prolu.sae.autoencoder import SAE, read_provenance
 from prolu.studies.folder import read_study
 from prolu.studies.scored_study import SavedSAE, ScoredStudy, describe

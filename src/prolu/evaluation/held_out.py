@@ -14,6 +14,7 @@ from prolu.evaluation.document_sums import DocumentSums, summed_by_document
 from prolu.evaluation.latents import LatentFigures, latent_figures, scale_response
 from prolu.evaluation.metrics import CodeSums, ReconstructionSums, cross_entropy_figures
 from prolu.evaluation.predictions import clean_predictions, spliced_losses
+from prolu.runtime.checks import at_least_1
 from prolu.runtime.rng import keyed_generator
 from prolu.sae.autoencoder import SAE
 from prolu.sae.scaling import normalise
@@ -42,8 +43,7 @@ class HeldOut:
 
     def __init__(self, lm: LanguageModel, blocks: TokenBlocks, n_tokens: int = 32_768):
         """Args: `n_tokens` is cut to what there is; the choice depends on the blocks alone."""
-        if n_tokens < 1:
-            raise ValueError(f"eval_tokens {n_tokens}: must be at least 1")
+        at_least_1("eval_tokens", n_tokens)
         if not len(blocks.held_out):
             raise ValueError("these token blocks hold out none for evaluation; at least 1 is needed")
         self.lm = lm

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from prolu.interop.formats import dictionary_learning, own_format, saelens, sparsify
+from prolu.runtime.checks import one_of
 from prolu.runtime.files import check_can_be_folder, write_atomically
 from prolu.sae.autoencoder import SAE, read_provenance
 
@@ -67,10 +68,8 @@ def export_files(run: str | Path, format: str, *, inputs_normalised: bool = Fals
         ValueError: There is no SAE in the folder or no such format, the format cannot describe the SAE, or
             `inputs_normalised` is given where the format can describe everything.
     """
-    to_files = FORMATS[format].to_files if format in FORMATS else None
-    if to_files is None:
-        names = [name for name, one in FORMATS.items() if one.to_files]
-        raise ValueError(f"format {format!r}: choose one of {', '.join(names)}")
+    writers = {name: one.to_files for name, one in FORMATS.items() if one.to_files}
+    to_files = writers[one_of("format", format, writers)]
     sae = SAE.load(run)
     provenance = read_provenance(run)
     undescribed = FORMATS[format].undescribed_preparation(sae, provenance)
@@ -121,8 +120,7 @@ def _checked(folder: Path, format: str) -> str:
     Raises:
         ValueError: It does not, or a file is missing.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format {format!r}: choose one of auto, {', '.join(FORMATS)}")
+    one_of("format", format, ["auto", *FORMATS])
     if missing := _missing(folder, FORMATS[format]):
         raise ValueError(f"{folder}: has no {' and no '.join(missing)}, which a folder of {format} has")
     return format

@@ -15,7 +15,7 @@ from prolu.evaluation.comparison.frontiers import Record
 from prolu.evaluation.document_sums import DOCUMENTS_FILE
 from prolu.evaluation.latents import LATENTS_FILE
 from prolu.interop.model_card import card_of
-from prolu.runtime.files import check_can_be_folder, remove, rename_folder, write_flushed
+from prolu.runtime.files import check_can_be_folder, json_lines, read_json_object, remove, rename_folder, write_flushed
 from prolu.runtime.hub import MAIN, Head, HubError, Place, Sent, fetch, look, place_of, send
 from prolu.sae.autoencoder import CONFIG_FILE, SAE, WEIGHTS_FILE
 from prolu.studies.folder import CURVES_FILE, RESULTS_FILE, STUDY_FILE, read_study
@@ -80,7 +80,7 @@ def pack(folder: str | Path, repo: str, *, license: str = "mit") -> Parcel:
     for results in found:
         prefix = f"{results.folder.name}/" if len(found) > 1 else ""
         files[prefix + STUDY_FILE] = _public(results.folder / STUDY_FILE)
-        files[prefix + RESULTS_FILE] = "".join(json.dumps(r) + "\n" for r in results.records).encode()
+        files[prefix + RESULTS_FILE] = json_lines(results.records).encode()
         for run in results.runs:
             sae = run.load().config
             shapes.add((sae.d_in, sae.d_sae))
@@ -249,7 +249,7 @@ def _studies(folder: Path) -> list[Results]:
 
 def _public(file: Path) -> bytes:
     """Return one of our JSON files without paths of this machine."""
-    return (json.dumps(_without_paths(json.loads(file.read_text(encoding="utf-8"))), indent=1) + "\n").encode()
+    return (json.dumps(_without_paths(read_json_object(file, "study or SAE")), indent=1) + "\n").encode()
 
 
 def _without_paths(value: Any) -> Any:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,11 +132,21 @@ def patiently(work: Callable[[], T], seconds: float) -> T:
         time.sleep(SECONDS_BETWEEN_TRIES)
 
 
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the text of a .jsonl file: one JSON object per line."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write_json_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a .jsonl file, one JSON object per line, whole or not at all."""
+    write_atomically(file, json_lines(rows))
+
+
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
-    """Objects of a .jsonl file, one a line; none if there is no such file.
+    """Return the objects of a .jsonl file in order, one per line; none if there is no such file.
 
     Raises:
-        ValueError: a line is not a JSON object.
+        ValueError: A line is not a JSON object.
     """
     if not file.is_file():
         return []
@@ -150,6 +160,37 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{file}: line {number} is not a JSON object")
         rows.append(row)
     return rows
+
+
+def read_json_object(file: Path, what: str) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Args:
+        file: The file.
+        what: What a folder with this file is or holds, for the message about a missing file: "study", "token blocks".
+
+    Raises:
+        ValueError: The file is missing or unreadable, is not JSON, or holds something else than an object.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{file.parent}: no {what} here (no {file.name})") from None
+    except OSError as problem:
+        raise ValueError(f"{file}: cannot be read ({problem.strerror})") from None
+    except (ValueError, RecursionError):  # a file of 100,000 opening brackets exhausts the parser's stack
+        raise ValueError(f"{file}: not JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: not a JSON object")
+    return found
+
+
+def through_json(value: Any) -> Any:
+    """Return a value as it reads once it has been written to a JSON file, so that the two can be compared.
+
+    Tuples become lists, and keys become text.
+    """
+    return json.loads(json.dumps(value))
 
 
 def first_line(problem: BaseException) -> str:

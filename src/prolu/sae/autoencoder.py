@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from prolu.runtime.files import write_atomically
+from prolu.runtime.checks import at_least_1
+from prolu.runtime.files import read_json_object, write_atomically
 from prolu.runtime.hub import MAIN, HubError, fetch, place_of
 from prolu.sae.nonlinearities import activate, nonlinearity_named
 from prolu.sae.scaling import normalise
@@ -38,8 +39,7 @@ class SAEConfig:
 
     def __post_init__(self):
         for name in ("d_in", "d_sae"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
+            at_least_1(name, getattr(self, name))
         nonlinearity_named(self.nonlinearity)
         if self.normalisation not in ("per_token", "none"):
             raise ValueError(f"normalisation {self.normalisation!r}: choose per_token or none")
@@ -202,12 +202,7 @@ def read_provenance(folder: str | Path) -> dict[str, Any]:
 
 
 def _read_facts(file: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise ValueError(f"{file}: no such file; a saved SAE has {CONFIG_FILE} and {WEIGHTS_FILE}") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{file}: not JSON") from None
-    if not isinstance(facts, dict) or "sae" not in facts:
+    facts = read_json_object(file, "saved SAE")
+    if "sae" not in facts:
         raise ValueError(f"{file}: not an SAE's config (no 'sae')")
     return facts

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prolu.runtime.checks import one_of
 from prolu.sae.nonlinearities import Nonlinearity, Parameters, Pullback
 
 
@@ -101,6 +102,4 @@ def penalty_named(name: str) -> Penalty:
     Raises:
         ValueError: there is none.
     """
-    if name not in PENALTIES:
-        raise ValueError(f"penalty {name!r}: choose one of {', '.join(PENALTIES)}")
-    return PENALTIES[name]
+    return PENALTIES[one_of("penalty", name, PENALTIES)]

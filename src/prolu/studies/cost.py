@@ -10,6 +10,7 @@ import torch
 from prolu.activations.builtin import MODEL_DIR
 from prolu.activations.hooks import architecture_of, locate
 from prolu.activations.language_model import BATCH_TOKENS
+from prolu.runtime.files import first_line
 from prolu.sae.autoencoder import SAEConfig
 from prolu.sae.nonlinearities import nonlinearity_named
 from prolu.sae.penalties import penalty_named
@@ -100,7 +101,7 @@ def _config(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as problem:  # likewise: that the hub does not have it, or does not answer
-        reason = str(problem).strip().split("\n")[0]
+        reason = first_line(problem)
         raise ValueError(f"lm {name!r}: its config cannot be loaded ({reason})") from None
 
 

@@ -1,11 +1,11 @@
 """Whether a request fits what its folder holds: the very same study, or a shorter one that it extends."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from prolu.runtime.files import through_json
 from prolu.sae.autoencoder import CONFIG_FILE
 from prolu.studies.checkpoints import CHECKPOINTS_FOLDER
 from prolu.studies.folder import FINAL_FOLDER, PATH_FIELDS, holds_study, read_study
@@ -20,7 +20,7 @@ def check_folder(out: Path, study: Mapping[str, Any], batch_size: int) -> None:
     if not holds_study(out):
         return
     held = read_study(out)
-    asked = json.loads(json.dumps(study))  # as it would be read back: tuples become lists
+    asked = through_json(study)
     if len(held["runs"]) == len(asked["runs"]):
         for number, (old, new) in enumerate(zip(held["runs"], asked["runs"], strict=True)):
             if not _differ_in_length(old, new):

@@ -18,7 +18,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prolu.runtime.files import check_can_be_folder, read_json_lines, remove, write_atomically
+from prolu.runtime.files import (
+    check_can_be_folder,
+    read_json_lines,
+    read_json_object,
+    remove,
+    write_atomically,
+    write_json_lines,
+)
 from prolu.studies.checkpoints import CHECKPOINTS_FOLDER, remove_checkpoints
 from prolu.training.config import RunConfig
 
@@ -102,13 +109,8 @@ def read_study(folder: Path) -> dict[str, Any]:
         ValueError: the folder holds no study.
     """
     file = folder / STUDY_FILE
-    try:
-        study = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise ValueError(f"{folder}: no study here (no {STUDY_FILE})") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{file}: not JSON") from None
-    if not isinstance(study, dict) or not {"stream", "runs"} <= study.keys():
+    study = read_json_object(file, "study")
+    if not {"stream", "runs"} <= study.keys():
         raise ValueError(f"{file}: not a study's config (needs 'stream' and 'runs')")
     return study
 
@@ -136,7 +138,7 @@ def read_results(out: Path) -> list[dict[str, Any]]:
 
 def write_results(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write a study's results, one line per finished run."""
-    write_atomically(out / RESULTS_FILE, "".join(json.dumps(record) + "\n" for record in records))
+    write_json_lines(out / RESULTS_FILE, records)
 
 
 def finished_runs(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
@@ -154,7 +156,7 @@ def write_failure(folder: Path, step: int, reason: str) -> None:
 def failures(folder: Path) -> dict[str, str]:
     """Return why runs of a study failed, by run_id."""
     files = sorted(folder.glob(f"*/{FAILURE_FILE}"))
-    return {file.parent.name: json.loads(file.read_text(encoding="utf-8"))["reason"] for file in files}
+    return {file.parent.name: read_json_object(file, "failed run")["reason"] for file in files}
 
 
 def log_event(out: Path, event: str, **facts: Any) -> None:

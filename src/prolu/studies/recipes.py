@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from prolu.runtime.checks import one_of
 from prolu.training.config import RunConfig
 
 
@@ -225,6 +226,4 @@ def recipe_named(name: str) -> Recipe:
     Raises:
         ValueError: There is no recipe of that name.
     """
-    if name not in RECIPES:
-        raise ValueError(f"recipe {name!r}: choose one of {', '.join(RECIPES)}")
-    return RECIPES[name]
+    return RECIPES[one_of("recipe", name, RECIPES)]

@@ -9,6 +9,7 @@ from typing import Any
 
 from prolu.evaluation.comparison.frontiers import Record, family, pareto_best
 from prolu.evaluation.comparison.verdicts import Verdict, verdict_table
+from prolu.runtime.checks import one_of
 from prolu.runtime.files import read_json_lines
 from prolu.sae.autoencoder import SAE
 from prolu.studies.folder import RESULTS_FILE, failures, read_study
@@ -135,8 +136,8 @@ class Results:
             ValueError: There is no score of that name.
         """
         for name in (x, y):
-            if self.records and name not in self.records[0]:
-                raise ValueError(f"result {name!r}: choose one of {', '.join(self.records[0])}")
+            if self.records:
+                one_of("result", name, self.records[0])
         best = pareto_best((r for r in self.records if r["converged"]), x, y)
         in_order = sorted(best, key=lambda r: r[x])
         return Frontier(x, y, [Run(self.folder / r["run_id"], r) for r in in_order], self.runs)

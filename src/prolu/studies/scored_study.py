@@ -4,7 +4,6 @@ Its folder has the files of any study, so that `prolu report` shows it beside th
 It grows: every call of `prolu eval` may add SAEs that are scored on the same tokens.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,9 +15,17 @@ from prolu.activations.harvesting import describe_activations
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.held_out import HeldOut, Scores
-from prolu.runtime.files import read_json_lines, write_atomically
+from prolu.runtime.files import through_json
 from prolu.sae.autoencoder import SAE, WEIGHTS_FILE
-from prolu.studies.folder import PATH_FIELDS, RESULTS_FILE, holds_study, read_study, versions, write_study
+from prolu.studies.folder import (
+    PATH_FIELDS,
+    holds_study,
+    read_results,
+    read_study,
+    versions,
+    write_results,
+    write_study,
+)
 from prolu.training.config import RunConfig
 
 
@@ -69,7 +76,7 @@ class ScoredStudy:
         if not holds_study(self.folder):
             return
         held = read_study(self.folder)
-        asked = json.loads(json.dumps(self.config))  # tuples become lists, as in the file
+        asked = through_json(self.config)
         is_same = held.get("eval_tokens") == asked["eval_tokens"]
         if not is_same or _without_paths(held["stream"]) != _without_paths(asked["stream"]):
             raise ValueError(
@@ -99,11 +106,11 @@ class ScoredStudy:
         record |= {"resampled": [], "density_histogram": scores.latents.density_histogram()}
         record |= {"eval_tokens": held_out.n_tokens, "unit": held_out.unit} | scores.figures
         # An SAE that is scored again keeps one line, the new one.
-        others = [r for r in read_json_lines(self.folder / RESULTS_FILE) if r["run_id"] != run_id]
+        others = [r for r in read_results(self.folder) if r["run_id"] != run_id]
         records = [*others, record]
         write_study(self.folder, self.config | {"runs": [{"run_id": r["run_id"]} for r in records]})
         # The results come last: a run that they name has all its files.
-        write_atomically(self.folder / RESULTS_FILE, "".join(json.dumps(r) + "\n" for r in records))
+        write_results(self.folder, records)
 
 
 def settings(saved: SavedSAE) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from prolu.runtime.checks import at_least_1
 from prolu.studies.trackers import TrackerName
 
 
@@ -27,7 +28,6 @@ class SweepSettings:
 
     def check(self) -> None:
         """Raise ValueError if a field has no meaning."""
-        if self.eval_tokens < 1:
-            raise ValueError(f"eval_tokens {self.eval_tokens}: must be at least 1")
+        at_least_1("eval_tokens", self.eval_tokens)
         if self.checkpoint_minutes is not None and self.checkpoint_minutes < 0:
             raise ValueError(f"checkpoint_minutes {self.checkpoint_minutes}: must be 0 or more")

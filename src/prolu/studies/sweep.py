@@ -11,7 +11,6 @@ resampling of dead latents, scores of runs that end, checkpoints, and an orderly
 """
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from prolu.activations.stream import ActivationStream
-from prolu.runtime.files import owned
+from prolu.runtime.files import owned, through_json
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
 from prolu.studies.checkpoints import Clock
@@ -204,7 +203,7 @@ def _settings(
 
 def _record_extension(request: StudyRequest) -> None:
     """Write the config of a study whose runs were asked to be longer than they were; any other is there already."""
-    runs = json.loads(json.dumps(request.description["runs"]))  # as they would be read back: tuples become lists
+    runs = through_json(request.description["runs"])
     if runs != read_study(request.out)["runs"]:
         write_study(request.out, request.description)
 

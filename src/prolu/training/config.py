@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from prolu.runtime.checks import at_least_1, one_of
 from prolu.sae.autoencoder import SAEConfig, weights_digest
 from prolu.sae.nonlinearities import TAKES_L0, nonlinearity_named
 from prolu.sae.penalties import penalty_named
@@ -99,7 +100,7 @@ class RunConfig:
             "max_grad_norm", self.max_grad_norm is None or self.max_grad_norm > 0, "more than 0, or None for no clip"
         )
         for name in ("d_sae", "n_tokens", "aux_dead_tokens"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
+            at_least_1(name, getattr(self, name))
         for name in ("lr_floor", "coeff_warmup_fraction"):
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         if not 0 <= self.warmup_fraction <= self.decay_start_fraction < self.decay_end_fraction < float("inf"):
@@ -109,10 +110,8 @@ class RunConfig:
             )
         if self.normalisation not in ("per_token", "none"):
             raise ValueError(f"normalisation {self.normalisation!r}: choose per_token or none")
-        if self.step not in FAMILIES:
-            raise ValueError(f"step {self.step!r}: choose one of {', '.join(FAMILIES)}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
+        one_of("step", self.step, FAMILIES)
+        one_of("precision", self.precision, PRECISIONS)
         if self.precision != "fp32" and self.step not in ("auto", "dense"):
             raise ValueError(
                 f"precision {self.precision!r}: the {self.step} step computes in fp32; choose auto or dense"
@@ -151,7 +150,7 @@ class RunConfig:
     def _check_resampling(self) -> None:
         for name in ("resample_dead_below", "resample_exponent", "resample_encoder_norm"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more, and finite")
-        self._require("resample_candidates", self.resample_candidates >= 1, "at least 1")
+        at_least_1("resample_candidates", self.resample_candidates)
         cut = self.resample_max_raw_norm
         self._require("resample_max_raw_norm", cut is None or cut > 0, "more than 0, or None")
         if any(not 0 < fraction < 1 for fraction in (*self.resample_fractions, self.resample_count_fraction)):
@@ -199,8 +198,7 @@ class RunConfig:
         Raises:
             ValueError: not one.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size {batch_size}: must be at least 1")
+        at_least_1("batch_size", batch_size)
         if self.n_tokens < batch_size:
             raise ValueError(f"n_tokens {self.n_tokens}: fewer than one batch of {batch_size}")
         return self.n_tokens // batch_size

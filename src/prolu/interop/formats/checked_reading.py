@@ -8,7 +8,6 @@ the field, the value found and the values supported. No function here executes a
 """
 
 import io
-import json
 import struct
 import warnings
 from collections.abc import Mapping
@@ -20,26 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from prolu.runtime.files import first_line
+
 REQUIRED = object()
 """The default that marks a field as required. None cannot, since a config may hold null."""
 
 LONGEST_REASON = 200
 """The number of characters of another library's error message that are repeated."""
-
-
-def read_json_object(file: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object.
-
-    Raises:
-        ValueError: The file is not JSON, or holds something else than an object.
-    """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):  # the second: a file of a hundred thousand opening brackets
-        raise ValueError(f"{file}: not JSON") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: not a JSON object")
-    return found
 
 
 def field(file: Path, config: Mapping[str, Any], name: str, kind: type, default: Any = REQUIRED) -> Any:
@@ -127,7 +113,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (OSError, SafetensorError, struct.error, ValueError) as problem:
-        raise ValueError(f"{file}: not a readable safetensors file ({_first_line(problem)})") from None
+        raise ValueError(f"{file}: not a readable safetensors file ({first_line(problem)[:LONGEST_REASON]})") from None
 
 
 def read_torch_zip(file: Path) -> dict[str, Tensor]:
@@ -146,7 +132,7 @@ def read_torch_zip(file: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # torch warns about files of its old formats
             found = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as problem:  # a damaged file makes torch raise many kinds, EOFError and KeyError among them
-        raise ValueError(f"{file}: not a file of plain tensors ({_first_line(problem)})") from None
+        raise ValueError(f"{file}: not a file of plain tensors ({first_line(problem)[:LONGEST_REASON]})") from None
     if not isinstance(found, dict) or not all(_is_named_tensor(name, value) for name, value in found.items()):
         raise ValueError(f"{file}: not a file of plain tensors by name")
     # Parameters arrive with requires_grad set.
@@ -202,7 +188,3 @@ def matrix_shape(file: Path, tensors: Mapping[str, Tensor], name: str) -> tuple[
     if len(shape) != 2 or 0 in shape:
         raise ValueError(f"{file}: {name} is {shape or 'missing'}, but must be a matrix")
     return shape
-
-
-def _first_line(problem: BaseException) -> str:
-    return (str(problem).strip() or type(problem).__name__).split("\n")[0][:LONGEST_REASON]

@@ -23,7 +23,6 @@ from prolu.interop.formats.checked_reading import (
     latents_per_token,
     matrix_shape,
     positive_integer,
-    read_json_object,
     read_torch_zip,
 )
 from prolu.interop.formats.common_form import (
@@ -44,6 +43,7 @@ from prolu.interop.formats.round_trip import (
     restored,
     scaled,
 )
+from prolu.runtime.files import read_json_object
 from prolu.sae.autoencoder import SAE
 from prolu.sae.nonlinearities import BatchTopK, nonlinearity_named
 
@@ -167,7 +167,7 @@ def from_folder(folder: Path) -> tuple[SAE, dict[str, Any]]:
         ValueError: The folder is damaged, or its SAE is of a class that is not supported.
     """
     file = folder / CONFIG_FILE
-    config = read_json_object(file)
+    config = read_json_object(file, "SAE of dictionary_learning")
     trainer = field(file, config, "trainer", dict)
     name = field(file, trainer, "dict_class", str)
     if name not in CLASSES:

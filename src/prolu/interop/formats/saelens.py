@@ -19,7 +19,6 @@ from prolu.interop.formats.checked_reading import (
     known_fields,
     latents_per_token,
     positive_integer,
-    read_json_object,
     read_safetensors,
 )
 from prolu.interop.formats.common_form import PARAMETERS, CommonForm, common_form_of, sae_of, tied, with_unit_rows
@@ -31,6 +30,7 @@ from prolu.interop.formats.round_trip import (
     recorded_preparation,
     restored,
 )
+from prolu.runtime.files import read_json_object
 from prolu.sae.autoencoder import SAE
 
 CONFIG_FILE = "cfg.json"
@@ -119,7 +119,7 @@ def from_folder(folder: Path) -> tuple[SAE, dict[str, Any]]:
         ValueError: The folder is damaged, or its SAE computes something that ours cannot.
     """
     file = folder / CONFIG_FILE
-    config = _as_version_6(file, read_json_object(file))
+    config = _as_version_6(file, read_json_object(file, "SAE of SAELens"))
     architecture = field(file, config, "architecture", str)
     if architecture not in PARAMETERS:
         raise ValueError(f"{file}: architecture is {architecture!r}, supported are {', '.join(PARAMETERS)}")

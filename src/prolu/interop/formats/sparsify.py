@@ -14,10 +14,10 @@ from prolu.interop.formats.checked_reading import (
     known_fields,
     latents_per_token,
     matrix_shape,
-    read_json_object,
     read_safetensors,
 )
 from prolu.interop.formats.common_form import CommonForm, sae_of
+from prolu.runtime.files import read_json_object
 from prolu.sae.autoencoder import SAE
 
 CONFIG_FILE = "cfg.json"
@@ -35,7 +35,7 @@ def from_folder(folder: Path) -> tuple[SAE, dict[str, Any]]:
         ValueError: The folder is damaged, or its SAE computes something that ours cannot.
     """
     file = folder / CONFIG_FILE
-    config = read_json_object(file)
+    config = read_json_object(file, "SAE of sparsify")
     # `multi_topk` and `normalize_decoder` concern training only: encode and decode do not look at them.
     check_supported(file, config, "activation", ("topk",), "prolu has no nonlinearity over groups of latents")
     check_supported(file, config, "transcode", (False,), "a transcoder predicts another module's output")
@@ -56,7 +56,7 @@ def _provenance(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Return what the folder tells of where the SAE comes from."""
     # sparsify names the folder after the hookpoint, and keeps the config of the training run in the one above.
     run_file = folder.resolve().parent / "config.json"
-    training = read_json_object(run_file) if run_file.is_file() else {}
+    training = read_json_object(run_file, "training run of sparsify") if run_file.is_file() else {}
     provenance = known_fields(training, {"lm": ("model", str), "data": ("dataset", str), "ctx": ("ctx_len", int)})
     hookpoint = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)(\.mlp)?", folder.resolve().name)
     if hookpoint:

@@ -24,7 +24,7 @@ from prolu.evaluation.latents import encoder_decoder_cosine
 from prolu.report.assets import render
 from prolu.report.latents.directions import LogitEffect, Unembedding, logit_effects, neighbours, unembedding_of
 from prolu.report.latents.firings import N_BANDS, SAMPLE, Advance, Example, Firings, HeldOutText, collect
-from prolu.runtime.files import remove, write_atomically
+from prolu.runtime.files import read_json_object, remove, through_json, write_atomically
 from prolu.sae.autoencoder import SAE
 
 FEATURES_FOLDER = "features"
@@ -94,10 +94,10 @@ def write_browser(folder: Path, source: PageSource, made: Mapping[str, Any], adv
 def was_made(folder: Path, made: Mapping[str, Any]) -> bool:
     """Return whether a folder holds finished pages that were decided by just this."""
     try:
-        held = json.loads((folder / MADE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        held = read_json_object(folder / MADE_FILE, "pages")
+    except ValueError:
         return False
-    return held == json.loads(json.dumps(made))  # through JSON, so that a tuple equals the list that was written
+    return held == through_json(made)
 
 
 class TokenTexts:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from prolu.runtime.checks import at_least_1
 from prolu.runtime.mesh import ALONE, Mesh
 
 Parameters = Mapping[str, Float[Tensor, "..."]]
@@ -48,8 +49,7 @@ class Selection:
     """Counted over a whole batch: batch * k of all its pairs."""
 
     def __post_init__(self):
-        if self.k < 1:
-            raise ValueError(f"k {self.k}: must be at least 1")
+        at_least_1("k", self.k)
 
     def bound(self, above: Float[Tensor, "*batch d_sae"], mesh: Mesh = ALONE) -> Float[Tensor, "..."]:
         """The smallest m - threshold that is selected, 0 if there are too few above 0: of each token, or of all.

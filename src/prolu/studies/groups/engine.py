@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prolu.activations.source import Source
+from prolu.runtime.checks import at_least_1
 from prolu.studies.settings import SweepSettings
 
 
@@ -58,8 +59,7 @@ class Engine:
             self._check_ray(source)
 
     def _check_ray(self, source: Source) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers {self.workers}: must be at least 1")
+        at_least_1("workers", self.workers)
         gpus = self.gpus_per_group
         if not (0 <= gpus <= 1 or (gpus > 1 and gpus == int(gpus))):
             raise ValueError(f"gpus_per_group {gpus}: must be between 0 and 1, or a whole number")

@@ -10,7 +10,7 @@ import ray  # pyright: ignore[reportMissingImports]
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError  # pyright: ignore[reportMissingImports]
 
 from prolu.activations.source import Source
-from prolu.runtime.files import owned
+from prolu.runtime.files import first_line, owned
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
 from prolu.studies.folder import GROUPS_FOLDER, make_folder
@@ -94,7 +94,7 @@ def connect(engine: Engine, threads: int) -> None:
             socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()  # Ray itself tries for minutes
         ray.init(address=engine.address, **quiet)
     except (OSError, ValueError, RuntimeError) as problem:
-        reason = str(problem).strip().split("\n")[0]
+        reason = first_line(problem)
         raise ValueError(f"address {engine.address!r}: no Ray cluster answers there ({reason})") from None
 
 
@@ -178,7 +178,7 @@ def _problem_of(ref: Any) -> str | None:
             logger.error(str(problem))  # our own mistake: Ray's text has the traceback
         return str(cause) or type(cause).__name__
     except RayError as problem:
-        return f"its worker died more than {RETRIES} times ({str(problem).strip().splitlines()[0]})"
+        return f"its worker died more than {RETRIES} times ({first_line(problem)})"
     return None
 
 

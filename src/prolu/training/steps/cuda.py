@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prolu.runtime.checks import one_of
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.sae.weights import Weights
 from prolu.training.config import PRECISIONS
@@ -29,8 +30,7 @@ class CudaStep(Step):
     """
 
     def __init__(self, like: Weights, batch_size: int, precision: str = "fp32", mesh: Mesh = ALONE):
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+        one_of("precision", precision, PRECISIONS)
         self._precision, self.mesh = precision, mesh
         self._on_gpu = like.encoder.device.type == "cuda" and mesh.n_ranks == 1
         self._gradients = torch.compile(_gradients, dynamic=False) if self._on_gpu else _gradients
