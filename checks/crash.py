@@ -32,8 +32,10 @@ AT_ONCE = 0.0
 
 
 def runs() -> list[RunConfig]:
-    """Runs that differ in all that a state can hold: six with a resampling step, four with a coefficient that is
-    steered, a threshold that is observed, or dead latents that an auxiliary term revives.
+    """Return runs that differ in all that a state can hold.
+
+    Six have a resampling step; four have a target L0, a threshold that is observed, or dead latents that an auxiliary
+    term revives.
     """
     families = itertools.product(["relu", "prolu_relu", "prolu_ste"], ["l1", "sqrt_l1"])
     steps = ["dense", "sparse", "sparse_torch", "auto", "sparse", "auto"]

@@ -67,11 +67,11 @@ def train(case: Case, mesh: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any
     seen, resampled = [], []
     for step in range(trainer.state.n_updates, case.n_steps):
         if trainer.resamples_now:
-            rebirth = trainer.rebirth()
+            resampler = trainer.resampler()
             for key in range(7):
                 fresh = activations(case, 1000 + key)
-                rebirth.offer(fresh, torch.linalg.vector_norm(fresh, dim=1))
-            resampled.append(trainer.resample_(rebirth)._asdict())
+                resampler.offer(fresh, torch.linalg.vector_norm(fresh, dim=1))
+            resampled.append(trainer.resample_(resampler)._asdict())
         report = trainer.step(activations(case, step)[own].clone())
         seen.append([float(v) for v in (report.stats.mse, report.stats.penalty, report.stats.auxiliary, report.n_on)])
     line = trainer.summary(report)

@@ -1,10 +1,16 @@
-"""Types of config values. `make fuzz` tries them on RunConfig itself, which pytest's own checks would refuse first."""
+"""Types of config values, in one sentence each.
 
-from dataclasses import dataclass, replace
+`make fuzz` tries many more on RunConfig itself, which pytest's own checks would refuse first.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
 
 import pytest
 
-from prolu.training.checks import check_types
+from prolu import RunConfig
+from prolu.training.config import PRECISIONS, STEP_KINDS
+from prolu.training.config_checks import check_types
 
 
 @dataclass(frozen=True)
@@ -14,12 +20,18 @@ class Config:
     name: str = "a"
     on: bool = False
     limit: float | None = None
-    shares: tuple[float, ...] = ()
+    fractions: tuple[float, ...] = ()
+    kind: Literal["round", "square"] = "round"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unwrapped(RunConfig):
+    """A RunConfig whose constructor is not type-checked by pytest, so that its own check answers."""
 
 
 def test_what_fits_passes():
     check_types(Config())
-    check_types(Config(x=1, limit=2, shares=(0.5, 1)))
+    check_types(Config(x=1, limit=2, fractions=(0.5, 1), kind="square"))
 
 
 @pytest.mark.parametrize(
@@ -29,10 +41,33 @@ def test_what_fits_passes():
         ({"x": float("nan")}, "x nan: must be a number"), ({"x": "1"}, "x '1': must be a number"),
         ({"name": 3}, "name 3: must be text"), ({"on": 1}, "on 1: must be True or False"),
         ({"limit": "x"}, "limit 'x': must be a number or None"),
-        ({"shares": [0.5]}, r"shares \[0.5\]: must be a tuple, each a number"),
-        ({"shares": (0.5, "x")}, "must be a tuple"),
+        ({"fractions": [0.5]}, r"fractions \[0.5\]: must be a tuple, each a number"),
+        ({"fractions": (0.5, "x")}, "must be a tuple"),
+        ({"kind": "oval"}, "kind 'oval': must be one of round, square"),
+        ({"kind": ["round"]}, r"kind \['round'\]: must be one of round, square"),
     ],
 )  # fmt: skip
 def test_what_does_not_is_told_in_words(change, words):
     with pytest.raises(ValueError, match=words):
         check_types(replace(Config(), **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"step": "fast"}, "^step 'fast': must be one of auto, dense, sparse, sparse_torch$"),
+        ({"precision": "fp8"}, "^precision 'fp8': must be one of fp32, tf32, bf16$"),
+        ({"normalisation": "layer"}, "^normalisation 'layer': must be one of per_token, none$"),
+        ({"resample_second_moment": "median"}, "^resample_second_moment 'median': must be one of mean, zero$"),
+        ({"d_sae": 1.5}, "^d_sae 1.5: must be a whole number$"),
+    ],
+)
+def test_a_run_names_the_field_and_the_valid_values(change, words):
+    with pytest.raises(ValueError, match=words):
+        Unwrapped(**change)
+
+
+def test_choices_are_those_of_the_fields():
+    declared = {field.name: get_args(field.type) for field in fields(RunConfig)}
+    assert declared["step"] == ("auto", *STEP_KINDS)
+    assert declared["precision"] == PRECISIONS

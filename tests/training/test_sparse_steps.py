@@ -11,14 +11,14 @@ from prolu import RunConfig, Trainer
 from prolu.sae.nonlinearities import NONLINEARITIES, GeneralisedProLU
 from prolu.sae.penalties import L1, PENALTIES
 from prolu.training.steps import AdamConfig, DenseStep, Objective
-from prolu.training.steps.choice import crossover_density, next_family
+from prolu.training.steps.choice import crossover_density, next_step_kind
 from prolu.training.steps.sparse_numba import SparseNumbaStep
 from prolu.training.steps.sparse_torch import SparseTorchStep
 from support.steps import random_weights, relative
 from support.synthetic import sparse_activations
 
 COMBINATIONS = list(itertools.product(["relu", "prolu_relu", "prolu_ste"], ["l1", "sqrt_l1"]))
-FAMILIES = [SparseNumbaStep, SparseTorchStep]
+STEPS = [SparseNumbaStep, SparseTorchStep]
 BIASES = {"nearly none on": -1.6, "sparse": -0.9, "half": 0.0, "all on": 1e3}
 
 
@@ -40,28 +40,28 @@ def compare(ours, theirs, gradients, reference, limit):
     assert torch.equal(ours.fired, theirs.fired)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("step_type", STEPS)
 @pytest.mark.parametrize(("nonlinearity", "penalty"), COMBINATIONS)
 @pytest.mark.parametrize("density", BIASES)
 @pytest.mark.parametrize(("batch", "d_in", "d_sae"), [(1, 63, 1000), (7, 63, 1000), (130, 16, 33), (1100, 17, 70)])
-def test_one_step_gives_the_dense_steps_gradients(family, nonlinearity, penalty, density, batch, d_in, d_sae):
+def test_one_step_gives_the_dense_steps_gradients(step_type, nonlinearity, penalty, density, batch, d_in, d_sae):
     objective = Objective(NONLINEARITIES[nonlinearity], PENALTIES[penalty], 0.03)
     for dtype, limit in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
         weights = at_density(d_in, d_sae, density, dtype)
         x = sparse_activations(batch, d_in, dtype=dtype)
         reference, theirs = DenseStep(weights, batch).gradients(weights, x, objective)
-        gradients, ours = family(weights, batch).gradients(weights, x, objective)
+        gradients, ours = step_type(weights, batch).gradients(weights, x, objective)
         compare(ours, theirs, gradients, reference, limit)
 
 
 @pytest.mark.slow  # the largest size: a quarter of a million pairs and more
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("step_type", STEPS)
 @pytest.mark.parametrize("density", BIASES)
-def test_a_batch_of_4096(family, density):
+def test_a_batch_of_4096(step_type, density):
     objective = Objective(NONLINEARITIES["prolu_ste"], PENALTIES["sqrt_l1"], 0.03)
     weights, x = at_density(63, 1000, density, torch.float64), sparse_activations(4096, 63)
     reference, theirs = DenseStep(weights, 4096).gradients(weights, x, objective)
-    gradients, ours = family(weights, 4096).gradients(weights, x, objective)
+    gradients, ours = step_type(weights, 4096).gradients(weights, x, objective)
     compare(ours, theirs, gradients, reference, 1e-13)
 
 
@@ -73,30 +73,30 @@ def test_one_pair_in_the_whole_batch():
     weights.own["b_enc"].fill_(-(best[0] + best[1]).item() / 2)
     reference, theirs = DenseStep(weights, 40).gradients(weights, x, objective)
     assert theirs.fired.sum() == 1
-    for family in FAMILIES:
-        gradients, ours = family(weights, 40).gradients(weights, x, objective)
+    for step_type in STEPS:
+        gradients, ours = step_type(weights, 40).gradients(weights, x, objective)
         compare(ours, theirs, gradients, reference, 1e-13)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_on_at_all(family):
+@pytest.mark.parametrize("step_type", STEPS)
+def test_nothing_on_at_all(step_type):
     weights, x = random_weights(8, 50), sparse_activations(40, 8)
     weights.own["b_enc"].fill_(-1e6)
-    gradients, stats = family(weights, 40).gradients(weights, x, Objective(NONLINEARITIES["relu"], L1(), 0.1))
+    gradients, stats = step_type(weights, 40).gradients(weights, x, Objective(NONLINEARITIES["relu"], L1(), 0.1))
     assert not gradients.encoder.any()
     assert not gradients.decoder.any()
     assert gradients.b_dec.abs().sum() > 0
     assert stats.fired.sum() == 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("step_type", STEPS)
 @pytest.mark.parametrize("ste", [torch.exp, lambda x: x.clamp(-1, 1), lambda x: ((x > 0) & (x < 1)).to(x.dtype)])
-def test_another_straight_through_estimator_reaches_latents_that_are_off(family, ste):
+def test_another_straight_through_estimator_reaches_latents_that_are_off(step_type, ste):
     nonlinearity = GeneralisedProLU(0.5, 1.0, 0.5, ste)
     weights, x = random_weights(9, 30), sparse_activations(40, 9, dtype=torch.float64)
     objective = Objective(nonlinearity, PENALTIES["sqrt_l1"], 0.03)
     reference, theirs = DenseStep(weights, 40).gradients(weights, x, objective)
-    gradients, ours = family(weights, 40).gradients(weights, x, objective)
+    gradients, ours = step_type(weights, 40).gradients(weights, x, objective)
     compare(ours, theirs, gradients, reference, 1e-12)
     leaves = weights.map(lambda t: t.clone().requires_grad_())
     f = prolu.prolu((x - leaves.b_dec) @ leaves.encoder.T, leaves.own["b_enc"], nonlinearity)
@@ -106,16 +106,16 @@ def test_another_straight_through_estimator_reaches_latents_that_are_off(family,
         assert relative(ours, autograds.grad) < 1e-12
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("step_type", STEPS)
 @pytest.mark.parametrize(("nonlinearity", "penalty"), COMBINATIONS)
-def test_twenty_updates_follow_the_dense_step(family, nonlinearity, penalty):
+def test_twenty_updates_follow_the_dense_step(step_type, nonlinearity, penalty):
     objective = Objective(NONLINEARITIES[nonlinearity], PENALTIES[penalty], 0.02)
     exact = twenty_updates(DenseStep, objective, torch.float64)
-    for ours, theirs in zip(twenty_updates(family, objective, torch.float64), exact, strict=True):
+    for ours, theirs in zip(twenty_updates(step_type, objective, torch.float64), exact, strict=True):
         assert relative(ours, theirs) < 1e-10
     dense = twenty_updates(DenseStep, objective, torch.float32)
     steep = (nonlinearity, penalty) == ("relu", "sqrt_l1")  # slope 500 at zero: both amplify rounding, by chance
-    for ours, theirs, true in zip(twenty_updates(family, objective, torch.float32), dense, exact, strict=True):
+    for ours, theirs, true in zip(twenty_updates(step_type, objective, torch.float32), dense, exact, strict=True):
         if steep:
             assert relative(ours, true) < max(1e-5, 3 * relative(theirs, true))
         else:
@@ -132,23 +132,23 @@ def twenty_updates(step_class, objective, dtype):
     return (*weights.tensors(), *first.tensors(), *second.tensors())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_buffers_keep_nothing_between_calls(family):
+@pytest.mark.parametrize("step_type", STEPS)
+def test_buffers_keep_nothing_between_calls(step_type):
     objective = Objective(NONLINEARITIES["prolu_ste"], PENALTIES["sqrt_l1"], 0.1)
     weights = random_weights(8, 20)
-    shared = family(weights, 64)
+    shared = step_type(weights, 64)
     shared.gradients(weights, sparse_activations(64, 8, seed=1), objective)
     x = sparse_activations(40, 8, seed=2)
     again = shared.gradients(weights, x, objective)[0].map(torch.clone)
-    fresh = family(weights, 40).gradients(weights, x, objective)[0]
+    fresh = step_type(weights, 40).gradients(weights, x, objective)[0]
     assert all(torch.equal(a, b) for a, b in zip(again.tensors(), fresh.tensors(), strict=True))
 
 
 def test_the_choice_follows_density_with_hysteresis():
-    assert next_family("dense", 0.19, 0.2) == "dense"
-    assert next_family("dense", 0.17, 0.2) == "sparse"
-    assert next_family("sparse", 0.21, 0.2) == "sparse"
-    assert next_family("sparse", 0.23, 0.2) == "dense"
+    assert next_step_kind("dense", 0.19, 0.2) == "dense"
+    assert next_step_kind("dense", 0.17, 0.2) == "sparse"
+    assert next_step_kind("sparse", 0.21, 0.2) == "sparse"
+    assert next_step_kind("sparse", 0.23, 0.2) == "dense"
     assert 0 < crossover_density("cpu", 768, 12_288) < 1
     assert crossover_density("abacus", 768, 12_288) == 0
 
@@ -184,15 +184,15 @@ class LargestOutput(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("family", ["sparse_numba", "sparse_torch"])
-def test_nothing_of_size_batch_by_d_sae_is_made(monkeypatch, family):
+@pytest.mark.parametrize("step_type", ["sparse_numba", "sparse_torch"])
+def test_nothing_of_size_batch_by_d_sae_is_made(monkeypatch, step_type):
     """Peak of a step: weights, Adam's moments, gradients, one chunk of m, error and centred input, the pairs."""
-    monkeypatch.setattr(f"prolu.training.steps.{family}.ROWS_PER_CHUNK", 16)
+    monkeypatch.setattr(f"prolu.training.steps.{step_type}.ROWS_PER_CHUNK", 16)
     batch, d_in, d_sae = 512, 8, 700
     weights, x = at_density(d_in, d_sae, "sparse", torch.float32), sparse_activations(batch, d_in, dtype=torch.float32)
     weights.own["b_enc"].fill_(-0.25)
     objective = Objective(NONLINEARITIES["prolu_ste"], PENALTIES["sqrt_l1"], 0.03)
-    step = {"sparse_numba": SparseNumbaStep, "sparse_torch": SparseTorchStep}[family](weights, batch)
+    step = {"sparse_numba": SparseNumbaStep, "sparse_torch": SparseTorchStep}[step_type](weights, batch)
     first, second = weights.zeros_like(), weights.zeros_like()
     with LargestOutput() as largest:
         stats = step.update_(weights, first, second, x, objective, n_updates=0, lr=1e-3, adam=AdamConfig())

@@ -1,4 +1,4 @@
-"""A steered coefficient: on a made-up plant, in a real run, through a checkpoint."""
+"""The L0 controller: on a made-up plant, in a real run, through a checkpoint."""
 
 import math
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 
 from prolu import RunConfig, Trainer
 from prolu.studies.recipes import RECIPES
-from prolu.training.target_l0 import Steered
+from prolu.training.target_l0 import L0ControllerState
 from support.synthetic import sparse_activations
 
 CONFIG = RunConfig(
@@ -34,12 +34,14 @@ def plant(elasticity, power, lag):
 @pytest.mark.parametrize("start", [1e-4, 1e-2, 1.0])
 def test_it_finds_the_target_whatever_the_plant_and_the_start(elasticity, power, lag, start):
     config = replace(CONFIG, n_tokens=4000 * 64, target_l0=20.0, coeff=start, d_sae=1000)
-    steering, respond, state = config.steering(64), plant(elasticity, power, lag), Steered(start)
+    controller = config.l0_controller(64)
+    respond = plant(elasticity, power, lag)
+    state = L0ControllerState(start)
     coeffs, l0s = [], []
     for n in range(4000):
-        coeffs.append(steering.coeff(state, n))
+        coeffs.append(controller.coeff(state, n))
         l0s.append(respond(coeffs[-1], n))
-        state = steering.after(state, l0s[-1], n + 1)
+        state = controller.after(state, l0s[-1], n + 1)
     assert l0s[2799] == pytest.approx(20, rel=0.04)
     assert len(set(coeffs[2800:])) == 1
     assert power > 0 or l0s[-1] == pytest.approx(20, rel=0.04)
@@ -70,11 +72,11 @@ def test_a_checkpoint_holds_the_controller():
     resumed = Trainer(short, 16, 64)
     resumed.restore_(tensors, cut.state.counters())
     train(resumed, 97, 200)
-    assert resumed.state.steered == whole.state.steered
+    assert resumed.state.l0_controller == whole.state.l0_controller
     for a, b in zip(resumed.state.weights.tensors(), whole.state.weights.tensors(), strict=True):
         assert torch.equal(a, b)
     for wrong in ([1.0], [math.nan, 0.0], [-1.0, 0.0]):
-        with pytest.raises(ValueError, match="steered"):
+        with pytest.raises(ValueError, match="state of the L0 controller"):
             resumed.restore_(tensors, cut.state.counters() | {"steered": wrong})
 
 
@@ -85,14 +87,14 @@ def test_off_by_default_and_the_coefficient_warms_up_where_asked():
         seen.append(plain.coeff)
         plain.step(sparse_activations(64, 8, seed=seed, dtype=torch.float32))
     assert seen == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01])
-    assert RunConfig().steering(4096) is None
+    assert RunConfig().l0_controller(4096) is None
     assert all(run.target_l0 is None for name in RECIPES if name != "comparison" for run in RECIPES[name].runs_at(768))
 
 
 def test_of_topk_the_target_is_the_k():
     run = RunConfig(nonlinearity="topk", penalty="none", target_l0=32.0)
-    assert run.code == "topk(32)"
-    assert run.steering(4096) is None
+    assert run.resolved_nonlinearity == "topk(32)"
+    assert run.l0_controller(4096) is None
     assert run.family == "topk"
     assert RunConfig(nonlinearity="topk(7)", penalty="none").family == "topk"
     assert run.run_id == "topk-none-L32-lr0.001-d12288-s0"

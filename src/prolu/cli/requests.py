@@ -27,7 +27,7 @@ from prolu.studies.groups.engine import Engine
 from prolu.studies.recipes import DESCRIPTIONS, RECIPES, Recipe, recipe_named
 from prolu.studies.settings import SweepSettings
 from prolu.studies.sweep import with_seeds
-from prolu.training.config import RunConfig
+from prolu.training.config import Precision, RunConfig
 
 DATA_FIELDS = ("text_column", "split", "eval_split")
 """Options of a source that belong to one dataset and to no other."""
@@ -121,7 +121,7 @@ class Study:
     Three or more give error bars."""
     batch_size: int
     """Tokens per training step. A smaller batch makes more steps from the same tokens."""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Number format of the inputs of matrix products; sums, weights and moments are fp32. tf32 and bf16 are for
     GPUs."""
     out: Path

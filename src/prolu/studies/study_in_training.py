@@ -131,7 +131,7 @@ class StudyInTraining:
 
     def _trainer(self, config: RunConfig, buffers: SharedBuffers) -> Trainer:
         stream = self.stream
-        own = nonlinearity_named(config.code).parameter_names
+        own = nonlinearity_named(config.resolved_nonlinearity).parameter_names
         shape = (stream.d_in, config.d_sae, own, config.precision)
         trainer = Trainer(
             config,

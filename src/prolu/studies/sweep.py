@@ -240,7 +240,7 @@ def _checkpoint(studies: Sequence[StudyInTraining], clock: Clock) -> None:
 def _resample_dead_latents(studies: Sequence[StudyInTraining], step: int) -> None:
     """Replace the dead latents of all runs that are due at this step, at all hooks from one pass over fresh text."""
     due = [[run for run in study.runs_at(step) if run.trainer.resamples_now] for study in studies]
-    resamplers = [[run.trainer.rebirth() for run in runs] for runs in due]
+    resamplers = [[run.trainer.resampler() for run in runs] for runs in due]
     n_candidates = max((run.trainer.resampling.n_candidates for runs in due for run in runs), default=0)
     asking = [i for i, some in enumerate(resamplers) if any(resampler.n_dead for resampler in some)]
     fresh = [studies[i].stream.fresh(n_candidates, "resample", step) for i in asking]

@@ -59,7 +59,7 @@ def _check_fit(config: RunConfig, wanted: SAEConfig, found: SAEConfig) -> None:
 
 
 def _with_unit_rows(config: RunConfig, weights: Weights, norms: Tensor) -> Weights:
-    nonlinearity = nonlinearity_named(config.code)
+    nonlinearity = nonlinearity_named(config.resolved_nonlinearity)
     if nonlinearity.in_training.selection is not None:
         raise ValueError(
             f"init_from {config.init_from!r}: its decoder rows have norms from {norms.min():.4g} to {norms.max():.4g}; "

@@ -1,59 +1,71 @@
-"""A penalty's coefficient, steered so that a run's own L0 ends at a target."""
+"""The L0 controller: it adjusts a penalty's coefficient so that a run's own L0 ends at a target."""
 
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-OFF_BY = math.log(2)
-"""Of L0, in log: more than that counts as that, so that the fall from half of all latents does not wind it up."""
+LARGEST_DEVIATION = math.log(2)
+"""The clamp on log(L0 / target). A new SAE has half of all latents active, far above any target: without the clamp the
+integral would wind up while L0 falls from there."""
 
-PROPORTIONAL = 1.0
-"""Share of log(L0 / target) that acts at once."""
+PROPORTIONAL_GAIN = 1.0
+"""The fraction of log(L0 / target) that acts on log(coeff) at once, beside what is integrated."""
+
+SMALLEST_L0 = 1e-3
+"""The L0 that is assumed where no latent is active, whose logarithm would be infinite."""
 
 
-class Steered(NamedTuple):
-    """What a steering knows: all of it in a checkpoint."""
+class L0ControllerState(NamedTuple):
+    """What the controller remembers between steps; a checkpoint holds both numbers."""
 
     coeff: float
-    """The coefficient, without what acts at once."""
+    """The integral part of the coefficient; `L0Controller.coeff` adds the proportional part."""
     l0: float = 0.0
-    """Running mean of the batches' L0."""
+    """The running mean of the batches' L0."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steering:
-    """A controller of log(coeff) by a = log(L0 / target), of a running mean of the run's own L0, cut to +-log 2.
+class L0Controller:
+    """A proportional and integral controller of log(coeff).
 
-        log(coeff) <- log(coeff) + a / steps      after each step;  the penalty gets  coeff * exp(PROPORTIONAL * a)
+    With a = log(L0 / target), clamped to +-log 2, where L0 is a running mean of the run's own:
 
-    until `end_step`; then the coefficient is frozen, and L0 ends where the rest of the run takes it. Plain arithmetic
-    on numbers that a checkpoint holds: a run that was resumed is steered like one that was not.
+        after each step:           log(coeff) <- log(coeff) + a / steps
+        what the penalty gets:     coeff * exp(PROPORTIONAL_GAIN * a)
+
+    From `end_step` on the coefficient is frozen, and L0 ends where the rest of the run takes it. There is no trial
+    freeze before, to learn how far L0 will still fall: it was tried and made the targets worse.
     """
 
     target: float
+    """The L0 to reach."""
     start_step: int
-    """Updates before it begins."""
+    """The number of updates before the controller begins to act."""
     end_step: int
-    """Updates after which the coefficient is frozen."""
+    """The number of updates after which the coefficient is frozen."""
     steps: float
-    """Updates in which the coefficient changes by as much as L0 is off."""
+    """The integration time: the number of updates in which the coefficient changes by the factor L0 / target."""
 
-    def coeff(self, state: Steered, n_updates: int) -> float:
-        """The coefficient for the next update."""
-        return state.coeff * math.exp(PROPORTIONAL * self._off(state)) if self._acts(n_updates) else state.coeff
+    def coeff(self, state: L0ControllerState, n_updates: int) -> float:
+        """Return the coefficient for the update that follows `n_updates` updates."""
+        if not self._acts(n_updates):
+            return state.coeff
+        return state.coeff * math.exp(PROPORTIONAL_GAIN * self._deviation(state))
 
-    def after(self, state: Steered, l0: float, n_updates: int) -> Steered:
-        """What it knows after update number `n_updates` (from 1), whose batch had this L0."""
+    def after(self, state: L0ControllerState, l0: float, n_updates: int) -> L0ControllerState:
+        """Return the state after update number `n_updates` (counted from 1), whose batch had this L0."""
+        # A plain mean at first, then one that forgets in a fifth of the integration time: the controller must see L0
+        # faster than it acts on it, or it swings about the target.
         rate = max(1 / n_updates, min(1.0, 5 / self.steps))
         state = state._replace(l0=state.l0 + rate * (l0 - state.l0))
         if self._acts(n_updates):
-            state = state._replace(coeff=state.coeff * math.exp(self._off(state) / self.steps))
+            state = state._replace(coeff=state.coeff * math.exp(self._deviation(state) / self.steps))
         return state
 
     def _acts(self, n_updates: int) -> bool:
-        """Whether the coefficient changes."""
         return self.start_step <= n_updates < self.end_step
 
-    def _off(self, state: Steered) -> float:
-        """The a above."""
-        return max(-OFF_BY, min(OFF_BY, math.log(max(state.l0, 1e-3) / self.target)))
+    def _deviation(self, state: L0ControllerState) -> float:
+        """Return a = log(L0 / target), clamped."""
+        deviation = math.log(max(state.l0, SMALLEST_L0) / self.target)
+        return max(-LARGEST_DEVIATION, min(LARGEST_DEVIATION, deviation))

@@ -15,11 +15,11 @@ from prolu.sae.autoencoder import SAE
 from prolu.sae.nonlinearities import nonlinearity_named, on
 from prolu.sae.penalties import penalty_named
 from prolu.sae.weights import Weights
-from prolu.training.config import FAMILIES, RunConfig
-from prolu.training.resampling import Rebirth, Resampled
+from prolu.training.config import STEP_KINDS, RunConfig
+from prolu.training.resampling import ResampledCounts, Resampler
 from prolu.training.starting_weights import starting_weights
-from prolu.training.steps import AdamConfig, Objective, Steps, StepStats, crossover_density, next_family
-from prolu.training.target_l0 import Steered
+from prolu.training.steps import AdamConfig, Objective, Steps, StepStats, crossover_density, next_step_kind
+from prolu.training.target_l0 import L0ControllerState
 
 
 class StepReport(NamedTuple):
@@ -46,9 +46,9 @@ class TrainerState(NamedTuple):
     """Tokens on which each latent was on since the count for the next resampling began."""
     n_updates: int
     step: str
-    """Family of the next step."""
-    steered: Steered
-    """The penalty's coefficient, and what it is steered by, if it is."""
+    """The step kind of the next update."""
+    l0_controller: L0ControllerState
+    """The penalty's coefficient, and what the L0 controller remembers where there is a target L0."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name."""
@@ -57,8 +57,9 @@ class TrainerState(NamedTuple):
         return named | {"last_fired": self.last_fired, "fired": self.fired}
 
     def counters(self) -> dict[str, Any]:
-        """The rest of it."""
-        return {"n_updates": self.n_updates, "step": self.step, "steered": list(self.steered)}
+        """Return the numbers and names beside the tensors, as a checkpoint holds them."""
+        # "steered" is the key of checkpoints since the first version; it stays, so that they can still be resumed.
+        return {"n_updates": self.n_updates, "step": self.step, "steered": list(self.l0_controller)}
 
 
 class Trainer:
@@ -89,17 +90,20 @@ class Trainer:
         self.batch_size = batch_size
         self.n_steps = config.n_steps(batch_size)
         self.sae_config = config.sae_config(d_in)
-        code = nonlinearity_named(config.code).in_training
+        code = nonlinearity_named(config.resolved_nonlinearity).in_training
         self._latents = mesh.latents(config.d_sae)
         self._objective = Objective(code, penalty_named(config.penalty), config.coeff, code.auxiliary)
-        self._schedule, self._steering = config.schedule(batch_size), config.steering(batch_size)
+        self._schedule = config.schedule(batch_size)
+        self._l0_controller = config.l0_controller(batch_size)
         self._coeff_warmup_steps = round(config.coeff_warmup_fraction * self.n_steps)
         self._adam = AdamConfig(beta1=config.beta1, max_grad_norm=config.max_grad_norm)
         self.resampling = config.resampling(batch_size)
         weights = self._part(starting_weights(config, d_in, dtype)).map(lambda t: t.to(device))
         never = torch.zeros(weights.d_sae, dtype=torch.int64, device=device)
         moments = weights.zeros_like(), weights.zeros_like()
-        self.state = TrainerState(weights, *moments, never, never.double(), 0, config.step, Steered(config.coeff))
+        self.state = TrainerState(
+            weights, *moments, never, never.double(), 0, config.step, L0ControllerState(config.coeff)
+        )
         if config.step == "auto":
             self.state = self.state._replace(step="dense")
         self.crossover = 0.0
@@ -114,24 +118,24 @@ class Trainer:
             ValueError: no activations, or of another width, dtype or device than the SAE.
         """
         acts = self._checked(acts)
-        weights, first, second, last_fired, fired, n_updates, family, steered = self.state
+        weights, first, second, last_fired, fired, n_updates, step_kind, controller = self.state
         lr = self.config.lr * self._schedule.factor(n_updates)
-        stats = self.steps[family].update_(
+        stats = self.steps[step_kind].update_(
             weights, first, second, acts, self._objective_now(), n_updates=n_updates, lr=lr, adam=self._adam
         )
         stats, n_on = self._of_whole_batch(stats)
         n_tokens = len(acts) * self._mesh.n_data
         last_fired[stats.fired > 0] = n_updates + 1
-        nonlinearity_named(self.config.code).observe_(weights.own, stats.smallest, n_updates + 1)
+        nonlinearity_named(self.config.resolved_nonlinearity).observe_(weights.own, stats.smallest, n_updates + 1)
         if self.resampling.steps:
             if self.resampling.restarts_count(n_updates):
                 fired.zero_()
             fired += stats.fired
         if self.config.step == "auto" and self.crossover:
-            family = next_family(family, float(n_on / self.config.d_sae) / n_tokens, self.crossover)
-        if self._steering is not None:
-            steered = self._steering.after(steered, float(n_on) / n_tokens, n_updates + 1)
-        self.state = self.state._replace(n_updates=n_updates + 1, step=family, steered=steered)
+            step_kind = next_step_kind(step_kind, float(n_on / self.config.d_sae) / n_tokens, self.crossover)
+        if self._l0_controller is not None:
+            controller = self._l0_controller.after(controller, float(n_on) / n_tokens, n_updates + 1)
+        self.state = self.state._replace(n_updates=n_updates + 1, step=step_kind, l0_controller=controller)
         return StepReport(stats, lr, n_on)
 
     def _of_whole_batch(self, stats: StepStats) -> tuple[StepStats, Tensor]:
@@ -152,8 +156,9 @@ class Trainer:
     @property
     def coeff(self) -> float:
         """The penalty's coefficient in the next update."""
-        n_updates, state = self.state.n_updates, self.state.steered
-        coeff = state.coeff if self._steering is None else self._steering.coeff(state, n_updates)
+        n_updates = self.state.n_updates
+        state = self.state.l0_controller
+        coeff = state.coeff if self._l0_controller is None else self._l0_controller.coeff(state, n_updates)
         return coeff * min(1.0, (n_updates + 1) / self._coeff_warmup_steps) if self._coeff_warmup_steps else coeff
 
     def _objective_now(self) -> Objective:
@@ -172,30 +177,30 @@ class Trainer:
         """Whether dead latents are resampled before the next update."""
         return self.state.n_updates in self.resampling.steps
 
-    def rebirth(self) -> Rebirth:
+    def resampler(self) -> Resampler:
         """Resampling at this step, to be shown fresh activations and then finished; the same on all ranks."""
         n_updates = self.state.n_updates
         since = n_updates - max(0, n_updates - self.resampling.count_steps)
         dead = self.state.fired < self.resampling.dead_below * since * self.batch_size
         dead = self._mesh.gathered_over_latents(dead, 0, "resampling")
         generator = keyed_generator(self.config.run_id, "resample", n_updates)
-        return Rebirth(self.resampling, dead, self._reconstruct, generator, self._mesh)
+        return Resampler(self.resampling, dead, self._reconstruct, generator, self._mesh)
 
     def _reconstruct(self, x: Tensor) -> Tensor:
         """As the SAE does; on a mesh with the latents of all ranks."""
         if self._mesh.n_latent == 1:
             sae = self.sae()
             return sae.decode(sae.encode_normalised(x)).detach()
-        weights, code = self.state.weights, nonlinearity_named(self.config.code)
+        weights, code = self.state.weights, nonlinearity_named(self.config.resolved_nonlinearity)
         m = (x - weights.b_dec) @ weights.encoder.T
         latents = torch.where(on(code, m, weights.own, self._mesh), code.value(m, weights.own), 0)
         return self._mesh.sum_over_latents_(latents @ weights.decoder, "resampling") + weights.b_dec
 
-    def resample_(self, rebirth: Rebirth) -> Resampled:
+    def resample_(self, resampler: Resampler) -> ResampledCounts:
         """Gives dead latents their new directions, in place."""
-        code = nonlinearity_named(self.config.code)
+        code = nonlinearity_named(self.config.resolved_nonlinearity)
         starts = {name: code.initial(name) for name in code.parameter_names}
-        return rebirth.finish_(self.state.weights, self.state.first, self.state.second, starts)
+        return resampler.finish_(self.state.weights, self.state.first, self.state.second, starts)
 
     def _checked(self, acts: Tensor) -> Tensor:
         like = self.state.weights.encoder
@@ -236,14 +241,14 @@ class Trainer:
             if not tensors[name].isfinite().all():
                 raise ValueError(f"{name} holds values that are not finite")
         n_updates, step = counters["n_updates"], counters["step"]
-        if not isinstance(n_updates, int) or not 0 <= n_updates <= self.n_steps or step not in FAMILIES[1:]:
+        if not isinstance(n_updates, int) or not 0 <= n_updates <= self.n_steps or step not in STEP_KINDS:
             raise ValueError(f"n_updates {n_updates!r}, step {step!r}")
         steered = counters["steered"]
-        if len(steered) != len(Steered._fields) or not all(0 <= value < math.inf for value in steered):
-            raise ValueError(f"steered {steered!r}")
+        if len(steered) != len(L0ControllerState._fields) or not all(0 <= value < math.inf for value in steered):
+            raise ValueError(f"the state of the L0 controller is {steered!r}")
         for name, tensor in own.items():
             tensor.copy_(tensors[name][self._latents] if _is_split(name) else tensors[name])
-        self.state = self.state._replace(n_updates=n_updates, step=step, steered=Steered(*steered))
+        self.state = self.state._replace(n_updates=n_updates, step=step, l0_controller=L0ControllerState(*steered))
 
     def whole_state(self) -> dict[str, Tensor]:
         """`TrainerState.tensors` of all latents. On a mesh all ranks ask together, and only the first gets any."""
@@ -298,7 +303,7 @@ def _is_split(name: str) -> bool:
 
 def needs_dense(config: RunConfig, mesh: Mesh) -> bool:
     """Whether only the dense step can train this run on a mesh: it knows how ranks select latents together."""
-    selection = nonlinearity_named(config.code).in_training.selection
+    selection = nonlinearity_named(config.resolved_nonlinearity).in_training.selection
     return selection is not None and (mesh.n_latent > 1 or (selection.over_batch and mesh.n_data > 1))
 
 

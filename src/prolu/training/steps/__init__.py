@@ -4,7 +4,7 @@ Every family of steps gives the same numbers from the same state; `dense.py` def
 """
 
 from prolu.training.steps.adam import AdamConfig, adam_update_
-from prolu.training.steps.choice import Steps, crossover_density, next_family
+from prolu.training.steps.choice import Steps, crossover_density, next_step_kind
 from prolu.training.steps.dense import DenseStep
 from prolu.training.steps.objective import Objective, StepStats
 
@@ -16,5 +16,5 @@ __all__ = [
     "Steps",
     "adam_update_",
     "crossover_density",
-    "next_family",
+    "next_step_kind",
 ]

@@ -1,4 +1,4 @@
-"""Which family of steps a trainer uses: by the density of its own last step, never by the clock."""
+"""Which kind of step a trainer uses: by the density of its own last step, never by the clock."""
 
 import json
 import math
@@ -14,7 +14,7 @@ CROSSOVERS = Path(__file__).parent / "crossovers.json"
 """Measured densities at which dense and sparse take the same time; remade by `make calibrate`."""
 
 HYSTERESIS = 0.1
-"""The density must pass the crossover by this share before the family changes."""
+"""The density must pass the crossover by this share before the step_kind changes."""
 
 
 class Steps:
@@ -25,17 +25,17 @@ class Steps:
         self._like, self._batch_size, self._precision, self._mesh = like, batch_size, precision, mesh
         self._made: dict[str, Step] = {}
 
-    def __getitem__(self, family: str) -> Step:
-        if family not in self._made:
-            self._made[family] = self._make(family)
-        return self._made[family]
+    def __getitem__(self, step_kind: str) -> Step:
+        if step_kind not in self._made:
+            self._made[step_kind] = self._make(step_kind)
+        return self._made[step_kind]
 
-    def _make(self, family: str) -> Step:
-        if family == "dense" and (self._like.encoder.device.type == "cuda" or self._precision != "fp32"):
+    def _make(self, step_kind: str) -> Step:
+        if step_kind == "dense" and (self._like.encoder.device.type == "cuda" or self._precision != "fp32"):
             return CudaStep(self._like, self._batch_size, self._precision, self._mesh)
-        if family == "dense":
+        if step_kind == "dense":
             return DenseStep(self._like, self._batch_size, self._mesh)
-        if family == "sparse" and has_numba() and self._like.encoder.device.type == "cpu":
+        if step_kind == "sparse" and has_numba() and self._like.encoder.device.type == "cpu":
             from prolu.training.steps.sparse_numba import SparseNumbaStep
 
             return SparseNumbaStep(self._like, self._batch_size, self._mesh)
@@ -64,7 +64,7 @@ def crossover_density(device: str, d_in: int, d_sae: int) -> float:
     return min(rows, key=lambda r: abs(math.log(r["d_in"] / d_in)) + abs(math.log(r["d_sae"] / d_sae)))["density"]
 
 
-def next_family(last: str, density: float, crossover: float) -> str:
+def next_step_kind(last: str, density: float, crossover: float) -> str:
     """Dense or sparse for the next step, given the last one and the density it saw."""
     if last == "dense":
         return "sparse" if density < crossover * (1 - HYSTERESIS) else "dense"
