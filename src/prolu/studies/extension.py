@@ -77,9 +77,8 @@ def extension_refusal(  # noqa: PLR0911
                 f"{after.factor(step) * new.lr:.4g}; only a run whose rate had not begun to fall, and whose warm-up "
                 "stays as many steps, can be extended"
             )
-    if old.l0_controller(batch_size) != new.l0_controller(batch_size) or _warmup_steps(
-        old, batch_size
-    ) != _warmup_steps(new, batch_size):
+    same_controller = old.l0_controller(batch_size) == new.l0_controller(batch_size)
+    if not same_controller or _warmup_steps(old, batch_size) != _warmup_steps(new, batch_size):
         return "its penalty's coefficient would have been another"
     if _resampling_within(old, made, batch_size) != _resampling_within(new, made, batch_size):
         return "it would have been resampled, or its firings counted, at other steps"
