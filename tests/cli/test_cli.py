@@ -86,7 +86,7 @@ def test_bad_requests(source, tmp_path, monkeypatch, capsys, change, words):
     except SystemExit as stop:
         code = stop.code
     problem = capsys.readouterr().err
-    boxed = problem.startswith("╭")  # what tyro itself refuses, it says in a box
+    boxed = not problem.startswith("prolu: ")  # what tyro itself refuses, it says in a box or under a rule
     assert code == 2
     assert words in (" ".join(problem.replace("│", " ").split()) if boxed else problem)
     assert "Traceback" not in problem
@@ -103,7 +103,7 @@ def test_bad_requests(source, tmp_path, monkeypatch, capsys, change, words):
         (["sweep", "nonsense", "--out", "x"], "study 'nonsense': choose one of demo, comparison, experiment1"),
         (["demo", "--scale", "0", "--out", "x"], "scale 0.0: must be more than 0, and finite"),
         (["report", "nowhere"], "no study here"),
-        (["eval", "nowhere"], "no such file"),
+        (["eval", "nowhere"], "no saved SAE here"),
     ],
 )
 def test_bad_requests_of_other_commands(tmp_path, monkeypatch, capsys, args, words):

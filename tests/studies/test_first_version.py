@@ -1,0 +1,136 @@
+"""What the first version wrote is still resumed, extended, read, exported and shown.
+
+`tests/fixtures/make.py` made the files with the code of that version. Weights are compared bit by bit on the processor
+and with the torch that they were made with, and to rounding elsewhere, where sums may run in another order.
+"""
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from fixtures.make import EVAL_TOKENS, HOOKS, TOKENS, resampled_runs, runs, stream
+from prolu import ActivationStore, ActivationStream, Results, load_blocks, run_sweep
+from prolu.cli.entry_point import main
+from prolu.interop import import_sae
+
+SETTINGS = {"eval_tokens": EVAL_TOKENS, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The first version's files."""
+    folder = tmp_path_factory.mktemp("first")
+    with tarfile.open(Path(__file__).parents[1] / "fixtures" / "first_version.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the files were made. It is set for every test, since numba's first kernel sets OpenMP's threads, and so torch's,
+    back to all cores.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(scope="module")
+def activations(made):
+    return stream(made / "lm", made / "stories.txt")
+
+
+def check_same_study(made, found, wanted):
+    """Asserts that two studies hold the same runs, curves and weights."""
+    facts = json.loads((made / "made.json").read_text())
+    to_the_bit = (torch.__version__, torch.backends.cpu.get_cpu_capability()) == (facts["torch"], facts["cpu"])
+    names = {f.relative_to(wanted) for f in wanted.rglob("*") if f.suffix in (".safetensors", ".npz", ".jsonl")}
+    names = {name for name in names if "features" not in name.parts and "final" not in name.parts}
+    assert len(names) > 8
+    for name in sorted(names):
+        if to_the_bit:
+            assert (found / name).read_bytes() == (wanted / name).read_bytes(), name
+        elif name.suffix == ".safetensors":
+            ours, theirs = load_file(found / name), load_file(wanted / name)
+            assert ours.keys() == theirs.keys()
+            for key, values in theirs.items():
+                np.testing.assert_allclose(ours[key], values, rtol=1e-3, atol=1e-4, err_msg=f"{name} {key}")
+
+
+def test_a_killed_study_is_resumed_to_the_bits_of_an_uninterrupted_one(made, activations):
+    left = sorted(path.name for path in (made / "killed" / "checkpoints").iterdir())
+    assert left == ["step-000000000059", "step-000000000060"]
+    run_sweep(resampled_runs(), activations, made / "killed", **SETTINGS)
+    log = [json.loads(line) for line in (made / "killed" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log if entry["event"] == "resumed"] == [60]
+    check_same_study(made, made / "killed", made / "whole")
+
+
+def test_a_finished_study_is_kept_as_it_is(made, activations):
+    before = {f: f.read_bytes() for f in (made / "whole").rglob("*") if f.is_file()}
+    run_sweep(resampled_runs(), activations, made / "whole", **SETTINGS)
+    for file, content in before.items():
+        assert file.read_bytes() == content, file
+
+
+def test_a_finished_study_is_extended_to_the_bits_of_the_longer_one(made, activations, tmp_path):
+    shutil.copytree(made / "study", tmp_path / "study")
+    run_sweep(runs(2 * TOKENS), activations, tmp_path / "study", keep_state=True, **SETTINGS)
+    check_same_study(made, tmp_path / "study", made / "extended")
+
+
+def test_a_store_gives_the_live_activations(made, activations):
+    store = ActivationStore(made / "store")
+    assert store.hooks == HOOKS
+    kept = ActivationStream(activations.lm, store.blocks(), 64, window_tokens=1024, source=store)
+    blocks = load_blocks(str(made / "stories.txt"), activations.lm.tokenizer, ctx=32, max_train_tokens=4096)
+    live = ActivationStream(activations.lm, blocks, 64, window_tokens=1024, acts_dtype="fp16")
+    for index in (0, 5, 17):
+        assert torch.allclose(kept[index].acts, live[index].acts, rtol=2e-3, atol=1e-3)
+
+
+def test_token_blocks_are_read_as_they_are(made, activations):
+    blocks = load_blocks(str(made / "tokens"), activations.lm.tokenizer, ctx=32)
+    assert blocks.digest() == activations.blocks.digest()
+
+
+@pytest.mark.parametrize("format", ["saelens", "dictionary_learning", "prolu"])
+def test_exports_are_the_same_files_and_are_read_back(made, tmp_path, format):
+    flags = ["--inputs-normalised"] if format == "dictionary_learning" else []
+    for run in runs():
+        wanted, out = made / "exports" / format / run.run_id, tmp_path / run.run_id
+        command = ["export", str(made / "study" / run.run_id), "--format", format, "--out", str(out), *flags]
+        assert main(command) == 0
+        assert sorted(f.name for f in out.iterdir()) == sorted(f.name for f in wanted.iterdir())
+        for file in wanted.iterdir():
+            if file.suffix in (".safetensors", ".json"):
+                assert (out / file.name).read_bytes() == file.read_bytes(), file
+        sae, _ = import_sae(wanted)
+        assert sae.config.d_sae == 48
+
+
+def test_the_report_keeps_pages_of_latents_and_remakes_missing_ones_with_the_same_data(made, tmp_path):
+    study = tmp_path / "study"
+    shutil.copytree(made / "study", study)
+    flags = ["--latent-pages", "all", "--latent-tokens", "640", "--examples", "3"]
+    before = {f: f.stat().st_mtime_ns for f in study.glob("*/features/**/*") if f.is_file()}
+    assert len(before) > 20
+    assert main(["report", str(study), *flags]) == 0
+    assert {f: f.stat().st_mtime_ns for f in before} == before
+    assert (study / "report.html").exists()
+
+    config = json.loads((study / "config.json").read_text())
+    config["stream"] |= {"lm": str(made / "lm"), "data": str(made / "stories.txt")}
+    (study / "config.json").write_text(json.dumps(config))
+    run = Results.load(study).runs[0].folder
+    shutil.rmtree(run / "features")
+    assert main(["report", str(study), *flags]) == 0
+    for file in (made / "study" / run.name / "features" / "data").iterdir():
+        assert (run / "features" / "data" / file.name).stat().st_size == file.stat().st_size, file
