@@ -1,4 +1,4 @@
-"""What the commands do, once their requests have been read: each function checks first and gives back the work."""
+"""What each command does. A `prepare_...` function checks the request first, and returns the work to be done."""
 
 import json
 import logging
@@ -163,7 +163,7 @@ def _in_groups(
 
 
 def prepare_harvest(request: HarvestSource, out: Path) -> Job:
-    """Writes activations into a store."""
+    """Harvest activations into a store."""
     torch.set_num_threads(at_least_1("threads", request.threads))
     check_store_folder(out)
     description = describe_options(request, request.n_tokens)
@@ -183,7 +183,7 @@ def prepare_harvest(request: HarvestSource, out: Path) -> Job:
 
 
 def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:
-    """Says what a harvest would cost."""
+    """Print what a harvest would cost."""
     lms = [outline(request.lm, hook) for hook in request.hook]
     first_hook(request.hook)
     n_tokens, widths = at_least_1("n_tokens", request.n_tokens), [lm.d_model for lm in lms]
@@ -234,7 +234,7 @@ def prepare_dry_run(recipe: Recipe, source: Source, settings: SweepSettings, *, 
 
 
 def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPageOptions) -> Job:
-    """Makes the pages of latents that are missing, and draws the report of one study, or of several together."""
+    """Make the pages of latents that are missing, and draw the report of one study, or of several together."""
     from prolu.studies.results import records_of
 
     latents.check()
@@ -254,7 +254,7 @@ def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPag
 
 
 def prepare_push(folder: Path, repo: str, *, revision: str, private: bool, license: str, dry_run: bool) -> Job:
-    """Sends a study, or a run of one, to the hub; or only says what it would send."""
+    """Send a study, or one of its runs, to the hub, or only print what would be sent."""
     parcel = pack(folder, repo, license=license)
     sizes = parcel.sizes
     told = f"{len(parcel.saes)} SAEs, {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB"
@@ -272,7 +272,7 @@ def prepare_push(folder: Path, repo: str, *, revision: str, private: bool, licen
 
 
 def prepare_pull(place: str, out: Path, revision: str) -> Job:
-    """Takes SAEs from the hub into a new folder."""
+    """Download SAEs from the hub into a new folder."""
     files = fetch_checked(place, revision)
     is_there = holds_same(files, out)
 

@@ -183,7 +183,7 @@ def _study(name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Train a named study, all its SAEs on one stream of activations. Run again: keeps what has finished."""
+    """Train a named study: all its SAEs on one stream of activations. Run it again to resume."""
 
     study: OmitArgPrefixes[
         Annotated[Study, _study("demo")]
@@ -200,15 +200,15 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Harvest:
-    """Write activations at one or several hooks to the disk, once; `--store` trains from them. Run again: goes on."""
+    """Write activations at one or several hooks to the disk, to train from with --store. Run it again to resume."""
 
     request: OmitArgPrefixes[HarvestSource] = field(default_factory=HarvestSource)
     out: Path
     """Folder of the store."""
     dry_run: bool = False
-    """Only say what it would cost here: disk and time; nothing is loaded or written."""
+    """Only print the disk space and the time that it would take; nothing is loaded or written."""
     json: bool = False
-    """With --dry-run: one JSON object, {"tokens": ..., "disk": ..., "seconds": ...}."""
+    """With --dry-run: print one JSON object, {"tokens": ..., "disk": ..., "seconds": ...}."""
 
     def prepare(self) -> Job:
         """Check the request, and return the work."""
@@ -221,10 +221,10 @@ class Harvest:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Score saved SAEs on held-out text: what they were trained for, other text, or, imported, beside a study."""
+    """Score saved SAEs on held-out text: their own, another text, or the text of a study (--like)."""
 
     runs: Positional[tuple[Path, ...]]
-    """Folders of runs: config.json and sae.safetensors."""
+    """Folders of saved SAEs, each with config.json and sae.safetensors."""
     scoring: OmitArgPrefixes[Scoring] = field(default_factory=Scoring)
 
     def prepare(self) -> Job:
@@ -234,17 +234,17 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a saved SAE as another library's folder; what that cannot say is refused."""
+    """Write a saved SAE in the format of another library. An SAE that the format cannot represent is refused."""
 
     run: Positional[Path]
     """Folder of a run."""
     format: ExportFormat
-    """Whose folder."""
+    """The library whose format is written."""
     out: Path
-    """A new folder for it."""
+    """A new folder for the result."""
     inputs_normalised: bool = False
-    """Export although the format cannot say how inputs are prepared (centred, scaled per token), and record that they
-    must be."""
+    """Export even though the format cannot tell how inputs are prepared (centred, scaled per token); a note in the
+    folder records that they must be."""
 
     def prepare(self) -> Job:
         """Check the request, and return the work."""
@@ -255,14 +255,14 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Read another library's SAE as a run of ours, which `prolu eval` and `prolu export` take."""
+    """Convert an SAE of another library into a folder that `prolu eval` and `prolu export` accept."""
 
     folder: Positional[Path]
-    """Theirs, on this disk."""
+    """Folder of the other library's SAE on this machine."""
     out: Path
-    """A new folder for the run."""
+    """A new folder for the converted SAE."""
     format: Literal["auto", ImportFormat] = "auto"
-    """Whose folder it is; auto: recognised by its files."""
+    """The library that wrote the folder; auto recognises it by its files."""
 
     def prepare(self) -> Job:
         """Check the request, and return the work."""
@@ -273,14 +273,15 @@ class Import:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Draw the figures, the page and the pages of latents of a study, or of several together; print verdicts.
-    Run again: pages of latents that are there are kept.
+    """Draw the report of a study, or of several together: figures, page, pages of latents, verdicts.
+
+    Pages of latents that are there already are kept.
     """
 
     studies: Positional[tuple[Path, ...]]
     """Folders of studies."""
     out: Path | None = None
-    """Folder of the report; by default the study's own, or `pooled` beside the first of several."""
+    """Folder of the report. By default the study's own folder, or `pooled` beside the first of several studies."""
     latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
 
     def prepare(self) -> Job:
@@ -290,20 +291,20 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Push:
-    """Send a study, or a run of one, to the Hugging Face hub: a folder an SAE, results, a model card, in one commit."""
+    """Send a study or one run to the Hugging Face hub: SAEs, results and a model card, in a single commit."""
 
     folder: Positional[Path]
-    """Of a study, of a run, or of the studies at several hooks."""
+    """Folder of a study, of a run, or of studies at several hooks."""
     repo: Positional[str]
-    """user/repo on the hub; made if it is not there."""
+    """Repository on the hub, USER/REPO. It is created if it does not exist."""
     dry_run: bool = False
-    """Only list the files and show the card; nothing is sent or written."""
+    """Only list the files and show the model card; nothing is sent or written."""
     private: bool = False
-    """A new repository is private; one that is there already must be."""
+    """Create the repository as private; a repository that exists already must be private."""
     revision: str = MAIN
-    """Branch to commit to; made if it is not there."""
+    """Branch to commit to. It is created if it does not exist."""
     license: str = "mit"
-    """Licence of what is sent, as the hub names licences."""
+    """Licence of the files, by the hub's name for it."""
 
     def prepare(self) -> Job:
         """Check the request, and return the work."""
@@ -315,12 +316,12 @@ class Push:
 
 @dataclass(frozen=True, kw_only=True)
 class Pull:
-    """Take a study, or one SAE, from the Hugging Face hub; each SAE is loaded before anything is written."""
+    """Download a study or one SAE from the Hugging Face hub. Every SAE is checked before anything is written."""
 
     place: Positional[str]
-    """user/repo, or user/repo/FOLDER for one SAE."""
+    """USER/REPO for a study, or USER/REPO/FOLDER for one SAE."""
     out: Path
-    """A new folder for it."""
+    """A new folder for the result."""
     revision: str = MAIN
     """Branch, tag or commit."""
 

@@ -1,4 +1,4 @@
-"""Saved SAEs scored on held-out text: what they were trained for, other text, or a study's; shown, or kept."""
+"""The `eval` command: saved SAEs scored on held-out text, their own, another, or that of a study."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,46 +18,50 @@ from prolu.studies.scored_study import SavedSAE, ScoredStudy, describe
 EVAL_TOKENS = 32_768
 
 NEEDED = ("lm", "hook", "data", "ctx")
-"""What must be known to score an SAE; the rest has a usual value."""
+"""What must be known to score an SAE. Everything else has a default."""
 
 SAID_BY_A_STUDY = ("data", "text_column", "ctx", "split", "eval_split", "max_train_tokens", "eval_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """On what SAEs are scored: what a flag does not say, the SAE's config does."""
+    """The model and the text on which SAEs are scored. What no flag gives is taken from the SAE's own config."""
 
     lm: str = ""
-    """Language model, if it lies elsewhere now, or the SAE does not say."""
+    """Language model, if it has moved or the SAE's config does not name it."""
     hook: str = ""
-    """Where activations are read and spliced, if the SAE does not say."""
+    """Hook at which activations are read and replaced, if the SAE's config does not name it."""
     data: str = ""
-    """Other text to score on."""
+    """Text to score on instead of the text that the SAE was trained on."""
     text_column: str = ""
-    """Its column of text, if not the one trained on."""
+    """Column of the text, if it is not the one of training."""
     split: str = ""
-    """Rows of other text: a split, or a slice of one; by default train."""
+    """Rows of the other text: a split, or a slice of one. By default train."""
     eval_split: str = ""
-    """Rows to score on; by default a tenth of the documents of the split."""
+    """Rows to score on. By default a tenth of the documents of the split."""
     ctx: int | None = None
-    """Tokens per block."""
+    """Tokens per token block."""
     max_train_tokens: int | None = None
-    """Without a split to score on: training tokens to read past; by default the SAE's, or ten times those scored."""
+    """Without --eval-split: training tokens to read before enough documents are held out. By default as many as the
+    SAE was trained on, or ten times those scored."""
     eval_tokens: int | None = None
-    """Held-out tokens to score on; by default 32,768, or the study's."""
+    """Held-out tokens to score on. By default 32,768, or as many as the study."""
     centred: bool | None = None
-    """Whether an SAE that does not say so, of a LayerNorm model, takes activations less their mean over d_model."""
+    """For an SAE of a LayerNorm model whose config does not tell: whether it takes activations minus their mean over
+    d_model."""
     like: Path | None = None
-    """A study: score on its model, hook and very held-out tokens."""
+    """Folder of a study: score on its model, its hook and exactly its held-out tokens."""
     out: Path | None = None
-    """Folder to keep the scores in, as a study of its own, which grows; `prolu report STUDY OUT` shows both."""
+    """Folder of a study in which to keep the SAEs and their scores; later calls add to it. `prolu report STUDY OUT`
+    shows them beside a trained study."""
     converged: bool = False
-    """With --out: count these SAEs as converged, on your word, so that they enter frontiers and verdicts."""
+    """With --out: treat these SAEs as converged although this cannot be verified, so that they enter frontiers and
+    verdicts."""
     json: bool = False
-    """Print one JSON object an SAE instead of a table."""
+    """Print one JSON object per SAE instead of a table."""
 
     def prepare(self, runs: Sequence[Path]) -> list[Callable[[], int | None]]:
-        """Checks the request; gives back the work.
+        """Check the request, and return the work.
 
         Raises:
             ValueError: no SAE there, something needed is not known, or a folder holds something else.
@@ -90,7 +94,7 @@ class Scoring:
         return [lambda: self._score(found, HeldOut(lm, blocks, n_tokens), scored_study)]
 
     def _place(self, saved: SavedSAE, study: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What is to be read for an SAE."""
+        """Return the model, hook and text on which an SAE is to be scored."""
         asked = {name: value for f in fields(self) if (value := getattr(self, name := f.name)) not in ("", None)}
         if study is None:
             made = saved.provenance | ({"split": "train", "eval_split": ""} if self.data else {})
