@@ -9,6 +9,7 @@ In the order of the data:
 - `model_loading`: the weights and tokenizer of a language model, from a folder or the hub.
 - `harvesting`, `store`: activations of blocks, computed now or read from the disk.
 - `stream`: shuffled batches, a pure function of a seed and an index.
+- `transfer`: activations copied to the device that trains.
 - `source`: the command-line options that describe a stream.
 - `builtin`: the small language model that ships with the package, and its text.
 """

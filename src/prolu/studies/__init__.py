@@ -3,6 +3,8 @@
 - `sweep`: the training loop, and `run_sweep`.
 - `request`, `recipes`: what is asked for, and the studies that have a name.
 - `study_in_training`, `run_in_training`: a study and a run while they train.
+- `settings`: how a sweep scores and saves its runs.
+- `extension`: whether a request fits what its folder holds, or extends it.
 - `checkpoints`, `trackers`: their state on the disk, their curves in W&B and TensorBoard.
 - `folder`, `results`: the folder of a study, and its finished runs.
 - `scored_study`: SAEs that were scored here and trained elsewhere.
