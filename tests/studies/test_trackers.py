@@ -5,7 +5,9 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -13,6 +15,7 @@ from prolu import ActivationStream, Harvest, Results, RunConfig, grid, run_sweep
 from prolu.cli.entry_point import main
 from prolu.studies import trackers
 from prolu.studies.results import Run
+from prolu.studies.settings import SweepSettings
 from prolu.studies.trackers import check_trackers
 from support.interruptions import contents, stop_at
 from support.markdown import blocks
@@ -48,15 +51,24 @@ class Recorder:
         self.ended = "stopped"
 
 
-heard, broken = [], {}
+heard = []
+broken = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UncheckedSettings(SweepSettings):
+    """Settings whose constructor is not type-checked by pytest, so that names of other trackers come through."""
+
+    tracker: tuple[str, ...] = ()
 
 
 @pytest.fixture(autouse=True)
 def recorder(monkeypatch):
-    """Named as a package that is there."""
+    """A tracker with the name of a package that is installed."""
     heard.clear()
     broken.clear()
     monkeypatch.setattr(trackers, "TRACKERS", {"json": Recorder})
+    monkeypatch.setattr("prolu.studies.sweep.SweepSettings", UncheckedSettings)
 
 
 @pytest.fixture(scope="module")
@@ -140,21 +152,22 @@ def test_another_study_is_another_run_and_a_longer_one_is_not(tiny_stream, tmp_p
     ("where", "problem"),
     [("open", SystemExit(1)), ("log", OSError(28, "No space left on device")), ("finish", Exception("two\nlines"))],
 )
-def test_one_that_fails_is_told_once_and_dropped(plain, tiny_stream, tmp_path, capsys, where, problem):
+def test_one_that_fails_is_told_once_and_dropped(plain, tiny_stream, tmp_path, caplog, where, problem):
     broken.update({"where": where, "with": problem})
     sweep(tiny_stream, tmp_path / "a")
     assert contents(tmp_path / "a") == plain
-    told = [line for line in capsys.readouterr().err.splitlines() if "tracker" in line]
+    told = [message for message in caplog.messages if "tracker" in message]
     assert len(told) == 1
-    assert told[0].startswith("prolu: tracker json: dropped (")
+    assert told[0].startswith("tracker json: dropped (")
+    assert "\n" not in told[0]
 
 
-def test_one_that_hangs_is_not_waited_for(plain, tiny_stream, tmp_path, capsys, monkeypatch):
+def test_one_that_hangs_is_not_waited_for(plain, tiny_stream, tmp_path, caplog, monkeypatch):
     broken["hang"] = "log"
     monkeypatch.setattr(trackers, "PATIENCE", 0.2)
     sweep(tiny_stream, tmp_path / "a")
     assert contents(tmp_path / "a") == plain
-    assert "tracker json: not done after" in capsys.readouterr().err
+    assert "tracker json: not done after" in caplog.text
 
 
 def test_a_study_at_one_of_several_hooks_is_a_group_of_its_own(tiny_lm, tiny_blocks, tmp_path):
@@ -169,7 +182,7 @@ def test_a_study_at_one_of_several_hooks_is_a_group_of_its_own(tiny_lm, tiny_blo
     ]
 
 
-def test_a_run_that_fails_is_stopped(tiny_stream, tmp_path, capsys):
+def test_a_run_that_fails_is_stopped(tiny_stream, tmp_path):
     bad = RunConfig(d_sae=32, n_tokens=64 * 30, coeff=0.02, lr=1e30)
     sweep(tiny_stream, tmp_path / "a", [RUNS[0], bad])
     assert {theirs.of.run_id: theirs.ended for theirs in heard} == {RUNS[0].run_id: "finished", bad.run_id: "stopped"}
@@ -192,6 +205,11 @@ def none_installed(recorder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
 
+def test_the_command_line_offers_the_trackers_of_the_table(monkeypatch):
+    monkeypatch.undo()
+    assert set(get_args(trackers.TrackerName)) == trackers.TRACKERS.keys()
+
+
 def test_an_unknown_one_is_refused_before_anything_is_written(tiny_stream, tmp_path):
     with pytest.raises(ValueError, match="tracker 'mlflow': choose among"):
         sweep(tiny_stream, tmp_path / "a", names=("mlflow",))
@@ -212,7 +230,7 @@ def test_missing_ones_are_refused_before_anything_is_written(tiny_stream, tmp_pa
 def test_the_commands_of_the_docs_are_understood(monkeypatch, tmp_path, capsys, none_installed):
     """As far as they go without the packages."""
     monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[2] / "docs" / "trackers.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "howto" / "trackers.md").read_text()
     for line in "".join(blocks("sh", text)).splitlines():
         assert main(shlex.split(line)[1:]) == 2
         assert "not installed; pip install 'prolu[" in capsys.readouterr().err

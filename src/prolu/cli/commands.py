@@ -44,7 +44,6 @@ from prolu.studies.request import StudyRequest, check_runs, open_requests, prepa
 from prolu.studies.results import Results
 from prolu.studies.settings import SweepSettings
 from prolu.studies.sweep import train
-from prolu.studies.trackers import check_trackers
 
 if TYPE_CHECKING:
     from prolu.report.latents.pages import LatentPages
@@ -88,7 +87,6 @@ def prepare_sweep(
     latents.check()
     settings.check()
     engine.check(source, settings)
-    check_trackers(settings.tracker)
     torch.set_num_threads(at_least_1("threads", source.threads))
     mesh = mesh_of(source.mesh, source.device, source.threads)
     # Of the tasks of a job array one writes the token blocks of the text, and the others wait for it.

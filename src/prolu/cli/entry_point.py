@@ -145,7 +145,10 @@ def _messages_on_stderr() -> Iterator[None]:
     messages = logging.getLogger("prolu")
     handler = _StderrHandler()
     messages.addHandler(handler)
+    level = messages.level
+    messages.setLevel(logging.INFO)  # the address of a run in W&B is no warning
     try:
         yield
     finally:
         messages.removeHandler(handler)
+        messages.setLevel(level)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from prolu.runtime.checks import at_least_1
-from prolu.studies.trackers import TrackerName
+from prolu.studies.trackers import TrackerName, check_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class SweepSettings:
         return None if self.checkpoint_minutes is None else 60 * self.checkpoint_minutes
 
     def check(self) -> None:
-        """Raise ValueError if a field has no meaning."""
+        """Raise ValueError if a field has no meaning, or a tracker cannot be used."""
         at_least_1("eval_tokens", self.eval_tokens)
         if self.checkpoint_minutes is not None and self.checkpoint_minutes < 0:
             raise ValueError(f"checkpoint_minutes {self.checkpoint_minutes}: must be 0 or more")
+        check_trackers(self.tracker)

@@ -20,7 +20,7 @@ from prolu.studies.extension import LENGTH_FIELDS
 from prolu.studies.folder import FINAL_FOLDER, PATH_FIELDS, log_event, read_results, write_failure, write_results
 from prolu.studies.request import StudyRequest
 from prolu.studies.run_in_training import RunInTraining
-from prolu.studies.trackers import Followed, Trackers
+from prolu.studies.trackers import TrackedRun, Trackers
 from prolu.training.config import RunConfig
 from prolu.training.steps import Steps
 from prolu.training.trainer import Trainer
@@ -163,7 +163,7 @@ class StudyInTraining:
             self.log("resumed", step=found.step, runs=len(found.runs))
         return found.runs
 
-    def _followed(self, run: RunInTraining) -> Followed:
+    def _followed(self, run: RunInTraining) -> TrackedRun:
         """Describe a run to trackers, under a key made of all that stays when it is resumed, extended or moved."""
         config = run.trainer.config
         stream = self.stream.describe()
@@ -174,7 +174,7 @@ class StudyInTraining:
         group = f"{out.parent.name}/{hook}" if out.name == hook else out.name
         facts = [group, {k: v for k, v in stream.items() if k not in PATH_FIELDS}, lasting]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        return Followed(out, group, config.run_id, key, run.trainer.describe() | {"stream": stream})
+        return TrackedRun(out, group, config.run_id, key, run.trainer.describe() | {"stream": stream})
 
     def _keep_last_good_state(self, run: RunInTraining) -> None:
         """Copy the run's part of the last checkpoint into its own folder, where later checkpoints do not replace it."""

@@ -197,7 +197,7 @@ def _settings(
         eval_tokens=eval_tokens,
         checkpoint_minutes=minutes,
         keep_state=keep_state,
-        tracker=tuple(trackers),  # pyright: ignore[reportArgumentType]  # names are checked when the trackers start
+        tracker=tuple(trackers),  # pyright: ignore[reportArgumentType]  # `check` looks at the names
     )
 
 

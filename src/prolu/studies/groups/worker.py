@@ -125,6 +125,7 @@ def work_on(task: GroupTask, board: Any) -> None:
     """
     voice = WorkerVoice(task, board)
     messages = logging.getLogger("prolu")
+    messages.setLevel(logging.INFO)  # the address of a run in W&B is no warning
     torch.set_num_threads(task.source.threads)
     messages.addHandler(voice)
     listeners.append(voice.hear)
