@@ -3,10 +3,14 @@
 import json
 import subprocess
 import sys
+import traceback
+from pathlib import Path
 
 import pytest
 
+import prolu
 from prolu.cli.entry_point import main
+from prolu.training.steps.dense import DenseStep
 
 TINY_TRAIN = ["--d-sae", "40", "--n-tokens", "3840", "--batch-size", "64", "--ctx", "32", "--coeff", "0.02"]
 
@@ -157,3 +161,20 @@ def test_as_a_process(tmp_path, args, code):
     assert done.returncode == code
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_five_files_lie_between_a_command_and_a_gradient(source, tmp_path, monkeypatch):
+    stacks = []
+    plain = DenseStep.gradients
+
+    def seen(self, *args, **kwargs):
+        here = Path(prolu.__file__).parent
+        frames = [Path(frame.filename) for frame in traceback.extract_stack()]
+        files = dict.fromkeys(file for file in frames if here in file.parents)
+        stacks.append([str(file.relative_to(here)) for file in files])
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(DenseStep, "gradients", seen)
+    assert main(["train", *source, *TINY_TRAIN, "--step", "dense", "--out", str(tmp_path / "a")]) == 0
+    road = ["cli/entry_point.py", "studies/sweep.py", "training/trainer.py", "training/steps/base.py"]
+    assert stacks[0] == road, stacks[0]  # and the fifth, training/steps/dense.py, which holds the gradients
