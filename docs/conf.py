@@ -19,7 +19,9 @@ autoclass_content = "both"  # the class, and how it is made
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_typehints_format = "short"
-python_maximum_signature_line_length = 88
+autodoc_inherit_docstrings = False  # torch.nn.Module's would stand under every module without one
+python_maximum_signature_line_length = 110
+highlight_language = "none"  # a block without a language is a file tree or a drawing
 
 html_theme = "furo"
 html_title = f"prolu {release}"
