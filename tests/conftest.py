@@ -4,13 +4,42 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+# Read when PyTorch is imported, also by the processes that tests start. A thread that waits for others sleeps, and does
+# not spin: where other processes want the processor, spinning makes a training step a hundred times as slow.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
 
 from support.models import SHAPES, write_model, write_stories, write_tokenizer
 
-torch.set_num_threads(2)
+THREADS = 1
+"""Most tensors here are tiny: two threads would wait for each other longer than they compute. Tests of training steps
+use more, see training/conftest.py; commands use as many as their --threads says.
+"""
+
+torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    """A command sets the number of threads of its process, which here is that of all tests."""
+    yield
+    torch.set_num_threads(THREADS)
+
+
+@pytest.fixture
+def every_format():
+    """For tests of a report's figures: they are saved in all formats, which takes seconds a report."""
+
+
+@pytest.fixture(autouse=True)
+def _figures_as_svg(request, monkeypatch):
+    """Elsewhere a report's figures are saved in one format."""
+    from prolu.report import writer
+
+    if "every_format" not in request.fixturenames:
+        monkeypatch.setattr(writer, "ENDINGS", ("svg",))
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import prolu
+from support.one_python import OnePython
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(str(page.relative_to(ROOT)) for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -76,17 +77,28 @@ def test_pages_import_public_names_only():
                 assert {f"{module}.{name.strip()}" for name in names.split(",")} <= listed, page
 
 
-@pytest.mark.slow  # some trains, the README makes the demo
+@pytest.fixture(scope="module")
+def python():
+    with OnePython() as running:
+        yield running
+
+
+@pytest.mark.slow  # nearly all train, and the README makes the demo
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python", "sh") and p not in GOES_ON_FROM])
-def test_its_examples_run(page, tmp_path, tiny_lm_folder, stories_file):
+def test_its_examples_run(page, python, tmp_path, tiny_lm_folder, stories_file):
     pages = [page, *(other for other, first in GOES_ON_FROM.items() if first == page)]
     for language, text in (block for name in pages for block in blocks(name, "python", "sh")):
         if language == "python":
-            run([sys.executable, "-c", text], tmp_path)
+            python.code(tmp_path, text)
             continue
         for line in commands(text):
-            if not any(re.match(pattern, line) for pattern in NOT_RUN_COMMANDS):
-                run(small(line, tmp_path, {"gpt2": tiny_lm_folder, "my_text.parquet": stories_file}), tmp_path)
+            if any(re.match(pattern, line) for pattern in NOT_RUN_COMMANDS):
+                continue
+            command = small(line, tmp_path, {"gpt2": tiny_lm_folder, "my_text.parquet": stories_file})
+            if command[0] == "prolu":
+                python.command(tmp_path, *command[1:])
+            else:
+                run([Path(sys.executable).parent / command[0], *command[1:]], tmp_path)
     if page == "README.md":
         assert (tmp_path / "runs/demo/report.html").stat().st_size > 1e6
         assert len((tmp_path / "runs/demo/results.jsonl").read_text().splitlines()) == 18
@@ -101,7 +113,7 @@ def small(line, folder, instead):
         parts += ["--scale", "0.05"]
     launcher = []
     if parts[0] == "torchrun":
-        launcher = [Path(sys.executable).parent / "torchrun", *parts[1 : parts.index("prolu")]]
+        launcher = parts[: parts.index("prolu")]
         parts = parts[parts.index("prolu") :]
     assert parts[0] == "prolu", line
     instead = instead | {"blocks.6.hook_resid_pre": "blocks.1.hook_resid_pre"}
@@ -117,7 +129,7 @@ def small(line, folder, instead):
         extra += ["--n-tokens", "20000", "--d-sae", "64", "--batch-size", "256", "--latent-tokens", "5000"]
     if parts[1] == "harvest":
         extra += ["--n-tokens", "20000"]
-    return [*launcher, *parts, *extra] if launcher else [Path(sys.executable).parent / "prolu", *parts[1:], *extra]
+    return [*launcher, *parts, *extra]
 
 
 def only_run(study):

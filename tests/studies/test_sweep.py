@@ -115,6 +115,7 @@ def test_frontier_and_best(study, tmp_path):
         study.frontier(x="beauty")
 
 
+@pytest.mark.usefixtures("every_format")
 def test_the_report_is_one_page_with_all_figures(study):
     page = write_report([study.folder]).page.read_text()
     assert not re.search(
@@ -216,6 +217,7 @@ def test_a_torn_results_file_is_named(study, tmp_path):
         Results.load(tmp_path)
 
 
+@pytest.mark.usefixtures("every_format")
 def test_several_studies_are_pooled_with_their_names(tiny_stream, tmp_path, capsys):
     from prolu.cli.entry_point import main
 
