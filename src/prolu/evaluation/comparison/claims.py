@@ -1,34 +1,36 @@
-"""What a study says: ProLU against ReLU at matched L0, and the paper's four claims, each as a sentence."""
+"""Claims that a study supports or not, as sentences with numbers: ProLU against ReLU, and the paper's own four."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from prolu.evaluation.comparison.frontiers import Comparison, Curve, Record, compare, curves, family
-from prolu.evaluation.comparison.verdicts import LESS, MORE, Verdict
+from prolu.evaluation.comparison.verdicts import HIGHER, LOWER, UNDECIDED, Verdict
 
-CANNOT = "cannot be said"
+HOLDS = "holds"
+FAILS = "does not hold"
+
 L0_BOUNDARY = 25
-"""Where the paper's best family changes (low to medium confidence there)."""
+"""The L0 at which the paper's best family changes. The paper states it with low to medium confidence."""
 
 
 class Claim(NamedTuple):
-    """A statement and what this study makes of it."""
+    """A statement, whether it holds in a study, and why."""
 
     statement: str
-    verdict: Literal["holds", "does not hold", "cannot be said"]
+    verdict: Literal["holds", "does not hold", "undecided"]
     evidence: str
-    """One sentence, with the numbers."""
+    """The numbers behind the verdict, as one sentence that can follow a semicolon."""
 
 
-def verdicts(records: Sequence[Record], found: Sequence[Verdict] = ()) -> list[Claim]:
-    """ProLU against ReLU under each penalty, by degradation at matched L0, over converged runs.
+def prolu_against_relu(records: Sequence[Record], found: Sequence[Verdict] = ()) -> list[Claim]:
+    """Return, for each ProLU family, the claim that it has a lower CE increase than ReLU under the same penalty.
 
     Args:
-        records: the runs.
-        found: their `statistics.verdict_table`; where it has an interval for a pair, that decides instead.
+        records: the runs; those that have not converged decide nothing.
+        found: the result of `verdict_table` for these runs. Where it has intervals for a pair of families, they
+            decide; otherwise the curves through the converged runs do, without an interval.
     """
     return [
         _better(f"{nonlinearity} + {penalty}", f"relu + {penalty}", records, found)
@@ -39,13 +41,17 @@ def verdicts(records: Sequence[Record], found: Sequence[Verdict] = ()) -> list[C
 
 
 def paper_claims(records: Sequence[Record]) -> list[Claim]:
-    """The claims of Taggart 2024 on converged runs; where those are too few, also what all runs would say."""
-    decided, all_runs = _claims(records), _claims([{**r, "converged": True} for r in records])
+    """Return the four claims of Taggart 2024, decided by the converged runs.
+
+    Where a claim is undecided, its evidence also says what all runs, converged or not, would decide.
+    """
+    decided = _claims(records)
+    of_all_runs = _claims([{**r, "converged": True} for r in records])
     return [
         claim._replace(evidence=f"{claim.evidence} All runs, converged or not: {so_far.verdict}; {so_far.evidence}")
-        if claim.verdict == CANNOT and so_far.evidence != claim.evidence
+        if claim.verdict == UNDECIDED and so_far.evidence != claim.evidence
         else claim
-        for claim, so_far in zip(decided, all_runs, strict=True)
+        for claim, so_far in zip(decided, of_all_runs, strict=True)
     ]
 
 
@@ -58,83 +64,94 @@ def _claims(records: Sequence[Record]) -> list[Claim]:
     ]
 
 
-def _better(challenger: str, baseline: str, records: Sequence[Record], measured: Sequence[Verdict]) -> Claim:
-    statement = f"{challenger} loses less than {baseline} at equal L0"
-    own = [v for v in measured if (v.challenger, v.baseline) == (challenger, baseline) and not math.isnan(v.low)]
-    if own:
-        agreed = {v.verdict for v in own}
-        verdict = "holds" if agreed == {LESS} else "does not hold" if agreed == {MORE} else CANNOT
-        return Claim(statement, verdict, "; ".join(map(str, own)) + ".")
-    found = _compared(challenger, baseline, curves(records))
-    if isinstance(found, str):
-        anyhow = _compared(challenger, baseline, curves(records, unconverged=True))
-        so_far = "" if isinstance(anyhow, str) else f" All runs, converged or not: {_in_numbers(anyhow)}."
-        return Claim(statement, CANNOT, found + so_far)
-    verdict = "holds" if found.largest < 0 else "does not hold" if found.smallest > 0 else CANNOT
-    mixed = "; the sign changes within the range" if verdict == CANNOT else ""
-    return Claim(statement, verdict, f"{challenger} against {baseline}: {_in_numbers(found)}{mixed}.")
+def _better(challenger: str, baseline: str, records: Sequence[Record], found: Sequence[Verdict]) -> Claim:
+    """Return the claim that a challenger has a lower CE increase than a baseline."""
+    statement = f"{challenger} has a lower CE increase than {baseline} at equal L0"
+    with_interval = [v for v in found if (v.challenger, v.baseline) == (challenger, baseline) and np.isfinite(v.low)]
+    if with_interval:
+        # One L0 at which the interval contains 0, or two that contradict each other, leave the claim undecided.
+        kinds = {v.verdict for v in with_interval}
+        verdict = HOLDS if kinds == {LOWER} else FAILS if kinds == {HIGHER} else UNDECIDED
+        evidence = "; ".join(f"at L0 {v.l0:.3g} {v.in_numbers()}" for v in with_interval)
+        return Claim(statement, verdict, f"{evidence}.")
+    comparison = _compared(challenger, baseline, curves(records))
+    if isinstance(comparison, str):
+        of_all_runs = _compared(challenger, baseline, curves(records, unconverged=True))
+        if isinstance(of_all_runs, str):
+            return Claim(statement, UNDECIDED, comparison)
+        return Claim(statement, UNDECIDED, f"{comparison} All runs, converged or not: {_in_numbers(of_all_runs)}.")
+    verdict = HOLDS if comparison.largest < 0 else FAILS if comparison.smallest > 0 else UNDECIDED
+    mixed = "; the sign changes within the range" if verdict == UNDECIDED else ""
+    return Claim(statement, verdict, f"{_in_numbers(comparison)}{mixed}.")
 
 
 def _in_numbers(found: Comparison) -> str:
-    reach = f"from {found.smallest:+.0%} to {found.largest:+.0%} over L0 {found.low:.3g}-{found.high:.3g}"
-    return f"{found.change:+.0%} degradation at matched L0 ({reach})"
+    mean = f"{found.change:+.0%} on average over L0 {found.low:.3g} to {found.high:.3g}"
+    return f"{mean}, where it lies between {found.smallest:+.0%} and {found.largest:+.0%} (no interval)"
 
 
 def _compared(challenger: str, baseline: str, by_family: dict[str, Curve]) -> Comparison | str:
-    """The comparison, or why there is none."""
+    """Return the comparison of two families, or a sentence that says why there is none."""
     for name in (challenger, baseline):
         if name not in by_family:
             return f"{name} has fewer than two converged runs."
     return compare(by_family[challenger], by_family[baseline]) or (
-        f"the converged runs of {challenger} and {baseline} share no range of L0."
+        f"the converged runs of {challenger} and {baseline} have no L0 in common."
     )
 
 
 def _best_family(name: str, records: Sequence[Record], low: float, high: float, where: str) -> Claim:
-    statement = f"{name} loses least {where}"
-    by_family = curves(records)
-    if name not in by_family:
-        return Claim(statement, CANNOT, f"{name} has fewer than two converged runs.")
-    own = by_family.pop(name)
-    rivals = {n: c for n, c in by_family.items() if min(c.x[-1], own.x[-1], high) > max(c.x[0], own.x[0], low)}
-    if not rivals:
-        return Claim(statement, CANNOT, f"no other family has converged runs at the same L0 {where}.")
-    worst: tuple[float, str, float] | None = None
-    for rival, c in rivals.items():
-        grid = np.geomspace(max(c.x[0], own.x[0], low), min(c.x[-1], own.x[-1], high), 33)
-        excess = own.at(grid) / c.at(grid) - 1
+    """Return the claim that a family has the lowest CE increase of all between two values of L0."""
+    statement = f"{name} has the lowest CE increase {where}"
+    rivals = curves(records)
+    own = rivals.pop(name, None)
+    if own is None:
+        return Claim(statement, UNDECIDED, f"{name} has fewer than two converged runs.")
+    ranges = {rival: (max(c.x[0], own.x[0], low), min(c.x[-1], own.x[-1], high)) for rival, c in rivals.items()}
+    ranges = {rival: ends for rival, ends in ranges.items() if ends[0] < ends[1]}
+    if not ranges:
+        return Claim(statement, UNDECIDED, f"no other family has converged runs at the same L0 {where}.")
+    closest: tuple[float, str, float] | None = None
+    for rival, ends in ranges.items():
+        grid = np.geomspace(*ends, 33)
+        excess = own.at(grid) / rivals[rival].at(grid) - 1
         i = int(excess.argmax())
-        if worst is None or excess[i] > worst[0]:
-            worst = float(excess[i]), rival, float(grid[i])
-    assert worst is not None
-    excess, rival, l0 = worst
+        if closest is None or excess[i] > closest[0]:
+            closest = (float(excess[i]), rival, float(grid[i]))
+    assert closest is not None
+    excess, rival, l0 = closest
     if excess <= 0:
-        closest = f"the closest is {rival} ({excess:+.0%} at L0 {l0:.3g})"
-        evidence = f"at matched L0 it loses less than each of {', '.join(rivals)}; {closest}."
-        return Claim(statement, "holds", evidence)
-    figures = f"{own.at(l0):.3f} nats against {by_family[rival].at(l0):.3f}"
-    return Claim(statement, "does not hold", f"at L0 {l0:.3g} {rival} loses less ({figures}).")
+        lower = f"at equal L0 it has a lower CE increase than each of {', '.join(ranges)}"
+        return Claim(statement, HOLDS, f"{lower}; the closest is {rival} ({excess:+.0%} at L0 {l0:.3g}).")
+    figures = f"{rivals[rival].at(l0):.3f} nats against {own.at(l0):.3f}"
+    return Claim(statement, FAILS, f"at L0 {l0:.3g} {rival} has a lower CE increase ({figures}).")
 
 
 def _relu_on_l1_mse_frontier(records: Sequence[Record]) -> Claim:
-    statement = "relu + l1 is on the frontier of MSE against L1 everywhere"
-    rows = [r for r in records if r["converged"]]
-    relu, others = ([r for r in rows if (family(r) == "relu + l1") is own] for own in (True, False))
+    """Return the claim that ReLU under L1 is Pareto-best in what its own loss is made of."""
+    statement = "every run of relu + l1 is on the frontier of MSE against L1"
+    converged = [r for r in records if r["converged"]]
+    relu = [r for r in converged if family(r) == "relu + l1"]
+    others = [r for r in converged if family(r) != "relu + l1"]
     if len(relu) < 2 or not others:
-        return Claim(statement, CANNOT, "fewer than two converged runs of relu + l1, or of nothing else.")
-    beaten = [(r, better) for r in relu if (better := [o for o in others if _beats(o, r)])]
-    if not beaten:
-        return Claim(statement, "holds", f"no run of another family beats any of its {len(relu)}.")
-    by = ", ".join(sorted({family(o) for _, better in beaten for o in better}))
-    return Claim(statement, "does not hold", f"{len(beaten)} of its {len(relu)} runs are beaten, by {by}.")
+        reason = "relu + l1 has fewer than two converged runs, or no other family has any."
+        return Claim(statement, UNDECIDED, reason)
+    # Other families only: of its own runs, whose seeds differ, one may well be a little worse than another.
+    beaten_by = [[o for o in others if _beats(o, r)] for r in relu]
+    n_beaten = sum(bool(better) for better in beaten_by)
+    if not n_beaten:
+        return Claim(statement, HOLDS, f"no run of another family beats any of its {len(relu)}.")
+    names = ", ".join(sorted({family(o) for better in beaten_by for o in better}))
+    return Claim(statement, FAILS, f"{n_beaten} of its {len(relu)} runs are beaten, by {names}.")
 
 
 def _beats(a: Record, b: Record) -> bool:
-    """Whether run a is as low as b in both L1 and MSE, and lower in one."""
+    """Return whether run a is at least as low as run b in both L1 and MSE, and lower in one of them."""
     return a["l1"] <= b["l1"] and a["mse"] <= b["mse"] and (a["l1"], a["mse"]) != (b["l1"], b["mse"])
 
 
 def _higher_l1(records: Sequence[Record]) -> Claim:
+    """Return the claim that ProLU SAEs suppress latents less than ReLU SAEs under the same penalty."""
     statement = "ProLU SAEs have a higher L1 than ReLU SAEs at equal L0"
     by_family = curves(records, "l0", "l1")
     found: dict[str, float] = {}
@@ -145,7 +162,8 @@ def _higher_l1(records: Sequence[Record]) -> Claim:
             if not isinstance(comparison, str):
                 found[name] = comparison.change
     if not found:
-        return Claim(statement, CANNOT, "no ProLU family shares a range of L0 with ReLU among converged runs.")
+        reason = "no ProLU family has converged runs at the same L0 as ReLU under the same penalty."
+        return Claim(statement, UNDECIDED, reason)
+    verdict = HOLDS if min(found.values()) > 0 else FAILS if max(found.values()) <= 0 else UNDECIDED
     changes = ", ".join(f"{name} {change:+.0%}" for name, change in found.items())
-    verdict = "holds" if min(found.values()) > 0 else "does not hold" if max(found.values()) <= 0 else CANNOT
-    return Claim(statement, verdict, f"L1 at matched L0 against ReLU under the same penalty: {changes}.")
+    return Claim(statement, verdict, f"L1 at equal L0, relative to ReLU under the same penalty: {changes}.")

@@ -1,7 +1,11 @@
-"""Comparing families of SAEs: Pareto frontiers, matched sparsity, the convergence rule."""
+"""The runs of a study, sorted: Pareto-best ones, groups that differ in their seed only, curves of families.
+
+A curve reads a family's CE increase (or another figure) at any L0 between its runs, so that families can be compared at
+equal L0. These comparisons have no intervals; `verdicts` has.
+"""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,20 +16,21 @@ from prolu.training.config import RunConfig, family_of
 Record = Mapping[str, Any]
 """One finished run: a line of results.jsonl."""
 
-AnyRecord = TypeVar("AnyRecord", bound=Mapping[str, Any])
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+Item = TypeVar("Item")
 
 CONVERGENCE_TOLERANCE = 0.05
-"""Largest relative change of held-out L0 and MSE over the last fifth of training at full learning rate."""
+"""The largest relative change of held-out L0 and MSE, over the last fifth of training at full learning rate, with
+which a run counts as converged."""
 
-
-def family(record: Record) -> str:
-    """What is compared: nonlinearity, penalty, and whether it began from a saved SAE."""
-    return family_of(record["nonlinearity"], record["penalty"], fine_tuned=record.get("init_digest") is not None)
+SETTING_FIELDS = tuple(f.name for f in fields(RunConfig) if f.name not in ("init_seed", "nonlinearity", "penalty"))
+"""The fields of a run's config that tell the settings of one family apart."""
 
 
 def is_converged(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
-    """Whether held-out L0 and MSE moved less than 5% between the two probes."""
+    """Return whether held-out L0 and MSE changed by less than `CONVERGENCE_TOLERANCE` between two probes."""
     return all(
+        # The floor makes a figure that is 0 at both probes count as unchanged.
         abs(after[name] - before[name]) < CONVERGENCE_TOLERANCE * max(abs(before[name]), 1e-12)
         for name in ("l0", "mse")
     )
@@ -44,58 +49,66 @@ def pareto_best(records: Iterable[AnyRecord], x: str = "l0", y: str = "degradati
 def pareto_mask(x: Sequence[float], y: Sequence[float]) -> list[bool]:
     """Return, for each point (x, y), whether no other point beats it, as in `pareto_best`."""
     points = list(zip(x, y, strict=True))
+    # Of points that are equal none beats another, so all of them are kept.
     return [not any(a <= p and b <= q and (a, b) != (p, q) for a, b in points) for p, q in points]
 
 
-def studies(records: Sequence[Record]) -> list[str]:
-    """Names of the studies that the runs come from, in order of appearance; one empty name for a single study."""
-    return list(dict.fromkeys(r.get("study", "") for r in records))
+def family(record: Record) -> str:
+    """Return a run's family, such as `prolu_ste + l1`; a run that was fine-tuned from a saved SAE is of its own."""
+    return family_of(record["nonlinearity"], record["penalty"], fine_tuned=record.get("init_digest") is not None)
 
 
-SETTINGS = tuple(f.name for f in fields(RunConfig) if f.name not in ("init_seed", "nonlinearity", "penalty"))
+def study_of(record: Record) -> str:
+    """Return the name of the study that a run of several pooled studies is from; empty for a single study."""
+    return str(record.get("study", ""))
+
+
+def study_names(records: Sequence[Record]) -> list[str]:
+    """Return the names of the studies that the runs are from, in order of appearance."""
+    return list(dict.fromkeys(map(study_of, records)))
+
+
+def init_seed(record: Record) -> int | None:
+    """Return the seed of a run's starting weights; None where it is not known, as for an imported SAE."""
+    return record.get("init_seed", 0)
 
 
 def setting(record: Record) -> tuple[str, ...]:
-    """All that a run was asked but its family and its seed: runs alike in it differ by init seed only.
+    """Return everything that was asked of a run but its family and its seed.
 
-    Where a run was asked for an L0, its coefficient is what came of that, and no setting. An SAE whose seed is not
-    known, as of an import, is alike to no other.
+    Runs of one family that agree in this differ in their seed only.
     """
-    if record.get("init_seed", 0) is None:
-        return (str(record.get("study", "")), str(record["run_id"]))
-    asked = record.get("target_l0") is not None
-    names = [name for name in SETTINGS if not (asked and name == "coeff")]
-    return (str(record.get("study", "")), str(record.get("target_l0")), *(str(record.get(name)) for name in names))
+    study = study_of(record)
+    if init_seed(record) is None:
+        # Whether two imported SAEs differ in their seed only is not known, so each is a setting of its own.
+        return (study, str(record["run_id"]))
+    target_l0 = record.get("target_l0")
+    # With a target L0 the coefficient is a result of training, which differs between seeds.
+    names = [name for name in SETTING_FIELDS if target_l0 is None or name != "coeff"]
+    return (study, str(target_l0), *(str(record.get(name)) for name in names))
 
 
-def by_setting(records: Sequence[Record]) -> dict[tuple[str, tuple[str, ...]], list[Record]]:
-    """Runs that differ by init seed only, by family and setting."""
-    found: dict[tuple[str, tuple[str, ...]], list[Record]] = {}
-    for record in records:
-        found.setdefault((family(record), setting(record)), []).append(record)
+def grouped(items: Iterable[Item], *keys: Callable[[Item], Hashable]) -> dict[tuple[Any, ...], list[Item]]:
+    """Return the items that agree in all keys together; groups, and the items in each, in order of appearance."""
+    found: dict[tuple[Any, ...], list[Item]] = {}
+    for item in items:
+        found.setdefault(tuple(key(item) for key in keys), []).append(item)
     return found
 
 
-def _means(runs: Sequence[Record], names: set[str]) -> list[Record]:
-    """One record with the means of runs that differ by seed; runs without seeds are told apart."""
-    if len({r.get("init_seed") for r in runs}) < len(runs):
-        return list(runs)
-    return [{**runs[0], **{name: sum(r[name] for r in runs) / len(runs) for name in names}}]
-
-
 class Curve(NamedTuple):
-    """A family's points in order of x; between them, y is read linearly in log x."""
+    """A family's points in ascending order of x, with y interpolated linearly in log x between them."""
 
     x: np.ndarray
     y: np.ndarray
 
     def at(self, x: float | np.ndarray) -> np.ndarray:
-        """The y at x within the range."""
+        """Return the interpolated y at x, which must lie between the first and the last point."""
         return np.asarray(np.interp(np.log(x), np.log(self.x), self.y))
 
 
 def curve(records: Sequence[Record], x: str = "l0", y: str = "degradation") -> Curve:
-    """The curve through some runs; runs with x of 0 have no logarithm and are left out."""
+    """Return the curve through some runs, without those whose x is 0, for that has no logarithm."""
     points = sorted((r[x], r[y]) for r in records if r[x] > 0 and math.isfinite(r[y]))
     return Curve(np.array([p for p, _ in points]), np.array([q for _, q in points]))
 
@@ -103,39 +116,52 @@ def curve(records: Sequence[Record], x: str = "l0", y: str = "degradation") -> C
 def curves(
     records: Sequence[Record], x: str = "l0", y: str = "degradation", *, unconverged: bool = False
 ) -> dict[str, Curve]:
-    """Curves of the converged runs (or of all), by family; families with fewer than two are left out.
+    """Return the curve of each family that has two or more points.
 
-    Runs that differ by init seed only are one point, their mean.
+    Runs that differ in their seed only are one point, their mean. Where several studies are pooled, a family is
+    represented by its Pareto-best points in L0 and CE increase: the others say nothing about what it can reach.
 
-    Where several studies are pooled, a family stands for its own best: the runs that no other of the family
-    beats in L0 and degradation.
+    Args:
+        records: runs of one study, or of several.
+        x: the figure on the horizontal axis.
+        y: the figure on the vertical axis.
+        unconverged: whether runs that have not converged are used too.
     """
-    by_family: dict[str, list[Record]] = {}
     used = [r for r in records if r["converged"] or unconverged]
-    for (name, _), runs in by_setting(used).items():
-        by_family.setdefault(name, []).extend(_means(runs, {x, y, "l0", "degradation"}))
-    if len(studies(records)) > 1:
+    by_family: dict[str, list[Record]] = {}
+    for (name, _), runs in grouped(used, family, setting).items():
+        by_family.setdefault(name, []).extend(_mean_of_seeds(runs, {x, y, "l0", "degradation"}))
+    if len(study_names(records)) > 1:
         by_family = {name: pareto_best(rows) for name, rows in by_family.items()}
     found = {name: curve(rows, x, y) for name, rows in by_family.items()}
     return {name: c for name, c in found.items() if len(c.x) >= 2}
 
 
+def _mean_of_seeds(runs: Sequence[Record], names: set[str]) -> list[Record]:
+    """Return one record with the means of the named figures, or the runs themselves if their seeds do not differ."""
+    if len({r.get("init_seed") for r in runs}) < len(runs):
+        return list(runs)
+    means = {name: sum(r[name] for r in runs) / len(runs) for name in names}
+    return [{**runs[0], **means}]
+
+
 class Comparison(NamedTuple):
-    """How a challenger's y compares with a baseline's at equal x, over the range that both reach."""
+    """How a challenger's y compares with a baseline's at equal x, over the range of x that both reach."""
 
     low: float
     high: float
-    """Range of x."""
+    """The ends of that range."""
     change: float
-    """Mean over the range (in log x) of challenger / baseline - 1."""
+    """The mean of challenger / baseline - 1 over the range, in equal steps of log x."""
     smallest: float
     largest: float
-    """Extremes of that over the range."""
+    """The least and the greatest value of challenger / baseline - 1 in the range."""
 
 
 def compare(challenger: Curve, baseline: Curve, n_points: int = 33) -> Comparison | None:
-    """Relative difference at matched x; None where the ranges do not overlap."""
-    low, high = max(challenger.x[0], baseline.x[0]), min(challenger.x[-1], baseline.x[-1])
+    """Return the comparison of two curves at `n_points` values of x, or None where their ranges do not overlap."""
+    low = max(challenger.x[0], baseline.x[0])
+    high = min(challenger.x[-1], baseline.x[-1])
     if low >= high:
         return None
     grid = np.geomspace(low, high, n_points)

@@ -1,109 +1,109 @@
-"""Means over seeds with their intervals, and the hypervolume of a family of runs."""
+"""A family's runs in numbers: the points of a figure, each the mean over its seeds, and the area that a frontier covers."""
 
 import math
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from prolu.evaluation.comparison.frontiers import Record, by_setting, family, pareto_mask
-
-LEVEL = 0.95
-"""Of every interval; of each alone, not of all at once."""
-
-
-class Mean(NamedTuple):
-    """A mean over init seeds."""
-
-    mean: float
-    half_width: float
-    """Of the 95% t interval; nan with one seed."""
-    n_seeds: int
+from prolu.evaluation.comparison.frontiers import Record, family, grouped, init_seed, pareto_mask, setting, study_of
+from prolu.evaluation.comparison.intervals import Mean, mean_over_seeds
 
 
 class Point(NamedTuple):
-    """The runs of one family that differ by init seed only."""
+    """The runs of one setting of a family, which differ in their init seed only, as one point in a plane."""
 
     family: str
     setting: float | None
-    """The L0 asked for if one was, else the coefficient."""
+    """The target L0 if there was one, otherwise the coefficient."""
     d_sae: int | None
     n_tokens: int | None
     study: str
-    """Empty for a single study."""
+    """The name of the study; empty for a single study."""
     x: float
+    """The mean over init seeds of the figure on the horizontal axis."""
     y: float
-    """Means over init seeds of the two figures asked for."""
+    """The mean over init seeds of the figure on the vertical axis."""
     x_half_width: float
+    """Half the width of the 95% t interval of x; nan with one seed."""
     y_half_width: float
-    """Of their 95% t intervals; nan with one seed."""
+    """Half the width of the 95% t interval of y; nan with one seed."""
     n_seeds: int
     run_ids: tuple[str, ...]
     converged: bool
-    """Whether all its runs are."""
+    """Whether all its runs have converged."""
 
 
 def points(records: Sequence[Record], x: str = "l0", y: str = "degradation") -> list[Point]:
-    """One point a family and setting: means over init seeds of two figures, with t intervals. All runs, converged or
-    not.
+    """Return one point per family and setting: the means of two figures over init seeds, with 95% t intervals.
 
-    Two runs count as two seeds of one setting if they differ in `init_seed` and in no other setting.
+    Two runs count as two seeds of one setting if they differ in `init_seed` and in no other setting. Runs that have
+    not converged are included, and their points marked.
+
+    Args:
+        records: the runs, as in `Results.records`.
+        x: the figure on the horizontal axis, by its name in results.jsonl.
+        y: the figure on the vertical axis, likewise.
     """
-    found = []
-    for (name, _), runs in by_setting(records).items():
-        r, asked = runs[0], runs[0].get("target_l0")
-        xs, ys = mean_over_seeds([run[x] for run in runs]), mean_over_seeds([run[y] for run in runs])
-        found.append(
-            Point(
-                name, r["coeff"] if asked is None else asked, r.get("d_sae"), r.get("n_tokens"), r.get("study", ""),
-                xs.mean, ys.mean, xs.half_width, ys.half_width, len(runs), tuple(run["run_id"] for run in runs),
-                all(run["converged"] for run in runs),
-            )
-        )  # fmt: skip
+    found = [_point(name, runs, x, y) for (name, _), runs in grouped(records, family, setting).items()]
     return sorted(found, key=lambda point: (point.family, point.study, point.x))
 
 
-def mean_over_seeds(values: Sequence[float]) -> Mean:
-    """Mean and half the 95% interval: t(n - 1) s / sqrt(n)."""
-    n, of = len(values), np.asarray(values, float)
-    half = _t(n - 1) * of.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    return Mean(float(of.mean()), float(half), n)
-
-
-@cache
-def _t(df: float) -> float:
-    """Student's t quantile; scipy.stats has the same function, and takes half a second to import."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(df, 0.5 + LEVEL / 2))
+def _point(name: str, runs: Sequence[Record], x: str, y: str) -> Point:
+    first = runs[0]
+    target_l0 = first.get("target_l0")
+    xs = mean_over_seeds([run[x] for run in runs])
+    ys = mean_over_seeds([run[y] for run in runs])
+    return Point(
+        family=name,
+        setting=first["coeff"] if target_l0 is None else target_l0,
+        d_sae=first.get("d_sae"),
+        n_tokens=first.get("n_tokens"),
+        study=study_of(first),
+        x=xs.mean,
+        y=ys.mean,
+        x_half_width=xs.half_width,
+        y_half_width=ys.half_width,
+        n_seeds=len(runs),
+        run_ids=tuple(run["run_id"] for run in runs),
+        converged=all(run["converged"] for run in runs),
+    )
 
 
 def hypervolume(
     records: Sequence[Record], reference: tuple[float, float], *, unconverged: bool = False
 ) -> dict[str, Mean]:
-    """The area, in the plane of log L0 and degradation, that a family's runs beat and the reference does not.
+    """Return, for each family, the area in the plane of log L0 and CE increase that its runs beat.
 
-    Each init seed has its own frontier, since more runs always cover more: the mean over seeds is given.
+    The area is bounded by the reference point; larger is better. It is in units of nats, for log L0 has none.
 
     Args:
-        records: runs; those that have not converged do not enter.
-        reference: L0 and degradation of a point that is worse than what is to count; what lies beyond adds nothing.
-        unconverged: whether runs that have not converged enter too.
+        records: the runs.
+        reference: L0 and CE increase of a point that is worse than all that is to count; runs beyond it add nothing.
+        unconverged: whether runs that have not converged are used too.
 
     Raises:
         ValueError: the reference's L0 is not above 0.
     """
     if reference[0] <= 0:
         raise ValueError(f"reference L0 {reference[0]}: must be above 0")
-    found: dict[str, dict[Any, list[Record]]] = {}
-    for r in records:
-        if (r["converged"] or unconverged) and r["l0"] > 0:
-            found.setdefault(family(r), {}).setdefault(r.get("init_seed", 0), []).append(r)
-    return {
-        name: mean_over_seeds([_area(runs, math.log(reference[0]), reference[1]) for runs in by_seed.values()])
-        for name, by_seed in found.items()
-    }
+    used = [r for r in records if (r["converged"] or unconverged) and r["l0"] > 0]
+    areas: dict[str, list[float]] = {}
+    # An area per seed, then their mean: the frontier of all seeds together would grow with their number.
+    for (name, _), runs in grouped(used, family, init_seed).items():
+        areas.setdefault(name, []).append(_area(runs, math.log(reference[0]), reference[1]))
+    return {name: mean_over_seeds(by_seed) for name, by_seed in areas.items()}
+
+
+def _area(runs: Sequence[Record], worst_x: float, worst_y: float) -> float:
+    """Return the area between the runs' staircase-shaped frontier and the point (worst_x, worst_y)."""
+    inside = [(math.log(r["l0"]), r["degradation"]) for r in runs]
+    inside = [(x, y) for x, y in inside if x < worst_x and y < worst_y]
+    mask = pareto_mask([x for x, _ in inside], [y for _, y in inside])
+    best = sorted({point for point, is_best in zip(inside, mask, strict=True) if is_best})
+    if not best:
+        return 0.0
+    # A step is as high as the best CE increase so far leaves room below worst_y, and reaches to the next run.
+    right_edges = [x for x, _ in best[1:]] + [worst_x]
+    return float(sum((right - x) * (worst_y - y) for (x, y), right in zip(best, right_edges, strict=True)))
 
 
 class FamilySummary(NamedTuple):
@@ -113,30 +113,21 @@ class FamilySummary(NamedTuple):
     n_runs: int
     n_converged: int
     l0_range: tuple[float, float]
-    """Of all its runs."""
+    """The least and the greatest L0 of all its runs."""
     hypervolume: Mean | None
-    """Of its converged runs; None if there are none."""
+    """The hypervolume of its converged runs; None if there are none."""
 
 
 def summaries(records: Sequence[Record]) -> tuple[tuple[float, float], list[FamilySummary]]:
-    """Every family, and the reference of their hypervolumes: the largest L0 and the largest degradation of any run."""
-    reference = max(r["l0"] for r in records), max(r["degradation"] for r in records)
+    """Return the reference point of the hypervolumes, and a summary of each family.
+
+    The reference point has the greatest L0 and the greatest CE increase of any run.
+    """
+    reference = (max(r["l0"] for r in records), max(r["degradation"] for r in records))
     volumes = hypervolume(records, reference) if reference[0] > 0 else {}
     found = []
-    for name in dict.fromkeys(map(family, records)):
-        runs = [r for r in records if family(r) == name]
+    for (name,), runs in grouped(records, family).items():
         l0s = [r["l0"] for r in runs]
         n_converged = sum(bool(r["converged"]) for r in runs)
         found.append(FamilySummary(name, len(runs), n_converged, (min(l0s), max(l0s)), volumes.get(name)))
     return reference, found
-
-
-def _area(runs: Sequence[Record], worst_x: float, worst_y: float) -> float:
-    inside = [(math.log(r["l0"]), r["degradation"]) for r in runs]
-    inside = [(x, y) for x, y in inside if x < worst_x and y < worst_y]
-    mask = pareto_mask([x for x, _ in inside], [y for _, y in inside])
-    best = sorted({point for point, on in zip(inside, mask, strict=True) if on})
-    if not best:
-        return 0.0
-    edges = [x for x, _ in best[1:]] + [worst_x]
-    return float(sum((right - x) * (worst_y - y) for (x, y), right in zip(best, edges, strict=True)))

@@ -1,147 +1,196 @@
-"""Runs sorted into families and replicates, and their held-out documents resampled: what comparisons are made of."""
+"""The runs of studies as families and replicates, with resamples of their held-out documents.
+
+A replicate is one pair of a stream seed and an init seed. Each has its own curve of a family, so that the curves'
+spread shows what seeds do; the resamples of documents show what the choice of held-out text does.
+"""
 
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from prolu.evaluation.comparison.frontiers import Record, family, pareto_best
+from prolu.evaluation.comparison.frontiers import Record, family, grouped, init_seed, pareto_best
 from prolu.evaluation.document_sums import DocumentSums, read_documents_of
 from prolu.runtime.rng import keyed_generator
 
 N_RESAMPLES = 2000
+"""The number of times that the documents are resampled."""
 
-BEYOND = 0.05
-"""How far, in log L0, a curve is read beyond its ends, along its chord: where an L0 was asked for, runs end near it."""
-NEAR = 0.02
-"""The same for a family of one setting, which has no chord and is read as it stands."""
+MAX_EXTRAPOLATION = 0.05
+"""The distance in log L0 up to which a curve is read beyond its ends, since runs with a target L0 end near it only."""
+
+SINGLE_SETTING_TOLERANCE = 0.02
+"""The distance in log L0 up to which the CE increase of a family with one setting is used unchanged.
+
+One point has no slope along which it could be extrapolated.
+"""
 
 
 @runtime_checkable
-class Study(Protocol):
-    """What is needed of a finished study."""
+class FinishedStudy(Protocol):
+    """What a comparison needs to know about a study; `prolu.Results` is one."""
 
     @property
     def folder(self) -> Path:
-        """Its folder."""
+        """The folder with one folder per run."""
         ...
 
     @property
     def records(self) -> Sequence[Record]:
-        """Its runs."""
+        """The finished runs."""
         ...
 
     @property
     def stream_seed(self) -> int:
-        """Seed of its order of activations."""
+        """The seed of the order in which the runs saw the activations."""
         ...
 
 
-class Resampled:
-    """The same held-out documents for all runs, drawn again and again with replacement."""
+class DocumentResamples:
+    """The held-out documents of some runs, drawn `N_RESAMPLES` times with replacement, with the same draws for all runs.
+
+    Because the draws are shared, what makes a document hard for every family cancels in a difference of families.
+    """
 
     def __init__(self, sums: Sequence[DocumentSums], unit: str):
+        """Take the sums of all runs, which must be over the same documents, and whether these are `document` or `block`."""
         self.unit = unit
-        """What a document is here: `document`, or `block` where documents are not known."""
         first = sums[0]
         self.n_documents = len(first.document)
-        self._n_tokens, self._n_predicted = first.n_tokens, first.n_predicted
+        self._n_tokens = first.n_tokens
+        self._n_predicted = first.n_predicted
         self._l0 = np.stack([s.l0 for s in sums])
-        self._lost = np.stack([s.ce_recon - s.ce_clean for s in sums])
-        self.n_effective = float(self._n_predicted.sum() ** 2 / np.square(self._n_predicted).sum())
-        """(sum w)^2 / sum w^2 with w the documents' tokens: as many of one length would say as much."""
+        self._ce_increase = np.stack([s.ce_recon - s.ce_clean for s in sums])
+
+    @property
+    def n_effective(self) -> float:
+        """The effective number of documents: so many of equal length would determine the figures as well.
+
+        (sum w)^2 / sum w^2, where w is a document's number of predicted tokens.
+        """
+        return float(self._n_predicted.sum() ** 2 / np.square(self._n_predicted).sum())
 
     @cached_property
     def logs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Log L0 and log degradation [n_resamples, n_runs]; nan where a degradation is not above 0."""
+        """Log L0 and log CE increase in every resample, [n_resamples, n_runs] each.
+
+        The latter is not finite where a CE increase is not above 0.
+        """
         n = self.n_documents
         drawn = torch.randint(n, (N_RESAMPLES, n), generator=keyed_generator("documents", n)).numpy()
-        flat = (drawn + n * np.arange(N_RESAMPLES)[:, None]).ravel()
-        counts = np.bincount(flat, minlength=N_RESAMPLES * n).reshape(N_RESAMPLES, n).astype(float)
+        # counts[i, j] is how often resample i contains document j; numbers are shifted by n per resample, so that one
+        # bincount makes all rows. With counts, a resample's sums over documents are one matrix product.
+        shifted = (drawn + n * np.arange(N_RESAMPLES)[:, None]).ravel()
+        counts = np.bincount(shifted, minlength=N_RESAMPLES * n).reshape(N_RESAMPLES, n).astype(float)
         with np.errstate(invalid="ignore", divide="ignore"):
+            # A ratio of resampled sums, not a mean of documents' ratios: a figure is a mean over tokens.
             l0 = (counts @ self._l0.T) / (counts @ self._n_tokens)[:, None]
-            lost = (counts @ self._lost.T) / (counts @ self._n_predicted)[:, None]
-            return np.log(l0), np.log(lost)
+            ce_increase = (counts @ self._ce_increase.T) / (counts @ self._n_predicted)[:, None]
+            return np.log(l0), np.log(ce_increase)
 
 
 class Replicate(NamedTuple):
-    """A family's frontier under one stream seed and one init seed, in order of L0."""
+    """A family's Pareto-best runs under one stream seed and one init seed, in ascending order of L0."""
 
     stream_seed: int
-    init_seed: int
+    init_seed: int | None
     log_l0: np.ndarray
-    log_lost: np.ndarray
+    log_ce_increase: np.ndarray
     rows: list[int]
-    """Of these runs among the resampled."""
+    """The columns of these runs in `DocumentResamples.logs`."""
 
     @property
     def l0_range(self) -> tuple[float, float]:
-        """Least and largest L0."""
+        """The least and the greatest L0 of its runs."""
         return math.exp(self.log_l0[0]), math.exp(self.log_l0[-1])
 
     def reaches(self, l0: float) -> bool:
-        """Whether its curve can be read there."""
-        beyond = BEYOND if len(self.rows) > 1 else NEAR
+        """Return whether its curve may be read at this L0."""
+        beyond = MAX_EXTRAPOLATION if len(self.rows) > 1 else SINGLE_SETTING_TOLERANCE
         return bool(self.log_l0[0] - beyond <= math.log(l0) <= self.log_l0[-1] + beyond)
 
-    def read(self, l0: float, log_l0: np.ndarray, log_lost: np.ndarray) -> np.ndarray:
-        """Log degradation at an L0, linear in log L0 between the two runs that enclose it; [..., n_runs] to [...].
+    def read(self, l0: float, log_l0: np.ndarray, log_ce_increase: np.ndarray) -> np.ndarray:
+        """Return the log CE increase at an L0, interpolated linearly in log L0, [..., n_runs] to [...].
 
-        Beyond the ends, along the chord. Which runs enclose it is decided on all documents, whatever the resample.
+        Beyond the curve's ends it is extrapolated along the line from the first run to the last.
+
+        Args:
+            l0: where to read.
+            log_l0: log L0 of this replicate's runs, on all documents or in every resample of them.
+            log_ce_increase: their log CE increase, likewise.
         """
-        at, last = math.log(l0), len(self.rows) - 1
+        at = math.log(l0)
+        last = len(self.rows) - 1
         if last == 0:
-            return np.asarray(log_lost[..., 0])
+            return np.asarray(log_ce_increase[..., 0])
+        # self.log_l0, over all documents, decides between which runs to read, so that every resample reads the same
+        # piece of the curve, even where it moves the runs past the L0.
         if self.log_l0[0] <= at <= self.log_l0[-1]:
             i = min(int(np.searchsorted(self.log_l0, at, "right")) - 1, last - 1)
-            anchor, j = i, i + 1
+            j = i + 1
+            anchor = i
         else:
-            i, j, anchor = 0, last, 0 if at < self.log_l0[0] else last
-        slope = (log_lost[..., j] - log_lost[..., i]) / (log_l0[..., j] - log_l0[..., i])
-        return np.asarray(log_lost[..., anchor] + slope * (at - log_l0[..., anchor]))
+            # The whole curve's slope: two neighbours may lie so close that theirs is mostly noise.
+            i = 0
+            j = last
+            anchor = 0 if at < self.log_l0[0] else last
+        slope = (log_ce_increase[..., j] - log_ce_increase[..., i]) / (log_l0[..., j] - log_l0[..., i])
+        return np.asarray(log_ce_increase[..., anchor] + slope * (at - log_l0[..., anchor]))
 
 
 def replicates(
-    studies: Sequence[Study], *, unconverged: bool = False
-) -> tuple[dict[str, list[Replicate]], Resampled | None]:
-    """Every family's replicates, and the documents of all runs; None if not all runs have records of the same.
+    studies: Sequence[FinishedStudy], *, unconverged: bool = False
+) -> tuple[dict[str, list[Replicate]], DocumentResamples | None]:
+    """Return the replicates of every family, and the resampled documents of all runs.
 
-    In a replicate a family is those of its runs that no other of its runs there beats in L0 and degradation. Runs
-    that lose nothing, or have no latent on, have no logarithm and are left out.
+    The second is None unless all runs have sums over the same documents. Runs whose L0 or CE increase is not above 0
+    have no logarithm and are left out.
+
+    Args:
+        studies: studies with the same held-out tokens.
+        unconverged: whether runs that have not converged are used too.
     """
-    used = [
-        (study, r)
-        for study in studies
-        for r in study.records
-        if (r["converged"] or unconverged) and r["l0"] > 0 and r["degradation"] > 0
-    ]
-    found: dict[tuple[str, int, int], list[tuple[Record, int]]] = {}
-    for row, (study, r) in enumerate(used):
-        found.setdefault((family(r), study.stream_seed, r.get("init_seed", 0)), []).append((r, row))
+    used: list[tuple[FinishedStudy, Record]] = []
+    for study in studies:
+        stream_seed = study.stream_seed
+        for r in study.records:
+            if (r["converged"] or unconverged) and r["l0"] > 0 and r["degradation"] > 0:
+                used.append((study, {**r, "stream_seed": stream_seed, "row": len(used)}))
+    groups = grouped([r for _, r in used], family, itemgetter("stream_seed"), init_seed)
     by_family: dict[str, list[Replicate]] = {}
-    for (name, stream_seed, init_seed), runs in found.items():
-        best = sorted((r["l0"], r["degradation"], r["row"]) for r in pareto_best({**r, "row": row} for r, row in runs))
-        best = [point for i, point in enumerate(best) if i == 0 or point[0] > best[i - 1][0]]
-        log_l0, log_lost = np.log([l0 for l0, _, _ in best]), np.log([lost for _, lost, _ in best])
-        replicate = Replicate(stream_seed, init_seed, log_l0, log_lost, [row for _, _, row in best])
-        by_family.setdefault(name, []).append(replicate)
-    return by_family, _resampled(used)
+    for (name, stream_seed, seed), runs in groups.items():
+        by_family.setdefault(name, []).append(_replicate(stream_seed, seed, runs))
+    return by_family, _document_resamples(used)
 
 
-def _resampled(used: Sequence[tuple[Study, Record]]) -> Resampled | None:
+def _replicate(stream_seed: int, seed: int | None, runs: Sequence[Record]) -> Replicate:
+    # A run that is worse than another in both figures says nothing about what its family can reach.
+    ordered = sorted((r["l0"], r["degradation"], r["row"]) for r in pareto_best(runs))
+    # Pareto-best runs of equal L0 are equal in both figures: one stays, since a curve cannot be read between them.
+    distinct = [point for i, point in enumerate(ordered) if i == 0 or point[0] > ordered[i - 1][0]]
+    log_l0 = np.log([l0 for l0, _, _ in distinct])
+    log_ce_increase = np.log([ce_increase for _, ce_increase, _ in distinct])
+    return Replicate(stream_seed, seed, log_l0, log_ce_increase, [row for _, _, row in distinct])
+
+
+def _document_resamples(used: Sequence[tuple[FinishedStudy, Record]]) -> DocumentResamples | None:
     sums: list[DocumentSums] = []
     for study, record in used:
         one = read_documents_of(study.folder / record["run_id"])
-        if one is None or (sums and not _alike(one, sums[0])):
+        if one is None or (sums and not _same_documents(one, sums[0])):
             return None
         sums.append(one)
-    return Resampled(sums, str(used[0][1].get("unit", "document"))) if sums and len(sums[0].document) > 1 else None
+    # One document cannot be resampled into another.
+    if not sums or len(sums[0].document) < 2:
+        return None
+    return DocumentResamples(sums, str(used[0][1].get("unit", "document")))
 
 
-def _alike(a: DocumentSums, b: DocumentSums) -> bool:
+def _same_documents(a: DocumentSums, b: DocumentSums) -> bool:
     names: list[str] = ["document", "n_tokens", "n_predicted"]
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)

@@ -1,0 +1,81 @@
+"""95% intervals: of a mean over seeds, and of the difference between two families over seeds and held-out documents.
+
+Each interval is a t interval, so that few seeds are paid for with width; `docs/guide/statistics.md` compares its coverage
+with that of a percentile bootstrap. It holds for its own quantity alone, not for all quantities of a table at once.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+LEVEL = 0.95
+"""The probability with which an interval is to contain the true value."""
+
+
+class Mean(NamedTuple):
+    """A mean over init seeds."""
+
+    mean: float
+    half_width: float
+    """Half the width of its 95% interval; nan with one seed."""
+    n_seeds: int
+
+
+def mean_over_seeds(values: Sequence[float]) -> Mean:
+    """Return the mean of one value per seed with the half width t(n - 1) s / sqrt(n) of its interval."""
+    n = len(values)
+    array = np.asarray(values, float)
+    half = t_quantile(n - 1) * array.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    return Mean(float(array.mean()), float(half), n)
+
+
+@cache
+def t_quantile(df: float) -> float:
+    """Return the half width of Student's t interval with `df` degrees of freedom, in standard errors."""
+    # scipy.stats.t.ppf gives the same, but importing scipy.stats takes half a second.
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, 0.5 + LEVEL / 2))
+
+
+def half_width_of_difference(
+    logs: Sequence[np.ndarray], resampled: Sequence[np.ndarray] | None, n_documents: float
+) -> float:
+    """Return half the width of the interval of mean(logs[0]) - mean(logs[1]), by the equations of `matched`.
+
+    Args:
+        logs: for each of the two families, one value per replicate, [n_replicates]; two replicates or more.
+        resampled: for each family, the same values in every resample of the documents, [n_resamples, n_replicates];
+            None where the runs have no sums by document. The interval then covers seeds only.
+        n_documents: the effective number of documents.
+    """
+    # Every part of the variance comes with its degrees of freedom: the two families' seeds, then the documents.
+    parts = [(float(x.var(ddof=1)) / len(x), len(x) - 1.0) for x in logs]
+    if resampled is not None:
+        if not all(np.isfinite(x).all() for x in resampled):
+            return math.nan
+        # Resampling m documents with replacement underestimates a variance by the factor (m - 1) / m.
+        whole = (resampled[0].mean(1) - resampled[1].mean(1)).var(ddof=1) * n_documents / (n_documents - 1)
+        # Replicates that disagree about documents do so on these documents too: the first two parts contain that.
+        shared = max(0.0, float(whole) - sum(_variance_of_disagreement(x) for x in resampled))
+        parts.append((shared, n_documents - 1))
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return 0.0
+    # Welch's and Satterthwaite's degrees of freedom, with the documents as a third sample.
+    df = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+    return t_quantile(df) * math.sqrt(variance)
+
+
+def _variance_of_disagreement(resampled: np.ndarray) -> float:
+    """Return what the replicates' own responses to documents add to the variance of their mean.
+
+    A replicate's departure from the mean over replicates varies by (1 - 1 / n) v over the resamples, if its own response
+    varies by v. The sum over n replicates is thus (n - 1) v, and their mean varies by v / n.
+    """
+    n = resampled.shape[1]
+    departures = resampled - resampled.mean(1, keepdims=True)
+    return float(departures.var(0, ddof=1).sum()) / (n - 1) / n
