@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
 
-from prolu.evaluation.comparison import verdicts
+from prolu.evaluation.comparison.intervals import half_width_of_difference
 from prolu.evaluation.comparison.verdicts import Verdict, matched
 from prolu.evaluation.document_sums import DocumentSums
 
@@ -133,13 +133,12 @@ def intervals(study: SimulatedStudy, rng: np.random.Generator) -> dict[str, tupl
     """Return the three intervals for the log of the ratio."""
     # What `matched` computes its interval from is noted on the way, so that all three see the same resamples.
     seen: list = []
-    original = verdicts.half_width
 
     def noted(logs: Sequence[np.ndarray], resampled: Sequence[np.ndarray], n_documents: float) -> float:
         seen.extend((logs, resampled))
-        return original(logs, resampled, n_documents)
+        return half_width_of_difference(logs, resampled, n_documents)
 
-    with mock.patch("prolu.evaluation.comparison.verdicts.half_width", noted):
+    with mock.patch("prolu.evaluation.comparison.verdicts.half_width_of_difference", noted):
         ours = verdict_of(study)
     logs, resampled = seen
     n = len(logs[0])

@@ -7,17 +7,9 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from prolu.evaluation.comparison.figures import (
-    COLOURS,
-    DASHES,
-    MARKERS,
-    colours,
-    draw_frontier,
-    lines,
-    pareto_points,
-    save_figure,
-)
+from prolu.evaluation.comparison.figures import draw_frontier, save_figure
 from prolu.evaluation.comparison.points import points
+from prolu.evaluation.comparison.styles import COLOURS, DASHES, MARKERS, colours, lines, pareto_points
 from prolu.evaluation.comparison.verdicts import verdict_table
 from prolu.report.page import DASHES as PAGE_DASHES
 from prolu.report.page import SYMBOLS, PageContent, page_data, render_page

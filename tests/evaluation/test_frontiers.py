@@ -1,4 +1,4 @@
-"""Frontiers, matched L0, claims."""
+"""Frontiers, curves read at equal L0, claims."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prolu.evaluation.comparison.claims import paper_claims, verdicts
+from prolu.evaluation.comparison.claims import paper_claims, prolu_against_relu
 from prolu.evaluation.comparison.frontiers import compare, curve, curves, is_converged, pareto_best, pareto_mask
 from prolu.evaluation.comparison.verdicts import Verdict
 
@@ -73,20 +73,20 @@ def by_statement(claims):
 
 def test_verdicts_say_which_is_better_and_by_how_much():
     records = family_of("relu", "l1", 1.0) + family_of("prolu_ste", "l1", 0.7) + family_of("prolu_relu", "l1", 1.2)
-    claims = by_statement(verdicts(records))
-    ste = claims["prolu_ste + l1 loses less than relu + l1 at equal L0"]
+    claims = by_statement(prolu_against_relu(records))
+    ste = claims["prolu_ste + l1 has a lower CE increase than relu + l1 at equal L0"]
     assert ste.verdict == "holds"
-    assert "-30% degradation at matched L0" in ste.evidence
-    assert claims["prolu_relu + l1 loses less than relu + l1 at equal L0"].verdict == "does not hold"
+    assert ste.evidence == "-30% on average over L0 5 to 40, where it lies between -30% and -30% (no interval)."
+    assert claims["prolu_relu + l1 has a lower CE increase than relu + l1 at equal L0"].verdict == "does not hold"
     assert len(claims) == 2
 
 
 def test_unconverged_runs_decide_nothing():
     records = [r | {"converged": False} for r in family_of("relu", "l1", 1.0)] + family_of("prolu_ste", "l1", 0.7)
-    (claim,) = verdicts(records)
-    assert claim.verdict == "cannot be said"
+    (claim,) = prolu_against_relu(records)
+    assert claim.verdict == "undecided"
     assert "relu + l1 has fewer than two converged runs" in claim.evidence
-    assert all(c.verdict == "cannot be said" for c in paper_claims([r | {"converged": False} for r in records]))
+    assert all(c.verdict == "undecided" for c in paper_claims([r | {"converged": False} for r in records]))
 
 
 def test_the_papers_claims_hold_on_a_study_made_so_that_they_do():
@@ -135,8 +135,11 @@ def test_relu_is_beaten_in_l1_and_mse_only_by_other_families():
 def test_what_all_runs_would_say_is_added_where_too_few_converged():
     records = family_of("relu", "l1", 1.0) + family_of("prolu_ste", "l1", 0.7)
     claim = paper_claims([r | {"converged": False} for r in records])[0]
-    assert claim.verdict == "cannot be said"
-    assert "All runs, converged or not: holds; at matched L0 it loses less than each of relu + l1" in claim.evidence
+    assert claim.verdict == "undecided"
+    assert (
+        "All runs, converged or not: holds; at equal L0 it has a lower CE increase than each of relu + l1"
+        in claim.evidence
+    )
 
 
 def test_seeds_of_one_setting_are_one_point_of_a_curve():
@@ -149,11 +152,11 @@ def test_seeds_of_one_setting_are_one_point_of_a_curve():
 
 def test_intervals_decide_where_there_are_some():
     records = family_of("relu", "l1", 1.0) + family_of("prolu_ste", "l1", 0.7)
-    less = Verdict("prolu_ste + l1", "relu + l1", 20, -0.3, -0.4, -0.2, "loses less", 3, 99, "init seeds")
-    wide = less._replace(l0=30, low=-0.5, high=0.1, verdict="not distinguishable")
-    assert verdicts(records, [less])[0].verdict == "holds"
-    (claim,) = verdicts(records, [less, wide])
-    assert claim.verdict == "cannot be said"
-    assert "-30% degradation [-40, -20], 3 seeds, 99 documents; " in claim.evidence
-    one_seed = less._replace(low=math.nan, high=math.nan, verdict="not distinguishable", reason="one seed")
-    assert "at matched L0 (from" in verdicts(records, [one_seed])[0].evidence
+    less = Verdict("prolu_ste + l1", "relu + l1", 20, -0.3, -0.4, -0.2, "lower CE increase", 3, 99, "init seeds")
+    wide = less._replace(l0=30, low=-0.5, high=0.1, verdict="undecided")
+    assert prolu_against_relu(records, [less])[0].verdict == "holds"
+    (claim,) = prolu_against_relu(records, [less, wide])
+    assert claim.verdict == "undecided"
+    assert "at L0 20 -30% (95% interval -40% to -20%, 3 seeds, 99 documents); " in claim.evidence
+    one_seed = less._replace(low=math.nan, high=math.nan, verdict="undecided", reason="one seed")
+    assert "(no interval)" in prolu_against_relu(records, [one_seed])[0].evidence

@@ -137,7 +137,7 @@ def test_prolu_keeps_the_scale_of_what_is_on_and_relu_does_not(held_out):
     prolu, relu = (scale_response(sae_of(n, bias=-0.3), held_out.acts) for n in ("prolu_ste", "relu"))
     for k, response in prolu.items():
         assert response.gain == pytest.approx(1, rel=1e-5)
-        assert (response.still_on < 1) is (k < 1)
+        assert (response.still_active < 1) is (k < 1)
     gains = [response.gain for response in relu.values()]
     assert gains == sorted(gains)
     assert relu[0.5].gain < 0.95 < relu[1.0].gain == pytest.approx(1, rel=1e-6)
@@ -146,7 +146,7 @@ def test_prolu_keeps_the_scale_of_what_is_on_and_relu_does_not(held_out):
     assert all(response.gain == pytest.approx(1, rel=1e-5) for response in free.values())
     dead = scale_response(sae_of("relu", bias=-1e3), held_out.acts)[2.0]
     assert math.isnan(dead.gain)
-    assert math.isnan(dead.still_on)
+    assert math.isnan(dead.still_active)
 
 
 def test_an_evaluation_records_the_gain_at_half_and_double(held_out):

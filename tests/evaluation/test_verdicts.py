@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from prolu.evaluation.comparison import replicates
+from prolu.evaluation.comparison.intervals import half_width_of_difference
 from prolu.evaluation.comparison.points import hypervolume, points, summaries
-from prolu.evaluation.comparison.verdicts import Verdict, half_width, matched, told, verdict_table
+from prolu.evaluation.comparison.verdicts import Verdict, matched, rows_for_tables, verdict_table
 from prolu.evaluation.document_sums import DocumentSums, read_documents_of
 
 file = Path(__file__).parents[2] / "benchmarks" / "intervals.py"
@@ -72,7 +73,7 @@ def test_a_power_law_is_read_exactly(tmp_path):
     found = matched(Made(runs, tmp_path), "prolu_ste + l1", "relu + l1", 15)
     assert found.change == pytest.approx(-0.3)
     assert found.low == pytest.approx(found.high) == pytest.approx(-0.3)
-    assert (found.verdict, found.n_documents, found.covers) == ("loses less", 0, "init seeds")
+    assert (found.verdict, found.n_documents, found.covers) == ("lower CE increase", 0, "init seeds")
 
 
 def test_seeds_alone_give_welchs_interval(tmp_path):
@@ -86,13 +87,13 @@ def test_seeds_alone_give_welchs_interval(tmp_path):
 @pytest.mark.parametrize(("runs", "l0", "reason"), [
     (power_law("relu + l1", 1.0) + power_law("prolu_ste + l1", 0.7), 20, "one seed, so no interval"),
     (power_law("relu + l1", 1.0, (0, 1)) + power_law("prolu_ste + l1", 0.7, (0, 1)), 90, "L0 90 is outside the range"),
-    (power_law("relu + l1", 1.0, (0, 1)), 20, "no run of prolu_ste + l1"),
+    (power_law("relu + l1", 1.0, (0, 1)), 20, "no converged run of prolu_ste + l1"),
     ([r | {"converged": False} for r in power_law("relu + l1", 1.0, (0, 1))] + power_law("prolu_ste + l1", 0.7), 20,
-     "no run of relu + l1 that has converged"),
+     "no converged run of relu + l1"),
 ])  # fmt: skip
 def test_what_cannot_be_told_is_said_with_its_reason(tmp_path, runs, l0, reason):
     found = matched(Made(runs, tmp_path), "prolu_ste + l1", "relu + l1", l0)
-    assert found.verdict == "not distinguishable"
+    assert found.verdict == "undecided"
     assert math.isnan(found.low)
     assert reason in found.reason
     assert reason in str(found)
@@ -103,11 +104,11 @@ def test_a_pair_of_which_nothing_is_known_takes_one_row(tmp_path):
     runs = power_law("relu + l1", 1.0, (0, 1)) + power_law("prolu_ste + l1", 0.7, (0, 1))
     for l0s, reasons in (
         ((90,), ["L0 90 is outside the range of prolu_ste + l1"]),
-        ((2, 90), ["no L0 here is inside the range of both"]),
+        ((2, 90), ["none of the L0s compared is in the range of both"]),
         ((20, 90), ["", "L0 90 is outside the range of prolu_ste + l1"]),
     ):
-        assert [v.reason for v in told(verdict_table(Made(runs, tmp_path), l0s))] == reasons
-    assert [v.reason for v in told(verdict_table(Made(runs[:6], tmp_path), (20, 90)))] == []
+        assert [v.reason for v in rows_for_tables(verdict_table(Made(runs, tmp_path), l0s))] == reasons
+    assert [v.reason for v in rows_for_tables(verdict_table(Made(runs[:6], tmp_path), (20, 90)))] == []
 
 
 def test_unconverged_runs_enter_only_when_asked_to_and_it_is_said(tmp_path):
@@ -179,7 +180,7 @@ def test_runs_on_other_documents_are_not_paired():
     study.documents[name] = others
     found = benchmark.verdict_of(study)
     assert (found.n_documents, found.covers) == (0, "init seeds")
-    assert "documents not known" in str(found)
+    assert "documents not recorded" in str(found)
 
 
 def test_documents_are_paired_and_the_same_every_time():
@@ -192,12 +193,15 @@ def test_documents_are_paired_and_the_same_every_time():
 
 
 def test_a_verdict_is_a_sentence():
-    found = Verdict("prolu_ste + l1", "relu + l1", 20.0, -0.312, -0.351, -0.268, "loses less", 3, 214, "init seeds")
-    assert (
-        str(found) == "prolu_ste + l1 against relu + l1 at L0 20: -31% degradation [-35, -27], 3 seeds, 214 documents"
+    found = Verdict(
+        "prolu_ste + l1", "relu + l1", 20.0, -0.312, -0.351, -0.268, "lower CE increase", 3, 214, "init seeds"
     )
-    open_ = found._replace(high=0.02, verdict="not distinguishable")
-    assert str(open_).endswith("[-35, +2], 3 seeds, 214 documents, not distinguishable")
+    assert (
+        str(found) == "prolu_ste + l1 against relu + l1 at L0 20: change of CE increase -31% "
+        "(95% interval -35% to -27%, 3 seeds, 214 documents)"
+    )
+    open_ = found._replace(high=0.02, verdict="undecided")
+    assert str(open_).endswith("(95% interval -35% to +2%, 3 seeds, 214 documents), undecided")
 
 
 class Bounds(NamedTuple):
@@ -218,10 +222,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say(case, bounds):
         assert found["percentile bootstrap"]["coverage"] < 0.87  # why it is not what is used
 
 
-def test_a_degradation_that_resamples_to_nothing_gives_no_interval():
+def test_a_ce_increase_that_resamples_to_nothing_gives_no_interval():
     logs = [np.zeros(3), np.ones(3)]
-    assert math.isnan(half_width(logs, [np.full((10, 3), math.nan), np.zeros((10, 3))], 9.0))
-    assert half_width([np.zeros(2), np.zeros(2)], None, math.inf) == 0
+    assert math.isnan(half_width_of_difference(logs, [np.full((10, 3), math.nan), np.zeros((10, 3))], 9.0))
+    assert half_width_of_difference([np.zeros(2), np.zeros(2)], None, math.inf) == 0
 
 
 def test_documents_are_saved_whole_or_refused(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prolu import SAE, LanguageModel, RunConfig, SAEConfig, load_blocks
-from prolu.evaluation.comparison.verdicts import LESS
+from prolu.evaluation.comparison.verdicts import LOWER
 from prolu.report.latents.browser import PageSource, write_browser
 from prolu.report.latents.firings import HeldOutText
 from prolu.report.writer import write_report
@@ -178,7 +178,7 @@ def test_tables(report, opened):
     assert "the loss is not <i>finite</i>" in page.locator("#failures").inner_text()
     assert "<script>alert(1)</script>" in page.locator(".facts").inner_text()
     verdicts = page.locator(".verdicts tbody")
-    assert LESS in verdicts.inner_text()
+    assert LOWER in verdicts.inner_text()
     assert verdicts.locator("td.verdict.good").count() > 5
     assert verdicts.locator("svg .bar").count() > 5
     page.locator(".runs a").click()

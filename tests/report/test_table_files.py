@@ -33,9 +33,9 @@ def test_all_results_are_one_table_in_two_formats(tmp_path):
 
 
 def test_the_terminal_shows_verdicts_and_why_there_are_none():
-    less = Verdict("prolu_ste + l1", "relu + l1", 20, -0.3, -0.4, -0.2, "loses less", 3, 99, "init seeds")
+    less = Verdict("prolu_ste + l1", "relu + l1", 20, -0.3, -0.4, -0.2, "lower CE increase", 3, 99, "init seeds")
     nan = float("nan")
-    none = less._replace(l0=nan, change=nan, low=nan, high=nan, verdict="not distinguishable", reason="one seed")
+    none = less._replace(l0=nan, change=nan, low=nan, high=nan, verdict="undecided", reason="one seed")
     out = io.StringIO()
     print_summary(records(), "study", [less, none], Console(file=out, width=140))
     assert "[-40.0%, -20.0%]" in out.getvalue()

@@ -1,8 +1,11 @@
-"""What one SAE costs a language model on held-out text, and how families of SAEs compare.
+"""What replacing a language model's activations by an SAE's reconstruction costs it, and how families of SAEs compare.
 
 - `held_out`: the scores of one SAE; the only place where an SAE and a language model meet.
-- `metrics`, `predictions`, `document_sums`, `latents`: the sums behind the scores.
-- `splicing`: an SAE in place of a model's activations.
+- `metrics`: sparsity, reconstruction and cross-entropy, as sums over tokens.
+- `predictions`: the KL divergence from the language model's clean predictions.
+- `document_sums`: the same sums for each held-out document.
+- `latents`: figures of each latent, and how latents respond to the scale of the input.
+- `splicing`: an SAE in place of a model's activations, in any forward pass.
 - `comparison`: frontiers, verdicts with intervals, claims and figures.
 """
 

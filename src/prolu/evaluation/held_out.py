@@ -110,7 +110,7 @@ def score(sae: SAE, held_out: HeldOut) -> Scores:
     figures |= latents.summary()
     by_scale = scale_response(sae, held_out.acts, [0.5, 2.0])
     for name, response in (("half", by_scale[0.5]), ("double", by_scale[2.0])):
-        figures |= {f"scale_gain_{name}": response.gain, f"scale_on_{name}": response.still_on}
+        figures |= {f"scale_gain_{name}": response.gain, f"scale_on_{name}": response.still_active}
     return Scores(figures, _by_document(held_out, found, ce, kl), latents)
 
 

@@ -80,7 +80,7 @@ class Response(NamedTuple):
     gain: float
     """f_i(k v) / (k f_i(v)), a ratio of sums over the tokens that a latent is on at both; mean over latents.
     1: what is on keeps the scale of its input."""
-    still_on: float
+    still_active: float
     """Of the (token, latent) pairs on at v, the share on at k v."""
 
 

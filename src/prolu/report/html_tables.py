@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from prolu.evaluation.comparison.claims import Claim
 from prolu.evaluation.comparison.frontiers import Record, family
 from prolu.evaluation.comparison.points import FamilySummary, summaries
-from prolu.evaluation.comparison.verdicts import LESS, MORE, Verdict, told
+from prolu.evaluation.comparison.verdicts import HIGHER, LOWER, Verdict, rows_for_tables
 
 COLUMNS = {
     "family": "family",
@@ -38,7 +38,7 @@ NOT_TESTED = "not tested"
 Kind = Literal["good", "bad", "open"]
 """How a verdict or a claim is coloured: the names are classes of the style sheet."""
 
-VERDICT_KINDS: dict[str, Kind] = {LESS: "good", MORE: "bad"}
+VERDICT_KINDS: dict[str, Kind] = {LOWER: "good", HIGHER: "bad"}
 CLAIM_KINDS: dict[str, Kind] = {"holds": "good", "does not hold": "bad"}
 
 
@@ -90,7 +90,7 @@ def table_of_verdicts(verdicts: Sequence[Verdict]) -> VerdictTable:
     # `verdicts` has the comparisons of a pair one after the other, as groupby needs.
     groups = [
         VerdictGroup(*pair, [_verdict_row(v, reach) for v in same])
-        for pair, same in groupby(told(verdicts), key=lambda v: (v.challenger, v.baseline))
+        for pair, same in groupby(rows_for_tables(verdicts), key=lambda v: (v.challenger, v.baseline))
     ]
     return VerdictTable(groups, f"{reach:.0%}")
 

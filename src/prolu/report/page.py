@@ -9,7 +9,9 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from prolu.evaluation.comparison.claims import paper_claims
-from prolu.evaluation.comparison.figures import (
+from prolu.evaluation.comparison.frontiers import Record, family, study_names
+from prolu.evaluation.comparison.points import Point, points
+from prolu.evaluation.comparison.styles import (
     FRONTIER_PLANES,
     LABELS,
     PLANES,
@@ -20,8 +22,6 @@ from prolu.evaluation.comparison.figures import (
     marker,
     pareto_points,
 )
-from prolu.evaluation.comparison.frontiers import Record, family, studies
-from prolu.evaluation.comparison.points import Point, points
 from prolu.evaluation.comparison.verdicts import Verdict
 from prolu.report.assets import render
 from prolu.report.html_tables import (
@@ -165,7 +165,7 @@ def _style(r: Record) -> dict[str, Any]:
 
 def _study_symbols(records: Sequence[Record]) -> dict[str, str]:
     """Return a marker for every study; none if there is only one, where markers tell penalties apart instead."""
-    pooled = studies(records)
+    pooled = study_names(records)
     if len(pooled) < 2:
         return {}
     first = {name: next(r for r in records if r.get("study", "") == name) for name in pooled}

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prolu.evaluation.comparison.claims import Claim, paper_claims, verdicts
-from prolu.evaluation.comparison.frontiers import Record, family, pareto_best, studies
+from prolu.evaluation.comparison.claims import Claim, paper_claims, prolu_against_relu
+from prolu.evaluation.comparison.frontiers import Record, family, pareto_best, study_names
 from prolu.evaluation.comparison.points import summaries
-from prolu.evaluation.comparison.verdicts import Verdict, told
+from prolu.evaluation.comparison.verdicts import Verdict, rows_for_tables
 from prolu.report.html_tables import shown_verdict
 from prolu.studies.cost import DENSE_FRACTION, TYPICAL_L0, Estimate
 from prolu.training.config import RunConfig
@@ -37,7 +37,7 @@ def print_summary(
         found: families compared at equal L0, as `verdict_table` gives them.
         console: where to print; by default the terminal.
     """
-    pooled = studies(records)
+    pooled = study_names(records)
     longest_name = max(map(len, pooled)) if len(pooled) > 1 else 0
     # A table of pooled studies has a column more, as wide as the longest name.
     console = console or Console(width=max(MIN_WIDTH + longest_name, Console().width))
@@ -46,14 +46,14 @@ def print_summary(
     if found:
         console.print(verdicts_table(found))
     console.print("ProLU against ReLU", style="bold")
-    _print_claims(console, verdicts(records, found))
+    _print_claims(console, prolu_against_relu(records, found))
     console.print("The paper's claims", style="bold")
     _print_claims(console, paper_claims(records))
 
 
 def runs_table(records: Sequence[Record], title: str) -> Table:
     """Return a table with a line per run, by family and L0."""
-    is_pooled = len(studies(records)) > 1
+    is_pooled = len(study_names(records)) > 1
     table = _table(
         f"{title}: {len(records)} SAEs",
         "CE increase in nats per token; * no other converged run is better in both L0 and it",
@@ -115,7 +115,7 @@ def verdicts_table(found: Sequence[Verdict]) -> Table:
         right=["L0", "CE increase\nvs. baseline", "95% interval", "seeds", f"{found[0].unit}s"],
     )
     table.add_column("verdict")
-    for v in told(found):
+    for v in rows_for_tables(found):
         verdict = shown_verdict(v)
         table.add_row(
             v.challenger,

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from prolu.evaluation.comparison.figures import PLANES, draw_frontier, draw_training_curves, save_figure
-from prolu.evaluation.comparison.frontiers import Record, studies
+from prolu.evaluation.comparison.figures import draw_frontier, draw_training_curves, save_figure
+from prolu.evaluation.comparison.frontiers import Record, study_names
+from prolu.evaluation.comparison.styles import PLANES
 from prolu.evaluation.comparison.verdicts import Verdict, verdict_table
 from prolu.report.latents.pages import page_of
 from prolu.report.page import PageContent, render_page
@@ -65,7 +66,7 @@ def write_report(studies: Sequence[str | Path | Results], out: str | Path | None
 def _page_content(found: Sequence[Results], records: Sequence[Record], place: Path) -> PageContent:
     """Return what the page in the folder `place` shows; runs of several studies are named with their study."""
     is_pooled = len(found) > 1
-    names = studies(records) if is_pooled else [found[0].folder.resolve().name]
+    names = study_names(records) if is_pooled else [found[0].folder.resolve().name]
     runs_in_order = [run for results in found for run in results.runs]
     # Pooled records have other run_ids than those in their study's folder, but the same order.
     runs = {record["run_id"]: run for record, run in zip(records, runs_in_order, strict=True)}

@@ -1,7 +1,7 @@
 """95% intervals: of a mean over seeds, and of the difference between two families over seeds and held-out documents.
 
-Each interval is a t interval, so that few seeds are paid for with width; `docs/guide/statistics.md` compares its coverage
-with that of a percentile bootstrap. It holds for its own quantity alone, not for all quantities of a table at once.
+All are t intervals: with three seeds a percentile bootstrap would be too narrow, as `benchmarks/intervals.py` shows. An
+interval holds for its own quantity alone, not for all quantities of a table at once.
 """
 
 import math
@@ -73,8 +73,8 @@ def half_width_of_difference(
 def _variance_of_disagreement(resampled: np.ndarray) -> float:
     """Return what the replicates' own responses to documents add to the variance of their mean.
 
-    A replicate's departure from the mean over replicates varies by (1 - 1 / n) v over the resamples, if its own response
-    varies by v. The sum over n replicates is thus (n - 1) v, and their mean varies by v / n.
+    If a replicate's own response varies by v over the resamples, its departure from the mean over replicates varies by
+    (1 - 1 / n) v. The sum over n replicates is thus (n - 1) v, and their mean varies by v / n.
     """
     n = resampled.shape[1]
     departures = resampled - resampled.mean(1, keepdims=True)

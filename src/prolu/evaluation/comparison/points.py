@@ -1,4 +1,4 @@
-"""A family's runs in numbers: the points of a figure, each the mean over its seeds, and the area that a frontier covers."""
+"""A family's runs in numbers: points of a figure, each a mean over seeds, and the area that a frontier covers."""
 
 import math
 from collections.abc import Sequence

@@ -52,13 +52,18 @@ class FinishedStudy(Protocol):
 
 
 class DocumentResamples:
-    """The held-out documents of some runs, drawn `N_RESAMPLES` times with replacement, with the same draws for all runs.
+    """The held-out documents of some runs, drawn `N_RESAMPLES` times with replacement.
 
-    Because the draws are shared, what makes a document hard for every family cancels in a difference of families.
+    The draws are the same for all runs, so what makes a document hard for every family cancels in their difference.
     """
 
     def __init__(self, sums: Sequence[DocumentSums], unit: str):
-        """Take the sums of all runs, which must be over the same documents, and whether these are `document` or `block`."""
+        """Prepare the sums of all runs for resampling.
+
+        Args:
+            sums: the sums of each run, all over the same documents.
+            unit: what a document is here: `document`, or `block` where documents are not known.
+        """
         self.unit = unit
         first = sums[0]
         self.n_documents = len(first.document)

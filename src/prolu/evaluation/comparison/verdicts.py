@@ -31,11 +31,11 @@ class Verdict(NamedTuple):
     high: float
     """The ends of its 95% interval; nan with fewer than two seeds of either family."""
     verdict: Literal["lower CE increase", "higher CE increase", "undecided"]
-    """Whether the challenger's CE increase is lower or higher; undecided where the interval contains 0 or is missing."""
+    """Which CE increase the challenger has; undecided where the interval contains 0 or is missing."""
     n_seeds: int
     """The number of replicates of the family that has fewer."""
     n_documents: int
-    """The number of held-out documents; 0 where the runs have no sums by document, and the interval covers seeds only."""
+    """The number of held-out documents; 0 where runs have no sums by document: the interval then covers seeds only."""
     covers: str
     """The kinds of variation that the interval covers, in words."""
     unit: str = "document"
@@ -54,7 +54,7 @@ class Verdict(NamedTuple):
         return f"{head}{change}{self.verdict}: {self.reason}{tail}"
 
     def in_numbers(self) -> str:
-        """Return the change with its interval, and what that is over: `-31% (95% interval -35% to -27%, 3 seeds, ...)`."""
+        """Return the change with its interval, as in `-31% (95% interval -35% to -27%, 3 seeds, 214 documents)`."""
         documents = f"{self.n_documents} {self.unit}s" if self.n_documents else "documents not recorded"
         parts = [f"95% interval {self.low:+.0%} to {self.high:+.0%}", f"{self.n_seeds} seeds", documents]
         if self.n_unconverged:

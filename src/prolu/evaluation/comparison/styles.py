@@ -1,0 +1,108 @@
+"""How figures look, shared by matplotlib's figures and the HTML page: planes, axis titles, colours, markers, dashes."""
+
+from collections.abc import Sequence
+
+from matplotlib.typing import LineStyleType
+
+from prolu.evaluation.comparison.frontiers import Record, family, grouped, pareto_mask
+from prolu.evaluation.comparison.points import Point
+
+COLOURS = {
+    "relu": ("#444444", "#d0d3d6"),
+    "prolu_relu": ("#0072B2", "#4a90d9"),
+    "prolu_ste": ("#D55E00", "#f07a2e"),
+    "gated": ("#009E73", "#1fbf8f"),
+    "jumprelu": ("#CC6FA6", "#e08cc0"),
+    "topk": ("#C49A00", "#e6c23c"),
+    "batchtopk": ("#44AADD", "#8fd3f7"),
+}
+"""The colours of each nonlinearity on white and on black. They are after Okabe and Ito, so that they differ for
+readers with any kind of colour blindness."""
+OTHER_COLOURS = (("#882255", "#c65f95"), ("#7A7A1F", "#c2c266"), ("#117733", "#6fbf73"), ("#6A51A3", "#ab98dd"))
+"""The colours from which a nonlinearity that `COLOURS` lacks gets one."""
+
+MARKERS = {"l1": "o", "sqrt_l1": "s", "l0": "^", "gated_l1": "D", "none": "v"}
+"""The marker of each penalty, in a figure of one study."""
+OTHER_MARKER = "P"
+SHAPES = "os^Dv*P"
+"""The markers of studies, in a figure of several."""
+DASHES: dict[str, LineStyleType] = {
+    "l1": "-",
+    "sqrt_l1": (0, (5, 2)),
+    "l0": (0, (6, 2, 1, 2)),
+    "gated_l1": (0, (9, 3)),
+    "none": (0, (2, 1.5)),
+}
+"""The line style of each penalty."""
+OTHER_DASH: LineStyleType = (0, (1, 1))
+
+LABELS = {
+    "l0": "L0 (active latents per token)",
+    "l1": "L1 (sum of latents per token)",
+    "sqrt_l1": "sqrt-L1 (sum of square roots of latents per token)",
+    "mse": "MSE (per dimension, normalised activations)",
+    "degradation": "CE increase (nats)",
+    "fvu": "fraction of variance unexplained",
+}
+"""The axis titles, with units."""
+
+PLANES = [("l0", "degradation"), ("l1", "mse"), ("l0", "l1"), ("l0", "mse"), ("sqrt_l1", "mse")]
+"""The axes of each plane: the paper's four figures, and the one that its author regrets lacking."""
+
+TITLES = {
+    ("l0", "degradation"): "CE increase against sparsity",
+    ("l1", "mse"): "Reconstruction error against L1: what the L1 loss optimises",
+    ("l0", "l1"): "L1 against L0: less suppression lies higher",
+    ("l0", "mse"): "Reconstruction error against sparsity",
+    ("sqrt_l1", "mse"): "Reconstruction error against sqrt-L1: what the Sqrt(L1) loss optimises",
+}
+"""The title of each plane."""
+
+FRONTIER_PLANES = {plane for plane in PLANES if plane != ("l0", "l1")}
+"""The planes in which lower is better on both axes, so that they have a Pareto frontier."""
+
+WIDE = 20
+"""The ratio of the highest point to the lowest above which heights are drawn on a logarithmic scale."""
+
+
+def colours(nonlinearity: str) -> tuple[str, str]:
+    """Return the colours of a nonlinearity, whatever its arguments, on white and on black."""
+    known = COLOURS.get(nonlinearity.partition("(")[0])
+    # Python's hash differs between processes; the sum of characters gives the same colour every time.
+    return known or OTHER_COLOURS[sum(map(ord, nonlinearity)) % len(OTHER_COLOURS)]
+
+
+def colour(nonlinearity: str) -> str:
+    """Return the colour of a nonlinearity on white."""
+    return colours(nonlinearity)[0]
+
+
+def marker(record: Record, pooled: Sequence[str]) -> str:
+    """Return the marker of a run: that of its study if several are pooled, otherwise that of its penalty."""
+    if len(pooled) > 1:
+        return SHAPES[pooled.index(record["study"]) % len(SHAPES)]
+    return MARKERS.get(record["penalty"], OTHER_MARKER)
+
+
+def families(records: Sequence[Record]) -> dict[str, Record]:
+    """Return the first run of every family, in order of appearance."""
+    return {name: runs[0] for (name,), runs in grouped(records, family).items()}
+
+
+def lines(found: Sequence[Point]) -> list[list[Point]]:
+    """Return the points that one line joins, those of one family in one study, in ascending order of x."""
+    in_order = sorted(found, key=lambda p: p.x)
+    return list(grouped(in_order, lambda p: p.family, lambda p: p.study).values())
+
+
+def pareto_points(found: Sequence[Point]) -> list[Point]:
+    """Return the converged points that no other converged point beats."""
+    converged = [p for p in found if p.converged]
+    mask = pareto_mask([p.x for p in converged], [p.y for p in converged])
+    return [p for p, best in zip(converged, mask, strict=True) if best]
+
+
+def far_apart(found: Sequence[Point]) -> bool:
+    """Return whether heights are drawn on a logarithmic scale."""
+    heights = [p.y for p in found]
+    return min(heights, default=0) > 0 and max(heights) > WIDE * min(heights)
