@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full test-browser lint format docs package oldest builtin-lm bench bench-stream quality interop crash fuzz ray distributed calibrate clean
+.PHONY: help demo test test-full test-room test-browser lint format docs package oldest builtin-lm bench bench-stream quality interop crash fuzz ray distributed calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,10 +18,13 @@ demo: $(INSTALLED)  ## train the demo's SAEs on the built-in language model; its
 	$(BIN)/prolu demo --out runs/demo
 
 test: lint  ## checks and the fast tests, offline
-	$(BIN)/python -m pytest -m 'not slow and not browser'
+	$(BIN)/python -m pytest -m 'not slow and not browser' --durations=15
 
-test-full: lint  ## all tests: also the demo, and every command and example of the README
-	$(BIN)/python -m pytest
+test-full: lint  ## all tests: also the slow ones, and every command and example of the README and the docs
+	$(BIN)/python -m pytest --durations=15
+
+test-room: $(INSTALLED)  ## the fast tests of one room: make test-room ROOM=sae
+	$(BIN)/python -m pytest -m 'not slow and not browser' --durations=5 tests/$(ROOM)
 
 test-browser: $(INSTALLED)  ## the report and the pages of latents in chromium; installs it where it is missing, if root (Debian)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
