@@ -1,4 +1,8 @@
-"""What happened to each held-out document: sums over its tokens, from which any figure of any resample follows."""
+"""Sums over the tokens of each held-out document, from which the figures of any resample of documents follow.
+
+A figure is a ratio of two sums over tokens, for example CE increase = (sum ce_recon - sum ce_clean) / sum n_predicted.
+Kept as sums by document, it can be computed for every resample without the language model.
+"""
 
 import struct
 from collections.abc import Mapping
@@ -12,49 +16,53 @@ from safetensors.numpy import load_file, save
 from prolu.runtime.files import write_atomically
 
 DOCUMENTS_FILE = "documents.safetensors"
-"""In a run's folder."""
+"""The file's name in a run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DocumentSums:
-    """One row a document, in order of its number; every array is [n_documents]."""
+    """One row per held-out document, in ascending order of its number; every array is [n_documents]."""
 
     document: np.ndarray
-    """Its number in the text that was read; where that is not known, the number of the block."""
+    """The document's number in the text that was read, or its block's number where documents are not known."""
     n_tokens: np.ndarray
-    """Tokens scored: those that the sums of `l0` and `squared_error` run over."""
+    """The number of tokens scored, over which `l0` and `squared_error` are sums."""
     n_predicted: np.ndarray
-    """Tokens predicted, all but the first of each block: those that the sums of `ce_*` and `kl` run over."""
+    """The number of tokens predicted, over which `ce_clean`, `ce_recon` and `kl` are sums: the first token of a token
+    block is predicted by none."""
     l0: np.ndarray
-    """Latents on."""
+    """The sum over tokens of the number of active latents."""
     squared_error: np.ndarray
-    """Norm of x - x_hat, squared, normalised space."""
+    """The sum over tokens of ||x - x_hat||^2, in the space the SAE works in."""
     ce_clean: np.ndarray
-    """Cross-entropy in nats, unperturbed."""
+    """The sum of the language model's next-token cross-entropy, in nats."""
     ce_recon: np.ndarray
-    """The same with reconstructions in place of the activations."""
+    """The sum of its cross-entropy with reconstructions in place of the activations, in nats."""
     kl: np.ndarray
-    """KL divergence in nats of the predictions with reconstructions from those without."""
+    """The sum of KL(clean predictions || predictions with reconstructions), in nats."""
 
     def save(self, folder: Path) -> None:
-        """Writes the run's file."""
+        """Write the file into a run's folder, which is created if need be."""
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / DOCUMENTS_FILE, save(asdict(self)))
 
 
 def read_documents_of(folder: Path) -> DocumentSums | None:
-    """What `DocumentSums.save` wrote in a run's folder; None for a run that finished before this was kept.
+    """Read what `DocumentSums.save` wrote into a run's folder, or return None if there is none.
+
+    Runs that finished before version 0.1.0 was complete have no such file.
 
     Raises:
-        ValueError: malformed.
+        ValueError: The file is damaged or lacks a tensor.
     """
-    file, names = folder / DOCUMENTS_FILE, {field.name for field in fields(DocumentSums)}
+    file = folder / DOCUMENTS_FILE
     if not file.is_file():
         return None
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError, struct.error) as problem:
         raise ValueError(f"{file}: not a readable safetensors file ({problem})") from None
+    names = {field.name for field in fields(DocumentSums)}
     if missing := names - tensors.keys():
         raise ValueError(f"{file}: lacks {', '.join(sorted(missing))}")
     if len({t.shape for t in tensors.values()}) > 1 or tensors["document"].ndim != 1 or not tensors["document"].size:
@@ -64,9 +72,16 @@ def read_documents_of(folder: Path) -> DocumentSums | None:
     return DocumentSums(**{name: tensors[name] for name in names})
 
 
-def summed_by_document(places: np.ndarray, n_documents: int, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Sums in float64 of values [n, ...] over the positions of each document; `places` [n, ...] are rows 0, 1, ..."""
+def summed_by_document(rows: np.ndarray, n_documents: int, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the sums of each value over the positions of each document, [n_documents].
+
+    Args:
+        rows: for each position, the row of its document, [...].
+        n_documents: the number of documents, also of those without a position.
+        values: named values, [...] each.
+    """
+    # float64, so that the sums over all documents are the run's figures to about 15 digits.
     return {
-        name: np.bincount(places.ravel(), np.asarray(value, np.float64).ravel(), n_documents)
+        name: np.bincount(rows.ravel(), np.asarray(value, np.float64).ravel(), n_documents)
         for name, value in values.items()
     }

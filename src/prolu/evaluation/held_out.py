@@ -1,4 +1,4 @@
-"""Held-out scores: the only place where an SAE and a language model meet."""
+"""The scores of an SAE on held-out text: the only place where an SAE and a language model meet."""
 
 import math
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from prolu.activations.language_model import LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.document_sums import DocumentSums, summed_by_document
 from prolu.evaluation.latents import LatentFigures, latent_figures, scale_response
-from prolu.evaluation.metrics import CodeSums, ReconstructionSums, cross_entropy_figures
+from prolu.evaluation.metrics import CodeSums, ReconstructionSums, active_as_numbers, cross_entropy_figures
 from prolu.evaluation.predictions import clean_predictions, spliced_losses
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.rng import keyed_generator
@@ -20,10 +20,14 @@ from prolu.sae.autoencoder import SAE
 from prolu.sae.scaling import normalise
 
 ENTRIES_PER_PASS = 2**21
-"""Latents held at once: 8 MB in fp32, which stays in the cache."""
+"""The number of latents computed at once: 8 MB in float32, which stays in the cache while the sums are taken."""
 
 WITHOUT_BOS = "_no_bos"
-"""Suffix of the figures that leave position 0 alone: not counted, and in the splice its true activation."""
+"""The suffix of figures without position 0 of each block, where BOS stands.
+
+Position 0 is not counted in them, and keeps its true activation when the SAE is in place. In GPT-2 its norm is so large
+that it would dominate figures of raw activations.
+"""
 
 
 def choose_blocks(blocks: TokenBlocks, n_tokens: int) -> np.ndarray:
@@ -39,152 +43,198 @@ def choose_blocks(blocks: TokenBlocks, n_tokens: int) -> np.ndarray:
 
 
 class HeldOut:
-    """A fixed choice of held-out blocks with everything that no SAE changes, computed once."""
+    """Held-out token blocks, with everything about them that does not depend on an SAE, computed once."""
 
     def __init__(self, lm: LanguageModel, blocks: TokenBlocks, n_tokens: int = 32_768):
-        """Args: `n_tokens` is cut to what there is; the choice depends on the blocks alone."""
+        """Choose the blocks and run the language model on them.
+
+        Args:
+            lm: the language model, at the hook whose activations are reconstructed.
+            blocks: the text; the choice of held-out blocks depends on it alone.
+            n_tokens: how many held-out tokens to use; all there are if it is more.
+
+        Raises:
+            ValueError: `n_tokens` is less than 1, or no block is held out.
+        """
         at_least_1("eval_tokens", n_tokens)
         if not len(blocks.held_out):
             raise ValueError("these token blocks hold out none for evaluation; at least 1 is needed")
-        self.lm = lm
         chosen = choose_blocks(blocks, n_tokens)
-        self.tokens = blocks.held_out[chosen]
         numbers = blocks.held_out_documents
+        self.lm = lm
+        self.tokens = blocks.held_out[chosen]
         self.unit = "block" if numbers is None else "document"
-        """What `documents` counts: documents, or blocks where it is not known which token is of which."""
+        """What `documents` counts: documents, or blocks where it is not known which token belongs to which document."""
         numbers = np.repeat(chosen[:, None], blocks.ctx, 1) if numbers is None else numbers[chosen]
-        self.documents, places = np.unique(numbers, return_inverse=True)
-        self.places = places.reshape(numbers.shape)
-        """Of every token, the row of its document."""
+        self.documents, rows = np.unique(numbers, return_inverse=True)
+        self.document_rows = rows.reshape(numbers.shape)
+        """For each token, the row of its document in `documents`, [n, ctx]."""
         self.acts: Float[Tensor, "n ctx d_in"] = lm.activations(self.tokens)
         self.restart_points = lm.restart_points(self.tokens)
-        zeros = torch.zeros_like(self.acts)
         self.clean = clean_predictions(lm, self.tokens)
         self.ce_clean = self.clean.ce.double().mean().item()
+        zeros = torch.zeros_like(self.acts)
         self.ce_zero = self.spliced_ce(zeros)
         zeros[:, 0] = self.acts[:, 0]
         self.ce_zero_no_bos = self.spliced_ce(zeros)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens scored."""
+        """The number of tokens scored."""
         return self.tokens.size
 
     def spliced_ce(self, recon: Float[Tensor, "n ctx d_in"]) -> float:
-        """Mean cross-entropy in nats with `recon` in place of the activations."""
+        """Return the mean cross-entropy with `recon` in place of the activations, in nats per predicted token."""
         return self.lm.cross_entropy(self.tokens, recon, self.restart_points).double().mean().item()
 
 
 class Scores(NamedTuple):
-    """All that is found of one SAE."""
+    """The scores of one SAE."""
 
     figures: dict[str, float]
-    """A line of results, but for its settings."""
+    """The figures of `evaluate`: a line of results.jsonl without the run's settings."""
     documents: DocumentSums
     latents: LatentFigures
 
 
 def evaluate(sae: SAE, held_out: HeldOut) -> dict[str, float]:
-    """All figures of section 4, each with all positions and, under `_no_bos`, without position 0.
+    """Return all figures of an SAE on held-out text, under the names that results.jsonl has.
 
-    l0, l1, sqrt_l1, mse and fvu in the space the SAE works in; fvu_raw in the model's own; ce_*, degradation and
-    kl in nats per token.
+    - Of the code: `l0`, `l1`, `sqrt_l1`, `dead_fraction`, `dense_fraction` (`metrics.CodeSums`).
+    - Of the reconstruction, in the space that the SAE works in: `mse`, `fvu`, `norm_ratio`, `relative_bias`; in the
+      language model's own: `fvu_raw` (`metrics.ReconstructionSums`).
+    - Of the language model's predictions: `ce_clean`, `ce_recon`, `ce_zero`, `degradation` (the CE increase),
+      `degradation_bits`, `recovered` (`metrics.cross_entropy_figures`), and `kl`, the mean over predicted tokens of
+      KL(clean predictions || predictions with reconstructions), in nats, at least 0.
+    - Of the latents: `negative_bias_fraction`, `encoder_decoder_cosine` (`latents.LatentFigures`), `scale_gain_half`,
+      `scale_on_half`, `scale_gain_double`, `scale_on_double` (`latents.Response` at scales 1/2 and 2).
+
+    The first three kinds come twice: over all positions, and with the suffix `_no_bos` without position 0 of blocks.
     """
     return score(sae, held_out).figures
 
 
 @torch.no_grad()
 def score(sae: SAE, held_out: HeldOut) -> Scores:
-    """The figures of `evaluate`, with sums by document and vectors by latent."""
+    """Return the figures of `evaluate`, together with sums by document and numbers by latent."""
     found = _reconstruct(sae, held_out)
-    figures, recon = found.figures(), found.recon
-    ce, kl = spliced_losses(held_out.lm, held_out.tokens, recon, held_out.restart_points, held_out.clean)
-    figures |= cross_entropy_figures(held_out.ce_clean, ce.double().mean().item(), held_out.ce_zero)
-    figures["kl"] = kl.mean().item()
+    recon = found.recon
+    spliced = _splice(held_out, recon)
+    figures = found.figures() | spliced.figures(held_out.ce_clean, held_out.ce_zero)
+    # In place: `recon` is as large as all held-out activations, and needed no more with its position 0.
     recon[:, 0] = held_out.acts[:, 0]
-    ce_kept, kl_kept = spliced_losses(held_out.lm, held_out.tokens, recon, held_out.restart_points, held_out.clean)
-    kept = cross_entropy_figures(held_out.ce_clean, ce_kept.double().mean().item(), held_out.ce_zero_no_bos)
-    kept["kl"] = kl_kept.mean().item()
-    figures |= {name + WITHOUT_BOS: value for name, value in kept.items()}
+    without = _splice(held_out, recon).figures(held_out.ce_clean, held_out.ce_zero_no_bos)
+    figures |= {name + WITHOUT_BOS: value for name, value in without.items()}
     latents = latent_figures(sae, found.all.code)
     figures |= latents.summary()
-    by_scale = scale_response(sae, held_out.acts, [0.5, 2.0])
-    for name, response in (("half", by_scale[0.5]), ("double", by_scale[2.0])):
+    responses = scale_response(sae, held_out.acts, [0.5, 2.0])
+    for name, response in (("half", responses[0.5]), ("double", responses[2.0])):
         figures |= {f"scale_gain_{name}": response.gain, f"scale_on_{name}": response.still_active}
-    return Scores(figures, _by_document(held_out, found, ce, kl), latents)
-
-
-def _by_document(held_out: HeldOut, found: "_Reconstruction", ce: Tensor, kl: Tensor) -> DocumentSums:
-    n, ones = len(held_out.documents), np.ones(held_out.places.shape)
-    everywhere = {"n_tokens": ones, "l0": found.l0.numpy(), "squared_error": found.squared_error.numpy()}
-    predicted = {"n_predicted": ones[:, 1:], "ce_clean": held_out.clean.ce, "ce_recon": ce, "kl": kl}
-    predicted = {name: np.asarray(torch.as_tensor(value).cpu()) for name, value in predicted.items()}
-    sums = summed_by_document(held_out.places, n, everywhere)
-    sums |= summed_by_document(held_out.places[:, 1:], n, predicted)
-    return DocumentSums(document=held_out.documents.astype(np.uint32), **sums)
+    return Scores(figures, _by_document(held_out, found, spliced), latents)
 
 
 @torch.no_grad()
 def probe(sae: SAE, held_out: HeldOut) -> dict[str, float]:
-    """The figures that need no language model: what the convergence rule looks at, and more."""
+    """Return the figures that need no language model, among them the L0 and MSE that the convergence rule looks at."""
     return _reconstruct(sae, held_out).figures()
 
 
-def _reconstruct(sae: SAE, held_out: HeldOut) -> "_Reconstruction":
-    d_in, d_sae, scaled = sae.config.d_in, sae.config.d_sae, sae.config.normalisation == "per_token"
-    device = sae.W_dec.device
-    position_0, rest = _Sums(d_in, d_sae), _Sums(d_in, d_sae)
-    recon = torch.empty_like(held_out.acts)
-    per_token = torch.empty(2, *held_out.tokens.shape)
-    blocks = max(1, ENTRIES_PER_PASS // (held_out.acts.shape[1] * d_sae))
-    for start in range(0, len(recon), blocks):
-        rows = slice(start, start + blocks)
-        raw = held_out.acts[rows].to(device=device, dtype=sae.W_dec.dtype)
-        x, norms = normalise(raw) if scaled else (raw, raw.new_full(raw.shape[:-1], math.sqrt(d_in)))
-        latents = sae.encode_normalised(x)
-        out = sae.decode(latents)
-        raw_out = out * (norms / math.sqrt(d_in))[..., None]
-        recon[rows] = raw_out
-        per_token[0, rows] = torch.gt(latents, 0, out=torch.empty_like(latents)).sum(-1).cpu()
-        per_token[1, rows] = (x - out).square().sum(-1).cpu()
-        for sums, positions in ((position_0, slice(0, 1)), (rest, slice(1, None))):
-            sums.update(*(t[:, positions].flatten(0, 1) for t in (latents, x, out, raw, raw_out)))
-    position_0.merge(rest)
-    return _Reconstruction(recon, per_token[0], per_token[1], position_0, rest)
+class _Spliced(NamedTuple):
+    """The language model's losses with reconstructions in place of the activations, for each predicted token."""
+
+    ce: Float[Tensor, "n ctx_minus_1"]
+    kl: Float[Tensor, "n ctx_minus_1"]
+
+    def figures(self, ce_clean: float, ce_zero: float) -> dict[str, float]:
+        # float64: the CE increase is a small difference of two means of float32 losses.
+        figures = cross_entropy_figures(ce_clean, self.ce.double().mean().item(), ce_zero)
+        return figures | {"kl": self.kl.mean().item()}
+
+
+def _splice(held_out: HeldOut, recon: Float[Tensor, "n ctx d_in"]) -> _Spliced:
+    return _Spliced(*spliced_losses(held_out.lm, held_out.tokens, recon, held_out.restart_points, held_out.clean))
 
 
 class _Sums:
-    """All that needs no language model, over some of the tokens."""
+    """The sums over some of the tokens that need no language model."""
 
     def __init__(self, d_in: int, d_sae: int):
-        self.code, self._scaled, self._raw = CodeSums(d_sae), ReconstructionSums(d_in), ReconstructionSums(d_in)
+        self.code = CodeSums(d_sae)
+        self._normalised = ReconstructionSums(d_in)
+        self._raw = ReconstructionSums(d_in)
 
     def update(self, latents: Tensor, x: Tensor, out: Tensor, raw: Tensor, raw_out: Tensor) -> None:
+        """Add tokens: their latents, and x and x_hat in the SAE's space and in the language model's."""
         self.code.update(latents)
-        self._scaled.update(x, out)
+        self._normalised.update(x, out)
         self._raw.update(raw, raw_out)
 
     def merge(self, other: "_Sums") -> None:
         self.code.merge(other.code)
-        self._scaled.merge(other._scaled)
+        self._normalised.merge(other._normalised)
         self._raw.merge(other._raw)
 
     def figures(self) -> dict[str, float]:
-        scores = {name: getattr(self._scaled, name) for name in ("mse", "fvu", "norm_ratio", "relative_bias")}
-        return self.code.figures() | scores | {"fvu_raw": self._raw.fvu}
+        normalised = {name: getattr(self._normalised, name) for name in ("mse", "fvu", "norm_ratio", "relative_bias")}
+        return self.code.figures() | normalised | {"fvu_raw": self._raw.fvu}
 
 
 class _Reconstruction(NamedTuple):
     """What an SAE makes of the held-out activations."""
 
     recon: Float[Tensor, "n ctx d_in"]
-    """In the model's own scale."""
+    """The reconstructions, in the scale of the language model's activations."""
     l0: Float[Tensor, "n ctx"]
+    """The number of active latents of each token."""
     squared_error: Float[Tensor, "n ctx"]
-    """Normalised space."""
+    """||x - x_hat||^2 of each token, in the space the SAE works in."""
     all: _Sums
     without_bos: _Sums
 
     def figures(self) -> dict[str, float]:
         without = {name + WITHOUT_BOS: value for name, value in self.without_bos.figures().items()}
         return self.all.figures() | without
+
+
+def _reconstruct(sae: SAE, held_out: HeldOut) -> _Reconstruction:
+    d_in = sae.config.d_in
+    d_sae = sae.config.d_sae
+    is_scaled = sae.config.normalisation == "per_token"
+    position_0 = _Sums(d_in, d_sae)
+    rest = _Sums(d_in, d_sae)
+    recon = torch.empty_like(held_out.acts)
+    l0 = torch.empty(held_out.tokens.shape)
+    squared_error = torch.empty(held_out.tokens.shape)
+    blocks_per_pass = max(1, ENTRIES_PER_PASS // (held_out.acts.shape[1] * d_sae))
+    for start in range(0, len(recon), blocks_per_pass):
+        rows = slice(start, start + blocks_per_pass)
+        raw = held_out.acts[rows].to(device=sae.W_dec.device, dtype=sae.W_dec.dtype)
+        # An SAE without per-token scaling gets the factor 1, as a token of norm sqrt(d_in) does.
+        x, norms = normalise(raw) if is_scaled else (raw, raw.new_full(raw.shape[:-1], math.sqrt(d_in)))
+        latents = sae.encode_normalised(x)
+        out = sae.decode(latents)
+        raw_out = out * (norms / math.sqrt(d_in))[..., None]
+        recon[rows] = raw_out
+        l0[rows] = active_as_numbers(latents).sum(-1).cpu()
+        squared_error[rows] = (x - out).square().sum(-1).cpu()
+        # Position 0 is summed apart, so that figures with it and without it come from one pass.
+        for sums, positions in ((position_0, slice(0, 1)), (rest, slice(1, None))):
+            sums.update(*(t[:, positions].flatten(0, 1) for t in (latents, x, out, raw, raw_out)))
+    position_0.merge(rest)
+    return _Reconstruction(recon, l0, squared_error, all=position_0, without_bos=rest)
+
+
+def _by_document(held_out: HeldOut, found: _Reconstruction, spliced: _Spliced) -> DocumentSums:
+    n = len(held_out.documents)
+    ones = np.ones(held_out.document_rows.shape)
+    of_tokens = {"n_tokens": ones, "l0": found.l0.numpy(), "squared_error": found.squared_error.numpy()}
+    of_predictions = {
+        "n_predicted": ones[:, 1:],
+        "ce_clean": held_out.clean.ce.cpu().numpy(),
+        "ce_recon": spliced.ce.cpu().numpy(),
+        "kl": spliced.kl.cpu().numpy(),
+    }
+    sums = summed_by_document(held_out.document_rows, n, of_tokens)
+    # A prediction counts for the document of the token that is predicted, the next one.
+    sums |= summed_by_document(held_out.document_rows[:, 1:], n, of_predictions)
+    return DocumentSums(document=held_out.documents.astype(np.uint32), **sums)

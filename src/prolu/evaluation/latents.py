@@ -1,4 +1,4 @@
-"""What each latent is like: how often it is on, how strongly, where it points, and whether it keeps the scale."""
+"""Figures of each latent: how often and how strongly it is active, where it points, how it responds to scale."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,49 +15,55 @@ from prolu.sae.autoencoder import SAE
 from prolu.sae.scaling import normalise
 
 LATENTS_FILE = "latents.safetensors"
-"""In a run's folder."""
+"""The file's name in a run's folder."""
 
 DENSITY_EDGES = tuple(10 ** (-n / 2) for n in range(10, 0, -1))
-"""Inner edges of the histogram of densities: half decades from 1e-5 to 0.316. The first bin has all below."""
+"""The inner edges of the histogram of densities: half decades from 1e-5 to 0.316. The first bin has all below."""
 
 RESPONSE_TOKENS = 2048
-"""Held-out tokens that a scale response looks at."""
+"""The number of held-out tokens from which a scale response is computed."""
 
 
 class LatentFigures(NamedTuple):
-    """One number a latent, [d_sae] each."""
+    """One number per latent, [d_sae] each."""
 
     density: Tensor
-    """Share of held-out tokens on which it is on."""
+    """#{tokens: f_i > 0} / n_tokens, the fraction of held-out tokens on which the latent is active, from 0 to 1."""
     mean_when_on: Tensor
-    """Its mean there, normalised space; 0 if it never is."""
+    """The mean of f_i over these tokens, in units of the SAE's input; 0 if there are none."""
     encoder_decoder_cosine: Tensor
-    """Cosine of its encoder column and its decoder row."""
+    """The cosine of the encoder column W_enc[:, i] and the decoder row W_dec[i], from -1 to 1."""
     negative_bias: Tensor
-    """Whether its `b_enc` is below 0; nan where an SAE has none."""
+    """1 where b_enc < 0, otherwise 0; nan for an SAE without b_enc."""
 
     def summary(self) -> dict[str, float]:
-        """Share of negative biases, and the mean cosine of living latents (nan if none lives)."""
-        living = self.density > 0
+        """Return the figures that are one number, by name.
+
+        - `negative_bias_fraction` = #{i: b_enc_i < 0} / d_sae, from 0 to 1.
+        - `encoder_decoder_cosine`: its mean over the latents that are active on any token; nan if none is. The others
+          would pull it towards their starting weights.
+        """
+        ever_active = self.density > 0
         return {
             "negative_bias_fraction": self.negative_bias.mean().item(),
-            "encoder_decoder_cosine": self.encoder_decoder_cosine[living].mean().item(),
+            "encoder_decoder_cosine": self.encoder_decoder_cosine[ever_active].mean().item(),
         }
 
     def density_histogram(self) -> list[int]:
-        """Latents in each bin of `DENSITY_EDGES`, the first for all below, those never on included."""
+        """Return the number of latents in each bin of `DENSITY_EDGES`; those that are never active are in the first."""
         bins = torch.bucketize(self.density, torch.tensor(DENSITY_EDGES, dtype=self.density.dtype), right=True)
         return torch.bincount(bins, minlength=len(DENSITY_EDGES) + 1).tolist()
 
     def save(self, folder: Path) -> None:
-        """Writes the run's file."""
+        """Write the file into a run's folder, which is created if need be."""
+        # `negative_bias` is left out: the run's sae.safetensors has the biases themselves.
         kept = {name: t.float().contiguous() for name, t in self._asdict().items() if name != "negative_bias"}
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / LATENTS_FILE, save(kept))
 
 
 def latent_figures(sae: SAE, code: CodeSums) -> LatentFigures:
-    """From the weights of an SAE, and sums of its code."""
+    """Return the figures of an SAE's latents, from its weights and the sums of its code over held-out tokens."""
     weights = sae.weights
     cosine = encoder_decoder_cosine(sae)
     if "b_enc" in weights.own:
@@ -75,13 +81,14 @@ def encoder_decoder_cosine(sae: SAE) -> Float[Tensor, " d_sae"]:
 
 
 class Response(NamedTuple):
-    """What an SAE makes of inputs k times as far from b_dec."""
+    """How the latents of an SAE change when the centred input v becomes k v."""
 
     gain: float
-    """f_i(k v) / (k f_i(v)), a ratio of sums over the tokens that a latent is on at both; mean over latents.
-    1: what is on keeps the scale of its input."""
+    """The mean over latents of sum f_i(k v) / (k sum f_i(v)), where the sums are over the tokens on which latent i is
+    active at both scales. Without a unit; 1 if active latents are proportional to the input; nan if there are none."""
     still_active: float
-    """Of the (token, latent) pairs on at v, the share on at k v."""
+    """#{(token, latent): f_i(v) > 0 and f_i(k v) > 0} / #{(token, latent): f_i(v) > 0}, from 0 to 1; nan if no latent
+    is active at v."""
 
 
 @torch.no_grad()
@@ -91,15 +98,21 @@ def scale_response(
     scales: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0),
     n_tokens: int = RESPONSE_TOKENS,
 ) -> dict[float, Response]:
-    """The response at each scale k to b_dec + k v, where v = x - b_dec for held-out x in the SAE's own space.
+    """Return, for each scale k, how the latents respond to b_dec + k v instead of b_dec + v.
 
-    The per-token scaling before the SAE is left out, since it would undo k. For ProLU the gain is 1 at every k
-    (conditional linearity); for ReLU with a bias below 0 it is below 1 where k < 1, and above it where k > 1.
+    v = x - b_dec for held-out activations x in the space that the SAE works in. For ProLU the gain is 1 at every k,
+    since the gate shuts a latent but does not shift it. For ReLU with a bias below 0 it is below 1 where k < 1, and
+    above 1 where k > 1.
 
     Args:
-        acts: raw activations; position 0 of each block is left out, since no text stands there.
+        sae: the SAE.
+        acts: activations as the language model has them.
+        scales: the values of k.
+        n_tokens: how many of the tokens are used.
     """
+    # Position 0 of each block is left out: BOS stands there, not text.
     flat = acts[:, 1:].flatten(0, 1)[:n_tokens].to(sae.W_dec)
+    # x is scaled to its norm first and then by k: an `encode` of raw k x would divide by the norm and so undo k.
     x = normalise(flat)[0] if sae.config.normalisation == "per_token" else flat
     v = x - sae.b_dec
     at_one = sae.encode_normalised(sae.b_dec + v)
@@ -110,7 +123,7 @@ def _response(at_one: Tensor, at_k: Tensor, k: float) -> Response:
     both = (at_one > 0) & (at_k > 0)
     before = torch.where(both, at_one, 0).sum(0, dtype=torch.float64)
     after = torch.where(both, at_k, 0).sum(0, dtype=torch.float64)
-    on = before > 0
-    n_on = int((at_one > 0).sum())
-    gain = (after[on] / (k * before[on])).mean().item()
-    return Response(gain, int(both.sum()) / n_on if n_on else torch.nan)
+    compared = before > 0
+    gain = (after[compared] / (k * before[compared])).mean().item()
+    n_active = int((at_one > 0).sum())
+    return Response(gain, int(both.sum()) / n_active if n_active else torch.nan)

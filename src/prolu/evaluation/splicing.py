@@ -1,4 +1,4 @@
-"""A saved SAE in somebody else's forward pass: what a transformers model computes when an SAE stands at a hook."""
+"""An SAE in place of the activations at a hook, in any forward pass of a transformers model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,27 +12,28 @@ from prolu.sae.autoencoder import SAE
 
 @contextmanager
 def splice(model: torch.nn.Module, sae: SAE, hook: str, *, keep_error: bool = False) -> Iterator[None]:
-    """For a while, activations at the hook are the SAE's reconstruction of them, at every position of every pass.
+    """Replace the activations at a hook by the SAE's reconstruction, in every forward pass inside the `with` block.
 
-    x becomes x_hat(x - mean x) where the model has LayerNorms (there x_hat has no mean to add, and no reader looks for
-    one), else x_hat(x): what an evaluation splices in. The SAE computes in its own number format and on its own
-    device; what goes on is the model's. Several can be nested, at one hook or at several; gradients pass.
+    All positions are replaced, as in an evaluation: x becomes x_hat(x - mean x) in a model with LayerNorms and x_hat(x)
+    in any other. The SAE computes in its own number format and on its own device; its output is converted to the
+    model's. Several SAEs can be nested, at one hook or at several. Gradients flow through the SAE.
 
     Args:
-        model: a transformers causal language model (`LanguageModel.model` is one); its own caches may be used.
-        sae: of the hook's width.
-        hook: as `LanguageModel` takes it.
-        keep_error: x_hat + (x - x_hat), the bracket a constant: the values of the clean model, but what is
-            differentiated goes through the SAE.
+        model: a transformers causal language model, for example `LanguageModel.model`. Its key-value cache may be used.
+        sae: an SAE whose d_in is the hook's width.
+        hook: the name of the hook, as `LanguageModel` takes it.
+        keep_error: add the SAE's error, x - x_hat as a constant, to its reconstruction. The model then computes what it
+            does without the SAE, but gradients flow through the SAE's latents.
 
     Raises:
-        ValueError: no such hook, or another width.
+        ValueError: The model has no such hook, or its width is not the SAE's.
     """
     site = locate(model, hook).site
     centred = reads_centred(model)
 
     def replaced(acts: Tensor) -> Tensor:
         x = acts.to(sae.W_dec)
+        # The mean over d_model is not added back: every reader of the residual stream, a LayerNorm, removes it.
         recon = sae(centre(x) if centred else x)
         if keep_error:
             recon = recon + (x - recon).detach()
