@@ -61,7 +61,7 @@ def test_a_dry_run_prints_all_runs_and_writes_nothing(name, tmp_path, monkeypatc
     assert said["estimate"]["tokens"] == 97_656 * 4096
     assert said["estimate"]["disk"] == len(runs) * (2 * 768 * 12_288 + 12_288 + 768) * 4
     assert main(["sweep", name, "--dry-run", "--scale", "0.01"]) == 0
-    assert "976 a run" in capsys.readouterr().out
+    assert "976 per run" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
