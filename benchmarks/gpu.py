@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("gpu: this machine has no GPU that torch can use", file=sys.stderr)
+        print("this machine has no GPU that torch can use", file=sys.stderr)
         sys.exit(2)
     result: dict = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     result["checks"] = check(63, 1000, 130) + check(128, 1024, 512)
