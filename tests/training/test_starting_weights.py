@@ -96,7 +96,7 @@ def test_wrong_requests(tmp_path):
         Trainer(config_from(tmp_path), 8, 32)
     with pytest.raises(ValueError, match=r"initial_bias -1\.0: must be 0 with init_from"):
         config_from(tmp_path, initial_bias=-1.0)
-    with pytest.raises(ValueError, match="init_digest ab: must be None without init_from"):
+    with pytest.raises(ValueError, match="init_digest ab: must be None where init_from is None"):
         RunConfig(init_digest="ab")
 
 
