@@ -178,3 +178,9 @@ def test_five_files_lie_between_a_command_and_a_gradient(source, tmp_path, monke
     assert main(["train", *source, *TINY_TRAIN, "--step", "dense", "--out", str(tmp_path / "a")]) == 0
     road = ["cli/entry_point.py", "studies/sweep.py", "training/trainer.py", "training/steps/base.py"]
     assert stacks[0] == road, stacks[0]  # and the fifth, training/steps/dense.py, which holds the gradients
+
+
+def test_the_installed_script_is_the_command_line():
+    script = Path(sys.executable).with_name("prolu")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == f"prolu {prolu.__version__}\n"
