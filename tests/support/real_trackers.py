@@ -15,7 +15,7 @@ import torch
 import prolu
 from prolu.studies.checkpoints import Clock
 
-torch.set_num_threads(2)  # as in the tests beside which this is compared
+torch.set_num_threads(1)  # as many as the tests beside which this is compared, see conftest.py
 
 BLOCK, HEADER = 32_768, 7
 
