@@ -21,7 +21,8 @@ from prolu.sae.nonlinearities import NONLINEARITIES
 from prolu.sae.penalties import L1, PENALTIES
 from prolu.sae.weights import Weights
 from prolu.training.config import PRECISIONS
-from prolu.training.steps import AdamConfig, DenseStep, Objective
+from prolu.training.moments import Moments
+from prolu.training.steps import DenseStep, Objective, Update
 from prolu.training.steps.cuda import CudaStep
 from step import COEFF, LR, autograd_step, sparse_problem
 
@@ -63,10 +64,9 @@ def check(d_in: int, d_sae: int, batch: int) -> list[dict]:
 def five_updates(step: DenseStep | CudaStep, weights: Weights, x: torch.Tensor, objective: Objective) -> Weights:
     """Return the weights after five updates. From the third on the GPU's step replays a captured graph."""
     weights = weights.map(torch.clone)
-    first = weights.zeros_like()
-    second = weights.zeros_like()
+    moments = Moments.zeros_like(weights)
     for n in range(5):
-        step.update_(weights, first, second, x, objective, n_updates=n, lr=1e-4, adam=AdamConfig())
+        step.update_(weights, moments, x, objective, Update(n, lr=1e-4))
     return weights
 
 
@@ -89,10 +89,9 @@ def our_update(precision: str, weights: Weights, x: torch.Tensor) -> Callable[[]
     """Return a function that makes one update by our step."""
     step = CudaStep(weights, len(x), precision)
     weights = weights.map(torch.clone)
-    first = weights.zeros_like()
-    second = weights.zeros_like()
+    moments = Moments.zeros_like(weights)
     objective = Objective(NONLINEARITIES["relu"], L1(), COEFF)
-    return lambda: step.update_(weights, first, second, x, objective, n_updates=5, lr=LR, adam=AdamConfig())
+    return lambda: step.update_(weights, moments, x, objective, Update(5, lr=LR))
 
 
 def speed(d_in: int, d_sae: int, batch: int) -> dict[str, float]:

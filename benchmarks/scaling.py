@@ -90,10 +90,10 @@ def measure(layout: Layout, d_in: int, step_kind: str, n_steps: int) -> dict[str
         mesh.wait()
         times.append(time.perf_counter() - start)
     sent = {name: n // n_steps for name, n in mesh.bytes_sent.items()}
-    on_here = float(report.n_on) / mesh.n_ranks
+    on_here = float(report.n_active) / mesh.n_ranks
     return {
         "seconds": statistics.median(times),
-        "l0": float(report.n_on) / layout.batch,
+        "l0": float(report.n_active) / layout.batch,
         "sent": sent,
         "rate": all_reduce_rate(max(sent.values())) if mesh is not ALONE else None,
         "memory": anonymous_bytes() - before,

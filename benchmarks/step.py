@@ -23,7 +23,8 @@ from peers import ENVIRONMENT, environment, peer_steps
 from prolu.sae.nonlinearities import NONLINEARITIES
 from prolu.sae.penalties import L1
 from prolu.sae.weights import Weights
-from prolu.training.steps import AdamConfig, Objective, Steps
+from prolu.training.moments import Moments
+from prolu.training.steps import Objective, Steps, Update
 from prolu.training.steps.dense import ROWS_PER_CHUNK
 
 COEFF = 1e-3
@@ -54,15 +55,14 @@ def sparse_problem(d_in: int, d_sae: int, batch: int, l0: float) -> tuple[Weight
 def our_step(kind: str, weights: Weights, x: torch.Tensor) -> Callable[[], None]:
     """Return a function that makes one update by a step of ours."""
     weights = weights.map(torch.clone)
-    first = weights.zeros_like()
-    second = weights.zeros_like()
+    moments = Moments.zeros_like(weights)
     n = 0
     step = Steps(weights, len(x))[kind]
     objective = Objective(NONLINEARITIES["relu"], L1(), COEFF)
 
     def once() -> None:
         nonlocal n
-        step.update_(weights, first, second, x, objective, n_updates=n, lr=LR, adam=AdamConfig())
+        step.update_(weights, moments, x, objective, Update(n, lr=LR))
         n += 1
 
     return once

@@ -24,7 +24,7 @@ def test_bytes_are_those_of_a_real_sweep(tiny_lm_folder, tiny_lm, tiny_blocks, t
     on_disk = sum(file.stat().st_size for file in tmp_path.rglob("sae.safetensors"))
     assert cost.disk == pytest.approx(on_disk, rel=0.02)
     state = Trainer(runs[0], tiny_lm.d_in, 64).state
-    tensors = [*state.weights.tensors(), *state.first.tensors(), *state.second.tensors(), state.last_fired]
+    tensors = [*state.weights.tensors(), *state.moments.tensors(), state.last_fired]
     assert cost.checkpoint == pytest.approx(2 * sum(t.nbytes for t in tensors), rel=0.02)
 
 

@@ -73,7 +73,9 @@ def train(case: Case, mesh: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any
                 resampler.offer(fresh, torch.linalg.vector_norm(fresh, dim=1))
             resampled.append(trainer.resample_(resampler)._asdict())
         report = trainer.step(activations(case, step)[own].clone())
-        seen.append([float(v) for v in (report.stats.mse, report.stats.penalty, report.stats.auxiliary, report.n_on)])
+        seen.append(
+            [float(v) for v in (report.stats.mse, report.stats.penalty, report.stats.auxiliary, report.n_active)]
+        )
     line = trainer.summary(report)
     state = {name: t.clone() for name, t in trainer.whole_state().items()}
     sae = trainer.whole_sae()

@@ -1,11 +1,12 @@
-"""The update against torch's own Adam and clip, whole and slab by slab, for every family."""
+"""The update against torch's own Adam and clip, whole and slab by slab, for every kind of step."""
 
 import pytest
 import torch
 
 from prolu.sae.nonlinearities import NONLINEARITIES
 from prolu.sae.penalties import L1
-from prolu.training.steps import AdamConfig, DenseStep, Objective, adam, adam_update_
+from prolu.training.moments import Moments
+from prolu.training.steps import AdamConfig, DenseStep, Objective, Update, adam, adam_update_
 from prolu.training.steps.sparse_numba import SparseNumbaStep
 from prolu.training.steps.sparse_torch import SparseTorchStep
 from support.steps import random_weights, relative
@@ -40,25 +41,25 @@ def test_an_update_is_torchs_adam_with_its_clip(monkeypatch, entries, share):
     norm = torch.cat([g.flatten() for g in projected.tensors()]).norm().item()
     limit = share and share * norm
     theirs = torchs_own(weights, gradients, limit, 3, 1e-2)
-    first, second, config = weights.zeros_like(), weights.zeros_like(), AdamConfig(max_grad_norm=limit)
+    moments, config = Moments.zeros_like(weights), AdamConfig(max_grad_norm=limit)
     for n in range(3):
-        adam_update_(weights, gradients.map(torch.clone), first, second, n_updates=n, lr=1e-2, config=config)
+        adam_update_(weights, gradients.map(torch.clone), moments, Update(n, lr=1e-2, adam=config))
     tolerance = 1e-7 if share else 1e-14  # torch's clip adds 1e-6 to the norm
     for a, b in zip(weights.tensors(), theirs.tensors(), strict=True):
         assert relative(a, b.detach()) < tolerance
 
 
-@pytest.mark.parametrize("family", [SparseNumbaStep, SparseTorchStep])
-def test_every_family_clips_alike(family):
+@pytest.mark.parametrize("step_type", [SparseNumbaStep, SparseTorchStep])
+def test_every_kind_of_step_clips_alike(step_type):
     objective, config = Objective(NONLINEARITIES["prolu_ste"], L1(), 0.03), AdamConfig(max_grad_norm=1e-3)
     ends = []
-    for step_class in (DenseStep, family):
+    for step_class in (DenseStep, step_type):
         weights = random_weights(20, 90)
-        first, second, step = weights.zeros_like(), weights.zeros_like(), step_class(weights, 64)
+        moments, step = Moments.zeros_like(weights), step_class(weights, 64)
         for n in range(5):
             x = sparse_activations(64, 20, seed=n)
-            step.update_(weights, first, second, x, objective, n_updates=n, lr=1e-3, adam=config)
-        ends.append((*weights.tensors(), *first.tensors(), *second.tensors()))
+            step.update_(weights, moments, x, objective, Update(n, lr=1e-3, adam=config))
+        ends.append((*weights.tensors(), *moments.tensors()))
     for ours, theirs in zip(*ends, strict=True):
         assert relative(ours, theirs) < 1e-12
     norm = torch.cat([m.flatten() for m in ends[0][-len(weights.tensors()) * 2 : -len(weights.tensors())]]).norm()

@@ -12,7 +12,7 @@ from prolu.sae.nonlinearities.jumprelu import JumpReLU
 from prolu.sae.nonlinearities.topk import HORIZON, TopK
 from prolu.sae.penalties import penalty_named
 from prolu.training.starting_weights import initial_weights
-from prolu.training.steps import DenseStep, Objective, dense, sparse_numba, sparse_torch
+from prolu.training.steps import DenseStep, Objective, dense, pair_finder, sparse_torch
 from prolu.training.steps.cuda import CudaStep
 from prolu.training.steps.sparse_numba import SparseNumbaStep
 from prolu.training.steps.sparse_torch import SparseTorchStep
@@ -118,7 +118,7 @@ def objective_for(name, coeff=COEFF, dead=None):
 )
 @pytest.mark.parametrize(("batch", "d_in", "d_sae"), [(1, 5, 9), (60, 12, 40), (130, 16, 333)])
 def test_one_step_gives_autograds_gradients_of_the_papers_loss(monkeypatch, step, name, batch, d_in, d_sae, with_dead):
-    for module in (dense, sparse_numba, sparse_torch):
+    for module in (dense, pair_finder, sparse_torch):
         monkeypatch.setattr(module, "ROWS_PER_CHUNK", 50)
     dead = torch.arange(d_sae) % 3 == 0 if with_dead else None
     weights, x = weights_for(name, d_in, d_sae), sparse_activations(batch, d_in)
@@ -239,11 +239,11 @@ def test_batchtopk_learns_its_threshold_from_what_was_on():
     ("nonlinearity", "penalty"), [("gated", "l1"), ("jumprelu", "l0"), ("topk(4)", "none"), ("batchtopk(4)", "none")]
 )
 @pytest.mark.parametrize("step", ["dense", "sparse", "sparse_torch"])
-def test_baselines_train_with_every_family_of_steps_to_one_result(nonlinearity, penalty, step):
+def test_baselines_train_with_every_kind_of_step_to_one_result(nonlinearity, penalty, step):
     ends = []
-    for family in ("dense", step):
+    for step_kind in ("dense", step):
         config = RunConfig(
-            nonlinearity=nonlinearity, penalty=penalty, coeff=0.01, d_sae=64, n_tokens=6400, step=family,
+            nonlinearity=nonlinearity, penalty=penalty, coeff=0.01, d_sae=64, n_tokens=6400, step=step_kind,
             aux_dead_tokens=320, lr=3e-3,
         )  # fmt: skip
         trainer = Trainer(config, 16, 64, dtype=torch.float64)

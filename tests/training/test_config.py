@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import pytest
 
 from prolu import RunConfig
+from prolu.runtime.checks import check_types
 from prolu.training.config import PRECISIONS, STEP_KINDS
-from prolu.training.config_checks import check_types
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def test_what_fits_passes():
         ({"limit": "x"}, "limit 'x': must be a number or None"),
         ({"fractions": [0.5]}, r"fractions \[0.5\]: must be a tuple, each a number"),
         ({"fractions": (0.5, "x")}, "must be a tuple"),
-        ({"kind": "oval"}, "kind 'oval': must be one of round, square"),
-        ({"kind": ["round"]}, r"kind \['round'\]: must be one of round, square"),
+        ({"kind": "oval"}, "kind 'oval': choose one of round, square"),
+        ({"kind": ["round"]}, r"kind \['round'\]: choose one of round, square"),
     ],
 )  # fmt: skip
 def test_what_does_not_is_told_in_words(change, words):
@@ -55,10 +55,10 @@ def test_what_does_not_is_told_in_words(change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"step": "fast"}, "^step 'fast': must be one of auto, dense, sparse, sparse_torch$"),
-        ({"precision": "fp8"}, "^precision 'fp8': must be one of fp32, tf32, bf16$"),
-        ({"normalisation": "layer"}, "^normalisation 'layer': must be one of per_token, none$"),
-        ({"resample_second_moment": "median"}, "^resample_second_moment 'median': must be one of mean, zero$"),
+        ({"step": "fast"}, "^step 'fast': choose one of auto, dense, sparse, sparse_torch$"),
+        ({"precision": "fp8"}, "^precision 'fp8': choose one of fp32, tf32, bf16$"),
+        ({"normalisation": "layer"}, "^normalisation 'layer': choose one of per_token, none$"),
+        ({"resample_second_moment": "median"}, "^resample_second_moment 'median': choose one of mean, zero$"),
         ({"d_sae": 1.5}, "^d_sae 1.5: must be a whole number$"),
     ],
 )

@@ -9,7 +9,8 @@ import torch
 
 from prolu.sae.nonlinearities import NONLINEARITIES
 from prolu.sae.penalties import PENALTIES
-from prolu.training.steps import AdamConfig, DenseStep, Objective
+from prolu.training.moments import Moments
+from prolu.training.steps import AdamConfig, DenseStep, Objective, Update
 from prolu.training.steps.cuda import CudaStep
 from support.steps import COMBINATIONS, random_weights, relative
 from support.synthetic import sparse_activations
@@ -35,11 +36,11 @@ def test_twenty_updates_follow_the_dense_step(limit):
     objective, ends = Objective(NONLINEARITIES["prolu_ste"], PENALTIES["sqrt_l1"], 0.02), []
     for step_class in (DenseStep, CudaStep):
         weights = random_weights(20, 90)
-        first, second, step = weights.zeros_like(), weights.zeros_like(), step_class(weights, 64)
+        moments, step = Moments.zeros_like(weights), step_class(weights, 64)
         for n in range(20):
             x, adam = sparse_activations(64, 20, seed=n), AdamConfig(max_grad_norm=limit)
-            step.update_(weights, first, second, x, objective, n_updates=n, lr=1e-3, adam=adam)
-        ends.append((*weights.tensors(), *first.tensors(), *second.tensors()))
+            step.update_(weights, moments, x, objective, Update(n, lr=1e-3, adam=adam))
+        ends.append((*weights.tensors(), *moments.tensors()))
     for ours, theirs in zip(*ends, strict=True):
         assert relative(ours, theirs) < 1e-10
 
@@ -64,6 +65,7 @@ COMPILED = """
 import torch
 from prolu.sae.nonlinearities import NONLINEARITIES
 from prolu.sae.penalties import PENALTIES
+from prolu.training.moments import Moments
 from prolu.training.steps import AdamConfig, Objective
 from prolu.training.steps.cuda import _gradients, _update_
 from prolu.sae.autoencoder import SAEConfig
@@ -78,10 +80,10 @@ for name in NONLINEARITIES:
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 ends = []
 for update_ in (_update_, torch.compile(_update_, dynamic=False, fullgraph=True)):
-    w, first, second = weights.map(torch.clone), weights.zeros_like(), weights.zeros_like()
+    w, moments = weights.map(torch.clone), Moments.zeros_like(weights)
     rates = torch.tensor([1e-3, 30.0], dtype=torch.float64)
-    update_(w, plain.map(torch.clone), first, second, rates, torch.tensor(0.5, dtype=torch.float64), AdamConfig())
-    ends.append((*w.tensors(), *first.tensors(), *second.tensors()))
+    update_(w, plain.map(torch.clone), moments, rates, torch.tensor(0.5, dtype=torch.float64), AdamConfig())
+    ends.append((*w.tensors(), *moments.tensors()))
 for a, b in zip(*ends, strict=True):
     torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 """

@@ -5,7 +5,8 @@ import torch
 
 from prolu.sae.nonlinearities import NONLINEARITIES, prolu
 from prolu.sae.penalties import L1, PENALTIES
-from prolu.training.steps import DenseStep, Objective, adam_update_, dense
+from prolu.training.moments import Moments
+from prolu.training.steps import DenseStep, Objective, Update, adam_update_, dense
 from support.steps import COMBINATIONS, random_weights, relative
 from support.synthetic import sparse_activations
 
@@ -45,7 +46,7 @@ def test_twenty_updates_follow_torchs_adam_with_projection(nonlinearity, penalty
     weights, batches = random_weights(16, 48), [sparse_activations(64, 16, seed=s) for s in range(20)]
     leaves = weights.map(lambda t: t.clone().requires_grad_())
     adam = torch.optim.Adam(leaves.tensors(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
-    first, second = weights.zeros_like(), weights.zeros_like()
+    moments = Moments.zeros_like(weights)
     step, objective = (
         DenseStep(weights, 64),
         Objective(NONLINEARITIES[nonlinearity], PENALTIES[penalty], 0.02),
@@ -60,7 +61,7 @@ def test_twenty_updates_follow_torchs_adam_with_projection(nonlinearity, penalty
             adam.step()
             rows /= rows.norm(dim=1, keepdim=True)
         gradients, _ = step.gradients(weights, x, objective)
-        adam_update_(weights, gradients, first, second, n_updates=n, lr=1e-3)
+        adam_update_(weights, gradients, moments, Update(n, lr=1e-3))
     for ours, theirs in zip(weights.tensors(), leaves.tensors(), strict=True):
         assert relative(ours, theirs.detach()) < 1e-10
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from prolu.runtime.mesh import ALONE, MeshShape, bytes_per_step, mesh_of
 from prolu.training.config import RunConfig
-from prolu.training.trainer import Trainer, check_mesh
+from prolu.training.mesh_parts import check_mesh
+from prolu.training.trainer import Trainer
 from support.mesh_cases import CASES
 from support.mesh_worker import BATCH, D_IN, D_SAE, Case, largest_difference, on_mesh, start
 from support.models import write_model, write_stories

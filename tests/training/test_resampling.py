@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from prolu import ActivationStream, RunConfig, Trainer, run_sweep
+from prolu.training.moments import Moments
 from prolu.training.resampling import Resampler, Resampling
 from prolu.training.schedule import Schedule
 from support.steps import random_weights
@@ -53,7 +54,7 @@ def test_what_is_written_is_exactly_what_the_method_says(second_moment):
     x = sparse_activations(50, 8)
     chosen = resampler_of(mask(*dead), encoder_norm=0.2, second_moment=second_moment)
     chosen.offer(x, x.norm(dim=1))
-    assert chosen.finish_(weights, first, second, {"b_enc": 0.0}) == (2, 2)
+    assert chosen.finish_(weights, Moments(first, second), {"b_enc": 0.0}) == (2, 2)
     unit = x / x.norm(dim=1, keepdim=True)
     mean_norm = before[0].encoder[living].norm(dim=1).mean()
     for latent in dead:
@@ -81,7 +82,7 @@ def test_none_dead_changes_nothing():
     before = weights.map(torch.clone)
     none = resampler_of(mask())
     none.offer(sparse_activations(50, 8), torch.ones(50))
-    assert none.finish_(weights, first, second, {"b_enc": 0.0}) == (0, 0)
+    assert none.finish_(weights, Moments(first, second), {"b_enc": 0.0}) == (0, 0)
     assert all(torch.equal(a, b) for a, b in zip(weights.tensors(), before.tensors(), strict=True))
 
 
@@ -90,7 +91,7 @@ def test_all_dead_takes_all_columns_for_the_norm_and_no_second_moment():
     norm, x = weights.encoder.norm(dim=1).mean(), sparse_activations(50, 8)
     every = resampler_of(torch.ones(20, dtype=torch.bool), encoder_norm=0.5)
     every.offer(x, x.norm(dim=1))
-    assert every.finish_(weights, first, second, {"b_enc": 0.0}) == (20, 20)
+    assert every.finish_(weights, Moments(first, second), {"b_enc": 0.0}) == (20, 20)
     torch.testing.assert_close(weights.encoder.norm(dim=1), torch.full((20,), 0.5, dtype=torch.float64) * norm)
     assert not any(moment.any() for moment in (second.encoder, second.decoder, second.own["b_enc"]))
 
@@ -102,7 +103,7 @@ def test_more_dead_than_candidates_leaves_the_rest_dead():
     x = sparse_activations(50, 8)
     scarce.offer(x[:3], x[:3].norm(dim=1))
     scarce.offer(x[3:], x[3:].norm(dim=1))
-    assert scarce.finish_(weights, first, second, {"b_enc": 0.0}) == (10, 4)
+    assert scarce.finish_(weights, Moments(first, second), {"b_enc": 0.0}) == (10, 4)
     assert torch.equal(weights.encoder[4:], before.encoder[4:])
     assert not torch.equal(weights.encoder[:4], before.encoder[:4])
 
@@ -114,7 +115,7 @@ def test_large_raw_norms_and_perfect_reconstructions_are_never_drawn():
     perfect_on_three = lambda acts: torch.where(acts[:, 3:4] > 0, acts, 0)  # noqa: E731
     chosen = resampler_of(torch.ones(20, dtype=torch.bool), reconstruct=perfect_on_three, max_raw_norm=2500)
     chosen.offer(x, norms)
-    assert chosen.finish_(weights, first, second, {"b_enc": 0.0}) == (20, 5)
+    assert chosen.finish_(weights, Moments(first, second), {"b_enc": 0.0}) == (20, 5)
     assert {int(row.argmax()) for row in weights.decoder[:5]} == {0, 1, 2, 6, 7}
 
 
@@ -127,7 +128,7 @@ def test_the_draw_follows_the_loss_to_its_power(exponent):
         weights, first, second = state_with_moments(3, 4)
         one = resampler_of(mask(2, n=4), seed=seed, exponent=exponent)
         one.offer(x, x.norm(dim=1))
-        one.finish_(weights, first, second, {"b_enc": 0.0})
+        one.finish_(weights, Moments(first, second), {"b_enc": 0.0})
         counts[weights.decoder[2].argmax()] += 1
     share = x.square().sum(1) ** exponent
     expected = 4000 * share / share.sum()
@@ -141,7 +142,7 @@ def test_chunks_do_not_change_the_draw():
         part = resampler_of(mask(1, 5, 7))
         for chunk in x.split(size):
             part.offer(chunk, chunk.norm(dim=1))
-        part.finish_(weights, first, second, {"b_enc": 0.0})
+        part.finish_(weights, Moments(first, second), {"b_enc": 0.0})
         ends.append(weights)
     assert torch.equal(ends[0].decoder, ends[1].decoder)
 

@@ -1,4 +1,4 @@
-"""Both sparse families against the dense reference: gradients, updates, statistics, at odd sizes and all densities."""
+"""Both sparse steps against the dense reference: gradients, updates, statistics, at odd sizes and all densities."""
 
 import itertools
 
@@ -10,7 +10,8 @@ import prolu
 from prolu import RunConfig, Trainer
 from prolu.sae.nonlinearities import NONLINEARITIES, GeneralisedProLU
 from prolu.sae.penalties import L1, PENALTIES
-from prolu.training.steps import AdamConfig, DenseStep, Objective
+from prolu.training.moments import Moments
+from prolu.training.steps import DenseStep, Objective, Update, pair_finder, sparse_torch
 from prolu.training.steps.choice import crossover_density, next_step_kind
 from prolu.training.steps.sparse_numba import SparseNumbaStep
 from prolu.training.steps.sparse_torch import SparseTorchStep
@@ -125,11 +126,11 @@ def test_twenty_updates_follow_the_dense_step(step_type, nonlinearity, penalty):
 def twenty_updates(step_class, objective, dtype):
     """Weights and both moments after them."""
     weights = at_density(20, 90, "sparse", dtype)
-    first, second, step = weights.zeros_like(), weights.zeros_like(), step_class(weights, 64)
+    moments, step = Moments.zeros_like(weights), step_class(weights, 64)
     for n in range(20):
         x = sparse_activations(64, 20, seed=n, dtype=dtype)
-        step.update_(weights, first, second, x, objective, n_updates=n, lr=1e-3, adam=AdamConfig())
-    return (*weights.tensors(), *first.tensors(), *second.tensors())
+        step.update_(weights, moments, x, objective, Update(n, lr=1e-3))
+    return (*weights.tensors(), *moments.tensors())
 
 
 @pytest.mark.parametrize("step_type", STEPS)
@@ -155,16 +156,16 @@ def test_the_choice_follows_density_with_hysteresis():
 
 def test_a_run_starts_dense_and_becomes_sparse():
     trainer = Trainer(RunConfig(d_sae=256, n_tokens=64_000, coeff=0.3, lr=1e-2), 16, 64)
-    families = []
+    kinds = []
     for seed in range(300):
-        families.append(trainer.state.step)
+        kinds.append(trainer.state.step)
         trainer.step(sparse_activations(64, 16, seed=seed % 50, dtype=torch.float32))
-    assert families[0] == "dense"
-    assert families[-1] == "sparse"
+    assert kinds[0] == "dense"
+    assert kinds[-1] == "sparse"
 
 
 @pytest.mark.parametrize("step", ["dense", "sparse", "sparse_torch"])
-def test_a_family_can_be_forced(step):
+def test_a_kind_of_step_can_be_forced(step):
     trainer = Trainer(RunConfig(d_sae=64, n_tokens=6400, step=step), 16, 64)
     for seed in range(3):
         trainer.step(sparse_activations(64, 16, seed=seed, dtype=torch.float32))
@@ -184,18 +185,18 @@ class LargestOutput(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("step_type", ["sparse_numba", "sparse_torch"])
-def test_nothing_of_size_batch_by_d_sae_is_made(monkeypatch, step_type):
+@pytest.mark.parametrize(("step_type", "module"), [(SparseNumbaStep, pair_finder), (SparseTorchStep, sparse_torch)])
+def test_nothing_of_size_batch_by_d_sae_is_made(monkeypatch, step_type, module):
     """Peak of a step: weights, Adam's moments, gradients, one chunk of m, error and centred input, the pairs."""
-    monkeypatch.setattr(f"prolu.training.steps.{step_type}.ROWS_PER_CHUNK", 16)
+    monkeypatch.setattr(module, "ROWS_PER_CHUNK", 16)
     batch, d_in, d_sae = 512, 8, 700
     weights, x = at_density(d_in, d_sae, "sparse", torch.float32), sparse_activations(batch, d_in, dtype=torch.float32)
     weights.own["b_enc"].fill_(-0.25)
     objective = Objective(NONLINEARITIES["prolu_ste"], PENALTIES["sqrt_l1"], 0.03)
-    step = {"sparse_numba": SparseNumbaStep, "sparse_torch": SparseTorchStep}[step_type](weights, batch)
-    first, second = weights.zeros_like(), weights.zeros_like()
+    step = step_type(weights, batch)
+    moments = Moments.zeros_like(weights)
     with LargestOutput() as largest:
-        stats = step.update_(weights, first, second, x, objective, n_updates=0, lr=1e-3, adam=AdamConfig())
+        stats = step.update_(weights, moments, x, objective, Update(0, lr=1e-3))
     n_pairs = int(stats.fired.sum())
     assert 0 < n_pairs < batch * d_sae / 8
     assert largest.entries <= max(16 * d_sae, 2 * n_pairs, d_in * d_sae)

@@ -45,7 +45,7 @@ def test_before_the_first_step_it_is_that_sae(tmp_path, nonlinearity):
     sae.save(tmp_path)
     trainer = Trainer(config_from(tmp_path, nonlinearity, init_seed=5), D_IN, 32)
     assert same(trainer.sae().weights, sae.weights)
-    assert not any(t.any() for t in (*trainer.state.first.tensors(), *trainer.state.second.tensors()))
+    assert not any(t.any() for t in trainer.state.moments.tensors())
     trainer.step(sparse_activations(32, D_IN, dtype=torch.float32))
     assert same(SAE.load(tmp_path).weights, sae.weights)  # a copy was trained
 

@@ -1,6 +1,13 @@
 """Checks of what a user asks for: each raises ValueError with one sentence that names field and valid values."""
 
+import math
 from collections.abc import Iterable
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin
+
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False", NoneType: "None"}
+"""What each type is called in a message."""
 
 
 def at_least_1(name: str, value: int) -> int:
@@ -24,3 +31,40 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> str:
     if value not in choices:
         raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
     return value
+
+
+def check_types(config: Any) -> None:
+    """Raise ValueError for the first field of a dataclass whose value is not of its declared type.
+
+    The types that are known: int, float (a whole number fits too, NaN does not), str, bool, a tuple of
+    any number of one of these, any of them or None, and a `Literal` of texts.
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if not _fits(value, field.type):
+            verb = "choose" if get_origin(field.type) is Literal else "must be"
+            raise ValueError(f"{field.name} {value!r}: {verb} {_in_words(field.type)}")
+
+
+def _fits(value: Any, declared: Any) -> bool:
+    if isinstance(declared, UnionType):
+        return any(_fits(value, one) for one in get_args(declared))
+    if get_origin(declared) is Literal:
+        # The type first: a value of another type may compare with a text in a way of its own, as an array does.
+        return isinstance(value, str) and value in get_args(declared)
+    if get_origin(declared) is tuple:
+        return isinstance(value, tuple) and all(_fits(one, get_args(declared)[0]) for one in value)
+    if declared is float:
+        return type(value) in (int, float) and not math.isnan(value)
+    # Not isinstance: True would pass for a whole number.
+    return type(value) is declared
+
+
+def _in_words(declared: Any) -> str:
+    if isinstance(declared, UnionType):
+        return " or ".join(map(_in_words, get_args(declared)))
+    if get_origin(declared) is Literal:
+        return f"one of {', '.join(get_args(declared))}"
+    if get_origin(declared) is tuple:
+        return f"a tuple, each {_in_words(get_args(declared)[0])}"
+    return WORDS[declared]

@@ -15,8 +15,9 @@ from prolu.sae.autoencoder import SAEConfig
 from prolu.sae.nonlinearities import nonlinearity_named
 from prolu.sae.penalties import penalty_named
 from prolu.training.config import RunConfig
+from prolu.training.moments import Moments
 from prolu.training.starting_weights import initial_weights
-from prolu.training.steps import AdamConfig, Objective, Steps
+from prolu.training.steps import Objective, Steps, Update
 from prolu.training.steps.choice import has_numba
 from prolu.training.steps.dense import ROWS_PER_CHUNK
 
@@ -285,13 +286,12 @@ def measure(run: RunConfig, d_in: int, batch_size: int) -> Rates:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size, d_in, generator=generator)
     weights = initial_weights(SAEConfig(d_in=d_in, d_sae=run.d_sae, nonlinearity="relu"), 0)
-    first = weights.zeros_like()
-    second = weights.zeros_like()
+    moments = Moments.zeros_like(weights)
     steps = Steps(weights, batch_size)
     objective = Objective(nonlinearity_named("relu"), penalty_named("l1"), run.coeff)
 
     def step(kind: str) -> None:
-        steps[kind].update_(weights, first, second, x, objective, n_updates=0, lr=0.0, adam=AdamConfig())
+        steps[kind].update_(weights, moments, x, objective, Update(n_updates=0, lr=0.0))
 
     dense = _seconds(lambda: step("dense"), 2)
     m = x[:256] @ weights.encoder.T

@@ -23,9 +23,9 @@ from prolu.studies.folder import (
 from prolu.studies.recipes import Recipe
 from prolu.studies.settings import SweepSettings
 from prolu.training.config import RunConfig
+from prolu.training.mesh_parts import check_mesh
 from prolu.training.starting_weights import starting_weights
 from prolu.training.steps import crossover_density
-from prolu.training.trainer import check_mesh
 
 
 @dataclass(frozen=True)

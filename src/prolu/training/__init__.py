@@ -1,9 +1,12 @@
 """One SAE, trained step by step.
 
-- `config`, `config_checks`: what a run is asked to be, and whether its values have the right types.
-- `starting_weights`: where its weights begin.
-- `schedule`, `target_l0`: its learning rate, and the controller of its penalty's coefficient.
+- `config`: the settings of a run, with their defaults, help and checks.
 - `trainer`: one training step: state in, state out.
+- `trainer_state`: all that a step changes and a checkpoint holds.
+- `mesh_parts`: one SAE split over the ranks of a mesh.
+- `starting_weights`: the weights before the first step.
+- `schedule`, `target_l0`: the learning rate, and the controller of the penalty's coefficient.
 - `resampling`: dead latents, and how they are replaced.
+- `moments`: Adam's two moments of every weight.
 - `steps`: the arithmetic of a step, dense and sparse, on CPU and GPU.
 """

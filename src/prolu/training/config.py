@@ -5,11 +5,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from prolu.runtime.checks import at_least_1
+from prolu.runtime.checks import at_least_1, check_types
 from prolu.sae.autoencoder import SAEConfig, weights_digest
 from prolu.sae.nonlinearities import TAKES_L0, nonlinearity_named
 from prolu.sae.penalties import penalty_named
-from prolu.training.config_checks import check_types
 from prolu.training.resampling import Resampling, SecondMoment
 from prolu.training.schedule import Schedule
 from prolu.training.target_l0 import L0Controller

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.sae.weights import Weights
+from prolu.training.moments import Moments
 
 SecondMoment = Literal["mean", "zero"]
 """What Adam's second moment of a resampled latent is set to: its mean over living latents, or 0."""
@@ -110,9 +111,7 @@ class Resampler:
         self._keys, best = every.topk(min(self.n_dead, len(every)))
         self._rows = torch.cat([self._rows.to(acts).view(-1, acts.shape[1]), acts])[best.to(acts.device)]
 
-    def finish_(
-        self, weights: Weights, first: Weights, second: Weights, starts: Mapping[str, float]
-    ) -> ResampledCounts:
+    def finish_(self, weights: Weights, moments: Moments, starts: Mapping[str, float]) -> ResampledCounts:
         """Write the new directions into weights and moments, in place; on a mesh, into those of this rank's latents.
 
         With u the drawn activation scaled to unit norm:
@@ -140,14 +139,15 @@ class Resampler:
             weights.decoder[dead] = unit
             for name, parameter in weights.own.items():
                 parameter[dead] = starts[name]
-            self._reset_moments_(dead, ~self._dead[here], first, second)
+            self._reset_moments_(dead, ~self._dead[here], moments)
         return ResampledCounts(self.n_dead, n_reborn)
 
-    def _reset_moments_(self, dead: Tensor, living: Tensor, first: Weights, second: Weights) -> None:
+    def _reset_moments_(self, dead: Tensor, living: Tensor, moments: Moments) -> None:
         # Without a living latent there is no mean to take.
         takes_mean = self._config.second_moment == "mean" and not self._dead.all()
-        moments = [(first.encoder, second.encoder), (first.decoder, second.decoder)]
-        moments += [(first.own[name], second.own[name]) for name in first.own]
-        for m, v in moments:
+        first, second = moments
+        pairs = [(first.encoder, second.encoder), (first.decoder, second.decoder)]
+        pairs += [(first.own[name], second.own[name]) for name in first.own]
+        for m, v in pairs:
             m[dead] = 0
             v[dead] = self._mesh.mean_over_latents(v[living]) if takes_mean else 0

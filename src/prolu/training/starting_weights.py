@@ -1,4 +1,4 @@
-"""Where a run's weights begin: a random draw, or a saved SAE."""
+"""The weights before the first update: drawn at random, or those of a saved SAE."""
 
 import math
 
@@ -11,54 +11,87 @@ from prolu.sae.nonlinearities import nonlinearity_named
 from prolu.sae.weights import Weights, normalise_rows_
 from prolu.training.config import RunConfig
 
-ROUNDINGS = 16
-"""A decoder row is of unit norm if off 1 by no more than so many eps of the coarser format, the file's or the run's."""
+UNIT_NORM_TOLERANCE = 16
+"""A decoder row counts as of unit norm if its norm differs from 1 by at most this many eps of the coarser number
+format, the file's or the run's."""
 
 
 def starting_weights(config: RunConfig, d_in: int, dtype: torch.dtype = torch.float32) -> Weights:
-    """Weights before the first update: drawn by `init_seed`, or those of the SAE in `init_from`.
-
-    Trained decoder rows have unit norm. Where the SAE's have not, row i's norm n moves into the encoder and the
-    nonlinearity's own parameters: W_dec / n, W_enc n, b n, at which the latent is n times as large and the
-    reconstruction the same.
+    """Return the weights that a run starts from.
 
     Raises:
-        ValueError: no SAE there, or another than `init_digest` says, or it does not fit the run.
+        ValueError: there is no SAE in `init_from`, or it is not the one of `init_digest`, or it does not fit the run.
     """
-    wanted = config.sae_config(d_in)
+    sae_config = config.sae_config(d_in)
     if config.init_from is None:
-        return initial_weights(wanted, config.init_seed, dtype, config.initial_bias)
+        return initial_weights(sae_config, config.init_seed, dtype, config.initial_bias)
+    return _saved_weights(config, sae_config, dtype)
+
+
+def initial_weights(
+    config: SAEConfig, init_seed: int, dtype: torch.dtype = torch.float32, initial_bias: float = 0.0
+) -> Weights:
+    """Return weights drawn at random (section 3 of the method).
+
+    W_enc is Kaiming-uniform over the latents, with the bound sqrt(6 / d_sae); W_dec is W_enc^T with rows of unit norm;
+    b_dec is 0; encoder biases are `initial_bias`, other own parameters what their nonlinearity starts them at.
+    """
+    nonlinearity = nonlinearity_named(config.nonlinearity)
+    bound = math.sqrt(6 / config.d_sae)
+    # Drawn in fp32 whatever the dtype, so that a seed gives one SAE.
+    draws = torch.rand(config.d_sae, config.d_in, generator=keyed_generator(init_seed, "init"))
+    encoder = ((2 * draws - 1) * bound).to(dtype)
+    decoder = encoder.clone()
+    normalise_rows_(decoder)
+    own = {
+        name: torch.full((config.d_sae,), nonlinearity.initial(name), dtype=dtype)
+        for name in nonlinearity.parameter_names
+    }
+    if "b_enc" in own:
+        own["b_enc"].fill_(initial_bias)
+    return Weights(encoder, decoder, torch.zeros(config.d_in, dtype=dtype), own)
+
+
+def _saved_weights(config: RunConfig, sae_config: SAEConfig, dtype: torch.dtype) -> Weights:
+    """Return the weights of the SAE in `init_from`, with decoder rows of unit norm, as training keeps them."""
+    assert config.init_from is not None
     sae = SAE.load(config.init_from)
-    _check_fit(config, wanted, sae.config)
-    weights = sae.weights
-    norms = torch.linalg.vector_norm(weights.decoder, dim=1, dtype=torch.float64)
-    eps = max(torch.finfo(weights.decoder.dtype).eps, torch.finfo(dtype).eps)  # fp32 weights may be kept as fp64
-    off_unit = (norms - 1).abs() > ROUNDINGS * eps
-    weights = weights.map(lambda t: t.to(dtype, copy=True))
+    _check_fit(config, sae_config, sae.config)
+    norms = torch.linalg.vector_norm(sae.weights.decoder, dim=1, dtype=torch.float64)
+    # The coarser of the two formats: fp32 weights may be kept in a file of fp64.
+    eps = max(torch.finfo(sae.weights.decoder.dtype).eps, torch.finfo(dtype).eps)
+    off_unit = (norms - 1).abs() > UNIT_NORM_TOLERANCE * eps
+    weights = sae.weights.map(lambda t: t.to(dtype, copy=True))
+    # Rows that have unit norm already are left alone: dividing again would change their last bits.
     return _with_unit_rows(config, weights, norms) if off_unit.any() else weights
 
 
 def _check_fit(config: RunConfig, wanted: SAEConfig, found: SAEConfig) -> None:
+    """Raise ValueError unless a saved SAE is the one that was asked for, and has the run's shape and kind."""
     assert config.init_from is not None
     place = f"init_from {config.init_from!r}"
     if (digest := weights_digest(config.init_from)) != config.init_digest:
-        raise ValueError(f"{place}: its weights' SHA-256 is {digest}, init_digest says {config.init_digest}")
+        raise ValueError(f"{place}: the SHA-256 of its weights is {digest}, but init_digest is {config.init_digest}")
     if found.d_in != wanted.d_in:
         raise ValueError(f"{place}: that SAE takes activations of width {found.d_in}, these have {wanted.d_in}")
     for name in ("d_sae", "normalisation"):
         if getattr(found, name) != getattr(wanted, name):
             raise ValueError(
-                f"{name} {getattr(wanted, name)!r}: the SAE in {config.init_from!r} has {getattr(found, name)!r}, and "
-                "the run that starts from it must have that too"
+                f"{name} {getattr(wanted, name)!r}: must be that of the SAE in {config.init_from!r}, "
+                f"{getattr(found, name)!r}"
             )
     if type(nonlinearity_named(found.nonlinearity)) is not type(nonlinearity_named(wanted.nonlinearity)):
         raise ValueError(
             f"nonlinearity {wanted.nonlinearity!r}: the SAE in {config.init_from!r} has {found.nonlinearity!r}; only "
-            "its arguments, or its synthetic gradient, can be another"
+            "its arguments or its synthetic gradient may differ"
         )
 
 
 def _with_unit_rows(config: RunConfig, weights: Weights, norms: Tensor) -> Weights:
+    """Move the norm n of each decoder row into the encoder and the own parameters.
+
+    With W_dec / n, W_enc n and b n a latent is n times as large, and the reconstruction is the same.
+    """
     nonlinearity = nonlinearity_named(config.resolved_nonlinearity)
     if nonlinearity.in_training.selection is not None:
         raise ValueError(
@@ -72,22 +105,3 @@ def _with_unit_rows(config: RunConfig, weights: Weights, norms: Tensor) -> Weigh
     factor = norms.to(weights.decoder.dtype)
     own = nonlinearity.rescaled(weights.own, factor)
     return Weights(weights.encoder * factor[:, None], weights.decoder / factor[:, None], weights.b_dec, own)
-
-
-def initial_weights(
-    config: SAEConfig, init_seed: int, dtype: torch.dtype = torch.float32, initial_bias: float = 0.0
-) -> Weights:
-    """W_enc Kaiming-uniform over the latents (bound sqrt(6 / d_sae)), W_dec = W_enc^T with unit rows, b_dec = 0."""
-    nonlinearity = nonlinearity_named(config.nonlinearity)
-    bound = math.sqrt(6 / config.d_sae)
-    draws = torch.rand(config.d_sae, config.d_in, generator=keyed_generator(init_seed, "init"))
-    encoder = ((2 * draws - 1) * bound).to(dtype)
-    decoder = encoder.clone()
-    normalise_rows_(decoder)
-    own = {
-        name: torch.full((config.d_sae,), nonlinearity.initial(name), dtype=dtype)
-        for name in nonlinearity.parameter_names
-    }
-    if "b_enc" in own:
-        own["b_enc"].fill_(initial_bias)
-    return Weights(encoder, decoder, torch.zeros(config.d_in, dtype=dtype), own)

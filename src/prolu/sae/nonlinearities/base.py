@@ -71,7 +71,7 @@ class Selection:
 class Auxiliary:
     """A second reconstruction, from other latents of the same m: coeff * mean (f_aux W_dec - target)^2."""
 
-    code: "Nonlinearity"
+    nonlinearity: "Nonlinearity"
     """Gives the auxiliary latents; its own parameters are among the SAE's."""
     target: Literal["residual", "centred_input"]
     """x - x_hat, or x - b_dec; a constant either way."""

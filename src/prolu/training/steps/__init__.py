@@ -1,9 +1,19 @@
 """One training step of an SAE: gradients of its loss, then a projected Adam update.
 
-Every family of steps gives the same numbers from the same state; `dense.py` defines them.
+All kinds of steps give the same numbers from the same state, up to rounding; `dense` defines them.
+
+- `objective`: the loss that a step minimises, and the statistics that it reports.
+- `base`: the interface of a step, and the update that all steps share.
+- `adam`: the projected Adam update.
+- `dense`: the reference, in plain torch on whole matrices.
+- `sparse_torch`: the exactly sparse step in plain torch; a second reference.
+- `sparse_numba`, `pair_finder`: the fast sparse step on a CPU, and how it finds its pairs.
+- `numba_pairs`, `numba_rows`: the kernels of these two.
+- `cuda`: the dense step on a GPU, compiled and captured in a graph.
+- `choice`, `crossovers.json`: which kind of step is used when.
 """
 
-from prolu.training.steps.adam import AdamConfig, adam_update_
+from prolu.training.steps.adam import AdamConfig, Update, adam_update_
 from prolu.training.steps.choice import Steps, crossover_density, next_step_kind
 from prolu.training.steps.dense import DenseStep
 from prolu.training.steps.objective import Objective, StepStats
@@ -14,6 +24,7 @@ __all__ = [
     "Objective",
     "StepStats",
     "Steps",
+    "Update",
     "adam_update_",
     "crossover_density",
     "next_step_kind",

@@ -1,4 +1,4 @@
-"""What a family of steps is."""
+"""The interface of a training step, and the update that all steps share."""
 
 from abc import ABC, abstractmethod
 
@@ -7,43 +7,45 @@ from torch import Tensor
 
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.sae.weights import Weights
-from prolu.training.steps.adam import AdamConfig, adam_update_
+from prolu.training.moments import Moments
+from prolu.training.steps.adam import Update, adam_update_
 from prolu.training.steps.objective import Objective, StepStats
 
 
 class Step(ABC):
-    """A training step for SAEs of one shape: owns its buffers, keeps no state between calls.
+    """A training step for SAEs of one shape. It owns its buffers and keeps no state between calls.
 
-    On a mesh, `weights` are a rank's latents and `acts` its rows of the batch. Statistics are then of these too, but
-    for `mse` and `auxiliary`, which look at all latents.
+    On a mesh, `weights` are those of a rank's latents and `acts` its rows of the batch. Statistics are then of these
+    too, except for `mse` and `auxiliary`, which take all latents into account.
     """
 
     mesh: Mesh = ALONE
+    """The ranks that share one SAE and one batch."""
 
     @abstractmethod
     def gradients(
         self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
     ) -> tuple[Weights, StepStats]:
-        """Gradients with respect to every weight, and what was seen. They may be the buffers' own."""
+        """Return the gradient of the loss with respect to every weight, and statistics of the batch.
+
+        The gradients may be the step's own buffers, which the next call overwrites.
+        """
 
     def update_(
         self,
         weights: Weights,
-        first: Weights,
-        second: Weights,
+        moments: Moments,
         acts: Float[Tensor, "batch d_in"],
         objective: Objective,
-        *,
-        n_updates: int,
-        lr: float,
-        adam: AdamConfig,
+        update: Update,
     ) -> StepStats:
-        """One projected Adam update of weights and moments, in place; `n_updates` were made before."""
+        """Make one projected Adam update of weights and moments, in place; return statistics from before it."""
         gradients, stats = self.gradients(weights, acts, objective)
         self._sum_over_data_(gradients)
-        adam_update_(weights, gradients, first, second, n_updates=n_updates, lr=lr, config=adam, mesh=self.mesh)
+        adam_update_(weights, gradients, moments, update, self.mesh)
         return stats
 
     def _sum_over_data_(self, gradients: Weights) -> None:
+        """Add the gradients of all ranks that hold the same latents and see other rows of the batch."""
         for gradient in gradients.tensors():
             self.mesh.sum_over_data_(gradient, "gradients")

@@ -1,4 +1,4 @@
-"""Which kind of step a trainer uses: by the density of its own last step, never by the clock."""
+"""Which kind of step a trainer uses: it follows from the density of its own last step, never from the clock."""
 
 import json
 import math
@@ -11,18 +11,28 @@ from prolu.training.steps.cuda import CudaStep
 from prolu.training.steps.dense import DenseStep
 
 CROSSOVERS = Path(__file__).parent / "crossovers.json"
-"""Measured densities at which dense and sparse take the same time; remade by `make calibrate`."""
+"""Measured densities at which dense and sparse steps take the same time; `make calibrate` measures them again. A table,
+because a run that timed itself would not be the same run twice."""
 
 HYSTERESIS = 0.1
-"""The density must pass the crossover by this share before the step_kind changes."""
+"""The fraction of the crossover by which the density must pass it before the kind of step changes: two kinds differ in
+rounding, and a run whose density lies at the crossover shall not change between them at every step."""
 
 
 class Steps:
-    """All families for SAEs of one shape, each made when first needed; trainers may share them."""
+    """The steps of all kinds for SAEs of one shape, each made when it is first needed. Trainers may share them."""
 
     def __init__(self, like: Weights, batch_size: int, precision: str = "fp32", mesh: Mesh = ALONE):
-        """Args: weights and batch are a rank's, on a mesh."""
-        self._like, self._batch_size, self._precision, self._mesh = like, batch_size, precision, mesh
+        """Args:
+        like: weights of the shape that is trained; on a mesh, a rank's.
+        batch_size: the largest number of tokens per step; on a mesh, a rank's.
+        precision: that of the inputs of matmuls: fp32, tf32 or bf16.
+        mesh: the ranks that share one SAE and one batch.
+        """
+        self._like = like
+        self._batch_size = batch_size
+        self._precision = precision
+        self._mesh = mesh
         self._made: dict[str, Step] = {}
 
     def __getitem__(self, step_kind: str) -> Step:
@@ -31,11 +41,13 @@ class Steps:
         return self._made[step_kind]
 
     def _make(self, step_kind: str) -> Step:
+        on_cpu = self._like.encoder.device.type == "cpu"
         if step_kind == "dense" and (self._like.encoder.device.type == "cuda" or self._precision != "fp32"):
             return CudaStep(self._like, self._batch_size, self._precision, self._mesh)
         if step_kind == "dense":
             return DenseStep(self._like, self._batch_size, self._mesh)
-        if step_kind == "sparse" and has_numba() and self._like.encoder.device.type == "cpu":
+        # Imported only when needed: numba takes a second to import, and may be missing.
+        if step_kind == "sparse" and has_numba() and on_cpu:
             from prolu.training.steps.sparse_numba import SparseNumbaStep
 
             return SparseNumbaStep(self._like, self._batch_size, self._mesh)
@@ -45,7 +57,7 @@ class Steps:
 
 
 def has_numba() -> bool:
-    """Whether the fast sparse step can be compiled here."""
+    """Return whether the fast sparse step can be compiled here."""
     try:
         import numba  # noqa: F401
     except ImportError:
@@ -54,18 +66,23 @@ def has_numba() -> bool:
 
 
 def crossover_density(device: str, d_in: int, d_sae: int) -> float:
-    """Share of latents on below which the sparse step is faster, from the nearest shape in the table.
+    """Return the density, as a fraction of active latents, below which the sparse step is faster.
 
-    0 on devices without an entry: always dense there.
+    It is that of the nearest shape in the table; 0 on devices without an entry, where every step is dense.
     """
     rows = [row for row in json.loads(CROSSOVERS.read_text()) if row["device"] == device]
     if not rows:
         return 0.0
-    return min(rows, key=lambda r: abs(math.log(r["d_in"] / d_in)) + abs(math.log(r["d_sae"] / d_sae)))["density"]
+
+    def distance(row: dict) -> float:
+        """Return how far a shape lies from the one asked for, in factors."""
+        return abs(math.log(row["d_in"] / d_in)) + abs(math.log(row["d_sae"] / d_sae))
+
+    return min(rows, key=distance)["density"]
 
 
 def next_step_kind(last: str, density: float, crossover: float) -> str:
-    """Dense or sparse for the next step, given the last one and the density it saw."""
+    """Return dense or sparse for the next step, given the kind of the last one and the density that it saw."""
     if last == "dense":
         return "sparse" if density < crossover * (1 - HYSTERESIS) else "dense"
     return "dense" if density > crossover * (1 + HYSTERESIS) else "sparse"

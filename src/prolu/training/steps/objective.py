@@ -1,4 +1,4 @@
-"""What a step minimises, and what it reports."""
+"""The loss that a step minimises, and the statistics that it reports."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,14 +13,15 @@ from prolu.sae.penalties import Penalty
 
 @dataclass(frozen=True)
 class Objective:
-    """loss = mean over batch and d_in of (x - x_hat)^2 + coeff * mean over batch of P + auxiliary.
+    """loss = mean over batch and d_in of (x - x_hat)^2 + coeff * mean over batch of P + auxiliary term.
 
-    The first is a mean over dimensions, P a sum over latents: both in normalised space.
+    The squared error is a mean over dimensions and P a sum over latents. Both are in normalised space.
     """
 
     nonlinearity: Nonlinearity
     penalty: Penalty
     coeff: float
+    """The coefficient of the penalty."""
     auxiliary: Auxiliary | None = None
 
     def pull_back(
@@ -31,39 +32,53 @@ class Objective:
         own: Parameters,
         batch: int,
     ) -> tuple[Pullback, Float[Tensor, ""]]:
-        """Reconstruction's gradient on latents, brought back to m and the parameters, the penalty's added.
+        """Return the loss's gradient with respect to m and the own parameters, and the sum of the penalty.
 
-        Entry by entry, on the support. Also the sum of the penalty over these entries.
+        Every entry is one (token, latent) pair on the support: of a whole matrix, or of a list of pairs.
+
+        Args:
+            upstream: the gradient of the reconstruction error with respect to the latents.
+            latents: the latents f.
+            m: their pre-activations.
+            own: the nonlinearity's own parameters, broadcast against m.
+            batch: the number of tokens of the whole batch, over which the penalty is a mean.
         """
-        per_token, code = self.coeff / batch, self.nonlinearity
-        seen = code.penalised(latents, m, own)
-        if seen is latents:
-            back = code.pullback(upstream + per_token * self.penalty.slope(latents), m, own)
+        per_token = self.coeff / batch
+        nonlinearity = self.nonlinearity
+        penalised = nonlinearity.penalised(latents, m, own)
+        if penalised is latents:
+            # The penalty's slope joins the gradient on the latent, and one pullback takes both back.
+            back = nonlinearity.pullback(upstream + per_token * self.penalty.slope(latents), m, own)
         else:
-            slope = torch.zeros_like(seen) + self.penalty.slope(seen)
-            back = code.pullback(upstream, m, own).plus(code.penalised_pullback(slope, m, own), per_token)
-        if (direct := self.penalty.pullback(code, m, own)) is not None:
+            # Another quantity is penalised (Gated's gate): it has a pullback of its own.
+            slope = torch.zeros_like(penalised) + self.penalty.slope(penalised)
+            of_penalty = nonlinearity.penalised_pullback(slope, m, own)
+            back = nonlinearity.pullback(upstream, m, own).plus(of_penalty, per_token)
+        # The L0 penalty has no slope in the latent; its gradient is that of the gate.
+        if (direct := self.penalty.pullback(nonlinearity, m, own)) is not None:
             back = back.plus(direct, per_token)
-        return back, self.penalty.value(seen).sum(-1).sum(dtype=torch.float64)
+        # Summed over a row first, then over rows in fp64: long fp32 sums would lose digits.
+        return back, self.penalty.value(penalised).sum(-1).sum(dtype=torch.float64)
 
 
 class StepStats(NamedTuple):
-    """What one step saw, before its update. Tensors, so that nothing waits for a device."""
+    """Statistics of one step's batch, from before the update. They are tensors, so that nothing waits for a device."""
 
     mse: Float[Tensor, ""]
-    """Mean over batch and d_in of (x - x_hat)^2, normalised space."""
+    """The mean over batch and d_in of (x - x_hat)^2, in normalised space."""
     penalty: Float[Tensor, ""]
-    """Mean over batch of P, without the coefficient."""
+    """The mean over the batch of P, without the coefficient."""
     auxiliary: Float[Tensor, ""]
-    """The auxiliary term, coefficient included; 0 without one."""
+    """The auxiliary term with its coefficient; 0 without such a term."""
     fired: Float[Tensor, " d_sae"]
-    """Tokens of the batch on which each latent was on (greater than 0)."""
+    """The number of tokens of the batch on which each latent was active (greater than 0)."""
     smallest: Float[Tensor, ""]
-    """The smallest latent that was on, where the nonlinearity selects; else 0."""
+    """The smallest active latent where the nonlinearity selects latents, else 0."""
 
 
-def smallest_on(code: Nonlinearity, values: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """What `StepStats.smallest` says."""
-    if code.selection is None:
-        return values.new_zeros(())
-    return values[values > 0].min() if (values > 0).any() else values.new_zeros(())
+def smallest_active(nonlinearity: Nonlinearity, latents: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """Return `StepStats.smallest`."""
+    if nonlinearity.selection is None:
+        return latents.new_zeros(())
+    active = latents[latents > 0]
+    return active.min() if len(active) else latents.new_zeros(())

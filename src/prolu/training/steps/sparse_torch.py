@@ -1,4 +1,8 @@
-"""The exactly sparse step in plain torch: a second reference, and the step where numba is missing."""
+"""The exactly sparse step in plain torch: a second reference, and the step where numba is missing.
+
+It finds the (token, latent) pairs on the support after one dense matmul, and works on these pairs only. Off the support
+every value and gradient is exactly zero, so nothing is approximated.
+"""
 
 from typing import NamedTuple
 
@@ -10,21 +14,22 @@ from prolu.runtime.mesh import ALONE, Mesh
 from prolu.sae.nonlinearities import Nonlinearity, Parameters, Pullback, on
 from prolu.sae.weights import Weights
 from prolu.training.steps.base import Step
-from prolu.training.steps.objective import Objective, StepStats, smallest_on
+from prolu.training.steps.objective import Objective, StepStats, smallest_active
 
 ROWS_PER_CHUNK = 1024
-"""Tokens per encoder matmul."""
+"""The number of tokens per encoder matmul, which bounds the memory of m."""
 
 
 class _Pairs(NamedTuple):
-    """Pairs that are on, or have a gradient, in order of token."""
+    """Pairs of token and latent on the support, in order of token."""
 
     token: Tensor
     latent: Tensor
     m: Tensor
+    """The pre-activation of each pair."""
 
     def own(self, weights: Weights) -> dict[str, Tensor]:
-        """The nonlinearity's parameters, pair by pair."""
+        """Return the nonlinearity's own parameters, pair by pair."""
         return {name: p[self.latent] for name, p in weights.own.items()}
 
 
@@ -32,6 +37,7 @@ class SparseTorchStep(Step):
     """The sparse step for SAEs of one shape."""
 
     def __init__(self, like: Weights, batch_size: int, mesh: Mesh = ALONE):
+        """Args: see `Steps`."""
         self.mesh = mesh
         self._m = like.encoder.new_empty(min(batch_size, ROWS_PER_CHUNK), like.d_sae)
         self._gradients = like.zeros_like()
@@ -39,51 +45,63 @@ class SparseTorchStep(Step):
     def gradients(
         self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
     ) -> tuple[Weights, StepStats]:
-        """Gradients with respect to every weight, and what was seen. The gradients are the buffers' own."""
-        code, grads, d_in = objective.nonlinearity, self._gradients, weights.d_in
-        batch = len(acts) * self.mesh.n_data
+        """Return gradients, in the step's own buffers, and statistics of the batch."""
+        nonlinearity = objective.nonlinearity
+        grads = self._gradients
         for tensor in grads.tensors():
             tensor.zero_()
+        batch = len(acts) * self.mesh.n_data
+        n_entries = batch * weights.d_in
+        scale = 2 / n_entries
         centred = acts - weights.b_dec
-        pairs = self._encode(centred, weights.encoder, weights.own, code)
+        pairs = self._encode(centred, weights.encoder, weights.own, nonlinearity)
         own = pairs.own(weights)
-        values = code.value(pairs.m, own)
+        values = nonlinearity.value(pairs.m, own)
         error = self._decoded(weights, pairs, values, len(acts)).add_(weights.b_dec).sub_(acts)
-        mse = error.square().sum(dtype=torch.float64) / (batch * d_in)
-        scale, auxiliary, m_sum = 2 / (batch * d_in), torch.zeros_like(mse), torch.zeros_like(grads.encoder[:, 0])
+        mse = error.square().sum(dtype=torch.float64) / n_entries
+        auxiliary = torch.zeros_like(mse)
+        m_sum = torch.zeros_like(grads.encoder[:, 0])
         if (term := objective.auxiliary) is not None:
-            others = self._dead_pairs(centred, weights, term.code, term.among) if term.of_dead else pairs
-            also = term.code.value(others.m, others.own(weights))
-            miss = self._decoded(weights, others, also, len(acts))
-            miss.sub_(-error if term.target == "residual" else centred)
-            auxiliary = term.coeff * miss.square().sum(dtype=torch.float64) / (batch * d_in)
-            miss *= scale * term.coeff
-            back = term.code.pullback(_products(weights, others, miss), others.m, others.own(weights))
-            m_sum += _spend_(grads, others, back, also if term.trains_decoder else None, centred, miss)
+            # Before `error` is scaled, because the residual x - x_hat is its target.
+            others = self._dead_pairs(centred, weights, term.nonlinearity, term.among) if term.of_dead else pairs
+            their_own = others.own(weights)
+            their_values = term.nonlinearity.value(others.m, their_own)
+            their_error = self._decoded(weights, others, their_values, len(acts))
+            their_error.sub_(-error if term.target == "residual" else centred)
+            auxiliary = term.coeff * their_error.square().sum(dtype=torch.float64) / n_entries
+            their_error *= scale * term.coeff
+            back = term.nonlinearity.pullback(_products(weights, others, their_error), others.m, their_own)
+            to_decoder = their_values if term.trains_decoder else None
+            m_sum += _add_gradients_(grads, others, back, to_decoder, centred, their_error)
         error *= scale
         back, penalty = objective.pull_back(_products(weights, pairs, error), values, pairs.m, own, batch)
-        m_sum += _spend_(grads, pairs, back, values, centred, error)
+        m_sum += _add_gradients_(grads, pairs, back, values, centred, error)
         grads.b_dec.copy_(error.sum(0) - self.mesh.sum_over_latents_(m_sum @ weights.encoder, "b_dec"))
-        off = len(acts) * weights.d_sae - len(values)
         fired = torch.bincount(pairs.latent, values > 0, weights.d_sae).to(values.dtype)
-        penalty = (penalty + off * objective.penalty.at_zero) / batch
-        return grads, StepStats(mse, penalty, auxiliary, fired, smallest_on(code, values))
+        # A penalty may be above 0 at f = 0 (Sqrt(L1) is): every kind of step reports the same loss.
+        n_inactive = len(acts) * weights.d_sae - len(values)
+        penalty = (penalty + n_inactive * objective.penalty.at_zero) / batch
+        return grads, StepStats(mse, penalty, auxiliary, fired, smallest_active(nonlinearity, values))
 
     def _decoded(self, weights: Weights, pairs: _Pairs, values: Tensor, n_tokens: int) -> Tensor:
-        """Sum of a token's values times decoder rows, without b_dec."""
+        """Return f W_dec of each token, without b_dec; on a mesh, of the latents of all ranks."""
         out = _weighted_sums(weights.decoder, pairs.latent, _starts(pairs.token, n_tokens), values)
         return self.mesh.sum_over_latents_(out, "reconstruction")
 
-    def _encode(self, centred: Tensor, encoder: Tensor, own: Parameters, code: Nonlinearity) -> _Pairs:
-        threshold, selection = code.threshold(own), code.selection
+    def _encode(self, centred: Tensor, encoder: Tensor, own: Parameters, nonlinearity: Nonlinearity) -> _Pairs:
+        """Return the pairs on the support, cut down to the nonlinearity's selection."""
+        threshold = nonlinearity.threshold(own)
+        selection = nonlinearity.selection
         found = []
         for start in range(0, len(centred), len(self._m)):
             chunk = centred[start : start + len(self._m)]
-            m = torch.mm(chunk, encoder.T, out=self._m.view(-1)[: len(chunk) * len(encoder)].view(len(chunk), -1))
+            # The encoder may hold some latents only, so the buffer is cut to a matrix of another width.
+            out = self._m.view(-1)[: len(chunk) * len(encoder)].view(len(chunk), -1)
+            m = torch.mm(chunk, encoder.T, out=out)
             if selection is None:
-                mask = m > threshold if threshold is not None else code.support(m, own)
+                mask = m > threshold if threshold is not None else nonlinearity.support(m, own)
             else:
-                mask = code.support(m, own) if selection.over_batch else on(code, m, own)
+                mask = nonlinearity.support(m, own) if selection.over_batch else on(nonlinearity, m, own)
             flat = mask.view(-1).nonzero().squeeze(1)
             token = torch.div(flat, len(encoder), rounding_mode="floor")
             found.append(_Pairs(token + start, flat - token * len(encoder), m.view(-1)[flat]))
@@ -92,34 +110,54 @@ class SparseTorchStep(Step):
             assert threshold is not None
             above = pairs.m - threshold[pairs.latent]
             kept = above.topk(min(selection.k * len(centred), len(above)), sorted=False).values
-            pairs = _Pairs(*(part[above >= kept.min()] for part in pairs)) if len(kept) else pairs
+            if len(kept):
+                # Ties at the bound share a place, as in every kind of step.
+                chosen = above >= kept.min()
+                pairs = _Pairs(*(part[chosen] for part in pairs))
         return pairs
 
-    def _dead_pairs(self, centred: Tensor, weights: Weights, code: Nonlinearity, among: Tensor | None) -> _Pairs:
-        """Pairs of some latents only; the others' rows of the encoder are not multiplied."""
+    def _dead_pairs(
+        self, centred: Tensor, weights: Weights, nonlinearity: Nonlinearity, among: Tensor | None
+    ) -> _Pairs:
+        """Return the pairs of some latents only; the other rows of the encoder are not multiplied."""
         latents = torch.arange(weights.d_sae) if among is None else among.nonzero().squeeze(1)
         own = {name: p[latents] for name, p in weights.own.items()}
-        pairs = self._encode(centred, weights.encoder[latents], own, code)
+        pairs = self._encode(centred, weights.encoder[latents], own, nonlinearity)
         return pairs._replace(latent=latents[pairs.latent])
 
 
 def _products(weights: Weights, pairs: _Pairs, error: Tensor) -> Tensor:
-    """The product of a token's error with the decoder row of each of its pairs."""
+    """Return the product of a token's error with the decoder row of each of its pairs."""
     starts = _starts(pairs.token, len(error))
+    # The gradient of an embedding bag in its per-sample weights is this product, and makes no [n_pairs, d_in] of rows.
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         error, weights.decoder, pairs.latent, starts, pairs.token, 0
     )
 
 
-def _spend_(
+def _add_gradients_(
     grads: Weights, pairs: _Pairs, back: Pullback, values: Tensor | None, centred: Tensor, error: Tensor
 ) -> Tensor:
-    """Adds the pairs' part of every gradient but b_dec's; without values, the decoder's is left alone.
+    """Add the pairs' part of every gradient except that of b_dec.
 
-    Returns the sum of the gradient on m, by latent.
+        dW_enc[j] += sum over pairs of j of dm * centred[token]
+        dW_dec[j] += sum over pairs of j of f * error[token]
+
+    Args:
+        grads: what is added to.
+        pairs: the pairs, in order of token.
+        back: the gradient on m and the own parameters, pair by pair.
+        values: the latents of the pairs; None if the decoder is not trained.
+        centred: x - b_dec of each token.
+        error: the scaled error of each token.
+
+    Returns:
+        The sum of the gradient on m over tokens, of each latent.
     """
+    # Stable, so that a latent's pairs stay in order of token and every sum has one order.
     order = torch.argsort(pairs.latent, stable=True)
-    starts, tokens = _starts(pairs.latent, len(grads.encoder)), pairs.token[order]
+    starts = _starts(pairs.latent, len(grads.encoder))
+    tokens = pairs.token[order]
     grads.encoder.add_(_weighted_sums(centred, tokens, starts, back.m[order]))
     if values is not None:
         grads.decoder.add_(_weighted_sums(error, tokens, starts, values[order]))
@@ -129,10 +167,11 @@ def _spend_(
 
 
 def _starts(keys: Tensor, n: int) -> Tensor:
-    """Where each key's pairs start once they are sorted by key."""
-    return torch.cumsum(torch.bincount(keys, minlength=n), 0) - torch.bincount(keys, minlength=n)
+    """Return where each of n keys' pairs start once they are sorted by key."""
+    counts = torch.bincount(keys, minlength=n)
+    return torch.cumsum(counts, 0) - counts
 
 
 def _weighted_sums(rows: Tensor, which: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
-    """Sum of weights[t] * rows[which[t]] over each run of pairs."""
+    """Return the sum of weights[t] * rows[which[t]] over each run of pairs."""
     return torch.nn.functional.embedding_bag(which, rows, starts, mode="sum", per_sample_weights=weights)
