@@ -5,7 +5,8 @@ from importlib.metadata import version
 from prolu.activations.harvesting import Harvest
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.packing import load_blocks
-from prolu.activations.store import ActivationStore, harvest
+from prolu.activations.store import ActivationStore
+from prolu.activations.store_writer import harvest
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.comparison.points import points

@@ -7,7 +7,7 @@ In the order of the data:
 - `token_blocks`: the blocks, in memory or in a folder.
 - `language_model`, `hooks`: a language model, and the places in it where activations are read.
 - `model_loading`: the weights and tokenizer of a language model, from a folder or the hub.
-- `harvesting`, `store`: activations of blocks, computed now or read from the disk.
+- `harvesting`, `store`, `store_writer`: activations of blocks, computed now, read from the disk or written there.
 - `stream`: shuffled batches, a pure function of a seed and an index.
 - `transfer`: activations copied to the device that trains.
 - `source`: the command-line options that describe a stream.

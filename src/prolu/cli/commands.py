@@ -21,15 +21,8 @@ from prolu.activations.source import (
     open_language_model,
     open_text,
 )
-from prolu.activations.store import (
-    STORE_FILE,
-    TOKENS_FOLDER,
-    HarvestRequest,
-    check_disk,
-    check_store_folder,
-    harvest,
-    store_bytes,
-)
+from prolu.activations.store import STORE_FILE, TOKENS_FOLDER
+from prolu.activations.store_writer import HarvestRequest, check_disk, check_store_folder, harvest, store_bytes
 from prolu.activations.token_blocks import holds_blocks
 from prolu.interop.sharing import check_push, deliver, fetch_checked, holds_same, pack, unpack
 from prolu.runtime.checks import at_least_1
