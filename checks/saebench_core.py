@@ -1,10 +1,11 @@
-"""SAEBench's core evaluation of our SAEs beside our own, on the same tokens: every figure, and whether we know why.
+"""Compare SAEBench's core evaluation of our SAEs with our own evaluation, on the same tokens.
 
     python checks/saebench_core.py [--json FILE]
 
-Trains three SAEs on the built-in model, makes `.venv-saebench` if it is not there, runs SAEBench's code there, and
-computes its figures once more with our model and SAEs by its definitions. Ends with one line; exit code 1 if one of its
-figures is another then. `docs/howto/saebench.md` says what the definitions are, and what stands in for the hub.
+This trains three SAEs on the built-in model, makes the environment `.venv-saebench` if it does not exist, runs
+SAEBench's code there, and computes SAEBench's figures a second time with our model and SAEs by SAEBench's definitions.
+The exit code is 1 if one of these differs from SAEBench's. `docs/howto/saebench.md` explains the definitions, and what
+takes the place of the hub.
 """
 
 import argparse
@@ -31,8 +32,10 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENT = ROOT / ".venv-saebench"
 PACKAGE = "sae-bench==0.6.0"
 TOLERANCE = 1e-5
-"""Relative: float32, another implementation of the language model, sums in another order."""
-N_BLOCKS, BATCH = 128, 16
+"""The largest relative difference that is allowed. Both sides compute in float32, with two implementations of the
+language model and with sums in different orders."""
+N_BLOCKS = 128
+BATCH = 16
 SHARED = {"d_sae": 512, "n_tokens": 300_000, "lr": 4e-3}
 RUNS = [
     prolu.RunConfig(nonlinearity="prolu_ste", coeff=0.006, **SHARED),
@@ -42,37 +45,39 @@ RUNS = [
 
 
 def environment() -> Path:
-    """The Python of an environment that holds SAEBench and this library; made once.
+    """Return the Python of an environment with SAEBench and this library, which is made once.
 
     Raises:
-        LookupError: it has to be made, and PyPI does not answer.
+        LookupError: It does not exist yet, and PyPI does not answer.
     """
-    python, made = ENVIRONMENT / "bin" / "python", ENVIRONMENT / "installed"
+    python = ENVIRONMENT / "bin" / "python"
+    made = ENVIRONMENT / "installed"
     if made.exists() and made.read_text() == PACKAGE:
         return python
     subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
-    pip, name = [python, "-m", "pip"], PACKAGE.partition("==")[0]
+    pip = [python, "-m", "pip"]
+    name = PACKAGE.partition("==")[0]
     asked = subprocess.run([*pip, "index", "versions", name, "--retries", "1"], capture_output=True, check=False)
     if asked.returncode != 0:
         raise LookupError(f"PyPI does not answer, and {ENVIRONMENT.name} is not made yet")
     constraints = ["--constraint", ROOT / "constraints.txt"]
     subprocess.run([*pip, "install", "--quiet", *constraints, PACKAGE, "--editable", ROOT], check=True, timeout=1800)
-    # A build for another torch comes along; importing transformers then fails.
+    # torchvision comes along in a build for another torch, with which transformers cannot be imported.
     subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchvision"], check=True)
     made.write_text(PACKAGE)
     return python
 
 
 def stand_ins(work: Path, tokens) -> None:
-    """What SAEBench's code finds in place of the hub: our model as `gpt2`, our token blocks as the dataset `tokens`."""
+    """Write what SAEBench's code finds in place of the hub: our model as `gpt2`, our blocks as the dataset `tokens`."""
     shutil.copytree(MODEL_DIR, work / "gpt2")
     config = work / "gpt2" / "config.json"
     facts = json.loads(config.read_text())
-    # The hub's GPT-2 has it too, and TransformerLens reads the context from it.
+    # n_ctx is in the config of the hub's GPT-2 too, and TransformerLens reads the context length from it.
     config.write_text(json.dumps(facts | {"n_ctx": facts["n_positions"]}))
     (work / "tokens").mkdir()
     pq.write_table(pa.table({"tokens": [row.tolist() for row in tokens]}), work / "tokens" / "train.parquet")
-    # SAELens asks the hub by which tokenizer a dataset of tokens was made: this is the hub's cache.
+    # SAELens asks the hub which tokenizer made a dataset of tokens. It finds the answer here, in the hub's cache.
     cached = work / "hf" / "hub" / "datasets--tokens"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("0" * 40)
@@ -81,9 +86,10 @@ def stand_ins(work: Path, tokens) -> None:
 
 
 def theirs(work: Path, folders: list[Path]) -> dict:
-    """What SAEBench says."""
+    """Return SAEBench's figures of the SAEs in these folders."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(work / "hf"), "WANDB_MODE": "disabled"}
-    script, answers = ROOT / "tests" / "support" / "saebench_reference.py", work / "answers.json"
+    script = ROOT / "tests" / "support" / "saebench_reference.py"
+    answers = work / "answers.json"
     command = [environment(), script, str(BATCH), str(N_BLOCKS // BATCH), answers, *folders]
     subprocess.run(command, cwd=work, check=True, timeout=1200, env=os.environ | offline)
     return json.loads(answers.read_text())
@@ -91,11 +97,14 @@ def theirs(work: Path, folders: list[Path]) -> dict:
 
 @torch.no_grad()
 def by_their_definitions(sae: SAEBenchSAE, lm: prolu.LanguageModel, tokens: torch.Tensor) -> dict[str, float]:
-    """Their figures, from our model, our SAE and their formulas."""
-    losses, errors, codes, batches = {}, [], [], []
+    """Return SAEBench's figures, computed from our model and our SAE by SAEBench's formulas."""
+    losses = {}
+    errors = []
+    codes = []
+    batches = []
     for part in tokens.split(BATCH):
-        kept = part != lm.bos  # theirs also leave out EOS and padding, which are the same token here
-        x = lm._read(part, [lm._site])[0]  # as the model has it, mean and all
+        kept = part != lm.bos  # SAEBench leaves out EOS and padding too, which are the same token here
+        x = lm._read(part, [lm._site])[0]  # not centred
         f = sae.encode(x)
         out = sae.decode(f)
         clean = lm.logits(part).log_softmax(-1)
@@ -105,14 +114,18 @@ def by_their_definitions(sae: SAEBenchSAE, lm: prolu.LanguageModel, tokens: torc
             losses.setdefault(f"kl_div_with_{name}", []).append(divergence[kept])
             losses.setdefault(f"ce_loss_with_{name}", []).append(_ce(spliced, part)[kept[:, :-1]])
         losses.setdefault("ce_loss_without_sae", []).append(_ce(clean, part)[kept[:, :-1]])
-        x, out, f = x[kept], out[kept], f[kept]
-        error, norms, out_norms = (x - out).square().sum(-1), x.norm(dim=-1), out.norm(dim=-1)
+        x = x[kept]
+        out = out[kept]
+        f = f[kept]
+        error = (x - out).square().sum(-1)
+        norms = x.norm(dim=-1)
+        out_norms = out.norm(dim=-1)
         product = (x * out).sum(-1)
         codes.append(torch.stack([(f > 0).float(), f.double()]).sum(1))
         errors.append({
             "l0": (f != 0).sum(-1), "l1": f.sum(-1), "l2_norm_in": norms, "l2_norm_out": out_norms,
             "l2_ratio": out_norms / norms, "cossim": product / norms / out_norms,
-            "mse": error / len(x),  # the mean over tokens follows: their number is divided by it twice
+            "mse": error / len(x),  # the mean over tokens follows below, so SAEBench divides by their number twice
             "explained_variance_legacy": 1 - error / (x - x.mean(0)).square().sum(-1),
         })  # fmt: skip
         batches.append([(out_norms.square().mean() / product.mean()), x.square().sum(-1).mean(), error.mean()])
@@ -125,7 +138,7 @@ def by_their_definitions(sae: SAEBenchSAE, lm: prolu.LanguageModel, tokens: torc
         "ce_loss_score": (mean["ce_loss_with_ablation"] - mean["ce_loss_with_sae"])
         / (mean["ce_loss_with_ablation"] - mean["ce_loss_without_sae"]),
         "relative_reconstruction_bias": bias,
-        # Not the variance: E |x|^2 - (E |x|^2 / d)^2.
+        # SAEBench's denominator is E |x|^2 - (E |x|^2 / d)^2, which is not the variance.
         "explained_variance": 1 - residual / (square - (square / lm.d_in) ** 2),
         "frac_alive": (density > 0).double().mean().item(),
         "freq_over_1_percent": (density > 0.01).double().mean().item(),
@@ -142,11 +155,11 @@ NEAREST = {
     "ce_loss_score": "recovered", "kl_div_with_sae": "kl", "l1": "l1", "mse": "mse", "l2_ratio": "norm_ratio",
     "relative_reconstruction_bias": "relative_bias",
 }  # fmt: skip
-"""The figure of ours that stands nearest to one of theirs."""
+"""The figure of ours that is nearest to each of SAEBench's."""
 
 
 def ours_beside(evaluated: dict[str, float]) -> dict[str, float]:
-    """What `prolu eval` says, by their names."""
+    """Return our own figures by SAEBench's names."""
     found = {theirs: evaluated[ours] for theirs, ours in NEAREST.items()}
     return found | {"explained_variance": 1 - evaluated["fvu"], "frac_alive": 1 - evaluated["dead_fraction"]}
 
@@ -155,11 +168,12 @@ def ours_beside(evaluated: dict[str, float]) -> dict[str, float]:
 def variance_steps(
     sae: SAEBenchSAE, lm: prolu.LanguageModel, tokens: torch.Tensor, evaluated: dict
 ) -> dict[str, float]:
-    """The explained variance on its way from our definition to theirs, one change at a time."""
+    """Return the explained variance by our definition, then with one change after the other up to SAEBench's."""
     x = lm._read(tokens, [lm._site])[0]
     kept = tokens != lm.bos
     error = (x - sae(x))[kept].double().square().sum(-1).mean()
-    square, middle = x[kept].double().square().sum(-1).mean(), x[kept].double().mean(0).square().sum()
+    square = x[kept].double().square().sum(-1).mean()
+    middle = x[kept].double().mean(0).square().sum()
     return {
         "ours, where the SAE works": 1 - evaluated["fvu"],
         "in the model's own scale": 1 - evaluated["fvu_raw"],
@@ -169,7 +183,7 @@ def variance_steps(
 
 
 def compare(work: Path) -> dict:
-    """All figures of all runs, three ways."""
+    """Return all figures of all runs: ours, SAEBench's, and SAEBench's by its definitions."""
     lm = prolu.LanguageModel("builtin", HOOK)
     blocks = prolu.load_blocks("builtin", lm.tokenizer, ctx=128, max_train_tokens=500_000)
     stream = prolu.ActivationStream(lm, blocks, 512)
@@ -181,8 +195,10 @@ def compare(work: Path) -> dict:
     said = theirs(work, [run.folder for run in study.runs])
     found = {"versions": said["versions"], "n_tokens": tokens.numel(), "runs": {}}
     for run in study.runs:
-        evaluated, sae = prolu.evaluate(run.load(), held_out), SAEBenchSAE.load(run.folder, "gpt2")
-        ours, named = ours_beside(evaluated), said["runs"][run.folder.name]
+        evaluated = prolu.evaluate(run.load(), held_out)
+        sae = SAEBenchSAE.load(run.folder, "gpt2")
+        ours = ours_beside(evaluated)
+        named = said["runs"][run.folder.name]
         figures = {
             figure: {"prolu": ours.get(figure), "by_definition": value, "saebench": named[figure]}
             for figure, value in by_their_definitions(sae, lm, tokens).items()
@@ -193,13 +209,13 @@ def compare(work: Path) -> dict:
 
 
 def unexplained(found: dict) -> float:
-    """The largest relative difference between a figure of theirs and ours by the same definition."""
+    """Return the largest relative difference between a figure of SAEBench's and ours by the same definition."""
     figures = [figure for run in found["runs"].values() for figure in run["figures"].values()]
     return max(abs(figure["by_definition"] / figure["saebench"] - 1) for figure in figures)
 
 
 def main() -> int:
-    """Prints a table a run, and one line."""
+    """Print a table for each run, and a summary; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     request = parser.parse_args()
@@ -214,10 +230,12 @@ def main() -> int:
             print(f"  explained variance, {step}: {value:.5f}")
     if request.json:
         request.json.write_text(json.dumps(found, indent=1) + "\n")
-    worst, n = unexplained(found), sum(len(run["figures"]) for run in found["runs"].values())
+    worst = unexplained(found)
+    n = sum(len(run["figures"]) for run in found["runs"].values())
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     print(
-        f"saebench: {len(found['runs'])} SAEs, {n} figures, {worst:.1g} at most apart by its definitions ({versions})"
+        f"saebench: {len(found['runs'])} SAEs, {n} figures, at most {worst:.1g} from ours by SAEBench's definitions "
+        f"({versions})"
     )
     return int(worst > TOLERANCE)
 
