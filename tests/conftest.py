@@ -10,8 +10,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from prolu import LanguageModel, load_blocks
 from support.models import SHAPES, write_model, write_stories, write_tokenizer
+from support.sweeps import HOOK, stream_over
 
 THREADS = 1
 """Most tensors here are tiny: two threads would wait for each other longer than they compute. Tests of training steps
@@ -54,31 +57,29 @@ def stories_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_lm(tiny_lm_folder):
-    from prolu import LanguageModel
+    return LanguageModel(tiny_lm_folder, HOOK)
 
-    return LanguageModel(tiny_lm_folder, "blocks.1.hook_resid_pre")
+
+@pytest.fixture(scope="session")
+def many_passes_lm(tiny_lm_folder):
+    """The same model, which takes so few tokens at once that a window needs several passes."""
+    return LanguageModel(tiny_lm_folder, HOOK, batch_tokens=256)
 
 
 @pytest.fixture(scope="session")
 def tiny_blocks(tiny_lm, stories_file):
-    from prolu import load_blocks
-
     return load_blocks(str(stories_file), tiny_lm.tokenizer, ctx=32)
 
 
 @pytest.fixture
 def tiny_stream(tiny_lm, tiny_blocks):
-    from prolu import ActivationStream
-
-    return ActivationStream(tiny_lm, tiny_blocks, batch_size=64, seed=3, window_tokens=2048)
+    return stream_over(tiny_lm, tiny_blocks)
 
 
 @pytest.fixture(scope="module", params=sorted(SHAPES))
 def family_folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(1)
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     config = AutoConfig.for_model(request.param, **SHAPES[request.param])
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     write_tokenizer(folder)

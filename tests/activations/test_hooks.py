@@ -11,11 +11,12 @@ import pytest
 from prolu import ActivationStore, ActivationStream, Harvest, LanguageModel, RunConfig, grid, harvest, run_sweeps
 from prolu import run_sweep as run_one
 from prolu.cli.entry_point import main
-from prolu.runtime.files import before_operation
 from prolu.studies.checkpoints import read_checkpoint
 from prolu.studies.recipes import BUILTIN, RECIPES, Recipe
 from prolu.studies.sweep import SweepFailedError
-from support.interruptions import contents
+from support.commands import text_flags
+from support.interruptions import PowerCutError, before_disk_operations, dies_at_step
+from support.sweeps import contents
 
 HOOKS = ("blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out", "transformer.h.0.mlp.c_fc.output")
 """The last one's width is four times that of the others."""
@@ -35,8 +36,8 @@ def runs_at(d_in):
 
 
 @pytest.fixture(scope="module")
-def lm(tiny_lm_folder):
-    return LanguageModel(tiny_lm_folder, HOOKS[0], batch_tokens=256)
+def lm(many_passes_lm):
+    return many_passes_lm
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_each_hooks_study_is_the_study_at_that_hook_alone(wanted, streams, tmp_p
     assert contents(tmp_path / "a") == wanted
 
 
-def test_every_window_and_every_candidate_is_harvested_once_for_all_hooks(streams, lm, tmp_path, monkeypatch):
+def test_every_window_and_every_candidate_is_harvested_once_for_all_hooks(streams, tmp_path, monkeypatch):
     asked = []
     plain = LanguageModel.activations_at
     monkeypatch.setattr(LanguageModel, "activations_at", lambda *a: asked.append(a[1]) or plain(*a))
@@ -85,10 +86,6 @@ def test_from_one_store(wanted, lm, tiny_blocks, tmp_path):
     assert ActivationStore(tmp_path / "s").verify() == []
 
 
-class DeathError(Exception):
-    pass
-
-
 def die_at(operation, hook, step):
     """Before that operation of that hook's checkpoint of that step."""
     seen = {"checkpoints": 0, "operations": -1}
@@ -97,7 +94,7 @@ def die_at(operation, hook, step):
         seen["checkpoints"] += name == "unlink" and path.name == ".partial" and hook in path.parts
         seen["operations"] += seen["checkpoints"] >= step
         if seen["operations"] == operation:
-            raise DeathError
+            raise PowerCutError
 
     return observe
 
@@ -108,12 +105,8 @@ def die_at(operation, hook, step):
 def test_a_sweep_that_dies_within_or_between_the_hooks_checkpoints_goes_on(
     wanted, streams, tmp_path, hook, operation, step
 ):
-    before_operation.append(die_at(operation, HOOKS[hook], step))
-    try:
-        with pytest.raises(DeathError):
-            run_sweeps(runs_at, streams, tmp_path / "a", checkpoint_seconds=0.0, **SETTINGS)
-    finally:
-        before_operation.clear()
+    with before_disk_operations(die_at(operation, HOOKS[hook], step)), pytest.raises(PowerCutError):
+        run_sweeps(runs_at, streams, tmp_path / "a", checkpoint_seconds=0.0, **SETTINGS)
     steps = [read_checkpoint(tmp_path / "a" / name).step for name in HOOKS]
     assert steps == sorted(steps, reverse=True)
     assert operation > 0 or steps == [step] * hook + [step - 1] * (3 - hook)
@@ -121,18 +114,8 @@ def test_a_sweep_that_dies_within_or_between_the_hooks_checkpoints_goes_on(
     assert contents(tmp_path / "a") == wanted
 
 
-def test_a_hook_that_lost_its_checkpoints_starts_anew_beside_the_others(wanted, streams, tmp_path, monkeypatch):
-    plain = ActivationStream.__getitem__
-
-    def failing(self, index):
-        if index == 30:
-            raise KeyError("power cut")
-        return plain(self, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ActivationStream, "__getitem__", failing)
-        with pytest.raises(KeyError):
-            run_sweeps(runs_at, streams, tmp_path / "a", checkpoint_seconds=0.0, **SETTINGS)
+def test_a_hook_that_lost_its_checkpoints_starts_anew_beside_the_others(wanted, streams, tmp_path):
+    dies_at_step(30, lambda: run_sweeps(runs_at, streams, tmp_path / "a", checkpoint_seconds=0.0, **SETTINGS))
     shutil.rmtree(tmp_path / "a" / HOOKS[1] / "checkpoints")
     run_sweeps(runs_at, streams, tmp_path / "a", **SETTINGS)
     assert contents(tmp_path / "a") == wanted
@@ -143,12 +126,8 @@ def test_a_signal_saves_at_every_hook(wanted, streams, tmp_path):
         if name == "rename" and path.name == "step-000000000007" and HOOKS[1] in path.parts:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    before_operation.append(interrupt)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run_sweeps(runs_at, streams, tmp_path / "a", checkpoint_seconds=0.0, **SETTINGS)
-    finally:
-        before_operation.clear()
+    with before_disk_operations(interrupt), pytest.raises(KeyboardInterrupt):
+        run_sweeps(runs_at, streams, tmp_path / "a", checkpoint_seconds=0.0, **SETTINGS)
     assert [read_checkpoint(tmp_path / "a" / hook).step for hook in HOOKS] == [8, 8, 8]
     run_sweeps(runs_at, streams, tmp_path / "a", **SETTINGS)
     assert contents(tmp_path / "a") == wanted
@@ -201,8 +180,8 @@ def test_wrong_requests_write_nothing(streams, lm, tiny_blocks, tmp_path):
 def command(tiny_lm_folder, stories_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(RECIPES, "demo", Recipe(runs_at, batch_size=64, n_tokens=2560, source=BUILTIN))
-    source = ["--lm", str(tiny_lm_folder), "--data", str(stories_file), "--ctx", "32", "--eval-tokens", "320"]
-    return ["sweep", "demo", *source, "--batch-size", "64", "--hook", *HOOKS[:2], "--out", "a"]
+    size = {"eval_tokens": 320, "batch_size": 64}
+    return ["sweep", "demo", *text_flags(tiny_lm_folder, stories_file, hook=HOOKS[:2], **size, out="a")]
 
 
 def test_from_the_command_line(command, tmp_path, capsys):

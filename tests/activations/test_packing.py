@@ -9,11 +9,12 @@ import pytest
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
 from prolu import load_blocks
+from prolu.activations import packing
 from prolu.activations.builtin import stdlib_documents
 from prolu.activations.packing import is_held_out, read_documents
 from prolu.activations.text_rows import Rows
 from prolu.activations.token_blocks import copy_blocks, read_blocks
-from prolu.runtime.files import before_operation
+from support.interruptions import dies_at_disk_operation, disk_operations
 
 
 def documents_of(source):
@@ -308,24 +309,15 @@ def test_blocks_in_a_folder_are_those_in_memory(tokenizer, stories_file, tmp_pat
 def test_reading_that_dies_anywhere_goes_on_to_the_same_bytes(
     tokenizer, stories_file, pretokenised, tmp_path, monkeypatch, column
 ):
-    monkeypatch.setattr("prolu.activations.packing.TOKENS_BETWEEN_SAVES", 2000)
-    monkeypatch.setattr("prolu.activations.packing.DOCUMENTS_PER_CALL", 16)
+    monkeypatch.setattr(packing, "TOKENS_BETWEEN_SAVES", 2000)
+    monkeypatch.setattr(packing, "DOCUMENTS_PER_CALL", 16)
     source = stories_file if column == "text" else pretokenised[0]
     request_ = {"text_column": column, "split": "train[:50%]", "eval_split": "train[70%:]"}
     whole = on_disk(source, tokenizer, tmp_path / "whole", **request_)
-    operations = []
-    before_operation.append(lambda *what: operations.append(what))
-    on_disk(source, tokenizer, tmp_path / "counted", **request_)
-    before_operation.clear()
-    assert len(operations) > 15
-    for at in range(len(operations)):
-        left = iter(range(at))
-        before_operation.append(lambda *_, left=left: next(left))
-        try:
-            with pytest.raises((StopIteration, RuntimeError)):
-                on_disk(source, tokenizer, tmp_path / "killed", **request_)
-        finally:
-            before_operation.clear()
+    n_operations = len(disk_operations(lambda: on_disk(source, tokenizer, tmp_path / "counted", **request_)))
+    assert n_operations > 15
+    for at in range(n_operations):
+        dies_at_disk_operation(at, lambda: on_disk(source, tokenizer, tmp_path / "killed", **request_))
         assert on_disk(source, tokenizer, tmp_path / "killed", **request_).digest() == whole.digest()
         for name in ("blocks.json", "train.bin", "held_out.bin", "documents.bin"):
             assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), (at, name)

@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from prolu import ActivationStore, ActivationStream, LanguageModel, RunConfig, grid, harvest, load_blocks, run_sweep
+from prolu import ActivationStore, ActivationStream, LanguageModel, RunConfig, grid, harvest, load_blocks
 from prolu.activations.harvesting import Harvest
 from prolu.cli.entry_point import main
-from prolu.runtime.files import before_operation
+from support.commands import flags, text_flags
+from support.interruptions import dies_at_disk_operation, disk_operations
+from support.sweeps import contents, sweep
 
 HOOKS = ("blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out", "blocks.2.hook_resid_post")
 WINDOW = 1024
 
 
 @pytest.fixture(scope="module")
-def lm(tiny_lm_folder):
-    return LanguageModel(tiny_lm_folder, HOOKS[0], batch_tokens=256)
+def lm(many_passes_lm):
+    return many_passes_lm
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16", "fp16"])
@@ -29,7 +31,7 @@ def store(request, lm, tiny_blocks, tmp_path_factory):
     return harvest(lm, tiny_blocks, out, hooks=HOOKS, dtype=request.param, shard_tokens=1000, progress=False)
 
 
-def same(a, b):
+def same_batch(a, b):
     return torch.equal(a.acts, b.acts) and torch.equal(a.raw_norm, b.raw_norm)
 
 
@@ -42,10 +44,10 @@ def test_batches_from_a_store_are_the_live_ones_to_the_bit(store, lm, tiny_block
     assert live.describe() == kept.describe() | {"data": live.describe()["data"]}
     n = live.batches_per_epoch
     for i in (0, 1, n - 1, n, 2 * n - 1, 5):
-        assert same(live[i], kept[i])
+        assert same_batch(live[i], kept[i])
     fresh = [list(stream.fresh(2000, "resample", 7)) for stream in (live, kept)]
     assert len(fresh[0]) == len(fresh[1]) > 1
-    assert all(same(a, b) for a, b in zip(*fresh, strict=True))
+    assert all(same_batch(a, b) for a, b in zip(*fresh, strict=True))
 
 
 def test_a_sweep_over_a_store_is_the_live_one_to_the_bit(store, lm, tiny_blocks, tmp_path):
@@ -55,12 +57,9 @@ def test_a_sweep_over_a_store_is_the_live_one_to_the_bit(store, lm, tiny_blocks,
         "kept": ActivationStream(lm, store.blocks(), 64, source=store),
     }
     for name, stream in streams.items():
-        run_sweep(runs, stream, tmp_path / name, eval_tokens=320, progress=False)
-    files = sorted(p.relative_to(tmp_path / "live") for p in (tmp_path / "live").rglob("*") if p.is_file())
-    assert len(files) > 8
-    for file in files:
-        if file.name not in ("log.jsonl", ".lock"):
-            assert (tmp_path / "live" / file).read_bytes() == (tmp_path / "kept" / file).read_bytes(), file
+        sweep(runs, stream, tmp_path / name)
+    assert len(contents(tmp_path / "live")) > 8
+    assert contents(tmp_path / "kept") == contents(tmp_path / "live")
 
 
 def test_a_sweep_over_a_store_leaves_the_language_model_alone(store, lm, monkeypatch):
@@ -104,51 +103,20 @@ def test_streams_at_several_hooks_share_one_pass(lm, tiny_blocks, monkeypatch):
     batches = [[stream[i] for stream in streams] for i in (0, 1, 15, 16)]
     assert len(n) == 2 * WINDOW // 256
     for i, row in zip((0, 1, 15, 16), batches, strict=True):
-        assert all(same(batch, stream[i]) for batch, stream in zip(row, alone, strict=True))
+        assert all(same_batch(batch, stream[i]) for batch, stream in zip(row, alone, strict=True))
 
 
-class DeathError(Exception):
-    pass
-
-
-def test_a_harvest_that_dies_anywhere_ends_byte_identical(lm, tiny_blocks, tmp_path):
-    arguments = {"hooks": HOOKS[:2], "dtype": "bf16", "shard_tokens": 2500, "progress": False}
-    harvest(lm, tiny_blocks, tmp_path / "whole", **arguments)
-    operations = []
-    before_operation.append(lambda *what: operations.append(what))
-    try:
-        harvest(lm, tiny_blocks, tmp_path / "counted", **arguments)
-    finally:
-        before_operation.clear()
-    assert len(operations) > 40
-
-    def die(at):
-        left = at
-
-        def observe(*_):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise DeathError
-
-        return observe
-
-    for at in range(0, len(operations), 3):
-        before_operation.append(die(at))
-        try:
-            with pytest.raises(DeathError):
-                harvest(lm, tiny_blocks, tmp_path / "killed", **arguments)
-        finally:
-            before_operation.clear()
-        harvest(lm, tiny_blocks, tmp_path / "killed", **arguments)
+def test_a_harvest_that_dies_anywhere_ends_byte_identical(lm, stories_file, tmp_path):
+    blocks = load_blocks(str(stories_file), lm.tokenizer, ctx=32, max_train_tokens=6000)
+    arguments = {"hooks": HOOKS[:2], "dtype": "bf16", "shard_tokens": 500, "progress": False}
+    harvest(lm, blocks, tmp_path / "whole", **arguments)
+    n_operations = len(disk_operations(lambda: harvest(lm, blocks, tmp_path / "counted", **arguments)))
+    assert n_operations > 40
+    for at in range(0, n_operations, 3):
+        dies_at_disk_operation(at, lambda: harvest(lm, blocks, tmp_path / "killed", **arguments))
+        harvest(lm, blocks, tmp_path / "killed", **arguments)
         assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
         shutil.rmtree(tmp_path / "killed")
-
-
-def contents(folder):
-    return {
-        p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name[0] != "."
-    }
 
 
 def test_going_on_does_not_harvest_again(lm, tiny_blocks, tmp_path, monkeypatch):
@@ -267,8 +235,8 @@ def test_only_blocks_of_the_window_to_come_are_announced(small, monkeypatch):
 
 
 def test_harvest_and_train_from_the_command_line(tiny_lm_folder, stories_file, tmp_path, capsys):
-    source = ["--lm", str(tiny_lm_folder), "--data", str(stories_file), "--ctx", "32"]
-    store = ["harvest", *source, "--hook", *HOOKS[:2], "--n-tokens", "5000", "--dtype", "fp32", "--out"]
+    size = {"hook": HOOKS[:2], "n_tokens": 5000, "dtype": "fp32"}
+    store = ["harvest", *text_flags(tiny_lm_folder, stories_file, **size), "--out"]
     assert main([*store, str(tmp_path / "s"), "--dry-run", "--json"]) == 0
     cost = json.loads(capsys.readouterr().out)
     assert cost["disk"] == 5000 * (2 * 16 * 4 + 4)
@@ -276,11 +244,10 @@ def test_harvest_and_train_from_the_command_line(tiny_lm_folder, stories_file, t
     assert not (tmp_path / "s").exists()
     assert main([*store, str(tmp_path / "s")]) == 0
     assert main([*store, str(tmp_path / "s")]) == 0  # again: nothing to do
-    train = ["train", "--d-sae", "40", "--n-tokens", "3840", "--batch-size", "64", "--eval-tokens", "640", "--out"]
-    hook = ["--hook", HOOKS[1]]
-    tokens = ["--data", str(tmp_path / "s/tokens")]
-    assert main([*train, str(tmp_path / "kept"), *hook, "--store", str(tmp_path / "s")]) == 0
-    assert main([*train, str(tmp_path / "live"), *hook, *source[:2], *tokens, *source[4:]]) == 0
+    train = ["train", *flags(d_sae=40, n_tokens=3840, batch_size=64, eval_tokens=640), "--out"]
+    assert main([*train, str(tmp_path / "kept"), "--hook", HOOKS[1], "--store", str(tmp_path / "s")]) == 0
+    live = text_flags(tiny_lm_folder, tmp_path / "s/tokens", hook=HOOKS[1])
+    assert main([*train, str(tmp_path / "live"), *live]) == 0
     kept, live = ((tmp_path / name / "results.jsonl").read_bytes() for name in ("kept", "live"))
     assert kept == live
     capsys.readouterr()

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import prolu.studies.sweep
-from prolu import ActivationStream, RunConfig, Trainer, grid, run_sweep
+from prolu import RunConfig, Trainer, grid
 from prolu.cli.entry_point import main
-from prolu.runtime.files import before_operation, owned
+from prolu.runtime.files import owned
+from prolu.studies import checkpoints
 from prolu.studies.checkpoints import Clock, RunState, read_checkpoint, write_checkpoint
-from support.interruptions import contents, stop_at
+from prolu.studies.sweep import SweepFailedError
+from support.commands import text_flags
+from support.interruptions import PowerCutError, before_disk_operations, dies_at_step, end_of, in_a_process, wait_for
+from support.sweeps import contents, stream_over, sweep
 
 BASE = RunConfig(
     d_sae=40, n_tokens=2560, coeff=0.03, lr=0.02,
@@ -26,27 +29,25 @@ BASE = RunConfig(
 RUNS = grid(BASE, nonlinearity=["relu", "prolu_ste"], step=["dense"]) + grid(BASE, penalty=["sqrt_l1"], step=["sparse"])
 
 
-def sweep(stream, out, runs=RUNS, seconds=0.0):
-    return run_sweep(runs, stream, out, eval_tokens=320, checkpoint_seconds=seconds, progress=False)
+def train(stream, out, runs=RUNS, seconds=0.0, **settings):
+    """A sweep that leaves a checkpoint after every step, unless told how often."""
+    return sweep(runs, stream, out, checkpoint_seconds=seconds, **settings)
 
 
 @pytest.fixture(scope="module")
 def wanted(tiny_lm, tiny_blocks, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "a"
-    sweep(ActivationStream(tiny_lm, tiny_blocks, 64, 3, 2048), out, seconds=1e9)
+    train(stream_over(tiny_lm, tiny_blocks), out, seconds=1e9)
     return contents(out)
 
 
 @pytest.mark.parametrize("step", [1, 7, 20, 21, 39])
-def test_a_sweep_that_died_goes_on_to_the_same_bits(wanted, tiny_stream, tmp_path, monkeypatch, step):
-    with monkeypatch.context() as patch:
-        stop_at(step, patch)
-        with pytest.raises(KeyError):
-            sweep(tiny_stream, tmp_path / "a")
+def test_a_sweep_that_died_goes_on_to_the_same_bits(wanted, tiny_stream, tmp_path, step):
+    dies_at_step(step, lambda: train(tiny_stream, tmp_path / "a"))
     found = read_checkpoint(tmp_path / "a")
     assert (found.step, len(found.runs), found.complaints) == (step, 3, [])
     assert len(list((tmp_path / "a" / "checkpoints").iterdir())) == min(2, step)
-    sweep(tiny_stream, tmp_path / "a")
+    train(tiny_stream, tmp_path / "a")
     assert contents(tmp_path / "a") == wanted
     log = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if line["event"] == "resumed"] == [step]
@@ -75,25 +76,19 @@ def tear(file):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_falls_back_on_the_one_before(wanted, tiny_stream, tmp_path, monkeypatch, caplog, damage):
-    with monkeypatch.context() as patch:
-        stop_at(9, patch)
-        with pytest.raises(KeyError):
-            sweep(tiny_stream, tmp_path / "a")
+def test_a_damaged_checkpoint_falls_back_on_the_one_before(wanted, tiny_stream, tmp_path, caplog, damage):
+    dies_at_step(9, lambda: train(tiny_stream, tmp_path / "a"))
     DAMAGES[damage](tmp_path / "a" / "checkpoints" / "step-000000000009")
-    sweep(tiny_stream, tmp_path / "a", seconds=1e9)
+    train(tiny_stream, tmp_path / "a", seconds=1e9)
     assert re.search("step-000000000009 is damaged .* the one before is used", caplog.text)
     assert contents(tmp_path / "a") == wanted
 
 
-def test_if_all_are_damaged_it_starts_anew_and_says_so(wanted, tiny_stream, tmp_path, monkeypatch, caplog):
-    with monkeypatch.context() as patch:
-        stop_at(9, patch)
-        with pytest.raises(KeyError):
-            sweep(tiny_stream, tmp_path / "a")
+def test_if_all_are_damaged_it_starts_anew_and_says_so(wanted, tiny_stream, tmp_path, caplog):
+    dies_at_step(9, lambda: train(tiny_stream, tmp_path / "a"))
     for place in (tmp_path / "a" / "checkpoints").iterdir():
         tear(place / "checkpoint.json")
-    sweep(tiny_stream, tmp_path / "a")
+    train(tiny_stream, tmp_path / "a")
     assert caplog.text.count("training starts anew") == 2
     assert contents(tmp_path / "a") == wanted
 
@@ -103,11 +98,8 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(wanted, tiny_stream, tm
         if name == "write" and "checkpoints" in path.parts:
             raise OSError(28, "No space left on device")
 
-    before_operation.append(full)
-    try:
-        sweep(tiny_stream, tmp_path / "a")
-    finally:
-        before_operation.remove(full)
+    with before_disk_operations(full):
+        train(tiny_stream, tmp_path / "a")
     assert "no checkpoint at step 1 (No space left on device); training goes on" in caplog.text
     assert contents(tmp_path / "a") == wanted
 
@@ -122,31 +114,20 @@ sys.exit(main(sys.argv[2:]))
 
 
 def test_a_disk_that_takes_no_more_fails_in_a_sentence_and_loses_nothing(tiny_lm_folder, stories_file, tmp_path):
-    flags = ["--lm", tiny_lm_folder, "--data", stories_file, "--hook", "blocks.1.hook_resid_pre", "--ctx", "32"]
-    flags += [
-        "--d-sae",
-        "400",
-        "--n-tokens",
-        "2560",
-        "--batch-size",
-        "64",
-        "--eval-tokens",
-        "320",
-        "--out",
-        tmp_path / "a",
-    ]
-    command = [sys.executable, "-c", LIMITED, "30000", "train", *flags]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    size = {"d_sae": 400, "n_tokens": 2560, "batch_size": 64, "eval_tokens": 320}
+    request = ["train", *text_flags(tiny_lm_folder, stories_file, **size, out=tmp_path / "a")]
+    command = [sys.executable, "-c", LIMITED, "30000", *request]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "a").rglob("*.partial"))
-    assert main(["train", *map(str, flags)]) == 0
+    assert main(request) == 0
 
 
 def test_a_run_that_fails_is_stopped_and_the_others_do_not_notice(wanted, tiny_stream, tmp_path, caplog):
     broken = RunConfig(d_sae=40, n_tokens=2560, coeff=0.03, lr=1e30, nonlinearity="prolu_ste", step="sparse")
-    results = sweep(tiny_stream, tmp_path / "a", [*RUNS, broken])
+    results = train(tiny_stream, tmp_path / "a", [*RUNS, broken])
     assert list(results.failures) == [broken.run_id]
     assert "not finite" in results.failures[broken.run_id]
     assert "the other runs go on" in caplog.text
@@ -156,7 +137,7 @@ def test_a_run_that_fails_is_stopped_and_the_others_do_not_notice(wanted, tiny_s
             assert found[name] == wanted[name]
     good = read_checkpoint(tmp_path / "a" / broken.run_id)
     assert all(t.isfinite().all() for t in good.runs[broken.run_id].tensors.values())
-    again = sweep(tiny_stream, tmp_path / "a", [*RUNS, broken])  # it is tried again, from its last good checkpoint
+    again = train(tiny_stream, tmp_path / "a", [*RUNS, broken])  # it is tried again, from its last good checkpoint
     assert list(again.failures) == [broken.run_id]
 
 
@@ -170,24 +151,24 @@ def test_out_of_memory_in_one_run(wanted, tiny_stream, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", step)
-        results = sweep(tiny_stream, tmp_path / "a")
+        results = train(tiny_stream, tmp_path / "a")
     assert set(results.failures.values()) == {"cannot allocate"}
     assert len(results.records) == 2
-    sweep(tiny_stream, tmp_path / "a")
+    train(tiny_stream, tmp_path / "a")
     found = contents(tmp_path / "a")
-    lines = [set(files.pop("results.jsonl").splitlines()) for files in (found, dict(wanted) | {})]
+    lines = [set(files.pop("results.jsonl").splitlines()) for files in (found, dict(wanted))]
     assert lines[0] == lines[1]
     assert found == {name: data for name, data in wanted.items() if name != "results.jsonl"}
 
 
 def test_when_every_run_fails_it_says_why(tiny_stream, tmp_path):
     broken = [RunConfig(d_sae=40, n_tokens=2560, lr=1e30)]
-    with pytest.raises(prolu.studies.sweep.SweepFailedError, match=r"every run failed; the first: the .* not finite"):
-        sweep(tiny_stream, tmp_path / "a", broken)
+    with pytest.raises(SweepFailedError, match=r"every run failed; the first: the .* not finite"):
+        train(tiny_stream, tmp_path / "a", broken)
 
 
 def test_activations_that_are_not_finite_stop_the_sweep_in_one_sentence(tiny_lm, tiny_blocks, tmp_path, monkeypatch):
-    stream = ActivationStream(tiny_lm, tiny_blocks, 64, 3, 2048)
+    stream = stream_over(tiny_lm, tiny_blocks)
     plain = tiny_lm.activations_at
 
     def poisoned(hooks, tokens):
@@ -198,15 +179,14 @@ def test_activations_that_are_not_finite_stop_the_sweep_in_one_sentence(tiny_lm,
     monkeypatch.setattr(tiny_lm, "activations_at", poisoned)
     words = r"activations at blocks\.1\.hook_resid_pre are not finite as fp32, among blocks"
     with pytest.raises(FloatingPointError, match=words):
-        sweep(stream, tmp_path / "a")
+        train(stream, tmp_path / "a")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits_130(tiny_lm_folder, stories_file, tmp_path, number):
-    flags = ["--lm", tiny_lm_folder, "--data", stories_file, "--hook", "blocks.1.hook_resid_pre", "--ctx", "32"]
-    flags += ["--d-sae", "64", "--n-tokens", "64000000", "--batch-size", "64", "--eval-tokens", "320"]
-    command = [sys.executable, "-m", "prolu", "train", *flags, "--checkpoint-minutes", "0.01", "--out", tmp_path / "a"]
-    process = subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True)
+    size = {"d_sae": 64, "n_tokens": 64_000_000, "batch_size": 64, "eval_tokens": 320, "checkpoint_minutes": 0.01}
+    flags = text_flags(tiny_lm_folder, stories_file, **size, out=tmp_path / "a")
+    process = subprocess.Popen([sys.executable, "-m", "prolu", "train", *flags], stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(tmp_path.glob("a/checkpoints/step-*")))
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
@@ -217,29 +197,23 @@ def test_a_signal_saves_and_exits_130(tiny_lm_folder, stories_file, tmp_path, nu
     assert read_checkpoint(tmp_path / "a").step > 0
 
 
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_a_folder_has_one_owner_and_the_dead_own_nothing(tiny_stream, tmp_path):
-    sweep(tiny_stream, tmp_path / "a")
-    child = os.fork()
-    if not child:
+    train(tiny_stream, tmp_path / "a")
+
+    def hold():
         with owned(tmp_path / "a"):
             (tmp_path / "held").touch()
             time.sleep(60)
-        os._exit(0)
+
+    child = in_a_process(hold)
     wait_for((tmp_path / "held").exists)
     before = contents(tmp_path / "a")
     with pytest.raises(ValueError, match="another process is working there"):
-        sweep(tiny_stream, tmp_path / "a")
+        train(tiny_stream, tmp_path / "a")
     assert contents(tmp_path / "a") == before
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    sweep(tiny_stream, tmp_path / "a")
+    assert end_of(child) == -signal.SIGKILL
+    train(tiny_stream, tmp_path / "a")
 
 
 def test_two_are_kept_and_they_hold_everything(tmp_path):
@@ -272,7 +246,7 @@ def test_a_state_that_does_not_fit_is_refused():
 
 def test_checkpoints_take_less_than_three_percent_of_the_time(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("prolu.studies.checkpoints.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
     clock = Clock(None)
     for _ in range(10_000):
         now[0] += 1.0
@@ -295,20 +269,15 @@ def test_kills_at_disk_operations_and_at_random_moments(tmp_path):
 @pytest.mark.parametrize("keep_state", [False, True])
 def test_a_run_that_ended_but_was_not_recorded_is(wanted, tiny_stream, tmp_path, keep_state):
     """The sweep dies between the last step and the second line of results."""
-    asked = {"eval_tokens": 320, "checkpoint_seconds": 1e9, "keep_state": keep_state, "progress": False}
 
     def die(name, path):
         if name == "rename" and path.name == "results.jsonl" and path.exists():
-            raise KeyError("power cut")
+            raise PowerCutError
 
-    before_operation.append(die)
-    try:
-        with pytest.raises(KeyError):
-            run_sweep(RUNS, tiny_stream, tmp_path / "a", **asked)
-    finally:
-        before_operation.remove(die)
+    with before_disk_operations(die), pytest.raises(PowerCutError):
+        train(tiny_stream, tmp_path / "a", seconds=1e9, keep_state=keep_state)
     assert len((tmp_path / "a" / "results.jsonl").read_text().splitlines()) == 1
-    run_sweep(RUNS, tiny_stream, tmp_path / "a", **asked)
+    train(tiny_stream, tmp_path / "a", seconds=1e9, keep_state=keep_state)
     found = contents(tmp_path / "a")
     assert {name: found[name] for name in wanted} == wanted
 
@@ -318,15 +287,12 @@ def test_a_signal_while_runs_are_scored_keeps_those_that_wait(wanted, tiny_strea
         if name == "rename" and path.name == "results.jsonl":
             os.kill(os.getpid(), signal.SIGTERM)
 
-    before_operation.append(interrupt)
-    try:
+    with before_disk_operations(interrupt):
         for n_waiting in (2, 1):
             with pytest.raises(KeyboardInterrupt):
-                sweep(tiny_stream, tmp_path / "a", seconds=1e9)
+                train(tiny_stream, tmp_path / "a", seconds=1e9)
             assert len(read_checkpoint(tmp_path / "a").runs) == n_waiting
-    finally:
-        before_operation.remove(interrupt)
-    sweep(tiny_stream, tmp_path / "a", seconds=1e9)
+    train(tiny_stream, tmp_path / "a", seconds=1e9)
     assert contents(tmp_path / "a") == wanted
 
 
@@ -339,10 +305,9 @@ def test_a_run_whose_schedule_permits_is_extended_to_the_same_bits(tiny_stream, 
             RunConfig(n_tokens=n_tokens, warmup_fraction=640 / n_tokens, **LENGTHS, **changes), coeff=[0.02, 0.05]
         )
 
-    kept = {"eval_tokens": 320, "keep_state": True, "progress": False}
-    short = run_sweep(runs(2560), tiny_stream, tmp_path / "a", **kept)
-    longer = run_sweep(runs(5120), tiny_stream, tmp_path / "a", **kept)
-    whole = run_sweep(runs(5120), tiny_stream, tmp_path / "b", **kept)
+    short = sweep(runs(2560), tiny_stream, tmp_path / "a", keep_state=True)
+    longer = sweep(runs(5120), tiny_stream, tmp_path / "a", keep_state=True)
+    whole = sweep(runs(5120), tiny_stream, tmp_path / "b", keep_state=True)
     assert {r["n_tokens"] for r in longer.records} == {5120}
     for one, other in zip(longer.runs, whole.runs, strict=True):
         assert (one.folder / "sae.safetensors").read_bytes() == (other.folder / "sae.safetensors").read_bytes()
@@ -356,14 +321,14 @@ def test_a_run_whose_schedule_permits_is_extended_to_the_same_bits(tiny_stream, 
         (runs(10240)[:1], "holds another study"),
     ):
         with pytest.raises(ValueError, match=words):
-            run_sweep(changed, tiny_stream, tmp_path / "a", **kept)
+            sweep(changed, tiny_stream, tmp_path / "a", keep_state=True)
 
 
 def test_a_run_that_did_not_keep_its_state_cannot_be_extended(tiny_stream, tmp_path):
     for n_tokens in (2560, 5120):
         runs = [RunConfig(n_tokens=n_tokens, warmup_fraction=0.0, **LENGTHS)]
         if n_tokens == 2560:
-            run_sweep(runs, tiny_stream, tmp_path / "a", eval_tokens=320, progress=False)
+            sweep(runs, tiny_stream, tmp_path / "a")
             continue
         with pytest.raises(ValueError, match="cannot be extended: it was finished without keeping its state"):
-            run_sweep(runs, tiny_stream, tmp_path / "a", eval_tokens=320, progress=False)
+            sweep(runs, tiny_stream, tmp_path / "a")

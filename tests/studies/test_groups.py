@@ -1,5 +1,6 @@
 """Runs in groups: how they are dealt, and that what is gathered is what one process leaves, whatever happens."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -13,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prolu import ActivationStream, RunConfig, grid, run_sweep
+from prolu import RunConfig, Trainer, grid
+from prolu.cli import commands
 from prolu.cli.entry_point import main
-from prolu.runtime.files import FolderBusyError, before_operation, owned, patiently
+from prolu.runtime.files import FolderBusyError, owned, patiently
 from prolu.studies.groups import dealing
 from prolu.studies.groups.dealing import (
     begin,
@@ -32,7 +34,9 @@ from prolu.studies.groups.dealing import (
 from prolu.studies.request import StudyRequest
 from prolu.studies.settings import SweepSettings
 from prolu.studies.sweep import SweepFailedError
-from support.interruptions import contents, stop_at
+from support.commands import text_flags
+from support.interruptions import dies_at_disk_operation, dies_at_step, disk_operations
+from support.sweeps import contents, stream_over, sweep
 
 BASE = RunConfig(
     d_sae=40, n_tokens=2560, coeff=0.03, lr=0.02,
@@ -44,12 +48,10 @@ RUNS = [
     replace(BASE, nonlinearity="topk", penalty="none", target_l0=6.0, d_sae=56, step="sparse"),
 ]
 BROKEN = replace(BASE, lr=1e30, nonlinearity="prolu_ste", step="sparse")
-SETTINGS = {"checkpoint_seconds": 0.0, "keep_state": False}
-"""As `run_sweep` takes them."""
 
 
-def local(stream, out, runs=RUNS, **changes):
-    return run_sweep(runs, stream, out, eval_tokens=320, progress=False, **(SETTINGS | changes))
+def local(stream, out, runs=RUNS, **settings):
+    return sweep(runs, stream, out, **({"checkpoint_seconds": 0.0} | settings))
 
 
 def asked(stream, out, runs=RUNS, *, keep_state=False):
@@ -67,7 +69,7 @@ def in_groups(stream, out, n, runs=RUNS, **changes):
 @pytest.fixture(scope="module")
 def wanted(tiny_lm, tiny_blocks, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "a"
-    local(ActivationStream(tiny_lm, tiny_blocks, 64, 3, 2048), out, checkpoint_seconds=1e9)
+    local(stream_over(tiny_lm, tiny_blocks), out, checkpoint_seconds=1e9)
     return contents(out)
 
 
@@ -113,12 +115,9 @@ def test_gathered_groups_are_what_one_process_leaves(wanted, tiny_stream, tmp_pa
 
 
 @pytest.mark.parametrize("step", [0, 3, 20, 39])
-def test_a_group_that_died_goes_on_whoever_asks_for_how_many(wanted, tiny_stream, tmp_path, monkeypatch, step):
+def test_a_group_that_died_goes_on_whoever_asks_for_how_many(wanted, tiny_stream, tmp_path, step):
     request = asked(tiny_stream, tmp_path / "a")
-    with monkeypatch.context() as patch:
-        stop_at(step, patch)
-        with pytest.raises(KeyError):
-            in_groups(tiny_stream, tmp_path / "a", 2)
+    dies_at_step(step, lambda: in_groups(tiny_stream, tmp_path / "a", 2))
     assert not gather(request)
     assert begin(request, 5) == dealt_groups(request) == deal(RUNS, 2)
     with pytest.raises(
@@ -150,42 +149,20 @@ def test_a_process_that_dies_at_any_disk_operation_of_dealing_and_gathering(want
     groups = begin(request, 2)
     for index, runs in enumerate(groups):
         train_group(replace(request, runs=runs), index)
-    operations = []
-    before_operation.append(lambda name, path: operations.append(name))
-    try:
-        shutil.copytree(tmp_path / "begun", tmp_path / "counted")
-        assert gather(asked(tiny_stream, tmp_path / "counted"))
-    finally:
-        before_operation.pop()
+    shutil.copytree(tmp_path / "begun", tmp_path / "counted")
+    operations = disk_operations(lambda: gather(asked(tiny_stream, tmp_path / "counted")))
     assert contents(tmp_path / "counted") == wanted
     assert len(operations) == 2 * len(RUNS) + 6
     for i in range(len(operations)):
         shutil.copytree(tmp_path / "begun", tmp_path / "a")
-        died_at(i, lambda: gather(asked(tiny_stream, tmp_path / "a")))
+        dies_at_disk_operation(i, lambda: gather(asked(tiny_stream, tmp_path / "a")))
         assert in_groups(tiny_stream, tmp_path / "a", 2)
         assert contents(tmp_path / "a") == wanted, f"died at {i}, {operations[i]}"
         shutil.rmtree(tmp_path / "a")
     for i in range(6):
         request = asked(tiny_stream, tmp_path / f"dealt{i}")
-        died_at(i, lambda request=request: begin(request, 2))
+        dies_at_disk_operation(i, lambda request=request: begin(request, 2))
         assert begin(request, 2) == deal(RUNS, 2)
-
-
-def died_at(operation, work):
-    """Calls work, which dies just before that operation."""
-    left_to_do = [operation]
-
-    def die(name, path):
-        left_to_do[0] -= 1
-        if left_to_do[0] < 0:
-            raise KeyError("power cut")
-
-    before_operation.append(die)
-    try:
-        with pytest.raises(KeyError):
-            work()
-    finally:
-        before_operation.remove(die)
 
 
 def test_a_run_that_fails_leaves_what_it_leaves_locally(tiny_stream, tmp_path):
@@ -213,7 +190,7 @@ def test_when_every_run_fails_there_is_a_reason(tiny_lm_folder, stories_file, tm
     def step(self, acts):
         raise MemoryError("cannot allocate")
 
-    monkeypatch.setattr("prolu.training.trainer.Trainer.step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     flags = flags_of(tiny_lm_folder, stories_file, tmp_path / "a")
     assert main([*flags, "--group", "0/1"]) == 1
     assert "every run failed; the first: cannot allocate" in capsys.readouterr().err
@@ -249,11 +226,8 @@ def test_kept_states_are_gathered_and_extended_locally_only(tiny_stream, tmp_pat
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_what_one_process_began_it_must_finish(wanted, tiny_stream, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_at(9, patch)
-        with pytest.raises(KeyError):
-            local(tiny_stream, tmp_path / "a")
+def test_what_one_process_began_it_must_finish(wanted, tiny_stream, tmp_path):
+    dies_at_step(9, lambda: local(tiny_stream, tmp_path / "a"))
     before = contents(tmp_path / "a")
     with pytest.raises(ValueError, match="one process began it and left a checkpoint; resume it with --engine local"):
         check_groups(asked(tiny_stream, tmp_path / "a"))
@@ -279,20 +253,8 @@ def test_patience_ends(tmp_path):
 
 
 def flags_of(lm, text, out):
-    flags = ["sweep", "demo", "--lm", lm, "--data", text, "--hook", "blocks.1.hook_resid_pre", "--ctx", "32"]
-    flags += [
-        "--target-l0",
-        "6",
-        "--scale",
-        "0.005",
-        "--batch-size",
-        "64",
-        "--eval-tokens",
-        "320",
-        "--threads",
-        "2",
-    ]
-    return [str(flag) for flag in [*flags, "--latent-pages", "none", "--out", out]]
+    size = {"target_l0": 6, "scale": 0.005, "batch_size": 64, "eval_tokens": 320, "threads": 2}
+    return ["sweep", "demo", *text_flags(lm, text, **size, latent_pages="none", out=out)]
 
 
 @pytest.mark.parametrize(
@@ -316,7 +278,7 @@ def flags_of(lm, text, out):
     ],
 )
 def test_bad_requests(tiny_lm_folder, stories_file, tmp_path, monkeypatch, capsys, flags, words):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main([*flags_of(tiny_lm_folder, stories_file, tmp_path / "a"), *flags]) == 2
     said = capsys.readouterr().err
     assert words in said
@@ -351,7 +313,7 @@ def test_while_one_draws_others_may_gather_but_not_draw(tiny_lm_folder, stories_
             pass
         drawn.extend(results.folder for results in studies)
 
-    monkeypatch.setattr("prolu.cli.commands.draw_report", draw)
+    monkeypatch.setattr(commands, "draw_report", draw)
     assert main([*flags_of(tiny_lm_folder, stories_file, out), "--group", "0/1"]) == 0
     assert drawn == [out]
 

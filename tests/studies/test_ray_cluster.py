@@ -19,7 +19,7 @@ from prolu.studies.groups.worker import GroupTask, ProgressBoard, StoppedError, 
 from prolu.studies.request import StudyRequest
 from prolu.studies.settings import SweepSettings
 from ray_cluster import ENVIRONMENT
-from support.interruptions import contents
+from support.sweeps import contents
 
 RUNS = [*grid(RunConfig(d_sae=40, n_tokens=2560, lr=0.02), coeff=[0.02, 0.05]), RunConfig(d_sae=40, n_tokens=1280)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prolu import ActivationStream, Results, RunConfig, grid, run_sweep
-from support.interruptions import contents
+from support.sweeps import contents
 
 pytestmark = pytest.mark.slow  # makes an environment once (a minute), starts its Python
 

@@ -1,5 +1,6 @@
 """Trackers hear every line as it comes, decide no bit, and hurt nothing when they fail."""
 
+import importlib.util
 import json
 import shlex
 import subprocess
@@ -11,14 +12,15 @@ from typing import get_args
 
 import pytest
 
-from prolu import ActivationStream, Harvest, Results, RunConfig, grid, run_sweep, run_sweeps
+from prolu import ActivationStream, Harvest, Results, RunConfig, grid, run_sweeps
 from prolu.cli.entry_point import main
-from prolu.studies import trackers
+from prolu.studies import checkpoints, study_in_training, trackers
 from prolu.studies.results import Run
 from prolu.studies.settings import SweepSettings
 from prolu.studies.trackers import check_trackers
-from support.interruptions import contents, stop_at
+from support.interruptions import dies_at_step
 from support.markdown import blocks
+from support.sweeps import contents, stream_over, sweep
 
 BASE = RunConfig(d_sae=32, n_tokens=64 * 30, coeff=0.02, lr=3e-3)
 RUNS = grid(BASE, nonlinearity=["relu", "prolu_ste"])
@@ -75,12 +77,12 @@ def recorder(monkeypatch):
 def plain(tmp_path_factory, tiny_lm, tiny_blocks):
     """What a sweep without trackers writes."""
     out = tmp_path_factory.mktemp("plain") / "a"
-    sweep(ActivationStream(tiny_lm, tiny_blocks, 64, 3, 2048), out, names=())
+    train(stream_over(tiny_lm, tiny_blocks), out, names=())
     return contents(out)
 
 
-def sweep(stream, out, runs=RUNS, names=("json",), **settings):
-    return run_sweep(runs, stream, out, eval_tokens=320, trackers=names, progress=False, **settings)
+def train(stream, out, runs=RUNS, names=("json",), **settings):
+    return sweep(runs, stream, out, trackers=names, **settings)
 
 
 def lines_of(run):
@@ -88,7 +90,7 @@ def lines_of(run):
 
 
 def test_they_hear_what_metrics_and_results_say_and_change_no_bit(plain, tiny_stream, tmp_path):
-    results = sweep(tiny_stream, tmp_path / "a", names=("json", "json"))
+    results = train(tiny_stream, tmp_path / "a", names=("json", "json"))
     assert contents(tmp_path / "a") == plain
     assert [r.of.run_id for r in heard] == [run.folder.name for run in results.runs]  # each once
     for theirs, run in zip(heard, results.runs, strict=True):
@@ -105,15 +107,12 @@ def test_they_hear_what_metrics_and_results_say_and_change_no_bit(plain, tiny_st
     assert len({theirs.of.key for theirs in heard}) == 2
 
 
-def test_a_resumed_run_is_the_same_run_and_is_told_its_curve_again(plain, tiny_stream, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_at(17, patch)
-        with pytest.raises(KeyError):
-            sweep(tiny_stream, tmp_path / "a", checkpoint_seconds=0.0)
+def test_a_resumed_run_is_the_same_run_and_is_told_its_curve_again(plain, tiny_stream, tmp_path):
+    dies_at_step(17, lambda: train(tiny_stream, tmp_path / "a", checkpoint_seconds=0.0))
     first = heard[:]
     heard.clear()
     assert [theirs.ended for theirs in first] == ["stopped", "stopped"]
-    results = sweep(tiny_stream, tmp_path / "a")
+    results = train(tiny_stream, tmp_path / "a")
     assert contents(tmp_path / "a") == plain
     for before, theirs, run in zip(first, heard, results.runs, strict=True):
         assert theirs.of.key == before.of.key
@@ -124,14 +123,12 @@ def test_a_resumed_run_is_the_same_run_and_is_told_its_curve_again(plain, tiny_s
 def test_steps_made_twice_are_told_twice_with_the_same_figures(tiny_stream, tmp_path, monkeypatch):
     """Those between the last checkpoint and a kill; so a tracker may drop either."""
     with monkeypatch.context() as patch:
-        stop_at(20, patch)
-        patch.setattr("prolu.studies.checkpoints.write_checkpoint", lambda *_: None)
-        patch.setattr("prolu.studies.study_in_training.write_checkpoint", lambda *_: None)
-        with pytest.raises(KeyError):
-            sweep(tiny_stream, tmp_path / "a", checkpoint_seconds=0.0)
+        for module in (checkpoints, study_in_training):
+            patch.setattr(module, "write_checkpoint", lambda *_: None)
+        dies_at_step(20, lambda: train(tiny_stream, tmp_path / "a", checkpoint_seconds=0.0))
     first = heard[:]
     heard.clear()
-    sweep(tiny_stream, tmp_path / "a")
+    train(tiny_stream, tmp_path / "a")
     for before, theirs in zip(first, heard, strict=True):
         assert len(before.lines) == 20
         assert theirs.lines[:20] == before.lines
@@ -140,9 +137,9 @@ def test_steps_made_twice_are_told_twice_with_the_same_figures(tiny_stream, tmp_
 def test_another_study_is_another_run_and_a_longer_one_is_not(tiny_stream, tmp_path):
     runs = [RunConfig(d_sae=32, n_tokens=64 * n, coeff=0.02, warmup_fraction=0.0, decay_start_fraction=1.0,
                       decay_end_fraction=1.1) for n in (20, 40)]  # fmt: skip
-    sweep(tiny_stream, tmp_path / "a", runs[:1], keep_state=True)
-    sweep(tiny_stream, tmp_path / "a", runs[1:])
-    sweep(tiny_stream, tmp_path / "b", runs[:1])
+    train(tiny_stream, tmp_path / "a", runs[:1], keep_state=True)
+    train(tiny_stream, tmp_path / "a", runs[1:])
+    train(tiny_stream, tmp_path / "b", runs[:1])
     short, longer, other = heard
     assert short.of.key == longer.of.key != other.of.key
     assert longer.lines[:20] == short.lines
@@ -154,7 +151,7 @@ def test_another_study_is_another_run_and_a_longer_one_is_not(tiny_stream, tmp_p
 )
 def test_one_that_fails_is_told_once_and_dropped(plain, tiny_stream, tmp_path, caplog, where, problem):
     broken.update({"where": where, "with": problem})
-    sweep(tiny_stream, tmp_path / "a")
+    train(tiny_stream, tmp_path / "a")
     assert contents(tmp_path / "a") == plain
     told = [message for message in caplog.messages if "tracker" in message]
     assert len(told) == 1
@@ -165,7 +162,7 @@ def test_one_that_fails_is_told_once_and_dropped(plain, tiny_stream, tmp_path, c
 def test_one_that_hangs_is_not_waited_for(plain, tiny_stream, tmp_path, caplog, monkeypatch):
     broken["hang"] = "log"
     monkeypatch.setattr(trackers, "PATIENCE", 0.2)
-    sweep(tiny_stream, tmp_path / "a")
+    train(tiny_stream, tmp_path / "a")
     assert contents(tmp_path / "a") == plain
     assert "tracker json: not done after" in caplog.text
 
@@ -184,16 +181,13 @@ def test_a_study_at_one_of_several_hooks_is_a_group_of_its_own(tiny_lm, tiny_blo
 
 def test_a_run_that_fails_is_stopped(tiny_stream, tmp_path):
     bad = RunConfig(d_sae=32, n_tokens=64 * 30, coeff=0.02, lr=1e30)
-    sweep(tiny_stream, tmp_path / "a", [RUNS[0], bad])
+    train(tiny_stream, tmp_path / "a", [RUNS[0], bad])
     assert {theirs.of.run_id: theirs.ended for theirs in heard} == {RUNS[0].run_id: "finished", bad.run_id: "stopped"}
 
 
-def test_a_study_is_resumed_with_other_trackers(plain, tiny_stream, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_at(9, patch)
-        with pytest.raises(KeyError):
-            sweep(tiny_stream, tmp_path / "a", checkpoint_seconds=0.0)
-    sweep(tiny_stream, tmp_path / "a", names=())
+def test_a_study_is_resumed_with_other_trackers(plain, tiny_stream, tmp_path):
+    dies_at_step(9, lambda: train(tiny_stream, tmp_path / "a", checkpoint_seconds=0.0))
+    train(tiny_stream, tmp_path / "a", names=())
     assert contents(tmp_path / "a") == plain
     assert Results.load(tmp_path / "a").failures == {}
 
@@ -202,7 +196,7 @@ def test_a_study_is_resumed_with_other_trackers(plain, tiny_stream, tmp_path, mo
 def none_installed(recorder, monkeypatch):
     """Where the two are, they are hidden."""
     monkeypatch.undo()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
 
 def test_the_command_line_offers_the_trackers_of_the_table(monkeypatch):
@@ -212,14 +206,14 @@ def test_the_command_line_offers_the_trackers_of_the_table(monkeypatch):
 
 def test_an_unknown_one_is_refused_before_anything_is_written(tiny_stream, tmp_path):
     with pytest.raises(ValueError, match="tracker 'mlflow': choose among"):
-        sweep(tiny_stream, tmp_path / "a", names=("mlflow",))
+        train(tiny_stream, tmp_path / "a", names=("mlflow",))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_ones_are_refused_before_anything_is_written(tiny_stream, tmp_path, capsys, none_installed):
     for name in ("wandb", "tensorboard"):
         with pytest.raises(ValueError, match=rf"pip install 'prolu\[{name}\]'"):
-            sweep(tiny_stream, tmp_path / "a", names=(name,))
+            train(tiny_stream, tmp_path / "a", names=(name,))
         assert main(["train", "--tracker", name, "--out", str(tmp_path / "a")]) == 2
         shown = capsys.readouterr().err
         assert f"pip install 'prolu[{name}]'" in shown

@@ -23,3 +23,8 @@ def random_weights(d_in, d_sae, dtype=torch.float64, own=("b_enc",)):
 
 def relative(a, b):
     return ((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-300)).item()
+
+
+def same(a, b):
+    """Whether two SAEs' weights, or Adam's moments, are equal to the bit."""
+    return all(torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True))

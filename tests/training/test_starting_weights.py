@@ -7,13 +7,16 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from prolu import SAE, RunConfig, SAEConfig, Trainer, grid, run_sweep
+from prolu import SAE, RunConfig, SAEConfig, Trainer, grid
 from prolu.cli.entry_point import main
 from prolu.evaluation.comparison.frontiers import family
 from prolu.sae.autoencoder import WEIGHTS_FILE
 from prolu.studies.request import check_runs
 from prolu.training.starting_weights import initial_weights, starting_weights
-from support.interruptions import contents, stop_at
+from support.commands import text_flags
+from support.interruptions import dies_at_step
+from support.steps import same
+from support.sweeps import contents, sweep
 from support.synthetic import sparse_activations
 
 D_IN, D_SAE = 16, 40
@@ -33,10 +36,6 @@ def config_from(folder, nonlinearity="prolu_ste", **settings):
     penalty = "none" if "topk" in nonlinearity else "l1"
     settings = {"d_sae": D_SAE, "n_tokens": 640, "coeff": 0.03, "lr": 0.02, "penalty": penalty} | settings
     return RunConfig(nonlinearity=nonlinearity, init_from=str(folder), **settings)
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True))
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
@@ -128,23 +127,19 @@ def test_a_run_is_named_by_what_it_starts_from(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def saved_sae(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sae")
     some_sae().save(folder)
     return folder
 
 
-def base(source):
+def base(saved_sae):
     resampled = {"resample_fractions": (0.5,), "resample_candidates": 320, "resample_dead_below": 0.01}
-    return config_from(source, n_tokens=1280, **resampled)
+    return config_from(saved_sae, n_tokens=1280, **resampled)
 
 
-def sweep(runs, stream, out, seconds=None):
-    return run_sweep(runs, stream, out, eval_tokens=320, checkpoint_seconds=seconds, progress=False)
-
-
-def test_in_a_sweep_it_is_what_it_is_alone(source, tiny_stream, tmp_path):
-    run = base(source)
+def test_in_a_sweep_it_is_what_it_is_alone(saved_sae, tiny_stream, tmp_path):
+    run = base(saved_sae)
     fresh = replace(run, init_from=None, init_digest=None)
     found = sweep([fresh, run, replace(run, nonlinearity="prolu_relu")], tiny_stream, tmp_path / "all")
     sweep([run], tiny_stream, tmp_path / "one")
@@ -156,23 +151,22 @@ def test_in_a_sweep_it_is_what_it_is_alone(source, tiny_stream, tmp_path):
     assert saved["provenance"]["run"]["init_digest"] == run.init_digest
 
 
-def test_killed_and_moved_it_goes_on_to_the_same_bits(source, tiny_stream, tmp_path, monkeypatch):
+def test_killed_and_moved_it_goes_on_to_the_same_bits(saved_sae, tiny_stream, tmp_path):
     """The SAE lies elsewhere when the sweep goes on; that it is the same is what counts."""
-    sweep([base(source)], tiny_stream, tmp_path / "whole", seconds=0)
+    sweep([base(saved_sae)], tiny_stream, tmp_path / "whole", checkpoint_seconds=0.0)
     elsewhere = tmp_path / "elsewhere"
-    SAE.load(source).save(elsewhere)
-    with monkeypatch.context() as patch:
-        stop_at(13, patch)
-        with pytest.raises(KeyError):
-            sweep([base(source)], tiny_stream, tmp_path / "killed", seconds=0)
-    sweep([base(elsewhere)], tiny_stream, tmp_path / "killed", seconds=0)
+    SAE.load(saved_sae).save(elsewhere)
+    dies_at_step(13, lambda: sweep([base(saved_sae)], tiny_stream, tmp_path / "killed", checkpoint_seconds=0.0))
+    sweep([base(elsewhere)], tiny_stream, tmp_path / "killed", checkpoint_seconds=0.0)
     ends = [contents(tmp_path / study) for study in ("whole", "killed")]
-    moved = {name: content.replace(str(elsewhere).encode(), str(source).encode()) for name, content in ends[1].items()}
+    moved = {
+        name: content.replace(str(elsewhere).encode(), str(saved_sae).encode()) for name, content in ends[1].items()
+    }
     assert moved == ends[0]
 
 
-def test_another_sae_is_another_study(source, tiny_stream, tmp_path):
-    sweep([base(source)], tiny_stream, tmp_path / "study")
+def test_another_sae_is_another_study(saved_sae, tiny_stream, tmp_path):
+    sweep([base(saved_sae)], tiny_stream, tmp_path / "study")
     some_sae(seed=1).save(tmp_path / "other")
     with pytest.raises(ValueError, match=r"holds another study: runs\.0\.init_digest"):
         sweep([base(tmp_path / "other")], tiny_stream, tmp_path / "study")
@@ -191,39 +185,36 @@ def test_a_study_from_before_there_was_such_a_field_is_kept(tiny_stream, tmp_pat
     assert (tmp_path / "study" / run.run_id / WEIGHTS_FILE).stat().st_mtime_ns == written
 
 
-def test_a_misfit_writes_nothing(source, tiny_stream, tmp_path):
-    for runs in (grid(base(source), d_sae=[D_SAE, 24]), [replace(base(source), init_digest="0" * 64)]):
+def test_a_misfit_writes_nothing(saved_sae, tiny_stream, tmp_path):
+    for runs in (grid(base(saved_sae), d_sae=[D_SAE, 24]), [replace(base(saved_sae), init_digest="0" * 64)]):
         with pytest.raises(ValueError, match=r"the SAE in|init_digest says"):
             sweep(runs, tiny_stream, tmp_path / "study")
     assert not (tmp_path / "study").exists()
 
 
-def test_the_command_line_takes_it(source, tiny_lm_folder, stories_file, tmp_path, capsys):
-    command = [
-        "train", "--lm", str(tiny_lm_folder), "--hook", "blocks.1.hook_resid_pre", "--data", str(stories_file),
-        "--ctx", "32", "--init-from", str(source), "--n-tokens", "640", "--batch-size", "64", "--eval-tokens", "320",
-        "--latent-pages", "none", "--threads", "2",
-    ]  # fmt: skip
+def test_the_command_line_takes_it(saved_sae, tiny_lm_folder, stories_file, tmp_path, capsys):
+    size = {"n_tokens": 640, "batch_size": 64, "eval_tokens": 320, "latent_pages": "none", "threads": 2}
+    command = ["train", *text_flags(tiny_lm_folder, stories_file, init_from=saved_sae, **size)]
     assert main([*command, "--out", str(tmp_path / "wrong")]) == 2
     assert "d_sae 12288: the SAE in" in capsys.readouterr().err
     assert not (tmp_path / "wrong").exists()
     assert main([*command, "--d-sae", str(D_SAE), "--out", str(tmp_path / "study")]) == 0
-    run = RunConfig(d_sae=D_SAE, n_tokens=640, init_from=str(source))
+    run = RunConfig(d_sae=D_SAE, n_tokens=640, init_from=str(saved_sae))
     written = json.loads((tmp_path / "study" / run.run_id / "config.json").read_text())
     assert written["provenance"]["run"] | asdict(run) == written["provenance"]["run"] | {"resample_fractions": ()}
     assert math.isfinite(written["provenance"]["run"]["d_in"])
 
 
-def test_seeds_that_would_give_the_same_bits_are_refused(source, tiny_stream, tmp_path):
-    alone = config_from(source)
+def test_seeds_that_would_give_the_same_bits_are_refused(saved_sae, tiny_stream, tmp_path):
+    alone = config_from(saved_sae)
     with pytest.raises(ValueError, match="init_seed 0 and 1: with init_from and without resampling"):
         sweep(grid(alone, coeff=[1e-3, 2e-3], init_seed=[0, 1]), tiny_stream, tmp_path / "study")
     assert not (tmp_path / "study").exists()
-    check_runs(grid(base(source), init_seed=[0, 1]), batch_size=64)
+    check_runs(grid(base(saved_sae), init_seed=[0, 1]), batch_size=64)
     check_runs(grid(alone, coeff=[1e-3, 2e-3], init_seed=[5]), batch_size=64)
 
 
-def test_a_fine_tuned_run_is_a_family_of_its_own(source):
-    fresh, tuned = RunConfig(d_sae=D_SAE), config_from(source)
+def test_a_fine_tuned_run_is_a_family_of_its_own(saved_sae):
+    fresh, tuned = RunConfig(d_sae=D_SAE), config_from(saved_sae)
     assert tuned.family == f"{fresh.family}, fine-tuned"
     assert [family(asdict(run)) for run in (fresh, tuned)] == [fresh.family, tuned.family]
