@@ -1,6 +1,74 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+
 import pytest
 
-from prolu.runtime.files import first_line, read_json_lines, read_json_object, write_json_lines
+from prolu.runtime.files import (
+    FolderBusyError,
+    first_line,
+    locked,
+    read_json_lines,
+    read_json_object,
+    retry_while_busy,
+    through_json,
+    write_json_lines,
+)
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from prolu.runtime.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of a folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_lock_keeps_another_process_out_until_it_dies(tmp_path, holder):
+    with pytest.raises(FolderBusyError, match="another process is working there"), locked(tmp_path):
+        pass
+    with locked(tmp_path, ".report"):  # a lock of another name
+        pass
+    with pytest.raises(FolderBusyError):
+        retry_while_busy(lambda: locked(tmp_path).__enter__(), 0.3)
+    os.kill(holder.pid, signal.SIGKILL)
+    with locked(tmp_path, patience=10):
+        pass
+
+
+def test_a_lock_that_waits_gets_its_turn(tmp_path):
+    released = threading.Timer(0.5, lambda: first.__exit__(None, None, None))
+    first = locked(tmp_path)
+    first.__enter__()
+    released.start()
+    with locked(tmp_path, patience=10):
+        assert not released.is_alive() or released.finished.is_set()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_lock_is_released_by_an_error(tmp_path):
+    with pytest.raises(KeyError), locked(tmp_path):
+        raise KeyError
+    with locked(tmp_path):
+        pass
+
+
+def test_through_json():
+    assert through_json({"a": (1, 2), 3: None}) == {"a": [1, 2], "3": None}
 
 
 def test_json_lines_are_read_as_they_were_written(tmp_path):

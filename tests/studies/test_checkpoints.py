@@ -14,7 +14,7 @@ import torch
 
 from prolu import RunConfig, Trainer, grid
 from prolu.cli.entry_point import main
-from prolu.runtime.files import owned
+from prolu.runtime.files import locked
 from prolu.studies import checkpoints
 from prolu.studies.checkpoints import Clock, RunState, read_checkpoint, write_checkpoint
 from prolu.studies.sweep import SweepFailedError
@@ -201,7 +201,7 @@ def test_a_folder_has_one_owner_and_the_dead_own_nothing(tiny_stream, tmp_path):
     train(tiny_stream, tmp_path / "a")
 
     def hold():
-        with owned(tmp_path / "a"):
+        with locked(tmp_path / "a"):
             (tmp_path / "held").touch()
             time.sleep(60)
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from prolu import RunConfig, Trainer, grid
 from prolu.cli import commands
 from prolu.cli.entry_point import main
-from prolu.runtime.files import FolderBusyError, owned, patiently
+from prolu.runtime.files import FolderBusyError, locked, retry_while_busy
 from prolu.studies.groups import dealing
 from prolu.studies.groups.dealing import (
     begin,
@@ -248,8 +248,8 @@ def test_torn_groups_are_named(tiny_stream, tmp_path):
 
 
 def test_patience_ends(tmp_path):
-    with owned(tmp_path), pytest.raises(ValueError, match="another process is working there"):
-        patiently(lambda: owned(tmp_path).__enter__(), 0.5)
+    with locked(tmp_path), pytest.raises(ValueError, match="another process is working there"):
+        retry_while_busy(lambda: locked(tmp_path).__enter__(), 0.5)
 
 
 def flags_of(lm, text, out):
@@ -307,9 +307,9 @@ def test_while_one_draws_others_may_gather_but_not_draw(tiny_lm_folder, stories_
     out, drawn = tmp_path / "a", []
 
     def draw(studies):
-        with owned(out):
+        with locked(out):
             pass
-        with pytest.raises(FolderBusyError), owned(out, ".report"):
+        with pytest.raises(FolderBusyError), locked(out, ".report"):
             pass
         drawn.extend(results.folder for results in studies)
 

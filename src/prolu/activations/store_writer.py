@@ -17,7 +17,7 @@ from prolu.activations.language_model import DTYPES, LanguageModel
 from prolu.activations.store import STORE_FILE, TOKENS_FOLDER, ActivationStore, read_index, shard_name
 from prolu.activations.token_blocks import TokenBlocks, copy_blocks, read_blocks
 from prolu.runtime.checks import at_least_1
-from prolu.runtime.files import check_can_be_folder, nearest_existing, owned, through_json, write_atomically
+from prolu.runtime.files import check_can_be_folder, locked, nearest_existing, through_json, write_atomically
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
 
@@ -62,7 +62,7 @@ def harvest(
     first_missing = len(index["shards"]) * per_shard
     n_left = max(0, len(blocks.train) - first_missing) * blocks.ctx
     out.mkdir(parents=True, exist_ok=True)
-    with owned(out), Interrupt() as interrupt, Meter("harvesting", n_left, shown=progress) as meter:
+    with locked(out), Interrupt() as interrupt, Meter("harvesting", n_left, shown=progress) as meter:
         _keep_tokens(blocks, out / TOKENS_FOLDER)
         _write_index(out, index)
         buffers = [torch.empty(per_shard, blocks.ctx, width, dtype=DTYPES[dtype]) for width in request.widths.values()]

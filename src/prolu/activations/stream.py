@@ -228,7 +228,7 @@ class ActivationStream:
         """Announce the following window to the source, which may read it while this one is trained on."""
         is_last = (window + 1) * self._blocks_per_window >= len(self.blocks.train)
         following = self._blocks_of(epoch + 1, 0) if is_last else self._blocks_of(epoch, window + 1)
-        self._source.expect(self.lm.hook, following[self.mesh.share_of(len(following))])
+        self._source.expect(self.lm.hook, following[self.mesh.slice_of_rank(len(following))])
 
     def _fill_(self, acts: Tensor, norms: Tensor, chosen: np.ndarray) -> None:
         """Write the normalised activations of these blocks, and their norms before, into buffers."""
@@ -252,7 +252,7 @@ class ActivationStream:
             The order in which this rank uses the rows in its buffers: part i of it is the rows of its part of batch i.
         """
         mesh = self.mesh
-        slices = [mesh.share_of(len(chosen), rank) for rank in range(mesh.n_ranks)]
+        slices = [mesh.slice_of_rank(len(chosen), rank) for rank in range(mesh.n_ranks)]
         own = slices[mesh.rank]
         n_rows = torch.tensor([(blocks.stop - blocks.start) * self._rows_per_block for blocks in slices])
         harvested_by = torch.arange(mesh.n_ranks).repeat_interleave(n_rows)  # the rank that has each row of the window

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from prolu.runtime.files import owned, read_json_object, through_json, write_at, write_atomically
+from prolu.runtime.files import locked, read_json_object, through_json, write_at, write_atomically
 
 BLOCKS_FILE = "blocks.json"
 SIDES = ("train.bin", "held_out.bin")
@@ -186,7 +186,7 @@ class BlocksFolder:
 
     def __enter__(self) -> "BlocksFolder":
         if self._folder.exists() and not self.finished:  # any number of processes may read finished blocks
-            self._lock.enter_context(owned(self._folder))
+            self._lock.enter_context(locked(self._folder))
             if holds_blocks(self._folder):
                 self._resume()  # the previous owner may have added blocks before it let go of the lock
         return self
@@ -221,7 +221,7 @@ class BlocksFolder:
         if not self._folder.exists():
             # Not before the first block: a request that turns out to be wrong leaves nothing behind.
             self._folder.mkdir(parents=True)
-            self._lock.enter_context(owned(self._folder))
+            self._lock.enter_context(locked(self._folder))
             self.note({})
         self._write_at_end(SIDES[held_out], held_out, blocks, self._dtype)
         if documents is not None:

@@ -26,7 +26,7 @@ from prolu.activations.store_writer import HarvestRequest, check_disk, check_sto
 from prolu.activations.token_blocks import holds_blocks
 from prolu.interop.sharing import check_push, deliver, fetch_checked, holds_same, pack, unpack
 from prolu.runtime.checks import at_least_1
-from prolu.runtime.files import owned, patiently
+from prolu.runtime.files import locked, retry_while_busy
 from prolu.runtime.mesh import mesh_of
 from prolu.studies.cost import estimate, harvest_seconds, outline
 from prolu.studies.folder import failures, finished_runs
@@ -86,12 +86,12 @@ def prepare_sweep(
     patience = math.inf if engine.group else 0.0
 
     def opened() -> list[StudyRequest]:
-        return patiently(lambda: open_requests(recipe, source, out, settings, mesh), patience)
+        return retry_while_busy(lambda: open_requests(recipe, source, out, settings, mesh), patience)
 
-    requests = mesh.in_turn(opened)
+    requests = mesh.first_rank_first(opened)
     if engine.in_groups:
         return [_in_groups(requests[0], source, latents, engine, patience)]
-    mesh.in_turn(lambda: prepare_folders(requests))
+    mesh.first_rank_first(lambda: prepare_folders(requests))
     works: Job = [partial(train, requests)]
     if mesh.is_first:
         works.append(lambda: _draw_study(requests, latents, out))
@@ -139,12 +139,12 @@ def _in_groups(
     def draw() -> int:
         # When an array is submitted again, all its tasks draw. The report has a lock of its own, since others may
         # still be gathering.
-        with owned(request.out, ".report") if engine.group else nullcontext():
+        with locked(request.out, ".report", patience=patience) if engine.group else nullcontext():
             return _draw_study([request], latents, request.out)
 
     def work() -> int:
         if train_groups():
-            return patiently(draw, patience)
+            return draw()
         print(
             f"{request.out}: group {engine.group} is finished; the last task to end gathers all, and draws the report"
         )

@@ -1,6 +1,9 @@
-"""Files that are either whole or not there, and folders that one process owns."""
+"""Files that are either whole or absent, folders that one process locks, and JSON that is read with care.
 
-import fcntl
+A file gets its name only after its content is on the disk, so neither a kill nor a power failure leaves half a file
+under that name. `docs/reference/reliability.md` says what the rest of the package builds on this.
+"""
+
 import json
 import os
 import shutil
@@ -10,40 +13,44 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
+
 T = TypeVar("T")
 
 before_operation: list[Callable[[str, Path], None]] = []
-"""Called before every write, fsync, rename and unlink with its name and path. For tests that kill or fail there."""
+"""Functions called before every write, fsync, rename and unlink with its name and path. Tests kill or fail there."""
 
 SECONDS_BETWEEN_TRIES = 0.2
+"""The time between two attempts to get a lock that another process holds, in seconds."""
 
 
 def nearest_existing(path: Path) -> Path:
-    """The path, or the closest of its parents that is there."""
+    """Return the path, or the closest of its parents that exists."""
     return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
 def check_can_be_folder(out: Path) -> None:
-    """Raises ValueError if a file is in the way of a folder."""
+    """Raise ValueError if the path or one of its parents is a file, so that no folder can be made there."""
     if not (nearest := nearest_existing(out)).is_dir():
         raise ValueError(f"out {str(out)!r}: {nearest} is a file")
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Writes to a temporary name beside `file`, flushes to the disk, renames."""
+    """Write a file so that its name always stands for the whole old content or the whole new one."""
+    # Beside the file, since a rename is atomic within one file system only.
     partial = file.with_name(f".{file.name}.partial")
     try:
         write_flushed(partial, content)
         _announce("rename", file)
         partial.replace(file)
     except OSError:
-        partial.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)  # after a full disk, for one: the space is needed
         raise
     _flush_folder(file.parent)
 
 
 def write_flushed(file: Path, content: str | bytes) -> None:
-    """Writes a file and flushes it to the disk."""
+    """Write a file and flush it to the disk."""
     data = content.encode() if isinstance(content, str) else content
     with file.open("wb") as out:
         _announce("write", file)
@@ -54,9 +61,10 @@ def write_flushed(file: Path, content: str | bytes) -> None:
 
 
 def write_at(file: Path, at: int, content: bytes) -> None:
-    """Writes at byte `at`, cuts off whatever lay behind, and flushes to the disk."""
+    """Write into a file from byte `at` on, cut off whatever lay behind that byte, and flush it to the disk."""
     with file.open("r+b" if file.exists() else "wb") as out:
         _announce("write", file)
+        # What a killed process had appended beyond the last noted length must not stay behind the new content.
         out.truncate(at)
         out.seek(at)
         out.write(content)
@@ -66,7 +74,7 @@ def write_at(file: Path, at: int, content: bytes) -> None:
 
 
 def rename_folder(partial: Path, final: Path) -> None:
-    """Gives a finished folder its name."""
+    """Give a finished folder its final name."""
     _flush_folder(partial)
     _announce("rename", final)
     partial.replace(final)
@@ -74,7 +82,7 @@ def rename_folder(partial: Path, final: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
+    """Remove a file or a folder with all its content, if it exists."""
     _announce("unlink", path)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -83,6 +91,7 @@ def remove(path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
+    # Names are the folder's content: without this, a renamed file may lose its new name in a power failure.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -100,27 +109,38 @@ class FolderBusyError(ValueError):
 
 
 @contextmanager
-def owned(folder: Path, file: str = ".lock") -> Iterator[None]:
-    """Keeps other processes out of a folder for a while; the system lets go when its owner dies, however it dies.
+def locked(folder: Path, file: str = ".lock", *, patience: float = 0.0) -> Iterator[None]:
+    """Keep other processes out of a folder while the block runs.
+
+    The operating system releases the lock when the process ends, even if it is killed: nothing is left to clean up.
+
+    Args:
+        folder: An existing folder.
+        file: The name of the lock file in it. Locks of different names exclude each other only by name.
+        patience: How long to wait for another process that holds the lock, in seconds; by default not at all.
 
     Raises:
-        FolderBusyError: another process has it.
+        FolderBusyError: Another process still holds the lock.
     """
-    with (folder / file).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise FolderBusyError(
-                f"out {str(folder)!r}: another process is working there; wait for it or stop it"
-            ) from None
+    # flock on Unix. The lock belongs to the process: a block may be left in another thread than it was entered in.
+    lock = FileLock(folder / file, thread_local=False)
+    try:
+        held = lock.acquire(timeout=patience, poll_interval=SECONDS_BETWEEN_TRIES)
+    except Timeout:
+        raise FolderBusyError(
+            f"folder {str(folder)!r}: another process is working there; wait for it or stop it"
+        ) from None
+    with held:
         yield
 
 
-def patiently(work: Callable[[], T], seconds: float) -> T:
-    """What `work` gives, tried again for so long while another process is working in a folder that it needs.
+def retry_while_busy(work: Callable[[], T], seconds: float) -> T:
+    """Return what `work` returns; try again for `seconds` while another process locks a folder that it needs.
+
+    For work that takes its locks deep inside; where the lock is at hand, `locked` itself waits.
 
     Raises:
-        FolderBusyError: it still is.
+        FolderBusyError: The folder is still locked after that time.
     """
     end = time.monotonic() + seconds
     while True:
@@ -151,6 +171,7 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     rows = []
+    # Bytes that are not UTF-8 are replaced, so that the complaint below can say in which line they are.
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             row = json.loads(line)

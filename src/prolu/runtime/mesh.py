@@ -84,7 +84,7 @@ class Mesh:
         n = d_sae // self.n_latent
         return slice(self.latent_rank * n, (self.latent_rank + 1) * n)
 
-    def share_of(self, n: int, rank: int | None = None) -> slice:
+    def slice_of_rank(self, n: int, rank: int | None = None) -> slice:
         """A rank's part of n things that are dealt to all ranks in runs of about equal length."""
         rank = self.rank if rank is None else rank
         return slice(n * rank // self.n_ranks, n * (rank + 1) // self.n_ranks)
@@ -148,7 +148,7 @@ class Mesh:
         dist.all_to_all_single(received, rows, n_received, n_sent)
         return received
 
-    def in_turn(self, work: Callable[[], Made]) -> Made:
+    def first_rank_first(self, work: Callable[[], Made]) -> Made:
         """Lets the first rank work, then the others on what it has left on the disk; what one refuses, all refuse."""
         if self.n_ranks == 1:
             return work()

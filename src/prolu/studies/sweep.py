@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from prolu.activations.stream import ActivationStream
-from prolu.runtime.files import owned, through_json
+from prolu.runtime.files import locked, through_json
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
 from prolu.studies.checkpoints import Clock
@@ -83,7 +83,7 @@ def train(requests: Sequence[StudyRequest]) -> None:
     with ExitStack() as held:
         if mesh.is_first:
             for request in requests:
-                held.enter_context(owned(request.out))
+                held.enter_context(locked(request.out))
                 _record_extension(request)
         held.enter_context(trackers)
         buffers: SharedBuffers = {}
@@ -143,7 +143,7 @@ def run_sweep(
     """
     settings = _settings(eval_tokens, checkpoint_seconds, keep_state, trackers)
     request = StudyRequest(list(runs), stream, Path(out), settings, progress)
-    stream.mesh.in_turn(lambda: prepare_folders([request]))
+    stream.mesh.first_rank_first(lambda: prepare_folders([request]))
     train([request])
     return Results.load(out)
 
@@ -184,7 +184,7 @@ def run_sweeps(
     """
     settings = _settings(eval_tokens, checkpoint_seconds, keep_state, trackers)
     requests = requests_at_hooks(runs, streams, Path(out), settings, progress=progress)
-    requests[0].stream.mesh.in_turn(lambda: prepare_folders(requests))
+    requests[0].stream.mesh.first_rank_first(lambda: prepare_folders(requests))
     train(requests)
     return {r.stream.lm.hook: Results.load(r.out) for r in requests if finished_runs(r.runs, r.out)}
 

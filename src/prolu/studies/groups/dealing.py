@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from prolu.runtime.files import owned, patiently, remove, rename_folder, write_atomically
+from prolu.runtime.files import locked, remove, rename_folder, write_atomically
 from prolu.studies.checkpoints import CHECKPOINTS_FOLDER
 from prolu.studies.cost import buffer_bytes, state_bytes
 from prolu.studies.folder import GROUPS_FOLDER, LOG_FILE, make_folder, read_results, write_results
@@ -124,11 +124,7 @@ def begin(request: StudyRequest, n: int, index: int | None = None) -> Groups:
         FolderBusyError: another process is working there.
     """
     make_folder(request.out)
-    return patiently(lambda: _dealt(request, n, index), PATIENCE)
-
-
-def _dealt(request: StudyRequest, n: int, index: int | None) -> Groups:
-    with owned(request.out):
+    with locked(request.out, patience=PATIENCE):
         # The study may have changed since it was checked: another task may have dealt, trained and gathered it.
         check_groups(request)
         prepare_folders([request], in_groups=True)
@@ -165,7 +161,7 @@ def train_group(request: StudyRequest, index: int) -> None:
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written.
     """
     group = replace(request, out=folder_of(request.out, index))
-    if not patiently(lambda: _opened(request, group, index), PATIENCE):
+    if not _opened(request, group, index):
         return
     with suppress(SweepFailedError):  # the folder of each run says why it failed
         train([group])
@@ -174,7 +170,7 @@ def train_group(request: StudyRequest, index: int) -> None:
 
 def _opened(request: StudyRequest, group: StudyRequest, index: int) -> bool:
     """Prepare the folder of a group; return whether there is anything to train."""
-    with owned(request.out):
+    with locked(request.out, patience=PATIENCE):
         all_gathered = not (request.out / GROUPS_FOLDER / GROUPS_FILE).is_file()
         if not group.runs or all_gathered or is_done(request.out, index):
             return False
@@ -191,12 +187,8 @@ def gather(request: StudyRequest) -> bool:
     Raises:
         FolderBusyError: another process is working there.
     """
-
-    def gathered() -> bool:
-        with owned(request.out):
-            return _gather(request, dealt_groups(request))
-
-    return patiently(gathered, PATIENCE)
+    with locked(request.out, patience=PATIENCE):
+        return _gather(request, dealt_groups(request))
 
 
 def _gather(request: StudyRequest, groups: Groups | None) -> bool:

@@ -10,7 +10,7 @@ import ray  # pyright: ignore[reportMissingImports]
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError  # pyright: ignore[reportMissingImports]
 
 from prolu.activations.source import Source
-from prolu.runtime.files import first_line, owned
+from prolu.runtime.files import first_line, locked
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
 from prolu.studies.folder import GROUPS_FOLDER, make_folder
@@ -53,7 +53,7 @@ def prepare_cluster(request: StudyRequest, source: Source, engine: Engine) -> Ca
         unfinished = [(i, runs) for i, runs in enumerate(groups) if runs and not is_done(request.out, i)]
         tasks = [_task(request, source, i, runs) for i, runs in unfinished]
         if tasks:
-            with owned(request.out / GROUPS_FOLDER, ".driver"):
+            with locked(request.out / GROUPS_FOLDER, ".driver"):
                 _train(request, tasks, wanted)
         ray.shutdown()  # the report needs none of it
         gather(request)

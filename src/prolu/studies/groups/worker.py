@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from prolu.activations.source import Source, open_streams
-from prolu.runtime.files import patiently
+from prolu.runtime.files import retry_while_busy
 from prolu.runtime.progress import listeners
 from prolu.studies.folder import PATH_FIELDS
 from prolu.studies.groups.dealing import PATIENCE, train_group
@@ -136,7 +136,7 @@ def work_on(task: GroupTask, board: Any) -> None:
                 raise ValueError(f"{name} is {task.stream[name]!r} where the sweep began, {value!r} on this node")
         request = StudyRequest(task.runs, stream, task.out, task.settings, progress=False)
         # The worker that had this group before may still be dying.
-        patiently(lambda: train_group(request, task.number), PATIENCE)
+        retry_while_busy(lambda: train_group(request, task.number), PATIENCE)
     except KeyboardInterrupt:
         raise StoppedError from None
     finally:
