@@ -1,6 +1,8 @@
 # Everything runs in a virtual environment that is made here; nothing else is needed but Python 3.11 or newer.
 PYTHON ?= python3
 VENV ?= .venv
+# One process for each core; the tests of a file stay in one process, which makes its models and studies once.
+IN_PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
@@ -18,10 +20,10 @@ demo: $(INSTALLED)  ## train the demo's SAEs on the built-in language model; its
 	$(BIN)/prolu demo --out runs/demo
 
 test: lint  ## checks and the fast tests, offline
-	$(BIN)/python -m pytest -m 'not slow and not browser' --durations=15
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'not slow and not browser' --durations=15
 
 test-full: lint  ## all tests: also the slow ones, and every command and example of the README and the docs
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest $(IN_PARALLEL) --durations=15
 
 test-room: $(INSTALLED)  ## the fast tests of one room: make test-room ROOM=sae
 	$(BIN)/python -m pytest -m 'not slow and not browser' --durations=5 tests/$(ROOM)

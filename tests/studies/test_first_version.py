@@ -33,9 +33,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """As the files were made. It is set for every test, since numba's first kernel sets OpenMP's threads, and with them
-    torch's, back to all cores.
-    """
+    """As the files were made."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

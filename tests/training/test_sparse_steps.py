@@ -1,6 +1,9 @@
 """Both sparse steps against the dense reference: gradients, updates, statistics, at odd sizes and all densities."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -200,3 +203,19 @@ def test_nothing_of_size_batch_by_d_sae_is_made(monkeypatch, step_type, module):
     n_pairs = int(stats.fired.sum())
     assert 0 < n_pairs < batch * d_sae / 8
     assert largest.entries <= max(16 * d_sae, 2 * n_pairs, d_in * d_sae)
+
+
+@pytest.mark.parametrize(("n_torch", "n_numba"), [(1, 2), (2, 1)])
+def test_numba_leaves_the_number_of_pytorchs_threads_alone(n_torch, n_numba):
+    """Both share OpenMP. A process of its own, because numba starts its threads once."""
+    steps = f"""
+import torch
+torch.set_num_threads({n_torch})
+from prolu import RunConfig, Trainer
+trainer = Trainer(RunConfig(d_sae=16, n_tokens=128, coeff=0.1, step="sparse"), 8, 64)
+trainer.step(torch.randn(64, 8))
+print(type(trainer.steps["sparse"]).__name__, torch.get_num_threads())
+"""
+    environment = os.environ | {"NUMBA_NUM_THREADS": str(n_numba)}
+    done = subprocess.run([sys.executable, "-c", steps], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["SparseNumbaStep", str(n_torch)]

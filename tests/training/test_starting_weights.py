@@ -78,7 +78,7 @@ def test_another_number_format_is_converted(tmp_path, dtype, nonlinearity):
         ({"d_sae": 41}, "d_sae 41: the SAE in '.*' has 40"),
         ({"normalisation": "none"}, "normalisation 'none': the SAE in '.*' has 'per_token'"),
         ({"nonlinearity": "relu"}, "nonlinearity 'relu': the SAE in '.*' has 'prolu_ste'"),
-        ({"init_digest": "0" * 64}, "SHA-256 is [0-9a-f]{64}, init_digest says 0000"),
+        ({"init_digest": "0" * 64}, "SHA-256 of its weights is [0-9a-f]{64}, but init_digest is 0000"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, settings, words):
@@ -187,7 +187,7 @@ def test_a_study_from_before_there_was_such_a_field_is_kept(tiny_stream, tmp_pat
 
 def test_a_misfit_writes_nothing(saved_sae, tiny_stream, tmp_path):
     for runs in (grid(base(saved_sae), d_sae=[D_SAE, 24]), [replace(base(saved_sae), init_digest="0" * 64)]):
-        with pytest.raises(ValueError, match=r"the SAE in|init_digest says"):
+        with pytest.raises(ValueError, match=r"the SAE in|init_digest is"):
             sweep(runs, tiny_stream, tmp_path / "study")
     assert not (tmp_path / "study").exists()
 

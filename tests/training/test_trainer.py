@@ -102,7 +102,7 @@ def test_schedule_scales_with_the_run():
         ("nonlinearity", "gelu", "relu, prolu_relu, prolu_ste"), ("penalty", "l2", "l1, sqrt_l1"),
         ("lr", 0.0, "more than 0"), ("d_sae", 0, "at least 1"), ("n_tokens", -5, "at least 1"),
         ("warmup_fraction", 0.9, "schedule"), ("lr_floor", 2.0, "between 0 and 1"),
-        ("normalisation", "z", "must be one of per_token, none"),
+        ("normalisation", "z", "choose one of per_token, none"),
     ],
 )  # fmt: skip
 def test_wrong_configs_name_the_field_and_what_is_valid(field, value, words):

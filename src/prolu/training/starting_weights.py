@@ -77,8 +77,8 @@ def _check_fit(config: RunConfig, wanted: SAEConfig, found: SAEConfig) -> None:
     for name in ("d_sae", "normalisation"):
         if getattr(found, name) != getattr(wanted, name):
             raise ValueError(
-                f"{name} {getattr(wanted, name)!r}: must be that of the SAE in {config.init_from!r}, "
-                f"{getattr(found, name)!r}"
+                f"{name} {getattr(wanted, name)!r}: the SAE in {config.init_from!r} has {getattr(found, name)!r}; a "
+                "run that starts from it must have the same"
             )
     if type(nonlinearity_named(found.nonlinearity)) is not type(nonlinearity_named(wanted.nonlinearity)):
         raise ValueError(

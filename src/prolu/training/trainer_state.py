@@ -87,7 +87,10 @@ class TrainerState(NamedTuple):
         own = self.tensors()
         d_sae = len(self.fired) * mesh.n_latent
         if tensors.keys() != own.keys():
-            raise ValueError(f"the state has the tensors {sorted(tensors)}; it must have {sorted(own)}")
+            raise ValueError(
+                f"the state is not one of this run: it lacks the tensors {sorted(own.keys() - tensors.keys())} and has "
+                f"{sorted(tensors.keys() - own.keys())}, which do not belong to it"
+            )
         for name, here in own.items():
             found = tensors[name]
             shape = torch.Size([d_sae, *here.shape[1:]]) if _is_split(name) else here.shape

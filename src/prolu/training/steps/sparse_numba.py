@@ -35,7 +35,18 @@ from prolu.training.steps.base import Step
 from prolu.training.steps.objective import Objective, StepStats, smallest_active
 from prolu.training.steps.pair_finder import GrowingArrays, PairFinder
 
-MOST_THREADS = get_num_threads()
+
+def _start_numba() -> int:
+    """Start numba's threads, and return how many they are."""
+    # numba shares OpenMP with PyTorch, and sets OpenMP's number of threads when it starts its own. PyTorch's number
+    # must survive that: it decides the rounding of sums, and it stands in the study's config.
+    n_torch = torch.get_num_threads()
+    n_numba = get_num_threads()
+    torch.set_num_threads(n_torch)
+    return n_numba
+
+
+MOST_THREADS = _start_numba()
 """The number of threads that numba was started with, which cannot be exceeded later."""
 
 SORTING_PARTS = 2
