@@ -240,7 +240,7 @@ def test_a_state_that_does_not_fit_is_refused():
         with pytest.raises(ValueError, match=words):
             trainer.restore_(tensors | change, counters)
     for wrong in ({"n_updates": 11}, {"n_updates": -1}, {"n_updates": "3"}, {"step": "fast"}):
-        with pytest.raises(ValueError, match="n_updates"):
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))}"):
             trainer.restore_(tensors, counters | wrong)
 
 
