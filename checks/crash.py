@@ -25,7 +25,8 @@ import torch
 from prolu import ActivationStream, LanguageModel, RunConfig, load_blocks, run_sweep
 from prolu.runtime.files import before_operation
 from support import models
-from support.interruptions import contents, end_of, in_a_process
+from support.interruptions import end_of, in_a_process
+from support.sweeps import contents
 
 AT_ONCE = 0.0
 """Seconds between checkpoints: one after every step."""
