@@ -1,10 +1,11 @@
 """The command line: requests, the commands that they ask for, and exit codes.
 
 - `entry_point`: from arguments to a request, to its work, to an exit code.
-- `requests`: the requests as dataclasses, from which flags and help are made.
-- `options`: options in two groups, those that matter first.
+- `training_requests`: the requests `demo`, `train` and `sweep`, as dataclasses from which flags and help are made.
+- `requests`: the requests of all other commands, likewise.
+- `options`: parts of dataclasses as groups of options, and the names that other libraries give to our flags.
 - `commands`: what each command checks and does.
-- `scoring`: the options of `prolu eval`.
+- `scoring`: the options and the work of `prolu eval`.
 """
 
 from prolu.cli.entry_point import main
