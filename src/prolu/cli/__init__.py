@@ -4,8 +4,10 @@
 - `training_requests`: the requests `demo`, `train` and `sweep`, as dataclasses from which flags and help are made.
 - `requests`: the requests of all other commands, likewise.
 - `options`: parts of dataclasses as groups of options, and the names that other libraries give to our flags.
-- `commands`: what each command checks and does.
-- `scoring`: the options and the work of `prolu eval`.
+- `commands`: what each command checks and does; of `report` in `drawing`, of `eval` in `scoring`.
+- `drawing`: pages of latents and reports.
+- `scoring`: saved SAEs scored on held-out text.
+- `job`: the work that a command hands back, and its exit codes.
 """
 
 from prolu.cli.entry_point import main

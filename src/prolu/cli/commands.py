@@ -4,17 +4,14 @@ Whatever can be found wrong is found before the work begins, so that a wrong req
 """
 
 import json
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from tyro.conf import arg
 
 from prolu.activations.source import (
     HarvestSource,
@@ -27,55 +24,19 @@ from prolu.activations.source import (
 from prolu.activations.store import STORE_FILE, TOKENS_FOLDER
 from prolu.activations.store_writer import HarvestRequest, check_disk, check_store_folder, harvest, store_bytes
 from prolu.activations.token_blocks import holds_blocks
+from prolu.cli.drawing import LatentPageOptions, draw_studies
+from prolu.cli.job import DONE, Job
 from prolu.interop.sharing import check_push, deliver, fetch_checked, holds_same, pack, unpack
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.files import locked, retry_while_busy
 from prolu.runtime.mesh import mesh_of
 from prolu.studies.cost import estimate, harvest_seconds, outline
-from prolu.studies.folder import failures, finished_runs
 from prolu.studies.groups.dealing import prepare_group
 from prolu.studies.groups.engine import Engine
 from prolu.studies.recipes import Recipe
 from prolu.studies.request import StudyRequest, check_runs, open_requests, prepare_folders
-from prolu.studies.results import Results
 from prolu.studies.settings import SweepSettings
 from prolu.studies.sweep import train
-
-if TYPE_CHECKING:
-    from prolu.report.latents.pages import LatentPages
-
-logger = logging.getLogger(__name__)
-
-DONE = 0
-"""The exit code of a command that did what was asked."""
-
-FAILED = 1
-"""The exit code of a command that failed while it was running."""
-
-WRONG_REQUEST = 2
-"""The exit code of a request that cannot be carried out as it stands."""
-
-Job = list[Callable[[], int | None]]
-"""Work that has been checked, in parts to be done in order. Each part returns an exit code; None stands for 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentPageOptions:
-    """Pages of latents: for each latent, texts on which it is active, and the tokens that it makes more likely."""
-
-    # The aliases are the names that these options had in an older version.
-    latent_pages: Annotated[Literal["frontier", "all", "none"], arg(aliases=["--features"])] = "frontier"
-    """Which runs get pages of their latents: those on the frontier of L0 and CE increase, all, or none."""
-    latent_tokens: Annotated[int, arg(aliases=["--feature-tokens"])] = 200_000
-    """The number of held-out tokens to look at, or all if there are fewer. Their activations are held in memory."""
-    examples: int = 15
-    """The number of texts with a latent's strongest activations to show. About as many more are drawn over the whole
-    range of its activations."""
-
-    def check(self) -> None:
-        """Raise ValueError unless both numbers are 1 or more."""
-        at_least_1("latent_tokens", self.latent_tokens)
-        at_least_1("examples", self.examples)
 
 
 def prepare_sweep(
@@ -105,37 +66,8 @@ def prepare_sweep(
     mesh.first_rank_first(lambda: prepare_folders(requests))
     works: Job = [partial(train, requests)]
     if mesh.is_first:  # one report is enough
-        works.append(lambda: _draw_study(requests, latents, out))
+        works.append(lambda: draw_studies(requests, latents, out))
     return works
-
-
-def _draw_study(requests: Sequence[StudyRequest], latents: LatentPageOptions, out: Path) -> int:
-    """Write missing pages of latents, then the report of each study that has a finished run, and of all together.
-
-    Returns:
-        The exit code, which says whether a run failed.
-    """
-    studies: list[Results] = []
-    for request in requests:
-        if not finished_runs(request.runs, request.out):
-            continue
-        results = Results.load(request.out)
-        studies.append(results)
-        pages = _pages_of(results, latents)
-        if missing := pages.missing():
-            # The model and the text are open already, so they need not be read again from the study's description.
-            pages.write(missing, request.stream.lm, request.stream.blocks)
-    # A study at one hook lies in `out` itself; at several hooks, each study has a folder of its own in `out`.
-    if requests[0].out == out:
-        draw_report(studies)
-    else:
-        draw_reports(studies, out)
-    n_failed = 0
-    for request in requests:
-        for run_id, reason in failures(request.out).items():
-            logger.warning("%s/%s failed (%s); the same command tries it again", request.out, run_id, reason)
-            n_failed += 1
-    return FAILED if n_failed else DONE
 
 
 def _in_groups(
@@ -153,7 +85,7 @@ def _in_groups(
         # When an array is submitted again, all its tasks find everything finished, and all draw. The report has a lock
         # of its own, because other tasks may still hold the study's lock while they gather.
         with locked(request.out, ".report", patience=patience) if engine.group else nullcontext():
-            return _draw_study([request], latents, request.out)
+            return draw_studies([request], latents, request.out)
 
     def work() -> int:
         if train_groups():
@@ -240,29 +172,6 @@ def prepare_dry_run(recipe: Recipe, source: Source, settings: SweepSettings, *, 
     return [job]
 
 
-def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPageOptions) -> Job:
-    """Write the missing pages of latents, and draw the report of one study, or of several together."""
-    from prolu.studies.results import records_of
-
-    latents.check()
-    if not folders:
-        raise ValueError("studies: name at least one folder")
-    found = [Results.load(folder) for folder in folders]
-    records_of(found)  # raises ValueError for studies that cannot be shown together
-    todo = []
-    for results in found:
-        pages = _pages_of(results, latents)
-        if missing := pages.missing():
-            todo.append((pages, missing, *pages.open_source()))
-
-    def job() -> None:
-        for pages, missing, lm, blocks in todo:
-            pages.write(missing, lm, blocks)
-        draw_report(found, out)
-
-    return [job]
-
-
 def prepare_push(folder: Path, repo: str, *, revision: str, private: bool, license: str, dry_run: bool) -> Job:
     """Send a study, or one of its runs, to the hub, or only print what would be sent."""
     parcel = pack(folder, repo, license=license)
@@ -295,28 +204,3 @@ def prepare_pull(place: str, out: Path, revision: str) -> Job:
         print(f"{len(files)} files of {place} in {out}" + (", which held them already" if is_there else ""))
 
     return [job]
-
-
-def _pages_of(results: Results, latents: LatentPageOptions) -> "LatentPages":
-    from prolu.report.latents.pages import LatentPages
-
-    return LatentPages(results, latents.latent_pages, latents.latent_tokens, latents.examples)
-
-
-def draw_reports(studies: Sequence[Results], out: Path) -> None:
-    """Draw each study's own report, and one of all of them in `out`."""
-    from prolu.report.writer import write_report
-
-    for results in studies:
-        draw_report([results])
-    print(f"all hooks: {write_report(studies, out).page}")
-
-
-def draw_report(studies: Sequence[Path | Results], out: Path | None = None) -> None:
-    """Write the report of one study, or of several together, and print its summary."""
-    from prolu.report.terminal import print_summary
-    from prolu.report.writer import write_report
-
-    drawn = write_report(studies, out)
-    print_summary(drawn.records, " + ".join(map(str, drawn.folders)), drawn.verdicts)
-    print(f"report: {drawn.page}")

@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import subcommand
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from prolu.cli.commands import DONE, FAILED, WRONG_REQUEST
+from prolu.cli.job import DONE, FAILED, WRONG_REQUEST
 from prolu.cli.options import without_aliases
 from prolu.cli.requests import Eval, Export, Harvest, Import, Pull, Push, Report
 from prolu.cli.training_requests import TRAIN_DESCRIPTION, Demo, Sweep, Train

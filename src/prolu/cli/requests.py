@@ -7,15 +7,9 @@ from typing import Literal
 from tyro.conf import OmitArgPrefixes, Positional
 
 from prolu.activations.source import HarvestSource
-from prolu.cli.commands import (
-    Job,
-    LatentPageOptions,
-    prepare_harvest,
-    prepare_harvest_dry_run,
-    prepare_pull,
-    prepare_push,
-    prepare_report,
-)
+from prolu.cli.commands import prepare_harvest, prepare_harvest_dry_run, prepare_pull, prepare_push
+from prolu.cli.drawing import LatentPageOptions, prepare_report
+from prolu.cli.job import Job
 from prolu.cli.scoring import Scoring
 from prolu.interop import ExportFormat, ImportFormat, check_new, export_files, import_sae, write_folder
 from prolu.runtime.hub import MAIN

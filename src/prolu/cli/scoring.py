@@ -1,7 +1,7 @@
 """The command `eval`: saved SAEs are scored on held-out text, that of their training, another, or that of a study."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.source import open_language_model, open_text
 from prolu.activations.token_blocks import TokenBlocks
+from prolu.cli.job import Job
 from prolu.evaluation.held_out import HeldOut, score
 from prolu.runtime.checks import at_least_1
 from prolu.sae.autoencoder import SAE, read_provenance
@@ -66,7 +67,7 @@ class Scoring:
     json: bool = False
     """Print one JSON object per SAE instead of a table."""
 
-    def prepare(self, runs: Sequence[Path]) -> list[Callable[[], int | None]]:
+    def prepare(self, runs: Sequence[Path]) -> Job:
         """Check the request, and return the work.
 
         Raises:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import OmitArgPrefixes, Suppress, subcommand
 
 from prolu.activations.source import Source
-from prolu.cli.commands import Job, LatentPageOptions, prepare_dry_run, prepare_sweep
+from prolu.cli.commands import prepare_dry_run, prepare_sweep
+from prolu.cli.drawing import LatentPageOptions
+from prolu.cli.job import Job
 from prolu.cli.options import option_group, values_of
 from prolu.studies.groups.engine import Engine
 from prolu.studies.recipes import DESCRIPTIONS, RECIPES, Recipe, recipe_named
