@@ -3,7 +3,8 @@
 In the order of the data:
 
 - `text_rows`, `text_files`: the rows of a split, found in files, folders and hub datasets, and read from each format.
-- `packing`: documents into blocks of tokens, with some documents held out.
+- `documents`: the texts of a split, some of which are held out.
+- `packing`, `packer`: which text is read and where its blocks go, and documents made into blocks.
 - `token_blocks`: the blocks, in memory or in a folder.
 - `language_model`, `hooks`: a language model, and the places in it where activations are read.
 - `model_loading`: the weights and tokenizer of a language model, from a folder or the hub.
