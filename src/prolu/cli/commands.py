@@ -30,9 +30,10 @@ from prolu.interop.sharing import check_push, deliver, fetch_checked, holds_same
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.files import locked, retry_while_busy
 from prolu.runtime.mesh import mesh_of
-from prolu.studies.cost import estimate, harvest_seconds, outline
+from prolu.studies.cost import estimate, harvest_seconds
 from prolu.studies.groups.dealing import prepare_group
 from prolu.studies.groups.engine import Engine
+from prolu.studies.model_sizes import outline
 from prolu.studies.recipes import Recipe
 from prolu.studies.request import StudyRequest, check_runs, open_requests, prepare_folders
 from prolu.studies.settings import SweepSettings
