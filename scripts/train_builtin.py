@@ -1,7 +1,7 @@
 """Train the built-in language model on the source of Python's standard library: `make builtin-lm`.
 
 This writes the Hugging Face folder `src/prolu/activations/builtin/model` (weights, tokenizer, card). Neither the
-tokenizer nor the model sees the modules that are held out (`prolu.activations.packing.is_held_out` of their path).
+tokenizer nor the model sees the modules that are held out (`prolu.activations.documents.is_held_out` of their path).
 """
 
 import argparse
@@ -18,7 +18,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from prolu.activations.builtin import MODEL_DIR
 from prolu.activations.builtin.corpus import digest, stdlib_documents
-from prolu.activations.packing import HELD_OUT_FRACTION, is_held_out, load_blocks
+from prolu.activations.documents import HELD_OUT_FRACTION, is_held_out
+from prolu.activations.packing import load_blocks
 
 CTX = 128
 BATCH_BLOCKS = 64

@@ -9,9 +9,9 @@ import pytest
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
 from prolu import load_blocks
-from prolu.activations import packing
+from prolu.activations import packer
 from prolu.activations.builtin import stdlib_documents
-from prolu.activations.packing import is_held_out, read_documents
+from prolu.activations.documents import is_held_out, read_documents
 from prolu.activations.text_rows import Rows
 from prolu.activations.token_blocks import copy_blocks, read_blocks
 from support.interruptions import dies_at_disk_operation, disk_operations
@@ -309,8 +309,8 @@ def test_blocks_in_a_folder_are_those_in_memory(tokenizer, stories_file, tmp_pat
 def test_reading_that_dies_anywhere_goes_on_to_the_same_bytes(
     tokenizer, stories_file, pretokenised, tmp_path, monkeypatch, column
 ):
-    monkeypatch.setattr(packing, "TOKENS_BETWEEN_SAVES", 2000)
-    monkeypatch.setattr(packing, "DOCUMENTS_PER_CALL", 16)
+    monkeypatch.setattr(packer, "TOKENS_BETWEEN_SAVES", 2000)
+    monkeypatch.setattr(packer, "DOCUMENTS_PER_CALL", 16)
     source = stories_file if column == "text" else pretokenised[0]
     request_ = {"text_column": column, "split": "train[:50%]", "eval_split": "train[70%:]"}
     whole = on_disk(source, tokenizer, tmp_path / "whole", **request_)

@@ -123,7 +123,7 @@ def test_an_sae_of_uncentred_activations_gets_them(study, tiny_lm, tmp_path, cap
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--like", "study", "--data", "x"], "like: a study says data itself"),
+        (["--like", "study", "--data", "x"], "like: the study sets data itself; leave --data out"),
         (["--like", "nowhere"], "no study here"),
         (["--converged"], "converged: only with --out"),
         (["--eval-tokens", "0"], "eval_tokens 0"),
@@ -148,6 +148,6 @@ def test_another_hook_or_width_is_told(study, tmp_path, capsys):
     sae, made = import_sae(study.runs[0].folder)
     sae.save(tmp_path / "above", made | {"hook": "blocks.2.hook_resid_pre"})
     assert main(["eval", str(tmp_path / "above"), "--like", str(study.folder)]) == 2
-    assert f"--hook {HOOK} scores it there all the same" in capsys.readouterr().err
+    assert f"give --hook {HOOK} to score it there anyway" in capsys.readouterr().err
     assert main(["eval", str(study.runs[0].folder), str(tmp_path / "above")]) == 2
     assert "score them one by one" in capsys.readouterr().err

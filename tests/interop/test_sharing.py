@@ -72,7 +72,7 @@ def test_it_is_one_commit_and_a_second_push_is_none(study, hub, capsys):
     assert sum("/commit/" in path for path in writes(hub)) == 1
     capsys.readouterr()
     assert main(["push", str(study), "ann/two"]) == 0
-    assert "nothing is new" in capsys.readouterr().out
+    assert "nothing was sent" in capsys.readouterr().out
     assert sum("/commit/" in path for path in writes(hub)) == 1
     assert sum(path.startswith("/lfs/") for path in writes(hub)) == 6  # each of 2 x 3 large files once
 
@@ -301,7 +301,7 @@ def test_pull_refuses_what_is_in_the_way(study, hub, capsys, tmp_path):
     assert main(["pull", "ann/two", "--out", str(out)]) == 0  # empty: as if it were not there
     (out / "report.html").write_text("mine")
     assert main(["pull", "ann/two", "--out", str(out)]) == 0
-    assert "as they were" in capsys.readouterr().out
+    assert "which held them already" in capsys.readouterr().out
     (out / "results.jsonl").write_text("mine")
     assert "results.jsonl differs" in refused(["pull", "ann/two", "--out", str(out)], capsys)
     assert (out / "results.jsonl").read_text() == "mine"

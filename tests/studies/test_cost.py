@@ -6,7 +6,9 @@ import pytest
 
 from prolu import ActivationStream, RunConfig, Trainer, grid, run_sweep
 from prolu.cli.entry_point import main
-from prolu.studies.cost import Rates, estimate, measure, outline
+from prolu.studies.cost import estimate
+from prolu.studies.model_sizes import outline
+from prolu.studies.rates import Rates, measure
 from prolu.studies.recipes import RECIPES
 
 RATES = Rates(flops=1e9, dense_step=0.4, sparse_step=0.1)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prolu import RunConfig, Trainer, grid
-from prolu.cli import commands
+from prolu.cli import drawing
 from prolu.cli.entry_point import main
 from prolu.runtime.files import FolderBusyError, locked, retry_while_busy
 from prolu.studies.groups import dealing
@@ -313,7 +313,7 @@ def test_while_one_draws_others_may_gather_but_not_draw(tiny_lm_folder, stories_
             pass
         drawn.extend(results.folder for results in studies)
 
-    monkeypatch.setattr(commands, "draw_report", draw)
+    monkeypatch.setattr(drawing, "draw_report", draw)
     assert main([*flags_of(tiny_lm_folder, stories_file, out), "--group", "0/1"]) == 0
     assert drawn == [out]
 

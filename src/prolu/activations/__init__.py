@@ -3,12 +3,13 @@
 In the order of the data:
 
 - `text_rows`, `text_files`: the rows of a split, found in files, folders and hub datasets, and read from each format.
-- `packing`: documents into blocks of tokens, with some documents held out.
+- `documents`: the texts of a split, some of which are held out.
+- `packing`, `packer`: which text is read and where its blocks go, and documents made into blocks.
 - `token_blocks`: the blocks, in memory or in a folder.
 - `language_model`, `hooks`: a language model, and the places in it where activations are read.
 - `model_loading`: the weights and tokenizer of a language model, from a folder or the hub.
 - `harvesting`, `store`, `store_writer`: activations of blocks, computed now, read from the disk or written there.
-- `stream`: shuffled batches, a pure function of a seed and an index.
+- `stream`, `windows`: shuffled batches, a pure function of a seed and an index, and how they divide the text.
 - `transfer`: activations copied to the device that trains.
 - `source`: the command-line options that describe a stream.
 - `builtin`: the small language model that ships with the package, and its text.

@@ -13,6 +13,7 @@ from prolu.activations.harvesting import ActivationSource, Harvest, describe_act
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.transfer import Transfer
+from prolu.activations.windows import Place, Windows
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.runtime.rng import keyed_generator
@@ -26,17 +27,6 @@ class Batch(NamedTuple):
     """The normalised activations: each row has norm sqrt(d_in)."""
     raw_norm: Float[Tensor, " batch"]
     """The norm of each row before it was normalised."""
-
-
-class Place(NamedTuple):
-    """Where a batch lies in the stream: its activations follow from this and from the seed."""
-
-    epoch: int
-    """The number of times that the whole text has been read before."""
-    window: int
-    """The window within the epoch."""
-    row: int
-    """The first row of the batch in the window's shuffled order."""
 
 
 class ActivationStream:
@@ -99,26 +89,14 @@ class ActivationStream:
             source.check(self._facts)
 
         self._first = 0 if train_on_bos else 1
-        self._rows_per_block = blocks.ctx - self._first
-        self._blocks_per_window = min(window_tokens // blocks.ctx, len(blocks.train))
-        self.window_tokens = self._blocks_per_window * blocks.ctx
-        rows_per_window = self._blocks_per_window * self._rows_per_block
-        if batch_size > rows_per_window:
-            raise ValueError(
-                f"batch_size {batch_size}: larger than a window of {rows_per_window} tokens "
-                f"(window_tokens {window_tokens}, training text of {blocks.train.size})"
-            )
-        # No batch spans two windows: what does not fill one at the end of a window is dropped, and counted.
-        self._batches_per_window = rows_per_window // batch_size
-        n_full_windows, n_blocks_left = divmod(len(blocks.train), self._blocks_per_window)
-        batches_left = n_blocks_left * self._rows_per_block // batch_size
-        self.batches_per_epoch = n_full_windows * self._batches_per_window + batches_left
+        rows_per_block = blocks.ctx - self._first
+        self._windows = Windows.of(blocks, rows_per_block, batch_size=batch_size, window_tokens=window_tokens)
+        self.window_tokens = self._windows.n_blocks * blocks.ctx
+        self.batches_per_epoch = self._windows.batches_per_epoch
 
         self._held: tuple[int, int] | None = None  # (epoch, window) of the rows in the buffers
         self._to_device = Transfer(device)
-        # Alone, a rank keeps the rows that will be dropped too, because they lie between the others; in a mesh it
-        # receives only rows of its own part of the batches.
-        n_rows = rows_per_window if mesh.n_ranks == 1 else self._batches_per_window * batch_size // mesh.n_data
+        n_rows = self._windows.n_rows_held(mesh)
         self._acts = torch.empty(n_rows, lm.d_in, device=self.device)
         self._norms = torch.empty(n_rows, device=self.device)
 
@@ -138,7 +116,7 @@ class ActivationStream:
 
         First positions that are not trained on are not counted.
         """
-        return len(self.blocks.train) * self._rows_per_block - self.batches_per_epoch * self.batch_size
+        return len(self.blocks.train) * self._windows.rows_per_block - self.batches_per_epoch * self.batch_size
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the stream's numbers."""
@@ -152,11 +130,7 @@ class ActivationStream:
 
     def place(self, index: int) -> Place:
         """Return where batch number `index` lies."""
-        if index < 0:
-            raise IndexError(f"batch {index}: batches are counted from 0")
-        epoch, within = divmod(index, self.batches_per_epoch)
-        window, batch = divmod(within, self._batches_per_window)
-        return Place(epoch, window, batch * self.batch_size)
+        return self._windows.place(index)
 
     def __getitem__(self, index: int) -> Batch:
         # What is held now decides only whether the window must be filled again, never what is in it.
@@ -174,7 +148,7 @@ class ActivationStream:
         """
         order = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, *key)).numpy()
         per_pass = max(1, self.lm.batch_tokens // self.blocks.ctx)
-        n_blocks = min(len(order), math.ceil(n_tokens / self._rows_per_block))
+        n_blocks = min(len(order), math.ceil(n_tokens / self._windows.rows_per_block))
         passes = [order[i : i + per_pass] for i in range(0, n_blocks, per_pass)]
         for first in range(0, len(passes), self.mesh.n_ranks):
             for raw in self._raw_on_all_ranks(passes[first : first + self.mesh.n_ranks]):
@@ -193,7 +167,7 @@ class ActivationStream:
             if rank == mesh.rank:
                 raw = torch.cat(own)
             else:
-                raw = self._acts.new_empty(len(blocks), self._rows_per_block, self.d_in)
+                raw = self._acts.new_empty(len(blocks), self._windows.rows_per_block, self.d_in)
             yield mesh.broadcast_(raw, rank)
 
     def _raw(self, chosen: np.ndarray) -> Iterator[Float[Tensor, "n positions d_in"]]:
@@ -204,7 +178,7 @@ class ActivationStream:
     def _blocks_of(self, epoch: int, window: int) -> np.ndarray:
         """Return the blocks of a window: a part of the epoch's permutation, which depends on seed and epoch only."""
         order = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, "blocks", epoch))
-        return order[window * self._blocks_per_window :][: self._blocks_per_window].numpy()
+        return order[window * self._windows.n_blocks :][: self._windows.n_blocks].numpy()
 
     def _hold(self, epoch: int, window: int) -> None:
         """Fill the buffers with a window, unless they hold it already."""
@@ -215,7 +189,7 @@ class ActivationStream:
         # Drawn for the whole window, on the CPU and by a generator of its own: so the order depends neither on the mesh
         # nor on the device nor on what was drawn before.
         generator = keyed_generator(self.seed, "rows", epoch, window)
-        order = torch.randperm(len(chosen) * self._rows_per_block, generator=generator)
+        order = torch.randperm(len(chosen) * self._windows.rows_per_block, generator=generator)
         if self.mesh.n_ranks == 1:
             self._fill_(self._acts, self._norms, chosen)
         else:
@@ -226,7 +200,7 @@ class ActivationStream:
 
     def _expect_next(self, epoch: int, window: int) -> None:
         """Announce the following window to the source, which may read it while this one is trained on."""
-        is_last = (window + 1) * self._blocks_per_window >= len(self.blocks.train)
+        is_last = (window + 1) * self._windows.n_blocks >= len(self.blocks.train)
         following = self._blocks_of(epoch + 1, 0) if is_last else self._blocks_of(epoch, window + 1)
         self._source.expect(self.lm.hook, following[self.mesh.slice_of_rank(len(following))])
 
@@ -254,9 +228,9 @@ class ActivationStream:
         mesh = self.mesh
         slices = [mesh.slice_of_rank(len(chosen), rank) for rank in range(mesh.n_ranks)]
         own = slices[mesh.rank]
-        n_rows = torch.tensor([(blocks.stop - blocks.start) * self._rows_per_block for blocks in slices])
+        n_rows = torch.tensor([(blocks.stop - blocks.start) * self._windows.rows_per_block for blocks in slices])
         harvested_by = torch.arange(mesh.n_ranks).repeat_interleave(n_rows)  # the rank that has each row of the window
-        first_own_row = own.start * self._rows_per_block
+        first_own_row = own.start * self._windows.rows_per_block
 
         # One column more than d_in, so that a row's norm travels with it.
         held = self._acts.new_empty(int(n_rows[mesh.rank]), self.d_in + 1)

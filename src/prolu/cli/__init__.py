@@ -1,10 +1,13 @@
 """The command line: requests, the commands that they ask for, and exit codes.
 
 - `entry_point`: from arguments to a request, to its work, to an exit code.
-- `requests`: the requests as dataclasses, from which flags and help are made.
-- `options`: options in two groups, those that matter first.
-- `commands`: what each command checks and does.
-- `scoring`: the options of `prolu eval`.
+- `training_requests`: the requests `demo`, `train` and `sweep`, as dataclasses from which flags and help are made.
+- `requests`: the requests of all other commands, likewise.
+- `options`: parts of dataclasses as groups of options, and the names that other libraries give to our flags.
+- `commands`: what each command checks and does; of `report` in `drawing`, of `eval` in `scoring`.
+- `drawing`: pages of latents and reports.
+- `scoring`: saved SAEs scored on held-out text.
+- `job`: the work that a command hands back, and its exit codes.
 """
 
 from prolu.cli.entry_point import main

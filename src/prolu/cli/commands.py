@@ -1,17 +1,17 @@
-"""What each command does. A `prepare_...` function checks the request first, and returns the work to be done."""
+"""The work of each command. A `prepare_...` function checks the request first, and returns the work to be done.
+
+Whatever can be found wrong is found before the work begins, so that a wrong request writes nothing.
+"""
 
 import json
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from tyro.conf import arg
 
 from prolu.activations.source import (
     HarvestSource,
@@ -24,48 +24,20 @@ from prolu.activations.source import (
 from prolu.activations.store import STORE_FILE, TOKENS_FOLDER
 from prolu.activations.store_writer import HarvestRequest, check_disk, check_store_folder, harvest, store_bytes
 from prolu.activations.token_blocks import holds_blocks
+from prolu.cli.drawing import LatentPageOptions, draw_studies
+from prolu.cli.job import DONE, Job
 from prolu.interop.sharing import check_push, deliver, fetch_checked, holds_same, pack, unpack
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.files import locked, retry_while_busy
 from prolu.runtime.mesh import mesh_of
-from prolu.studies.cost import estimate, harvest_seconds, outline
-from prolu.studies.folder import failures, finished_runs
+from prolu.studies.cost import estimate, harvest_seconds
 from prolu.studies.groups.dealing import prepare_group
 from prolu.studies.groups.engine import Engine
+from prolu.studies.model_sizes import outline
 from prolu.studies.recipes import Recipe
 from prolu.studies.request import StudyRequest, check_runs, open_requests, prepare_folders
-from prolu.studies.results import Results
 from prolu.studies.settings import SweepSettings
 from prolu.studies.sweep import train
-
-if TYPE_CHECKING:
-    from prolu.report.latents.pages import LatentPages
-
-logger = logging.getLogger(__name__)
-
-DONE = 0
-FAILED = 1
-WRONG_REQUEST = 2
-
-Job = list[Callable[[], int | None]]
-"""Work that has been checked, to be done in this order. Each part returns an exit code; None stands for 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentPageOptions:
-    """Pages of latents: the text on which each is active, and the tokens that it promotes."""
-
-    latent_pages: Annotated[Literal["frontier", "all", "none"], arg(aliases=["--features"])] = "frontier"
-    """Which runs get pages of their latents: those on the frontier of L0 and CE increase, all, or none."""
-    latent_tokens: Annotated[int, arg(aliases=["--feature-tokens"])] = 200_000
-    """Held-out tokens to look at, or all if there are fewer; their activations are held in memory."""
-    examples: int = 15
-    """Strongest examples to show per latent, and about as many over the whole range of its activations."""
-
-    def check(self) -> None:
-        """Raise ValueError unless both numbers are 1 or more."""
-        at_least_1("latent_tokens", self.latent_tokens)
-        at_least_1("examples", self.examples)
 
 
 def prepare_sweep(
@@ -76,13 +48,14 @@ def prepare_sweep(
     latents: LatentPageOptions,
     engine: Engine,
 ) -> Job:
-    """Train a study, or one at each of several hooks, then draw its report and pages of latents."""
+    """Train a study, or one at each of several hooks, then write its pages of latents and draw its report."""
     latents.check()
     settings.check()
     engine.check(source, settings)
     torch.set_num_threads(at_least_1("threads", source.threads))
     mesh = mesh_of(source.mesh, source.device, source.threads)
-    # Of the tasks of a job array one writes the token blocks of the text, and the others wait for it.
+    # The tasks of a job array start together, and one of them writes the token blocks of the text. The others wait for
+    # it however long it takes; without an array, a second process in the same folder is a mistake and is refused.
     patience = math.inf if engine.group else 0.0
 
     def opened() -> list[StudyRequest]:
@@ -93,42 +66,15 @@ def prepare_sweep(
         return [_in_groups(requests[0], source, latents, engine, patience)]
     mesh.first_rank_first(lambda: prepare_folders(requests))
     works: Job = [partial(train, requests)]
-    if mesh.is_first:
-        works.append(lambda: _draw_study(requests, latents, out))
+    if mesh.is_first:  # one report is enough
+        works.append(lambda: draw_studies(requests, latents, out))
     return works
-
-
-def _draw_study(requests: Sequence[StudyRequest], latents: LatentPageOptions, out: Path) -> int:
-    """Write missing pages of latents, then the report of each study that has a finished run, and of all together.
-
-    Returns:
-        The exit code: whether a run failed.
-    """
-    studies: list[Results] = []
-    for request in requests:
-        if not finished_runs(request.runs, request.out):
-            continue
-        results = Results.load(request.out)
-        studies.append(results)
-        pages = _pages_of(results, latents)
-        if missing := pages.missing():
-            pages.write(missing, request.stream.lm, request.stream.blocks)
-    if requests[0].out == out:
-        draw_report(studies)
-    else:
-        draw_reports(studies, out)
-    n_failed = 0
-    for request in requests:
-        for run_id, reason in failures(request.out).items():
-            logger.warning("%s/%s failed (%s); the same command tries it again", request.out, run_id, reason)
-            n_failed += 1
-    return FAILED if n_failed else DONE
 
 
 def _in_groups(
     request: StudyRequest, source: Source, latents: LatentPageOptions, engine: Engine, patience: float
 ) -> Callable[[], int]:
-    """Train a study in groups; the work draws the report if it finds all groups finished."""
+    """Return the work that trains a study, or one group of it, in groups, and draws the report if all have finished."""
     if engine.group:
         train_groups = prepare_group(request, engine)
     else:
@@ -137,10 +83,10 @@ def _in_groups(
         train_groups = prepare_cluster(request, source, engine)
 
     def draw() -> int:
-        # When an array is submitted again, all its tasks draw. The report has a lock of its own, since others may
-        # still be gathering.
+        # When an array is submitted again, all its tasks find everything finished, and all draw. The report has a lock
+        # of its own, because other tasks may still hold the study's lock while they gather.
         with locked(request.out, ".report", patience=patience) if engine.group else nullcontext():
-            return _draw_study([request], latents, request.out)
+            return draw_studies([request], latents, request.out)
 
     def work() -> int:
         if train_groups():
@@ -160,9 +106,10 @@ def prepare_harvest(request: HarvestSource, out: Path) -> Job:
     description = describe_options(request, request.n_tokens)
     lm = open_language_model(description)
     widths = [lm.at(hook).d_in for hook in request.hook]
-    if not (out / STORE_FILE).is_file():  # else what is there already counts
+    # A store that was begun takes part of this space already, and has been checked when it was begun.
+    if not (out / STORE_FILE).is_file():
         check_disk(out, store_bytes(at_least_1("n_tokens", request.n_tokens), widths, request.dtype))
-    # Token blocks that lie elsewhere are copied into the store by `harvest`; other text is tokenised right into it.
+    # Other text is tokenised right into the store; token blocks that lie elsewhere are copied into it by `harvest`.
     blocks = open_text(description, lm, folder=None if holds_blocks(request.data) else out / TOKENS_FOLDER)
     HarvestRequest(lm, blocks, request.hook, request.dtype).begun(out)
 
@@ -174,13 +121,15 @@ def prepare_harvest(request: HarvestSource, out: Path) -> Job:
 
 
 def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:
-    """Print what a harvest would cost."""
+    """Print the cost of a harvest."""
     lms = [outline(request.lm, hook) for hook in request.hook]
     first_hook(request.hook)
-    n_tokens, widths = at_least_1("n_tokens", request.n_tokens), [lm.d_model for lm in lms]
+    n_tokens = at_least_1("n_tokens", request.n_tokens)
+    widths = [lm.d_model for lm in lms]
     cost = {
         "tokens": n_tokens,
         "disk": store_bytes(n_tokens, widths, request.dtype),
+        # All hooks share one pass of the language model, which ends at the deepest of them.
         "seconds": harvest_seconds(n_tokens, max(lms, key=lambda lm: lm.blocks_below), request.ctx),
     }
 
@@ -198,7 +147,7 @@ def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:
 
 
 def prepare_dry_run(recipe: Recipe, source: Source, settings: SweepSettings, *, as_json: bool) -> Job:
-    """Print what a sweep would train, and what it would cost."""
+    """Print the runs of a sweep and their cost."""
     lms = [outline(source.lm, hook) for hook in source.hook]
     first_hook(source.hook)
     runs = recipe.runs_at(lms[0].d_model)
@@ -216,30 +165,10 @@ def prepare_dry_run(recipe: Recipe, source: Source, settings: SweepSettings, *, 
         from prolu.report.terminal import print_estimate
 
         if as_json:
-            asked = {"hooks": source.hook, "runs": [asdict(run) for run in runs]}
-            print(json.dumps(asked | {"estimate": cost.describe()}))
+            description = {"hooks": source.hook, "runs": [asdict(run) for run in runs], "estimate": cost.describe()}
+            print(json.dumps(description))
         else:
             print_estimate(runs, cost)
-
-    return [job]
-
-
-def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPageOptions) -> Job:
-    """Make the pages of latents that are missing, and draw the report of one study, or of several together."""
-    from prolu.studies.results import records_of
-
-    latents.check()
-    if not folders:
-        raise ValueError("studies: name at least one folder")
-    found = [Results.load(folder) for folder in folders]
-    records_of(found)
-    pages_of_studies = [_pages_of(results, latents) for results in found]
-    todo = [(pages, missing, *pages.open_source()) for pages in pages_of_studies if (missing := pages.missing())]
-
-    def job() -> None:
-        for pages, missing, lm, blocks in todo:
-            pages.write(missing, lm, blocks)
-        draw_report(found, out)
 
     return [job]
 
@@ -248,16 +177,19 @@ def prepare_push(folder: Path, repo: str, *, revision: str, private: bool, licen
     """Send a study, or one of its runs, to the hub, or only print what would be sent."""
     parcel = pack(folder, repo, license=license)
     sizes = parcel.sizes
-    told = f"{len(parcel.saes)} SAEs, {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB"
+    summary = f"{len(parcel.saes)} SAEs, {len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB"
     head = None if dry_run else check_push(parcel, revision=revision, private=private)
 
     def job() -> None:
         if head is None:
             print("\n".join(f"{size:>13,}  {name}" for name, size in sizes.items()))
-            print(f"{told}, to {parcel.place}; nothing is sent\n\n{parcel.card}", end="")
+            print(f"{summary}, to {parcel.place}; nothing is sent\n\n{parcel.card}", end="")
             return
         sent = deliver(parcel, head, revision=revision, private=private)
-        print(f"{told}, in {sent.url}" if sent.changed else f"{parcel.place}: holds all of it already; nothing is new")
+        if sent.changed:
+            print(f"{summary}, sent to {sent.url}")
+        else:
+            print(f"{parcel.place}: holds all of these files already; nothing was sent")
 
     return [job]
 
@@ -270,31 +202,6 @@ def prepare_pull(place: str, out: Path, revision: str) -> Job:
     def job() -> None:
         if not is_there:
             unpack(files, out)
-        print(f"{len(files)} files of {place} in {out}" + (", as they were" if is_there else ""))
+        print(f"{len(files)} files of {place} in {out}" + (", which held them already" if is_there else ""))
 
     return [job]
-
-
-def _pages_of(results: Results, latents: LatentPageOptions) -> "LatentPages":
-    from prolu.report.latents.pages import LatentPages
-
-    return LatentPages(results, latents.latent_pages, latents.latent_tokens, latents.examples)
-
-
-def draw_reports(studies: Sequence[Results], out: Path) -> None:
-    """Draw each study's own report, and one of all of them in `out`."""
-    from prolu.report.writer import write_report
-
-    for results in studies:
-        draw_report([results])
-    print(f"all hooks: {write_report(studies, out).page}")
-
-
-def draw_report(studies: Sequence[Path | Results], out: Path | None = None) -> None:
-    """Write the report of one study, or of several together, and print its summary."""
-    from prolu.report.terminal import print_summary
-    from prolu.report.writer import write_report
-
-    drawn = write_report(studies, out)
-    print_summary(drawn.records, " + ".join(map(str, drawn.folders)), drawn.verdicts)
-    print(f"report: {drawn.page}")

@@ -12,9 +12,10 @@ import tyro
 from tyro.conf import subcommand
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from prolu.cli.commands import DONE, FAILED, WRONG_REQUEST
+from prolu.cli.job import DONE, FAILED, WRONG_REQUEST
 from prolu.cli.options import without_aliases
-from prolu.cli.requests import TRAIN_DESCRIPTION, Demo, Eval, Export, Harvest, Import, Pull, Push, Report, Sweep, Train
+from prolu.cli.requests import Eval, Export, Harvest, Import, Pull, Push, Report
+from prolu.cli.training_requests import TRAIN_DESCRIPTION, Demo, Sweep, Train
 from prolu.runtime.files import FolderBusyError
 from prolu.runtime.hub import HubError
 from prolu.runtime.interrupts import INTERRUPTED
@@ -58,6 +59,7 @@ def _integers_with_exponents(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpe
         try:
             return int(words[0])
         except ValueError:
+            # A ValueError from here is tyro's to report: it names the flag.
             value = float(words[0])
             if not value.is_integer():
                 raise ValueError(f"{words[0]} is not a whole number") from None
@@ -74,10 +76,13 @@ def _integers_with_exponents(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpe
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit code.
 
-    0: done. 1: it failed while running; what was finished is kept. 2: the request was wrong; nothing was written.
-    130: it was interrupted; a checkpoint is saved.
+    - 0: The command is done.
+    - 1: It failed while running. What was finished is kept.
+    - 2: The request was wrong. One sentence says why, and nothing was written.
+    - 130: It was interrupted. A checkpoint is saved.
     """
     args = list(sys.argv[1:] if args is None else args)
+    # tyro's own message about an unknown study lists the options of every study.
     if args[:1] == ["sweep"] and args[1:] and not args[1].startswith("-") and args[1] not in RECIPES:
         print(f"prolu: study {args[1]!r}: choose one of {', '.join(RECIPES)}", file=sys.stderr)
         return WRONG_REQUEST
@@ -88,6 +93,7 @@ def main(args: Sequence[str] | None = None) -> int:
     with _messages_on_stderr():
         try:
             job = command.prepare()
+            # From here on the request has been found right, so the same exceptions mean that the work failed.
             try:
                 exit_code = DONE
                 for work in job:
@@ -96,7 +102,7 @@ def main(args: Sequence[str] | None = None) -> int:
             except BaseException as problem:
                 return _failed(problem)
         except (ValueError, OSError) as problem:  # OSError: a file or folder of the request cannot be read
-            return _said(str(problem), WRONG_REQUEST)
+            return _reported(str(problem), WRONG_REQUEST)
         except KeyboardInterrupt:
             return INTERRUPTED
         finally:
@@ -107,35 +113,43 @@ def _parsed(args: list[str]) -> Any:
     """Return the request that the arguments ask for. tyro itself prints help and errors, and exits."""
     if args[:1] in (["train"], ["sweep"], ["harvest"]):
         args = without_aliases(args)
-    if args[:1] == ["train"]:  # by itself, since its examples would crowd the list of all commands
+    # A parser of its own, since its description with examples would crowd the list of all commands.
+    if args[:1] == ["train"]:
         return tyro.cli(Train, prog="prolu train", args=args[1:], description=TRAIN_DESCRIPTION, registry=registry)
     return tyro.cli(Command, prog="prolu", args=args, description=DESCRIPTION, registry=registry)
 
 
 def _failed(problem: BaseException) -> int:
-    """Return the exit code of work that failed, after one sentence if the world failed, or a traceback if we did."""
+    """Report why work failed, and return the exit code.
+
+    A full disk or a lost connection gets one sentence; an error in this package gets a traceback, for a bug report.
+    """
     match problem:
         case KeyboardInterrupt():
-            return _said(f"interrupted; {RESUMES}", INTERRUPTED)
+            return _reported(f"interrupted; {RESUMES}", INTERRUPTED)
         case FolderBusyError() | HubError():
-            return _said(str(problem), WRONG_REQUEST)
+            # Nothing has failed: another process has just taken the folder, or the hub has changed its mind since.
+            return _reported(str(problem), WRONG_REQUEST)
         case OSError() | FloatingPointError() | SweepFailedError():
-            return _said(f"{problem}; {RESUMES}", FAILED)
+            return _reported(f"{problem}; {RESUMES}", FAILED)
         case Exception():
             traceback.print_exception(problem)
-            return _said(f"failed while running; {RESUMES}", FAILED)
-    raise problem
+            return _reported(f"failed while running; {RESUMES}", FAILED)
+    raise problem  # SystemExit and the like end the process as they would anywhere
 
 
-def _said(sentence: str, exit_code: int) -> int:
+def _reported(sentence: str, exit_code: int) -> int:
+    """Print a sentence on standard error, once on a mesh, and return the exit code."""
     if is_first_process():
         print(f"prolu: {sentence}", file=sys.stderr)
     return exit_code
 
 
 class _StderrHandler(logging.Handler):
-    """Prints the library's messages as sentences, `prolu: ...`, on whatever is standard error at the moment."""
+    """Prints the library's messages as sentences, `prolu: ...`, on standard error."""
 
+    # logging.StreamHandler would keep the stream of the moment in which it was made; a worker, a test or a notebook may
+    # have replaced sys.stderr since.
     def emit(self, record: logging.LogRecord) -> None:
         print(f"prolu: {record.getMessage()}", file=sys.stderr, flush=True)
 
@@ -146,7 +160,8 @@ def _messages_on_stderr() -> Iterator[None]:
     handler = _StderrHandler()
     messages.addHandler(handler)
     level = messages.level
-    messages.setLevel(logging.INFO)  # the address of a run in W&B is no warning
+    # Not only warnings: users want to see the address of their run in W&B too, for one.
+    messages.setLevel(logging.INFO)
     try:
         yield
     finally:

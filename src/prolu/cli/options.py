@@ -1,4 +1,4 @@
-"""Options of a dataclass shown in two groups: those that matter first, then all others."""
+"""Options of several dataclasses in groups of their own, and the names that other libraries give to our flags."""
 
 import ast
 import inspect
@@ -23,15 +23,15 @@ ALIASES: Mapping[str, str] = {
     "--training-tokens": "--n-tokens",
     "--learning-rate": "--lr",
 }
-"""What SAELens, dictionary_learning and sparsify call a flag of `prolu train`, and our own name for it."""
+"""The names of flags in SAELens, dictionary_learning and sparsify, and our name for each."""
 
 
 def without_aliases(args: Sequence[str]) -> list[str]:
-    """Return the arguments with our own names for flags that have another name elsewhere."""
+    """Return the arguments with the flags that have another name in other libraries under our own names."""
     own = []
     for word in args:
         flag, equals, value = word.partition("=")
-        # Flags may be written with underscores, as Python has them.
+        # Flags may be written with underscores too, as in --l1_coefficient: tyro accepts its own flags so.
         own.append(ALIASES.get(flag.replace("_", "-"), flag) + equals + value)
     return own
 
@@ -40,9 +40,9 @@ def option_group(name: str, described: str, owners: Mapping[type, Sequence[str]]
     """Return a dataclass with some fields of other dataclasses, each with its type, default and help text.
 
     Args:
-        name: of the new class.
-        described: what the help says above the group.
-        owners: for each dataclass, the names of the fields to take.
+        name: The name of the new dataclass.
+        described: The title of the group in the help.
+        owners: The names of the fields to take from each dataclass.
     """
     made = []
     for owner, names in owners.items():
@@ -50,6 +50,7 @@ def option_group(name: str, described: str, owners: Mapping[type, Sequence[str]]
         helps = field_helps(owner)
         for field_name in names:
             known = by_name[field_name]
+            # tyro reads help texts from the source of a class, which a class made here does not have.
             argument = tyro.conf.arg(help=helps[field_name])
             default = field(default=known.default)
             if known.default_factory is not MISSING:
@@ -61,11 +62,13 @@ def option_group(name: str, described: str, owners: Mapping[type, Sequence[str]]
 def field_helps(owner: type) -> dict[str, str]:
     """Return the docstrings below the fields of a dataclass and of the dataclasses that it inherits from."""
     helps: dict[str, str] = {}
+    # From the oldest ancestor on (`object` left out), so that a class that declares a field again replaces its help.
     for cls in reversed(owner.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
         assert isinstance(body, ast.ClassDef)
         for statement, below in zip(body.body, body.body[1:], strict=False):
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                # Python keeps no docstring of a field, so it is read from the statement below the field in the source.
                 match below:
                     case ast.Expr(value=ast.Constant(value=str(text))):
                         helps[statement.target.id] = " ".join(text.split())
@@ -73,6 +76,6 @@ def field_helps(owner: type) -> dict[str, str]:
 
 
 def values_of(owner: type, *groups: Any) -> dict[str, Any]:
-    """Return the values of a dataclass's fields, from the option groups that hold them."""
+    """Return the values of a dataclass's fields by name, collected from the option groups that hold them."""
     names = {f.name for f in fields(owner)}
     return {f.name: getattr(group, f.name) for group in groups for f in fields(group) if f.name in names}

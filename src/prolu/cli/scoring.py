@@ -1,7 +1,7 @@
-"""The `eval` command: saved SAEs scored on held-out text, their own, another, or that of a study."""
+"""The command `eval`: saved SAEs are scored on held-out text, that of their training, another, or that of a study."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.source import open_language_model, open_text
 from prolu.activations.token_blocks import TokenBlocks
+from prolu.cli.job import Job
 from prolu.evaluation.held_out import HeldOut, score
 from prolu.runtime.checks import at_least_1
 from prolu.sae.autoencoder import SAE, read_provenance
@@ -16,55 +17,62 @@ from prolu.studies.folder import read_study
 from prolu.studies.scored_study import SavedSAE, ScoredStudy, describe
 
 EVAL_TOKENS = 32_768
+"""The number of held-out tokens to score on where neither the options nor a study set it."""
 
 NEEDED = ("lm", "hook", "data", "ctx")
-"""What must be known to score an SAE. Everything else has a default."""
+"""The fields that must be known to score an SAE. All others have a default."""
 
-SAID_BY_A_STUDY = ("data", "text_column", "ctx", "split", "eval_split", "max_train_tokens", "eval_tokens")
+SET_BY_STUDY = ("data", "text_column", "ctx", "split", "eval_split", "max_train_tokens", "eval_tokens")
+"""The options that a study sets with --like: changing one would change the held-out tokens."""
+
+DEFAULTS = {"text_column": "text", "split": "train", "eval_split": "", "lm_dtype": "fp32", "max_train_tokens": None}
+"""The fields that may be missing from an SAE's config, and their values then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """The model and the text on which SAEs are scored. What no flag gives is taken from the SAE's own config."""
+    """The language model and the text on which SAEs are scored. What no flag sets is read from the SAE's own config."""
 
     lm: str = ""
-    """Language model, if it has moved or the SAE's config does not name it."""
+    """The language model, if it has moved or the SAE's config does not name it."""
     hook: str = ""
-    """Hook at which activations are read and replaced, if the SAE's config does not name it."""
+    """The hook at which activations are read and replaced, if the SAE's config does not name it."""
     data: str = ""
-    """Text to score on instead of the text that the SAE was trained on."""
+    """Another text to score on than the one that the SAE was trained on: a file, a folder, a dataset on the Hugging
+    Face hub, or `builtin`."""
     text_column: str = ""
-    """Column of the text, if it is not the one of training."""
+    """The column of the text, if it is not that of the training."""
     split: str = ""
-    """Rows of the other text: a split, or a slice of one. By default train."""
+    """The rows of the other text: a split, or a slice of one such as 'train[0:40%]'. By default train."""
     eval_split: str = ""
-    """Rows to score on. By default a tenth of the documents of the split."""
+    """The rows to score on. By default a tenth of the documents of the split."""
     ctx: int | None = None
-    """Tokens per token block."""
+    """The number of tokens per block."""
     max_train_tokens: int | None = None
-    """Without --eval-split: training tokens to read before enough documents are held out. By default as many as the
-    SAE was trained on, or ten times those scored."""
+    """Without --eval-split: the number of training tokens to read while documents are held out. By default as many as
+    the SAE was trained on, or ten times as many as are scored."""
     eval_tokens: int | None = None
-    """Held-out tokens to score on. By default 32,768, or as many as the study."""
+    """The number of held-out tokens to score on. By default 32,768, or with --like as many as the study."""
     centred: bool | None = None
-    """For an SAE of a LayerNorm model whose config does not tell: whether it takes activations minus their mean over
-    d_model."""
+    """Whether the SAE takes activations minus their mean over d_model. Needed for an SAE of a LayerNorm model whose
+    config does not say so."""
     like: Path | None = None
-    """Folder of a study: score on its model, its hook and exactly its held-out tokens."""
+    """The folder of a study: score on its language model, at its hook, and on exactly its held-out tokens."""
     out: Path | None = None
-    """Folder of a study in which to keep the SAEs and their scores; later calls add to it. `prolu report STUDY OUT`
-    shows them beside a trained study."""
+    """The folder of a study in which to keep the SAEs and their scores, or to which to add them. `prolu report STUDY
+    OUT` shows them beside a trained study."""
     converged: bool = False
-    """With --out: treat these SAEs as converged although this cannot be verified, so that they enter frontiers and
-    verdicts."""
+    """With --out: treat these SAEs as converged, although this cannot be verified here, so that they enter frontiers
+    and comparisons."""
     json: bool = False
     """Print one JSON object per SAE instead of a table."""
 
-    def prepare(self, runs: Sequence[Path]) -> list[Callable[[], int | None]]:
+    def prepare(self, runs: Sequence[Path]) -> Job:
         """Check the request, and return the work.
 
         Raises:
-            ValueError: no SAE there, something needed is not known, or a folder holds something else.
+            ValueError: There is no SAE in one of the folders, a field that is needed is not known, or `out` holds
+                something else.
         """
         if not runs:
             raise ValueError("runs: name at least one folder")
@@ -72,17 +80,10 @@ class Scoring:
             raise ValueError("converged: only with --out")
         found = [SavedSAE(folder, SAE.load(folder), read_provenance(folder)) for folder in runs]
         study = read_study(self.like) if self.like is not None else None
-        places = [self._place(one, study) for one in found]
-        for one, place in zip(found, places, strict=True):
-            if place != places[0]:
-                name = next(key for key in place if place[key] != places[0][key])
-                raise ValueError(
-                    f"{one.folder}: {name} is {place[name]!r}, of {found[0].folder} it is {places[0][name]!r}; score "
-                    "them one by one"
-                )
-        usual = EVAL_TOKENS if study is None else study["eval_tokens"]
-        n_tokens = usual if self.eval_tokens is None else self.eval_tokens
-        lm, blocks = self._opened(places[0], study, at_least_1("eval_tokens", n_tokens))
+        place = self._common_place(found, study)
+        usual_tokens = EVAL_TOKENS if study is None else study["eval_tokens"]
+        n_tokens = at_least_1("eval_tokens", usual_tokens if self.eval_tokens is None else self.eval_tokens)
+        lm, blocks = self._opened(place, study, n_tokens)
         for one in found:
             if lm.d_in != one.sae.config.d_in:
                 raise ValueError(
@@ -93,41 +94,64 @@ class Scoring:
             scored_study.check(found)
         return [lambda: self._score(found, HeldOut(lm, blocks, n_tokens), scored_study)]
 
-    def _place(self, saved: SavedSAE, study: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return the model, hook and text on which an SAE is to be scored."""
-        asked = {name: value for f in fields(self) if (value := getattr(self, name := f.name)) not in ("", None)}
-        if study is None:
-            made = saved.provenance | ({"split": "train", "eval_split": ""} if self.data else {})
-        else:
-            if said := [name for name in SAID_BY_A_STUDY if name in asked]:
-                raise ValueError(f"like: a study says {said[0]} itself; leave it out")
-            made = dict(study["stream"])
-            own, theirs = saved.provenance.get("hook"), made.get("hook")
-            if own is not None and own != theirs and not self.hook:
+    def _common_place(self, found: Sequence[SavedSAE], study: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the model, hook and text on which all these SAEs are to be scored; raise ValueError if they differ."""
+        places = [self._place(one, study) for one in found]
+        for one, place in zip(found, places, strict=True):
+            if place != places[0]:
+                name = next(key for key in place if place[key] != places[0][key])
                 raise ValueError(
-                    f"{saved.folder}: reads {own}, the study {theirs}; --hook {theirs} scores it there all the same"
+                    f"{one.folder}: {name} is {place[name]!r}, but {places[0][name]!r} for {found[0].folder}; score "
+                    "them one by one"
                 )
-        made |= {name: asked[name] for name in asked.keys() & {*NEEDED, *SAID_BY_A_STUDY}}
-        if missing := [name for name in NEEDED if name not in made]:
+        return places[0]
+
+    def _place(self, saved: SavedSAE, study: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the model, hook and text on which an SAE is to be scored.
+
+        Options come first, then the study of --like or, without one, the SAE's own config, then defaults.
+        """
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {name: value for name, value in options.items() if value not in ("", None)}
+        if study is None:
+            known = dict(saved.provenance)
+            if self.data:
+                # The splits of the training's text have no meaning for another text.
+                known |= {"split": "train", "eval_split": ""}
+        else:
+            self._check_fits(saved, study, given)
+            known = dict(study["stream"])
+        known |= {name: value for name, value in given.items() if name in (*NEEDED, *SET_BY_STUDY)}
+        if missing := [name for name in NEEDED if name not in known]:
             flags = " ".join(f"--{name}" for name in missing)
             raise ValueError(f"{saved.folder}: its config does not say {', '.join(missing)}; give {flags}")
-        usual = {
-            "text_column": "text",
-            "split": "train",
-            "eval_split": "",
-            "lm_dtype": "fp32",
-            "max_train_tokens": None,
-        }
+        # Always the SAE's: whether its inputs are centred is a fact about the SAE, not about the study's stream.
         centred = self.centred if self.centred is not None else saved.provenance.get("centred")
-        return {name: made.get(name, usual.get(name)) for name in (*NEEDED, *usual)} | {"centred": centred}
+        return {name: known.get(name, DEFAULTS.get(name)) for name in (*NEEDED, *DEFAULTS)} | {"centred": centred}
+
+    def _check_fits(self, saved: SavedSAE, study: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        """Raise ValueError if an option or the SAE's hook contradicts the study of --like."""
+        if contradicting := [name for name in SET_BY_STUDY if name in given]:
+            flag = f"--{contradicting[0].replace('_', '-')}"
+            raise ValueError(f"like: the study sets {contradicting[0]} itself; leave {flag} out")
+        own = saved.provenance.get("hook")
+        theirs = study["stream"].get("hook")
+        if own is not None and own != theirs and not self.hook:
+            raise ValueError(
+                f"{saved.folder}: was trained at {own}, and the study at {theirs}; give --hook {theirs} to score it "
+                "there anyway"
+            )
 
     def _opened(
         self, place: Mapping[str, Any], study: Mapping[str, Any] | None, n_tokens: int
     ) -> tuple[LanguageModel, TokenBlocks]:
+        """Open the language model and the text of a place."""
         description = dict(place)
-        if study is not None:  # then the model and the text must be those of the study, to the bit
+        if study is not None:
+            # Then the model and the text must be those of the study, to the bit.
             description |= {name: study["stream"][name] for name in ("lm_digest", "data_digest")}
         if place["max_train_tokens"] is None:
+            # A tenth of the documents is held out, so about this many tokens hold enough of them.
             description["max_train_tokens"] = 10 * n_tokens
         described_by = f"the study {self.like}"
         lm = open_language_model(description, described_by=described_by)
@@ -139,13 +163,17 @@ class Scoring:
         at_least_1("max_train_tokens", description["max_train_tokens"])
         return lm, open_text(description, lm, described_by=described_by)
 
-    def _score(self, found: Sequence[SavedSAE], held_out: HeldOut, scored_study: "ScoredStudy | None") -> None:
+    def _score(self, found: Sequence[SavedSAE], held_out: HeldOut, scored_study: ScoredStudy | None) -> None:
+        """Score SAEs one by one, and keep and print the scores of each as soon as they are known."""
         for saved in found:
             scores = score(saved.sae, held_out)
             if scored_study is not None:
+                # None and not False: without the flag, nobody has said that they have not converged.
                 scored_study.keep(saved, scores, held_out, converged=True if self.converged else None)
             if self.json:
                 print(json.dumps(scores.figures))
-            else:
-                title = [str(saved.folder)] if len(found) > 1 else []
-                print("\n".join([*title, *(f"{k:24} {v:.6g}" for k, v in scores.figures.items())]))
+                continue
+            if len(found) > 1:
+                print(saved.folder)
+            for name, value in scores.figures.items():
+                print(f"{name:24} {value:.6g}")

@@ -13,7 +13,8 @@ from prolu.evaluation.comparison.frontiers import Record, family, pareto_best, s
 from prolu.evaluation.comparison.points import summaries
 from prolu.evaluation.comparison.verdicts import Verdict, rows_for_tables
 from prolu.report.html_tables import shown_verdict
-from prolu.studies.cost import DENSE_FRACTION, TYPICAL_L0, Estimate
+from prolu.studies.cost import DENSE_FRACTION, Estimate
+from prolu.studies.rates import TYPICAL_L0
 from prolu.training.config import RunConfig
 
 MIN_WIDTH = 116

@@ -1,4 +1,4 @@
-"""Checks of what a user asks for: each raises ValueError with one sentence that names field and valid values."""
+"""Checks of what a user asks for. Each raises ValueError with one sentence: the field, its value, the valid values."""
 
 import math
 from collections.abc import Iterable
@@ -7,14 +7,14 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False", NoneType: "None"}
-"""What each type is called in a message."""
+"""The words for each type in a message."""
 
 
 def at_least_1(name: str, value: int) -> int:
-    """Return `value`, which is called `name` where the user sets it.
+    """Return a value if it is at least 1. `name` is what the user knows it by.
 
     Raises:
-        ValueError: It is less than 1.
+        ValueError: The value is less than 1.
     """
     if value < 1:
         raise ValueError(f"{name} {value}: must be at least 1")
@@ -22,10 +22,10 @@ def at_least_1(name: str, value: int) -> int:
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> str:
-    """Return `value`, which is called `name` where the user sets it.
+    """Return a value if it is one of the choices. `name` is what the user knows it by.
 
     Raises:
-        ValueError: It is not among the choices.
+        ValueError: The value is not among the choices.
     """
     choices = list(choices)
     if value not in choices:
@@ -36,8 +36,8 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> str:
 def check_types(config: Any) -> None:
     """Raise ValueError for the first field of a dataclass whose value is not of its declared type.
 
-    The types that are known: int, float (a whole number fits too, NaN does not), str, bool, a tuple of
-    any number of one of these, any of them or None, and a `Literal` of texts.
+    It knows the types int, float (which a whole number fits too, but not NaN), str and bool, a tuple of any number of
+    one of these, a union of any of them with None, and a `Literal` of texts.
     """
     for field in fields(config):
         value = getattr(config, field.name)
@@ -55,6 +55,7 @@ def _fits(value: Any, declared: Any) -> bool:
     if get_origin(declared) is tuple:
         return isinstance(value, tuple) and all(_fits(one, get_args(declared)[0]) for one in value)
     if declared is float:
+        # NaN does not equal itself, so a run with it would never be recognised as the run that its folder holds.
         return type(value) in (int, float) and not math.isnan(value)
     # Not isinstance: True would pass for a whole number.
     return type(value) is declared

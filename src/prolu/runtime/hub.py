@@ -1,4 +1,7 @@
-"""The Hugging Face hub: files fetched and sent, and its refusals as one sentence each, which never holds the token."""
+"""The Hugging Face hub: files downloaded and sent, and its refusals as one sentence each, which never holds the token.
+
+huggingface_hub is imported by the functions that need it: it is slow to import, and most commands do without.
+"""
 
 import logging
 import re
@@ -8,99 +11,104 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MAIN = "main"
-"""The branch that a repository begins with."""
+"""The branch that every repository begins with."""
 
 PLACE = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<folder>[\w.+-]+(?:/[\w.+-]+)*))?/?")
 
-
-LONGEST = 300
-"""Characters of what the hub said that are repeated."""
+LONGEST_MESSAGE = 300
+"""The number of characters of the hub's own words that an error message repeats."""
 
 REFUSALS = set(range(400, 500)) - {408, 429}
-"""Statuses that the same request would get again."""
+"""The HTTP statuses that the same request would get again. After a time-out (408) or too many requests (429) it may
+succeed."""
 
-BY_STATUS = {
+REASONS = {
     401: "the hub does not take your token; run `hf auth login`",
     403: "your token may not do that there",
     412: "somebody else has committed there since; run the command again",
 }
+"""The reason for each refusal that a user can do something about, by HTTP status."""
 
 
 class HubError(ValueError):
-    """The hub refused, or holds something else than was asked for."""
+    """The hub refused a request, or holds something else than was asked for."""
 
 
 class Place(NamedTuple):
-    """Where something lies on the hub."""
+    """A place on the hub: a repository, or a folder in it."""
 
     repo: str
-    """As the hub names it, user/repo."""
+    """The repository, as user/repo."""
     folder: str
-    """In the repository; empty for all of it."""
+    """The folder in the repository; empty for the whole repository."""
 
     def __str__(self) -> str:
         return f"{self.repo}/{self.folder}" if self.folder else self.repo
 
 
 class Head(NamedTuple):
-    """What a revision of a repository holds, before something is sent there."""
+    """The state of a repository at a revision, before something is sent there."""
 
     sha: str
-    """Its commit; empty if there is no such repository yet."""
+    """The commit at the revision; empty if the repository does not exist yet."""
     has_revision: bool
-    """Whether there is such a branch; else this is the main one."""
+    """Whether the revision exists. If it does not, the commit and the files are those of the main branch."""
     private: bool
+    """Whether the repository is private."""
     files: frozenset[str]
+    """The names of all files in the repository."""
 
 
 class Sent(NamedTuple):
-    """What became of files that were sent."""
+    """The result of sending files."""
 
     url: str
-    """Page of the commit, or of the last one if there was nothing to commit."""
+    """The address of the new commit's page, or of the last commit's if nothing was new."""
     changed: bool
-    """Whether there is a new commit: files that are there already, byte for byte, are left out of it."""
+    """Whether there is a new commit. Files that the hub already holds, byte for byte, are left out of it."""
 
 
 def place_of(name: str) -> Place:
-    """What `user/repo` or `user/repo/FOLDER` names.
+    """Return the place that `user/repo` or `user/repo/FOLDER` names.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: The name is neither.
     """
     found = PLACE.fullmatch(name)
     if found is None or ".." in name:
-        raise ValueError(f"{name!r}: no place on the hub; write user/repo, or user/repo/FOLDER")
+        raise ValueError(f"{name!r}: not a place on the hub; write user/repo, or user/repo/FOLDER")
     return Place(found["repo"], found["folder"] or "")
 
 
 def fetch(place: Place, revision: str, patterns: Sequence[str]) -> Path:
-    """Downloads the files of a place that match any pattern into the hub's own cache, where they are not there yet.
+    """Download the files of a place into the hub's own cache, unless they are there already, and return their folder.
+
+    The folder belongs to the cache: read it, and change nothing in it. It is missing if no file matches.
 
     Args:
-        patterns: of names under the place's folder; * also stands for what holds a /.
-
-    Returns:
-        Its folder in the cache, if anything matched: read it, and leave it as it is.
+        place: The repository or the folder in it.
+        revision: The branch, tag or commit.
+        patterns: Patterns of file names in the place's folder, at least one of which a file must match. `*` also
+            matches across a `/`.
 
     Raises:
-        HubError: no such repository or revision, or no access.
-        ConnectionError: the hub does not answer, and the cache has not all of it.
+        HubError: There is no such repository or revision, or no access to it.
+        ConnectionError: The hub does not answer, and the cache does not hold all of the files.
     """
     from huggingface_hub import snapshot_download
 
     prefix = f"{place.folder}/" if place.folder else ""
-    with _answered(place):
+    with _errors_as_sentences(place):
         root = snapshot_download(place.repo, revision=revision, allow_patterns=[prefix + p for p in patterns])
     return Path(root) / place.folder
 
 
 def look(place: Place, revision: str) -> Head:
-    """What is there before something is sent.
+    """Return the state of a repository before something is sent there.
 
     Raises:
-        HubError: no token here, or the hub does not take it.
-        ConnectionError: the hub does not answer.
+        HubError: Nobody is logged in on this machine, or the hub does not take the token.
+        ConnectionError: The hub does not answer.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -108,43 +116,50 @@ def look(place: Place, revision: str) -> Head:
     if get_token() is None:
         raise HubError(f"{place}: nobody is logged in to the hub here; run `hf auth login`, or set HF_TOKEN")
     api = HfApi(library_name="prolu")
-    with _answered(place):
+    with _errors_as_sentences(place):
         try:
             return _head(api.repo_info(place.repo, revision=revision), has_revision=True)
         except RevisionNotFoundError:
             return _head(api.repo_info(place.repo), has_revision=False)
         except RepositoryNotFoundError:
-            api.whoami()  # a token that is no good gets the same answer, and would be refused later
+            # The hub gives this answer to a bad token too. Asking who we are tells the two apart before anything is
+            # sent, while the request can still be refused as a whole.
+            api.whoami()
             return Head("", False, True, frozenset())
 
 
 def send(
     place: Place, head: Head, files: Mapping[str, bytes | Path], message: str, *, revision: str, private: bool
 ) -> Sent:
-    """Makes the repository and the branch if they are not there, and puts all files there in one commit.
+    """Send files in one commit. The repository and the branch are made if they do not exist.
 
     Args:
-        head: what `look` found; if somebody else has committed since, nothing is sent.
-        files: by their names in the repository.
-        private: whether a new repository is.
+        place: The repository.
+        head: The state that `look` found. If somebody else has committed since, nothing is sent.
+        files: The content of each file, or a local file with it, by its name in the repository.
+        message: The title of the commit.
+        revision: The branch to commit to.
+        private: Whether a repository that is made now is private.
 
     Raises:
-        HubError: the hub refused.
-        ConnectionError: the hub does not answer any more.
+        HubError: The hub refused.
+        ConnectionError: The hub no longer answers.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(library_name="prolu")
-    with _answered(place):
+    with _errors_as_sentences(place):
         sha = head.sha
         if not sha:
+            # None and not False: then an organisation's own default for new repositories holds.
             api.create_repo(place.repo, private=private or None)
             sha = _head(api.repo_info(place.repo), has_revision=True).sha
         if revision != MAIN and not head.has_revision:
             api.create_branch(place.repo, branch=revision, revision=sha)
-        # `upload_folder` would cut a large folder into several commits.
-        adds = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
-        done = api.create_commit(place.repo, adds, commit_message=message, revision=revision, parent_commit=sha)
+        # One commit with a parent: `upload_folder` would cut a large folder into several commits, and the hub refuses
+        # a commit whose parent is no longer the last one, so nobody else's work in between is overwritten.
+        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+        done = api.create_commit(place.repo, additions, commit_message=message, revision=revision, parent_commit=sha)
     return Sent(str(done.commit_url), done.oid != sha)
 
 
@@ -153,61 +168,66 @@ def _head(info: Any, *, has_revision: bool) -> Head:
 
 
 @contextmanager
-def _answered(place: Place) -> Iterator[None]:
-    """What huggingface_hub raises, as a sentence; nothing that it raised is kept, since requests hold the token."""
+def _errors_as_sentences(place: Place) -> Iterator[None]:
+    """Raise what huggingface_hub raises in the block as an error of ours, with one sentence for the user."""
     from huggingface_hub import errors
 
+    # Its log would repeat the errors in other words before ours.
     log = logging.getLogger("huggingface_hub")
     level = log.level
-    log.setLevel(logging.ERROR)  # its warnings are said here, in the same words as all else
+    log.setLevel(logging.ERROR)
 
     transport: type[Exception] = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+    # `from None` throughout: the original errors hold the request, whose headers hold the token, and a traceback or a
+    # log might show it.
     try:
         yield
-    except errors.LocalEntryNotFoundError as problem:  # its cause is what happened
-        raise _as_ours(place, problem.__cause__ or problem) from None
-    except (ValueError, errors.OfflineModeIsEnabled, transport, RuntimeError) as problem:  # the last is hf_xet's
-        raise _as_ours(place, problem) from None
+    except errors.LocalEntryNotFoundError as problem:
+        # It says only that the cache lacks the file; its cause says why the hub was not asked, or did not answer.
+        raise _our_error(place, problem.__cause__ or problem) from None
+    except (ValueError, errors.OfflineModeIsEnabled, transport, RuntimeError) as problem:
+        # RuntimeError is what hf_xet, which transfers large files, raises for everything.
+        raise _our_error(place, problem) from None
     finally:
         log.setLevel(level)
 
 
-def _as_ours(place: Place, problem: BaseException) -> Exception:
-    """One sentence for each way in which the hub does not do what it is asked."""
+def _our_error(place: Place, problem: BaseException) -> Exception:
+    """Return a HubError for what will not succeed if tried again, a ConnectionError for what may."""
     from huggingface_hub import errors
 
+    # These first: they are HTTP errors too, and say more than their status.
     refusals = (
         (errors.RevisionNotFoundError, "no such revision there"),
         (errors.GatedRepoError, "gated; ask for access on its page first"),
         (
             errors.RepositoryNotFoundError,
-            "no such repository on the hub, or a private one not open to your token",
+            "no such repository on the hub, or a private one that your token gives no access to",
         ),
     )
-    for kind, words in refusals:
+    for kind, reason in refusals:
         if isinstance(problem, kind):
-            return HubError(f"{place}: {words}")
-    status = problem.response.status_code if isinstance(problem, errors.HfHubHTTPError) else 0
-    if status in REFUSALS:
-        words = BY_STATUS.get(status, f"the hub refused with status {status}")
-        return HubError(f"{place}: {words}{_said(problem)}")
+            return HubError(f"{place}: {reason}")
+    if isinstance(problem, errors.HfHubHTTPError):
+        status = problem.response.status_code
+        if status not in REFUSALS:
+            return ConnectionError(f"{place}: the hub answered with status {status}; try again later")
+        reason = REASONS.get(status, f"the hub refused with status {status}")
+        hubs_words = _one_line_without_token(problem.server_message or "")
+        return HubError(f"{place}: {reason}" + (f" ({hubs_words})" if hubs_words else ""))
     if isinstance(problem, ValueError):
-        return HubError(f"{place}: {_plain(problem)}")
-    words = f"the hub answered with status {status}; try later" if status else "the hub does not answer"
+        return HubError(f"{place}: {_one_line_without_token(problem)}")
+    reason = "the hub does not answer"
     if isinstance(problem, errors.OfflineModeIsEnabled):
-        words = "HF_HUB_OFFLINE forbids to ask the hub, and not all of it is in the cache"
-    return ConnectionError(f"{place}: {words}" + ("" if status else f" ({type(problem).__name__})"))
+        reason = "HF_HUB_OFFLINE forbids asking the hub, and the cache does not hold all of it"
+    return ConnectionError(f"{place}: {reason} ({type(problem).__name__})")
 
 
-def _said(problem: Any) -> str:
-    """What the hub said, if it did."""
-    words = _plain(problem.server_message or "")
-    return f" ({words})" if words else ""
-
-
-def _plain(text: object) -> str:
-    """On one line, and without the token, should somebody have repeated it."""
+def _one_line_without_token(text: object) -> str:
+    """Return a text cut to one line, with the token masked should the hub have repeated it."""
     from huggingface_hub import get_token
 
-    line, token = " ".join(str(text).split()), get_token()
-    return (line.replace(token, "***") if token else line)[:LONGEST]
+    line = " ".join(str(text).split())
+    token = get_token()
+    # Masked before the line is cut, so that no part of the token is left at its end.
+    return (line.replace(token, "***") if token else line)[:LONGEST_MESSAGE]

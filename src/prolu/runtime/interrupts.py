@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish: the first is noted, so that work can be saved; the second ends the process."""
+"""Ctrl-C and SIGTERM: the first one asks the program to save its work and stop, the second one ends the process."""
 
 import os
 import signal
@@ -7,15 +7,30 @@ import threading
 from types import FrameType, TracebackType
 
 INTERRUPTED = 130
-"""Exit code."""
+"""The exit code of an interrupted command, by the convention of shells: 128 plus the number of SIGINT."""
 
 
 class Interrupt:
-    """`with Interrupt() as interrupt: ... if interrupt.requested: save`. Does nothing outside the main thread."""
+    """Notes the first signal to stop, so that a loop can save and leave at a good moment.
+
+        with Interrupt() as interrupt:
+            while not interrupt.requested:
+                step()
+        save()
+
+    Outside the main thread it does nothing, because Python lets only the main thread handle signals.
+    """
 
     def __init__(self, *, patient: bool = False):
-        """Args: `patient`: the second one does not end the process; torchrun passes on what the terminal sent too."""
-        self.requested, self._patient = False, patient
+        """Prepare to note signals; they are noted inside the `with` block.
+
+        Args:
+            patient: Whether the second signal is ignored too. Needed under torchrun, which passes on to its processes
+                the Ctrl-C that the terminal has sent them already, while they may be writing a checkpoint.
+        """
+        self.requested = False
+        """Whether a signal to stop has come."""
+        self._patient = patient
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "Interrupt":
@@ -33,6 +48,9 @@ class Interrupt:
         if self.requested:
             if self._patient:
                 return
+            # Not sys.exit, whose exception would unwind through whatever is stuck and be caught on the way. Files are
+            # safe, since each gets its name only when it is complete.
             os._exit(INTERRUPTED)
         self.requested = True
-        print("prolu: saving a checkpoint after this step; again to exit at once", file=sys.stderr, flush=True)
+        sentence = "saving a checkpoint after this step; a second signal exits at once"
+        print(f"prolu: {sentence}", file=sys.stderr, flush=True)

@@ -8,6 +8,6 @@
 - `checkpoints`, `trackers`: their state on the disk, their curves in W&B and TensorBoard.
 - `folder`, `results`: the folder of a study, and its finished runs.
 - `scored_study`: SAEs that were scored here and trained elsewhere.
-- `cost`: what a study will cost.
+- `cost`: what a study will cost; from the sizes of a language model (`model_sizes`) and this machine's `rates`.
 - `groups`: runs dealt to several processes.
 """

@@ -7,8 +7,8 @@ All kinds of steps give the same numbers from the same state, up to rounding; `d
 - `adam`: the projected Adam update.
 - `dense`: the reference, in plain torch on whole matrices.
 - `sparse_torch`: the exactly sparse step in plain torch; a second reference.
-- `sparse_numba`, `pair_finder`: the fast sparse step on a CPU, and how it finds its pairs.
-- `numba_pairs`, `numba_rows`: the kernels of these two.
+- `sparse_numba`: the fast sparse step on a CPU; `pair_finder` finds its pairs, `latent_sorter` sorts them by latent.
+- `numba_pairs`, `numba_rows`: the kernels of these three.
 - `cuda`: the dense step on a GPU, compiled and captured in a graph.
 - `choice`, `crossovers.json`: which kind of step is used when.
 """

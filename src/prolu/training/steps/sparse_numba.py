@@ -32,6 +32,7 @@ from prolu.training.moments import Moments
 from prolu.training.steps import numba_pairs, numba_rows
 from prolu.training.steps.adam import Update
 from prolu.training.steps.base import Step
+from prolu.training.steps.latent_sorter import LatentSorter, PairsByLatent
 from prolu.training.steps.objective import Objective, StepStats, smallest_active
 from prolu.training.steps.pair_finder import GrowingArrays, PairFinder
 
@@ -49,15 +50,6 @@ def _start_numba() -> int:
 MOST_THREADS = _start_numba()
 """The number of threads that numba was started with, which cannot be exceeded later."""
 
-SORTING_PARTS = 2
-"""The number of runs of tokens that are sorted at the same time; each takes d_sae counters of its own."""
-
-LATENT_BLOCKS = 64
-"""The number of blocks of latents of about equal work, of which each thread takes the next when it is done."""
-
-PAIRS_PER_LATENT = 4
-"""The work of updating a latent's rows, as a number of pairs that take the same time."""
-
 
 class PairsByToken(NamedTuple):
     """Pairs of some rows in order of token: what `_decode` needs, and where it writes."""
@@ -70,25 +62,6 @@ class PairsByToken(NamedTuple):
     """f of each pair."""
     upstream: np.ndarray
     """Written: the gradient of the error with respect to f, of each pair."""
-
-
-class PairsByLatent(NamedTuple):
-    """All that the kernels need for the gradients of both matrices, in the order of their parameters."""
-
-    blocks: np.ndarray
-    """Bounds of blocks of latents of about equal work."""
-    by_latent: np.ndarray
-    """Where each latent's pairs start, and where the last one's end: [d_sae + 1]."""
-    tokens: np.ndarray
-    """The row of each pair."""
-    values: np.ndarray
-    """f of each pair; 0 where the decoder is not trained."""
-    to_m: np.ndarray
-    """The gradient with respect to m, of each pair."""
-    centred: np.ndarray
-    """x - b_dec of each row."""
-    error: np.ndarray
-    """The scaled error of each row."""
 
 
 class _AuxiliaryPairs(NamedTuple):
@@ -104,6 +77,25 @@ class _AuxiliaryPairs(NamedTuple):
     """The term, coefficient included."""
 
 
+class _TokenPass(NamedTuple):
+    """What is computed in order of token. Pairs are the SAE's, then those of an auxiliary term."""
+
+    starts: np.ndarray
+    """Where each row's pairs start, and where the last row's end: [rows + 1]."""
+    latents: np.ndarray
+    """The latent of each pair."""
+    back: Pullback
+    """The gradients with respect to m and the own parameters, of each pair."""
+    to_decoder: Tensor
+    """f of each pair; 0 where the decoder is not trained."""
+    centred: Tensor
+    """x - b_dec of each row."""
+    error: Tensor
+    """The scaled error of each row."""
+    stats: StepStats
+    """Statistics of the batch; without an auxiliary term, `fired` is empty and is counted while pairs are sorted."""
+
+
 class SparseNumbaStep(Step):
     """The sparse step for SAEs of one shape."""
 
@@ -115,10 +107,9 @@ class SparseNumbaStep(Step):
         self._centred = like.encoder.new_empty(batch_size, like.d_in)
         self._error = like.encoder.new_empty(batch_size, like.d_in)
         self._starts = np.zeros(2 * batch_size + 1, np.int64)
-        self._by_latent = np.empty(like.d_sae + 1, np.int64)
-        self._blocks = np.empty(LATENT_BLOCKS + 1, np.int64)
         self._squares = np.empty(batch_size, dtype)
         self._finder = PairFinder(like, batch_size)
+        self._sorter = LatentSorter(like)
         self._arrays = GrowingArrays(dtype)
 
     @cached_property
@@ -174,6 +165,25 @@ class SparseNumbaStep(Step):
         """
         # numba has a number of threads of its own; a run's config holds torch's.
         set_num_threads(min(torch.get_num_threads(), MOST_THREADS))
+        found = self._pass_over_tokens(weights, acts, objective)
+        # In order of latent: from here on the pairs of an auxiliary term are pairs like the others.
+        self._sorter.sort(found.starts, found.latents)
+        to_m, m_sums = self._sorter.sorted_and_summed("to_m", found.back.m)
+        vectors = {
+            # A bias often has the gradient of m itself, which is summed already.
+            name: m_sums if gradient is found.back.m else self._sorter.sorted_and_summed("to_own", gradient)[1]
+            for name, gradient in found.back.parameters.items()
+        }
+        # The tied bias is added at the output and subtracted at the input. An auxiliary term's rows, the second half of
+        # `error`, have no bias at their output.
+        to_input = self.mesh.sum_over_latents_(m_sums @ weights.encoder, "b_dec")
+        vectors["b_dec"] = found.error[: len(acts)].sum(0) - to_input
+        values, counted = self._sorter.sorted_and_counted(found.to_decoder)
+        stats = found.stats._replace(fired=counted) if objective.auxiliary is None else found.stats
+        return self._sorter.pairs(values, to_m, found.centred, found.error), vectors, stats
+
+    def _pass_over_tokens(self, weights: Weights, acts: Tensor, objective: Objective) -> _TokenPass:
+        """Encode, decode, and bring the error back to the pairs, token by token."""
         nonlinearity = objective.nonlinearity
         term = objective.auxiliary
         batch = len(acts)
@@ -183,7 +193,6 @@ class SparseNumbaStep(Step):
         centred, error = self._rows(n_rows)
         torch.sub(acts, weights.b_dec, out=centred[:batch])
 
-        # In order of token: encode, decode, and bring the error back to the pairs.
         starts = self._starts[: batch + 1]
         n = self._finder.find(weights.encoder, weights.own, nonlinearity, centred[:batch], starts)
         latents, m = self._finder.found(n)
@@ -192,43 +201,25 @@ class SparseNumbaStep(Step):
         pairs = PairsByToken(starts, latents, values, self._arrays.array("upstream", n))
         upstream, mse = self._decode(weights.decoder, pairs, weights.b_dec, acts.contiguous(), scale, error[:batch])
         back, penalty = objective.pull_back(upstream, values, m, own, whole_batch)
-        smallest = smallest_active(nonlinearity, values)
         # A penalty may be above 0 at f = 0 (Sqrt(L1) is): every kind of step reports the same loss.
         n_inactive = batch * weights.d_sae - n
-        penalty = (penalty + n_inactive * objective.penalty.at_zero) / whole_batch
-
-        auxiliary = torch.zeros_like(mse)
-        fired = None
-        to_decoder = values
-        if term is not None:
-            # Counted before the term's pairs join: they are not latents of the SAE.
-            fired = torch.from_numpy(np.bincount(latents[values.numpy() > 0], minlength=weights.d_sae)).to(values.dtype)
-            latents, also, also_back, auxiliary = self._auxiliary(weights, term, n, centred, error, scale)
-            back = _joined(back, also_back)
-            to_decoder = torch.cat([values, also if term.trains_decoder else torch.zeros_like(also)])
-
-        # In order of latent: from here on the pairs of an auxiliary term are pairs like the others.
-        tokens = self._arrays.array("tokens", len(latents), np.int32)
-        source = self._arrays.array("source", len(latents), np.int32)
-        numba_pairs.sort_by_latent(
-            self._starts[: n_rows + 1], latents, weights.d_sae, SORTING_PARTS, self._by_latent, tokens, source
+        stats = StepStats(
+            mse=mse,
+            penalty=(penalty + n_inactive * objective.penalty.at_zero) / whole_batch,
+            auxiliary=torch.zeros_like(mse),
+            fired=values.new_empty(0),
+            smallest=smallest_active(nonlinearity, values),
         )
-        to_m, m_sums = self._sorted("to_m", source, back.m)
-        vectors = {
-            # A bias often has the gradient of m itself, which is summed already.
-            name: m_sums if gradient is back.m else self._sorted("to_own", source, gradient)[1]
-            for name, gradient in back.parameters.items()
-        }
-        # The tied bias is added at the output and subtracted at the input.
-        to_input = self.mesh.sum_over_latents_(m_sums @ weights.encoder, "b_dec")
-        vectors["b_dec"] = error[:batch].sum(0) - to_input
-        sorted_values, counted = self._sorted_and_counted(source, to_decoder)
-        numba_pairs.split_evenly(self._by_latent, PAIRS_PER_LATENT, self._blocks)
-        stats = StepStats(mse, penalty, auxiliary, counted if fired is None else fired, smallest)
-        by_latent = PairsByLatent(
-            self._blocks, self._by_latent, tokens, sorted_values, to_m, centred.numpy(), error.numpy()
-        )
-        return by_latent, vectors, stats
+        if term is None:
+            return _TokenPass(starts, latents, back, values, centred, error, stats)
+
+        # Counted before the term's pairs join: they are not latents of the SAE.
+        fired = np.bincount(latents[values.numpy() > 0], minlength=weights.d_sae)
+        latents, also, also_back, loss = self._auxiliary(weights, term, n, centred, error, scale)
+        to_decoder = torch.cat([values, also if term.trains_decoder else torch.zeros_like(also)])
+        stats = stats._replace(auxiliary=loss, fired=torch.from_numpy(fired).to(values.dtype))
+        starts = self._starts[: n_rows + 1]
+        return _TokenPass(starts, latents, _joined(back, also_back), to_decoder, centred, error, stats)
 
     def _rows(self, n: int) -> tuple[Tensor, Tensor]:
         """Return n rows for the centred input and n for the error; there are twice as many with an auxiliary term."""
@@ -304,20 +295,6 @@ class SparseNumbaStep(Step):
         out = self._arrays.array(name, len(source))
         numba_pairs.gather(source, values.numpy(), out)
         return torch.from_numpy(out)
-
-    def _sorted(self, name: str, source: np.ndarray, values: Tensor) -> tuple[np.ndarray, Tensor]:
-        """Return values in order of latent, and their sum over each latent's pairs."""
-        out = self._arrays.array(name, len(source))
-        sums = values.new_empty(len(self._by_latent) - 1)
-        numba_pairs.gather_and_sum(self._by_latent, source, values.numpy(), out, sums.numpy())
-        return out, sums
-
-    def _sorted_and_counted(self, source: np.ndarray, values: Tensor) -> tuple[np.ndarray, Tensor]:
-        """Return values in order of latent, and the number of positive ones among each latent's pairs."""
-        out = self._arrays.array("sorted_values", len(source))
-        counts = values.new_empty(len(self._by_latent) - 1)
-        numba_pairs.gather_and_count(self._by_latent, source, values.numpy(), out, counts.numpy())
-        return out, counts
 
 
 def _joined(main: Pullback, also: Pullback) -> Pullback:

@@ -1,0 +1,199 @@
+"""The packer: documents go in, blocks of `ctx` tokens come out, in memory or in a folder."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prolu.activations.documents import Document, read_documents
+from prolu.activations.text_rows import Rows
+from prolu.activations.token_blocks import DOCUMENT_DTYPE, BlocksFolder, bos_token_id
+
+TRAIN = False
+HELD_OUT = True
+"""The two sides on which tokens are packed. They are also the indices of each list of two below."""
+
+DOCUMENTS_PER_CALL = 64
+"""The number of texts in one call of the tokenizer, and of documents in the batches that a resumed packing skips."""
+
+TOKENS_BETWEEN_SAVES = 2**20
+"""The number of tokens after which blocks are written to the disk: the most that a kill can cost."""
+
+
+def token_dtype(tokenizer: Any) -> np.dtype:
+    """Return the number format of the blocks of a tokenizer."""
+    # Two bytes per token where they are enough: 400M tokens of GPT-2 are then 0.8 GB.
+    return np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+
+
+class PackingProgress(NamedTuple):
+    """What a packer must know to resume, beside the whole blocks on the disk: `progress` in a folder's index."""
+
+    n_documents: int = 0
+    """The number of documents packed, on both sides together."""
+    n_calls: Sequence[int] = (0, 0)
+    """The numbers of batches of documents packed from the training split and from the split for evaluation."""
+    tails: Sequence[Sequence[int]] = ((), ())
+    """The tokens on the training side and on the held-out side that do not fill a block yet."""
+    documents_tail: Sequence[int] | None = ()
+    """The document of each token in the held-out tail; None in a folder begun before documents were kept."""
+
+    @classmethod
+    def read(cls, noted: Mapping[str, Any]) -> "PackingProgress":
+        """Return the progress that a folder's index notes; the beginning, if it notes none."""
+        if not noted:
+            return cls()
+        return cls(noted["n_documents"], noted["n_calls"], noted["tails"], noted.get("documents_tail"))
+
+    def noted(self) -> dict[str, Any]:
+        """Return the progress in the form in which an index notes it."""
+        fields = self._asdict()
+        if self.documents_tail is None:
+            del fields["documents_tail"]
+        return fields
+
+
+class _BlockQueue:
+    """Token ids, or document numbers, end to end: pieces join at the end, whole blocks leave at the front."""
+
+    def __init__(self, ctx: int, dtype: np.dtype, tail: Sequence[int]):
+        self._ctx = ctx
+        self._pieces = [np.array(tail, dtype)]
+
+    def append(self, piece: np.ndarray) -> None:
+        self._pieces.append(piece)
+
+    def take_blocks(self) -> np.ndarray:
+        """Return all whole blocks, [n, ctx]; what does not fill a block stays."""
+        joined = np.concatenate(self._pieces)
+        n_whole = len(joined) // self._ctx * self._ctx
+        # A copy, because a view of the tail would keep all of `joined` in memory.
+        self._pieces = [joined[n_whole:].copy()]
+        return joined[:n_whole].reshape(-1, self._ctx)
+
+    def tail(self) -> list[int]:
+        return np.concatenate(self._pieces).tolist()
+
+
+class Packer:
+    """Turns documents into blocks of `ctx` token ids on either side, in memory or in a folder.
+
+    All documents on a side are joined end to end and cut into blocks. With a folder, whole blocks move there from time
+    to time, and packing that was interrupted is resumed from them.
+    """
+
+    def __init__(self, tokenizer: Any, ctx: int, folder: BlocksFolder | None):
+        """Prepare a packer, with the progress that the folder notes.
+
+        Args:
+            tokenizer: A fast transformers tokenizer.
+            ctx: The number of tokens per block.
+            folder: Where to write the blocks; None keeps them in memory until they are taken.
+        """
+        self._tokenizer = tokenizer
+        self._ctx = ctx
+        self._bos = bos_token_id(tokenizer)
+        self._dtype = token_dtype(tokenizer)
+        self._folder = folder
+        progress = PackingProgress.read({} if folder is None else folder.progress)
+        n_blocks = [0, 0] if folder is None else folder.n_blocks
+        self.n_tokens = [n * ctx + len(tail) for n, tail in zip(n_blocks, progress.tails, strict=True)]
+        self.n_documents = progress.n_documents
+        self._n_calls = list(progress.n_calls)
+        self._queues = [_BlockQueue(ctx, self._dtype, tail) for tail in progress.tails]
+        # The document of every held-out token, in step with the queue of held-out tokens. A folder that was begun
+        # without them is finished without them, because they must be there for all tokens or for none.
+        self._documents = None
+        if progress.documents_tail is not None:
+            self._documents = _BlockQueue(ctx, DOCUMENT_DTYPE, progress.documents_tail)
+        self._n_unsaved = 0
+
+    def missing(self, rows: Rows, column: str, *, eval_split: bool) -> Iterator[list[Document]]:
+        """Yield the batches of documents of a split that have not been added yet."""
+        # The same batches as before an interruption, since `_n_calls` counts whole batches.
+        batches = _batched(read_documents(rows, column), DOCUMENTS_PER_CALL)
+        return islice(batches, self._n_calls[eval_split], None)
+
+    def add(self, documents: Sequence[Document], sides: Sequence[bool], *, eval_split: bool) -> None:
+        """Add a batch of documents, each on its side, and save from time to time.
+
+        Raises:
+            ValueError: the tokenizer does not have some of the token ids.
+        """
+        # All texts of a batch in one call, because a fast tokenizer works on them in parallel.
+        texts = [document.content for document in documents if isinstance(document.content, str)]
+        encoded: Iterator[list[int]] = iter(())
+        if texts:  # a tokenizer does not take an empty list
+            encoded = iter(self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+        for number, (document, side) in enumerate(zip(documents, sides, strict=True), self.n_documents):
+            if isinstance(document.content, str):
+                piece = np.array([self._bos, *next(encoded)], dtype=self._dtype)
+            else:
+                piece = self._cut_row(document.content)
+            self._queues[side].append(piece)
+            if side == HELD_OUT and self._documents is not None:
+                self._documents.append(np.full(len(piece), number, DOCUMENT_DTYPE))
+            self.n_tokens[side] += len(piece)
+            self._n_unsaved += len(piece)
+        self.n_documents += len(documents)
+        self._n_calls[eval_split] += 1
+        # Only here, between two batches, does the progress say exactly what has been read.
+        if self._n_unsaved >= TOKENS_BETWEEN_SAVES:
+            self.save()
+
+    def _cut_row(self, ids: np.ndarray) -> np.ndarray:
+        """Return as much of a row of token ids as fills whole blocks, so that no block spans two rows."""
+        ids = ids[: len(ids) // self._ctx * self._ctx]
+        n_known = len(self._tokenizer)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < n_known:
+            raise ValueError(
+                f"token ids from {ids.min()} to {ids.max()}: the tokenizer has {n_known}, so another one wrote them"
+            )
+        return ids.astype(self._dtype)
+
+    def has_block(self, side: bool) -> bool:
+        """Return whether a side has enough text for one block."""
+        return self.n_tokens[side] >= self._ctx
+
+    def check(self, source: str) -> None:
+        """Raise ValueError if a side does not have even one block."""
+        for name, side in (("training", TRAIN), ("held-out", HELD_OUT)):
+            if not self.has_block(side):
+                raise ValueError(
+                    f"data {source!r}: {self.n_documents} documents give {self.n_tokens[side]} {name} tokens, "
+                    f"fewer than one block of {self._ctx}; pass more text or a smaller --ctx"
+                )
+
+    def save(self) -> None:
+        """Move whole blocks to the disk and note the progress there, if there is a folder for them."""
+        self._n_unsaved = 0
+        if self._folder is None:
+            return
+        # The progress is noted last: until then, a resumed packing overwrites what is appended here.
+        self._folder.append(self.take_blocks(TRAIN), TRAIN)
+        self._folder.append(self.take_blocks(HELD_OUT), HELD_OUT, self.take_documents())
+        self._folder.note(self._progress().noted())
+
+    def _progress(self) -> PackingProgress:
+        tails = [queue.tail() for queue in self._queues]
+        documents_tail = None if self._documents is None else self._documents.tail()
+        return PackingProgress(self.n_documents, list(self._n_calls), tails, documents_tail)
+
+    def take_blocks(self, side: bool) -> np.ndarray:
+        """Return the whole blocks of a side since the last call, [n, ctx]; the tokens that do not fill one stay."""
+        blocks = self._queues[side].take_blocks()
+        # A block begins in the middle of a document in general, and a language model expects BOS first.
+        blocks[:, 0] = self._bos
+        return blocks
+
+    def take_documents(self) -> np.ndarray | None:
+        """Return the documents of the tokens of held-out blocks since the last call; None if they are not kept."""
+        return None if self._documents is None else self._documents.take_blocks()
+
+
+def _batched(items: Iterable[Document], n: int) -> Iterator[list[Document]]:
+    """Yield lists of `n` items; the last may be shorter."""
+    rest = iter(items)
+    while some := list(islice(rest, n)):
+        yield some

@@ -1,0 +1,114 @@
+"""Pages of latents and reports: the work of `report`, and the last part of every command that trains."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import arg
+
+from prolu.cli.job import DONE, FAILED, Job
+from prolu.runtime.checks import at_least_1
+from prolu.studies.folder import failures, finished_runs
+from prolu.studies.request import StudyRequest
+from prolu.studies.results import Results, records_of
+
+if TYPE_CHECKING:
+    from prolu.report.latents.pages import LatentPages
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentPageOptions:
+    """Pages of latents: for each latent, texts on which it is active, and the tokens that it makes more likely."""
+
+    # The aliases are the names that these options had in an older version.
+    latent_pages: Annotated[Literal["frontier", "all", "none"], arg(aliases=["--features"])] = "frontier"
+    """Which runs get pages of their latents: those on the frontier of L0 and CE increase, all, or none."""
+    latent_tokens: Annotated[int, arg(aliases=["--feature-tokens"])] = 200_000
+    """The number of held-out tokens to look at, or all if there are fewer. Their activations are held in memory."""
+    examples: int = 15
+    """The number of texts with a latent's strongest activations to show. About as many more are drawn over the whole
+    range of its activations."""
+
+    def check(self) -> None:
+        """Raise ValueError unless both numbers are 1 or more."""
+        at_least_1("latent_tokens", self.latent_tokens)
+        at_least_1("examples", self.examples)
+
+
+def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPageOptions) -> Job:
+    """Write the missing pages of latents, and draw the report of one study, or of several together."""
+    latents.check()
+    if not folders:
+        raise ValueError("studies: name at least one folder")
+    found = [Results.load(folder) for folder in folders]
+    records_of(found)  # raises ValueError for studies that cannot be shown together
+    todo = []
+    for results in found:
+        pages = _pages_of(results, latents)
+        if missing := pages.missing():
+            todo.append((pages, missing, *pages.open_source()))
+
+    def job() -> None:
+        for pages, missing, lm, blocks in todo:
+            pages.write(missing, lm, blocks)
+        draw_report(found, out)
+
+    return [job]
+
+
+def draw_studies(requests: Sequence[StudyRequest], latents: LatentPageOptions, out: Path) -> int:
+    """Write missing pages of latents, then a report of each study that has a finished run, and one of all together.
+
+    Returns:
+        The exit code, which says whether a run failed.
+    """
+    studies: list[Results] = []
+    for request in requests:
+        if not finished_runs(request.runs, request.out):
+            continue
+        results = Results.load(request.out)
+        studies.append(results)
+        pages = _pages_of(results, latents)
+        if missing := pages.missing():
+            # The model and the text are open already, so they need not be read again from the study's description.
+            pages.write(missing, request.stream.lm, request.stream.blocks)
+    # A study at one hook lies in `out` itself; at several hooks, each study has a folder of its own in `out`.
+    if requests[0].out == out:
+        draw_report(studies)
+    else:
+        draw_reports(studies, out)
+    n_failed = 0
+    for request in requests:
+        for run_id, reason in failures(request.out).items():
+            logger.warning("%s/%s failed (%s); the same command tries it again", request.out, run_id, reason)
+            n_failed += 1
+    return FAILED if n_failed else DONE
+
+
+def _pages_of(results: Results, latents: LatentPageOptions) -> "LatentPages":
+    from prolu.report.latents.pages import LatentPages
+
+    return LatentPages(results, latents.latent_pages, latents.latent_tokens, latents.examples)
+
+
+def draw_reports(studies: Sequence[Results], out: Path) -> None:
+    """Draw each study's own report, and one of all of them in `out`."""
+    from prolu.report.writer import write_report
+
+    for results in studies:
+        draw_report([results])
+    print(f"all hooks: {write_report(studies, out).page}")
+
+
+def draw_report(studies: Sequence[Path | Results], out: Path | None = None) -> None:
+    """Write the report of one study, or of several together, and print its summary."""
+    from prolu.report.terminal import print_summary
+    from prolu.report.writer import write_report
+
+    drawn = write_report(studies, out)
+    print_summary(drawn.records, " + ".join(map(str, drawn.folders)), drawn.verdicts)
+    print(f"report: {drawn.page}")

@@ -1,0 +1,198 @@
+"""The requests that train SAEs, `demo`, `train` and `sweep`, as dataclasses from which flags and help are made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Suppress, subcommand
+
+from prolu.activations.source import Source
+from prolu.cli.commands import prepare_dry_run, prepare_sweep
+from prolu.cli.drawing import LatentPageOptions
+from prolu.cli.job import Job
+from prolu.cli.options import option_group, values_of
+from prolu.studies.groups.engine import Engine
+from prolu.studies.recipes import DESCRIPTIONS, RECIPES, Recipe, recipe_named
+from prolu.studies.settings import SweepSettings
+from prolu.studies.sweep import with_seeds
+from prolu.training.config import Precision, RunConfig
+
+DATA_FIELDS = ("text_column", "split", "eval_split")
+"""The fields of a source that belong to one dataset and have no meaning for another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Train 18 small SAEs on the built-in language model, score them and draw a report.
+
+    It takes minutes, and nothing is downloaded.
+    """
+
+    scale: float = 1.0
+    """The fraction of the demo's tokens to train on."""
+    out: Path = Path("runs/demo")
+    """The folder of the study."""
+
+    def prepare(self) -> Job:
+        """Check the request, and return the work."""
+        return replace(_default_study("demo"), scale=self.scale, out=self.out).prepare()
+
+
+FIRST_IN_RUN = ("nonlinearity", "penalty", "coeff", "target_l0", "d_sae", "n_tokens")
+FIRST_IN_SOURCE = ("lm", "hook", "data")
+
+
+def _others(owner: type, first: Sequence[str]) -> list[str]:
+    return [f.name for f in fields(owner) if f.name not in first]
+
+
+# `prolu train` has some fifty options. The help shows the nine that nearly everybody sets first, whichever dataclass
+# they belong to, so the two dataclasses are taken apart here and put together again in `Train.prepare`.
+if TYPE_CHECKING:  # a type checker cannot see into classes that are made at run time
+    EssentialOptions = Any
+    OtherRunOptions = Any
+    OtherSourceOptions = Any
+else:
+    EssentialOptions = option_group(
+        "EssentialOptions",
+        "What to train, and on which activations.",
+        {Source: FIRST_IN_SOURCE, RunConfig: FIRST_IN_RUN},
+    )
+    OtherRunOptions = option_group(
+        "OtherRunOptions",
+        "Learning rate and its schedule, starting weights, resampling of dead latents, arithmetic.",
+        {RunConfig: _others(RunConfig, FIRST_IN_RUN)},
+    )
+    OtherSourceOptions = option_group(
+        "OtherSourceOptions",
+        "More about the text and the activations, and the devices to use.",
+        {Source: _others(Source, FIRST_IN_SOURCE)},
+    )
+
+
+TRAIN_DESCRIPTION = """Train one SAE, score it and draw a report. Run the same command again to resume.
+
+Examples:
+  prolu train --nonlinearity prolu_ste --coeff 0.007 --d-sae 1024 --n-tokens 1e6 --out runs/one
+  prolu train --data my_text.parquet --nonlinearity topk --k 32 --penalty none --out runs/two
+
+Flags that other libraries name differently are understood too, such as --l1-coefficient, --k and --dict-size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train one SAE, score it and draw a report. Run the same command again to resume."""
+
+    out: Path
+    """The folder of the study that the SAE makes up."""
+    essential: OmitArgPrefixes[EssentialOptions] = field(default_factory=EssentialOptions)
+    batch_size: int = 4096
+    """The number of tokens per training step."""
+    run: OmitArgPrefixes[OtherRunOptions] = field(default_factory=OtherRunOptions)
+    source: OmitArgPrefixes[OtherSourceOptions] = field(default_factory=OtherSourceOptions)
+    settings: OmitArgPrefixes[SweepSettings] = field(default_factory=SweepSettings)
+    latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
+
+    def prepare(self) -> Job:
+        """Check the request, and return the work."""
+        run = RunConfig(**values_of(RunConfig, self.essential, self.run))
+        source = Source(**values_of(Source, self.essential, self.source))
+        # A sweep of one run: there is no other training loop.
+        recipe = Recipe(lambda _: [run], self.batch_size, run.n_tokens, source={})
+        return prepare_sweep(recipe, source, self.out, self.settings, self.latents, Engine())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A named study, whose own language model, hook and text are the defaults of the options."""
+
+    recipe: Suppress[str]
+    scale: float = 1.0
+    """The fraction of the study's tokens to train on. The learning rate's schedule and resampling shrink with it."""
+    target_l0: tuple[float, ...] = ()
+    """Target L0s that replace the study's coefficients: each family is trained once at each of them, as in --target-l0
+    8 16 32 64."""
+    init_seeds: tuple[int, ...] = ()
+    """Seeds of the starting weights: every run of the study is trained once with each of them. Three or more give error
+    bars over seeds. By default the study's own seeds."""
+    batch_size: int
+    """The number of tokens per training step. A smaller batch makes more steps of the same tokens."""
+    precision: Precision = "fp32"
+    """The number format of the inputs of matrix products; sums, weights and moments are always fp32. tf32 and bf16 are
+    meant for GPUs."""
+    out: Path
+    """The folder of the study."""
+    dry_run: bool = False
+    """Only print what would be trained and what it would cost on this machine. Nothing is loaded or written."""
+    json: bool = False
+    """With --dry-run: print one JSON object, {"hooks": [...], "runs": [...], "estimate": {...}}. The runs are those at
+    one hook."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    settings: OmitArgPrefixes[SweepSettings] = field(default_factory=SweepSettings)
+    engine: OmitArgPrefixes[Engine] = field(default_factory=Engine)
+    latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
+
+    def prepare(self) -> Job:
+        """Check the request, and return the work."""
+        if self.json and not self.dry_run:
+            raise ValueError("json: only with --dry-run")
+        if self.dry_run:
+            return prepare_dry_run(self.resolved_recipe(), self.source, self.settings, as_json=self.json)
+        return prepare_sweep(
+            self.resolved_recipe(), self.resolved_source(), self.out, self.settings, self.latents, self.engine
+        )
+
+    def resolved_source(self) -> Source:
+        """Return the source of activations; on the study's own data, with the study's own column and splits."""
+        own = RECIPES[self.recipe].source
+        plain = Source()
+        if self.source.data != own["data"]:
+            return self.source
+        unset = {name for name in DATA_FIELDS if getattr(self.source, name) == getattr(plain, name)}
+        return replace(self.source, **{name: own[name] for name in unset & own.keys()})  # pyright: ignore[reportArgumentType]
+
+    def resolved_recipe(self) -> Recipe:
+        """Return the study as the options change it."""
+        recipe = recipe_named(self.recipe).scaled(self.scale)._replace(batch_size=self.batch_size)
+        # Targets first: they keep one run of each family, and so one seed.
+        if self.target_l0:
+            recipe = recipe.at_targets(self.target_l0)
+        if self.init_seeds:
+            recipe = recipe.changed(lambda runs: with_seeds(runs, self.init_seeds))
+        return recipe.changed(lambda runs: [replace(run, precision=self.precision) for run in runs])
+
+
+def _default_study(name: str) -> Study:
+    recipe = RECIPES[name]
+    # The fields that belong to the study's own data are filled in by `resolved_source`, and only if its data is used:
+    # as defaults of flags they would be applied to the text of --data as well.
+    own = {key: value for key, value in recipe.source.items() if key not in DATA_FIELDS}
+    settings = SweepSettings()
+    if "eval_tokens" in own:
+        settings = replace(settings, eval_tokens=own.pop("eval_tokens"))  # pyright: ignore[reportArgumentType]
+    source = replace(Source(), **own | {"hook": (own["hook"],)})  # pyright: ignore[reportArgumentType]
+    out = Path("runs") / name
+    return Study(recipe=name, batch_size=recipe.batch_size, source=source, settings=settings, out=out)
+
+
+def _study(name: str) -> Any:
+    return subcommand(name, default=_default_study(name), description=DESCRIPTIONS[name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Train a named study: all its SAEs on one stream of activations. Run the same command again to resume."""
+
+    # Spelled out, and not made from RECIPES, because a type checker must see the union.
+    study: OmitArgPrefixes[
+        Annotated[Study, _study("demo")]
+        | Annotated[Study, _study("comparison")]
+        | Annotated[Study, _study("experiment1")]
+        | Annotated[Study, _study("experiment2")]
+        | Annotated[Study, _study("experiment3")]
+    ]
+
+    def prepare(self) -> Job:
+        """Check the request, and return the work."""
+        return self.study.prepare()
