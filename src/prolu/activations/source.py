@@ -70,7 +70,8 @@ class Source(TextOptions, ModelOptions):
     window_tokens: int = 262_144
     """The number of tokens that are shuffled together; their activations are held in memory."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """CPU threads, of all processes on this machine; part of what decides the last bits."""
+    """The number of CPU threads of all processes on this machine together. Another number may change the last bits of
+    results."""
     device: Literal["cpu", "cuda"] = "cpu"
     """The device on which the language model runs and SAEs are trained."""
     mesh: str = ""

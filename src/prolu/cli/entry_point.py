@@ -12,15 +12,20 @@ import tyro
 from tyro.conf import subcommand
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from prolu.activations.source import HarvestSource, Source
+from prolu.cli.drawing import LatentPageOptions
 from prolu.cli.job import DONE, FAILED, WRONG_REQUEST
-from prolu.cli.options import without_aliases
+from prolu.cli.options import add_helps, without_aliases
 from prolu.cli.requests import Eval, Export, Harvest, Import, Pull, Push, Report
-from prolu.cli.training_requests import TRAIN_DESCRIPTION, Demo, Sweep, Train
+from prolu.cli.scoring import Scoring
+from prolu.cli.training_requests import TRAIN_DESCRIPTION, Demo, Study, Sweep, Train
 from prolu.runtime.files import FolderBusyError
 from prolu.runtime.hub import HubError
 from prolu.runtime.interrupts import INTERRUPTED
 from prolu.runtime.mesh import is_first_process, leave
+from prolu.studies.groups.engine import Engine
 from prolu.studies.recipes import RECIPES
+from prolu.studies.settings import SweepSettings
 from prolu.studies.sweep import SweepFailedError
 
 DESCRIPTION = """Train many sparse autoencoders on one stream of language-model activations, and compare them.
@@ -45,6 +50,11 @@ Command = (
     | Annotated[Push, subcommand("push")]
     | Annotated[Pull, subcommand("pull")]
 )
+
+for request in (Demo, Train, Sweep, Study, Harvest, Eval, Report, Export, Import, Push, Pull):
+    add_helps(request)
+for options in (Source, HarvestSource, SweepSettings, Engine, LatentPageOptions, Scoring):
+    add_helps(options)
 
 registry = ConstructorRegistry()
 

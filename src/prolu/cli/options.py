@@ -5,9 +5,8 @@ import inspect
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
-from typing import Annotated, Any
-
-import tyro
+from types import MappingProxyType
+from typing import Any
 
 ALIASES: Mapping[str, str] = {
     "--model": "--lm",
@@ -51,12 +50,23 @@ def option_group(name: str, described: str, owners: Mapping[type, Sequence[str]]
         for field_name in names:
             known = by_name[field_name]
             # tyro reads help texts from the source of a class, which a class made here does not have.
-            argument = tyro.conf.arg(help=helps[field_name])
-            default = field(default=known.default)
+            metadata = {"help": helps[field_name]}
+            default = field(default=known.default, metadata=metadata)
             if known.default_factory is not MISSING:
-                default = field(default_factory=known.default_factory)
-            made.append((field_name, Annotated[known.type, argument], default))
+                default = field(default_factory=known.default_factory, metadata=metadata)
+            made.append((field_name, known.type, default))
     return make_dataclass(name, made, namespace={"__doc__": described}, frozen=True, kw_only=True)
+
+
+def add_helps(owner: type) -> None:
+    """Give each field of a dataclass its docstring as help text, in one paragraph.
+
+    tyro finds the docstrings itself, but keeps the line breaks of the source, which then stand in the middle of a line.
+    """
+    helps = field_helps(owner)
+    for known in fields(owner):
+        if known.name in helps:
+            known.metadata = MappingProxyType({**known.metadata, "help": helps[known.name]})
 
 
 def field_helps(owner: type) -> dict[str, str]:

@@ -85,7 +85,7 @@ class Train:
     """Train one SAE, score it and draw a report. Run the same command again to resume."""
 
     out: Path
-    """The folder of the study that the SAE makes up."""
+    """The folder to write to: a study of this one SAE."""
     essential: OmitArgPrefixes[EssentialOptions] = field(default_factory=EssentialOptions)
     batch_size: int = 4096
     """The number of tokens per training step."""
@@ -192,6 +192,7 @@ class Sweep:
         | Annotated[Study, _study("experiment2")]
         | Annotated[Study, _study("experiment3")]
     ]
+    """The studies. `prolu sweep STUDY --help` lists the options of one."""
 
     def prepare(self) -> Job:
         """Check the request, and return the work."""

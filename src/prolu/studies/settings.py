@@ -8,18 +8,18 @@ from prolu.studies.trackers import TrackerName, check_trackers
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """How a sweep scores and saves its runs. Only `eval_tokens` decides a number."""
+    """How runs are scored and saved. Of these options only --eval-tokens changes a result."""
 
     eval_tokens: int = 32_768
-    """Held-out tokens on which every finished SAE is scored."""
+    """The number of held-out tokens on which every finished SAE is scored."""
     checkpoint_minutes: float | None = None
-    """Minutes between two checkpoints. By default a minute or more, so that writing them takes less than 3% of the
-    time."""
+    """The time between two checkpoints, in minutes. By default a minute, or longer where it takes longer to keep the
+    writing of checkpoints below 3% of the time."""
     keep_state: bool = False
     """Keep the Adam moments of finished runs (twice the size of their weights), so that the runs can be extended to
     more tokens."""
     tracker: tuple[TrackerName, ...] = ()
-    """Also send training curves to these trackers; they need pip install 'prolu[wandb]' or 'prolu[tensorboard]'."""
+    """Trackers to send training curves to as well. They need pip install 'prolu[wandb]' or 'prolu[tensorboard]'."""
 
     @property
     def checkpoint_seconds(self) -> float | None:

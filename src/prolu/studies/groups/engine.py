@@ -15,18 +15,18 @@ class Engine:
     """Which processes train the runs."""
 
     engine: Literal["local", "ray"] = "local"
-    """local: this process trains all runs. ray: groups of runs are tasks on a Ray cluster, with bit-identical results;
-    it needs pip install 'prolu[ray]'."""
+    """local: this process trains all runs. ray: groups of runs are trained by tasks on a Ray cluster, with results that
+    are equal to the bit; it needs pip install 'prolu[ray]'."""
     address: str = ""
-    """With --engine ray: address of the cluster, `auto` or HOST:PORT. By default a cluster is started on this machine
-    for this sweep."""
+    """With --engine ray: the address of the cluster, `auto` or HOST:PORT. By default a cluster is started on this
+    machine for this sweep."""
     workers: int = 2
-    """With --engine ray: number of groups that train at the same time, each with --threads CPUs. There are more groups
-    if memory requires it."""
+    """With --engine ray: the number of groups that train at the same time, each with --threads CPUs. There are more
+    groups, which train one after the other, if that many would not fit into memory."""
     gpus_per_group: float = 0.0
-    """With --engine ray: GPUs per group. With a fraction such as 0.5, groups share a GPU."""
+    """With --engine ray: the number of GPUs per group. With a fraction such as 0.5, groups share a GPU."""
     group: str = ""
-    """I/N: train only group I of N (counted from 0) without Ray, as one task of a job array. The last task to finish
+    """I/N: train only group I of N, counted from 0, without Ray: one task of a job array. The task that finishes last
     gathers the results and draws the report."""
 
     @property
