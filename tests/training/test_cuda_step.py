@@ -67,7 +67,7 @@ from prolu.sae.nonlinearities import NONLINEARITIES
 from prolu.sae.penalties import PENALTIES
 from prolu.training.moments import Moments
 from prolu.training.steps import AdamConfig, Objective
-from prolu.training.steps.cuda import _gradients, _update_
+from prolu.training.steps.cuda import _fused_update_, _gradients
 from prolu.sae.autoencoder import SAEConfig
 from prolu.training.starting_weights import initial_weights
 x = torch.randn(40, 24, dtype=torch.float64)
@@ -79,7 +79,7 @@ for name in NONLINEARITIES:
     for a, b in zip((*plain.tensors(), *stats), (*fused.tensors(), *also), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 ends = []
-for update_ in (_update_, torch.compile(_update_, dynamic=False, fullgraph=True)):
+for update_ in (_fused_update_, torch.compile(_fused_update_, dynamic=False, fullgraph=True)):
     w, moments = weights.map(torch.clone), Moments.zeros_like(weights)
     rates = torch.tensor([1e-3, 30.0], dtype=torch.float64)
     update_(w, plain.map(torch.clone), moments, rates, torch.tensor(0.5, dtype=torch.float64), AdamConfig())

@@ -42,8 +42,12 @@ class Step(ABC):
         """Make one projected Adam update of weights and moments, in place; return statistics from before it."""
         gradients, stats = self.gradients(weights, acts, objective)
         self._sum_over_data_(gradients)
-        adam_update_(weights, gradients, moments, update, self.mesh)
+        self._apply_(weights, gradients, moments, update)
         return stats
+
+    def _apply_(self, weights: Weights, gradients: Weights, moments: Moments, update: Update) -> None:
+        """Update weights and moments by these gradients, which are used up."""
+        adam_update_(weights, gradients, moments, update, self.mesh)
 
     def _sum_over_data_(self, gradients: Weights) -> None:
         """Add the gradients of all ranks that hold the same latents and see other rows of the batch."""

@@ -43,7 +43,7 @@ class CudaStep(Step):
         self.mesh = mesh
         self._on_gpu = like.encoder.device.type == "cuda" and mesh.n_ranks == 1
         self._gradients = torch.compile(_gradients, dynamic=False) if self._on_gpu else _gradients
-        self._update_ = torch.compile(_update_, dynamic=False) if self._on_gpu else _update_
+        self._fused_update_ = torch.compile(_fused_update_, dynamic=False) if self._on_gpu else _fused_update_
         # A captured graph reads its inputs where they were when it was captured: so these two never move.
         self._acts = like.encoder.new_empty(batch_size, like.d_in)
         self._rates = like.encoder.new_empty(2)
@@ -85,7 +85,7 @@ class CudaStep(Step):
         self._rates.copy_(rates)
 
         def once(x: Tensor) -> StepStats:
-            return self._update_once_(weights, moments, x, objective, update.adam)
+            return Step.update_(self, weights, moments, x, objective, update)
 
         if not self._on_gpu or len(acts) != len(self._acts) or not is_plain(objective):
             return once(acts)
@@ -108,17 +108,14 @@ class CudaStep(Step):
         # The next replay overwrites the graph's own tensors.
         return StepStats(*(t.clone() for t in stats))
 
-    def _update_once_(
-        self, weights: Weights, moments: Moments, acts: Tensor, objective: Objective, adam: AdamConfig
-    ) -> StepStats:
-        gradients, stats = self.gradients(weights, acts, objective)
-        self._sum_over_data_(gradients)
+    def _apply_(self, weights: Weights, gradients: Weights, moments: Moments, update: Update) -> None:
+        adam = update.adam
         scale = None
         if adam.max_grad_norm is not None:
             project_(gradients.decoder, weights.decoder)
             scale = clip_scale(gradients, adam.max_grad_norm, self.mesh).reciprocal()
-        self._update_(weights, gradients, moments, self._rates, scale, adam)
-        return stats
+        # Rates from the tensor that `update_` has filled, and not from `update`: a captured graph would keep a number.
+        self._fused_update_(weights, gradients, moments, self._rates, scale, adam)
 
 
 def is_plain(objective: Objective) -> bool:
@@ -166,7 +163,7 @@ def _gradients(
     return gradients, StepStats(mse, penalty / batch, torch.zeros_like(mse), fired, torch.zeros_like(mse))
 
 
-def _update_(
+def _fused_update_(
     weights: Weights,
     gradients: Weights,
     moments: Moments,
@@ -180,7 +177,7 @@ def _update_(
         weights: what is updated.
         gradients: the gradient of each weight.
         moments: Adam's moments, updated too.
-        rates: `Update.step_size` and `Update.second_moment_scale`, in a tensor: a captured graph would keep a number.
+        rates: `Update.step_size` and `Update.second_moment_scale`.
         scale: the factor by which a clip scales all gradients; None without a clip.
         adam: Adam's constants.
     """
