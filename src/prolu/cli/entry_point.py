@@ -51,6 +51,7 @@ Command = (
     | Annotated[Pull, subcommand("pull")]
 )
 
+# The dataclasses whose fields are options: first the commands, then what several of them share.
 for request in (Demo, Train, Sweep, Study, Harvest, Eval, Report, Export, Import, Push, Pull):
     add_helps(request)
 for options in (Source, HarvestSource, SweepSettings, Engine, LatentPageOptions, Scoring):
