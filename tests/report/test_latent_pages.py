@@ -53,10 +53,10 @@ def test_figures_equal_encode(found, plain):
     assert found.n_tokens == plain[:, 1:, 0].size
     assert np.array_equal(found.n_active, (flat > 0).sum(0))
     assert np.array_equal(found.max, flat.max(0))
-    on = found.n_active > 0
-    assert 5 < on.sum() < N_LATENTS
-    assert found.mean[on] == pytest.approx(flat.sum(0)[on] / found.n_active[on], rel=1e-6)
-    assert (found.mean[~on] == 0).all()
+    active = found.n_active > 0
+    assert 5 < active.sum() < N_LATENTS
+    assert found.mean[active] == pytest.approx(flat.sum(0)[active] / found.n_active[active], rel=1e-6)
+    assert (found.mean[~active] == 0).all()
 
 
 def test_histograms_equal_numpys(found, plain):

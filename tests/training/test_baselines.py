@@ -231,8 +231,8 @@ def test_batchtopk_learns_its_threshold_from_what_was_on():
     threshold = trainer.state.weights.own["threshold"]
     torch.testing.assert_close(threshold, torch.full((40,), running))
     x = sparse_activations(4096, 8, seed=7, dtype=torch.float32)
-    on = (trainer.sae().encode_normalised(x) > 0).sum(1).double().mean().item()
-    assert on == pytest.approx(3, rel=0.15)
+    n_active = (trainer.sae().encode_normalised(x) > 0).sum(1).double().mean().item()
+    assert n_active == pytest.approx(3, rel=0.15)
 
 
 @pytest.mark.parametrize(

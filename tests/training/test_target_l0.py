@@ -54,8 +54,8 @@ def test_a_run_ends_near_its_target_and_says_what_coefficient_it_took():
     g = torch.Generator().manual_seed(0)
     for _ in range(trainer.n_steps):
         trainer.step(data[torch.randint(len(data), (64,), generator=g)])
-    on = (trainer.sae().encode_normalised(data) > 0).sum(1).double().mean().item()
-    assert on == pytest.approx(6, rel=0.1)
+    n_active = (trainer.sae().encode_normalised(data) > 0).sum(1).double().mean().item()
+    assert n_active == pytest.approx(6, rel=0.1)
     assert trainer.coeff != CONFIG.coeff
 
 

@@ -14,48 +14,58 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from prolu.runtime.checks import at_least_1
+from prolu.runtime.checks import at_least_1, check_types, one_of
 from prolu.runtime.files import read_json_object, write_atomically
 from prolu.runtime.hub import MAIN, HubError, fetch, place_of
 from prolu.sae.nonlinearities import activate, nonlinearity_named
-from prolu.sae.scaling import normalise
+from prolu.sae.scaling import NORMALISATIONS, normalise
 from prolu.sae.weights import Weights
 
-WEIGHTS_FILE, CONFIG_FILE = "sae.safetensors", "config.json"
+WEIGHTS_FILE = "sae.safetensors"
+"""The file with the tensors of a saved SAE."""
+
+CONFIG_FILE = "config.json"
+"""The file that says what a saved SAE computes, and where it comes from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SAEConfig:
-    """What an SAE computes."""
+    """What an SAE computes: its shape, its nonlinearity and the scaling of its input."""
 
     d_in: int
-    """Width of the activations."""
+    """The width of the activations."""
     d_sae: int
-    """Number of latents."""
+    """The number of latents."""
     nonlinearity: str = "prolu_ste"
-    """relu, prolu_relu, prolu_ste, gated, jumprelu, or with arguments, as in topk(32) (see `nonlinearities`)."""
+    """The activation function: relu, prolu_relu, prolu_ste, gated, jumprelu, thresholded, or one with arguments, as in
+    topk(32), batchtopk(32), jumprelu(0.03), prolu(0.5,1,0)."""
     normalisation: str = "per_token"
-    """per_token: inputs are scaled to norm sqrt(d_in) first and the output scaled back; none: not."""
+    """How activations are scaled: per_token scales each to norm sqrt(d_in) before it is encoded, and its reconstruction
+    back; none leaves both as they are."""
 
     def __post_init__(self):
-        for name in ("d_in", "d_sae"):
-            at_least_1(name, getattr(self, name))
+        check_types(self)
+        at_least_1("d_in", self.d_in)
+        at_least_1("d_sae", self.d_sae)
         nonlinearity_named(self.nonlinearity)
-        if self.normalisation not in ("per_token", "none"):
-            raise ValueError(f"normalisation {self.normalisation!r}: choose per_token or none")
+        one_of("normalisation", self.normalisation, NORMALISATIONS)
 
 
 class SAE(torch.nn.Module):
-    """x_hat = f W_dec + b_dec with f = nonlinearity((x - b_dec) W_enc, b_enc, ...).
+    """A sparse autoencoder: x_hat = f W_dec + b_dec with f = nonlinearity((x - b_dec) W_enc, b_enc, ...).
 
-    `encode` and `forward` take activations as they come from the language model, of any leading shape;
-    the per-token scaling is inside. Methods ending in `_normalised` work on scaled activations.
-    Differentiable throughout; the nonlinearity brings its own (synthetic) gradient.
+    Activations are [..., d_in] and latents [..., d_sae], with any leading dimensions; W_enc is [d_in, d_sae] and W_dec
+    [d_sae, d_in].
+
+    `encode` and `forward` take activations as they come from the language model, and scale them. Methods whose names
+    end in `_normalised` take scaled activations. All of them are differentiable; the nonlinearity brings its own
+    gradient, which may be synthetic.
     """
 
     def __init__(self, config: SAEConfig, weights: Weights):
         super().__init__()
         self.config = config
+        # A view: the memory stays latent-major, as the kernels of training need it.
         self.W_enc = torch.nn.Parameter(weights.encoder.T)
         self.W_dec = torch.nn.Parameter(weights.decoder)
         self.b_dec = torch.nn.Parameter(weights.b_dec)
@@ -65,31 +75,34 @@ class SAE(torch.nn.Module):
 
     @property
     def weights(self) -> Weights:
-        """The tensors themselves, latent-major, outside autograd; writing to them changes the SAE."""
+        """The SAE's own tensors, one row per latent, outside autograd. Writing to them changes the SAE."""
         own = {name: getattr(self, name).data for name in self._nonlinearity.parameter_names}
         return Weights(self.W_enc.data.T, self.W_dec.data, self.b_dec.data, own)
 
     def encode(self, acts: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """Latents of raw activations."""
-        return self.encode_normalised(self._scaled(acts)[0])
+        """Return the latents f of activations as they come from the language model."""
+        x, _ = self._scaled(acts)
+        return self.encode_normalised(x)
 
     def encode_normalised(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """Latents of activations already in normalised space."""
+        """Return the latents f of activations that have been scaled already."""
         own = {name: getattr(self, name) for name in self._nonlinearity.parameter_names}
         return activate(self._nonlinearity, (x - self.b_dec) @ self.W_enc, own)
 
     def decode(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
-        """Reconstruction in normalised space."""
+        """Return the reconstruction f W_dec + b_dec, still scaled."""
         return latents @ self.W_dec + self.b_dec
 
     def forward(self, acts: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """Reconstruction of raw activations, in their own scale."""
+        """Return the reconstruction of activations as they come from the language model, in their own scale."""
         x, scale_back = self._scaled(acts)
         return self.decode(self.encode_normalised(x)) * scale_back
 
     def _scaled(self, acts: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Return activations in the space that the SAE works in, and the factor that takes a reconstruction back."""
         if acts.shape[-1:] != (self.config.d_in,):
             raise ValueError(f"acts of shape {tuple(acts.shape)}: the last dimension must be d_in = {self.config.d_in}")
+        # A lower precision is promoted in the matmul without a loss; a higher one would be lost without a word.
         if torch.promote_types(acts.dtype, self.W_enc.dtype) != self.W_enc.dtype or not acts.is_floating_point():
             raise ValueError(f"acts are {acts.dtype}, the SAE is {self.W_enc.dtype}: convert one to the other")
         if acts.device != self.W_enc.device:
@@ -100,13 +113,19 @@ class SAE(torch.nn.Module):
         return x, (norms / math.sqrt(self.config.d_in))[..., None]
 
     def files(self, provenance: dict[str, Any] | None = None) -> dict[str, bytes]:
-        """What `save` writes, by name."""
+        """Return what `save` writes: the content of each file, by name."""
+        # safetensors stores no strides, and W_enc is a transposed view.
         tensors = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
         facts = {"sae": asdict(self.config), "provenance": provenance or {}}
         return {WEIGHTS_FILE: save(tensors), CONFIG_FILE: (json.dumps(facts, indent=1) + "\n").encode()}
 
     def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
-        """Writes `sae.safetensors` and `config.json`; `provenance` (model, hook, run) goes into the latter."""
+        """Write `sae.safetensors` and `config.json` into a folder, which is created if need be.
+
+        Args:
+            folder: where the files are written.
+            provenance: where the SAE comes from (model, hook, run), for `config.json`.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files(provenance).items():
@@ -114,10 +133,10 @@ class SAE(torch.nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> "SAE":
-        """Reads what `save` wrote.
+        """Return the SAE that `save` wrote.
 
         Raises:
-            ValueError: something missing, malformed, of the wrong shape, or not finite.
+            ValueError: A file is missing or malformed, or a tensor is missing, of the wrong shape, or not finite.
         """
         config = read_config(Path(folder) / CONFIG_FILE)
         file = Path(folder) / WEIGHTS_FILE
@@ -133,11 +152,14 @@ class SAE(torch.nn.Module):
         }
         shapes |= dict.fromkeys(own_names, (config.d_sae,))
         if tensors.keys() != shapes.keys():
-            raise ValueError(f"{file}: holds {sorted(tensors)}, needs {sorted(shapes)}")
+            raise ValueError(f"{file}: holds the tensors {sorted(tensors)}, and must hold {sorted(shapes)}")
         for name, shape in shapes.items():
             tensor = tensors[name]
             if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-                raise ValueError(f"{file}: {name} is {tensor.dtype} {tuple(tensor.shape)}, needs floats {shape}")
+                raise ValueError(
+                    f"{file}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, and must be floats of {shape}"
+                )
+            # A single NaN would reach every reconstruction, and scores of NaN explain nothing.
             if not tensor.isfinite().all():
                 raise ValueError(f"{file}: {name} holds values that are not finite")
         own = {name: tensors[name] for name in own_names}
@@ -145,11 +167,17 @@ class SAE(torch.nn.Module):
 
     @classmethod
     def from_hub(cls, place: str, revision: str = MAIN) -> "SAE":
-        """Loads one SAE from the Hugging Face hub: `SAE.from_hub("user/repo/RUN_ID")`; downloaded once, into its cache.
+        """Return one SAE from the Hugging Face hub, as in `SAE.from_hub("user/repo/RUN_ID")`.
+
+        It is downloaded once, into the cache of huggingface_hub.
+
+        Args:
+            place: the repository, and the SAE's folder in it.
+            revision: a branch, a tag or a commit of the repository.
 
         Raises:
-            ValueError: no such place, no access, or no SAE of ours there.
-            ConnectionError: the hub does not answer.
+            ValueError: There is no such place, no access to it, or no SAE that `save` wrote.
+            ConnectionError: The hub does not answer.
         """
         where = place_of(place)
         folder = fetch(where, revision, (CONFIG_FILE, WEIGHTS_FILE))
@@ -159,11 +187,11 @@ class SAE(torch.nn.Module):
 
 
 def weights_digest(folder: str | Path) -> str:
-    """SHA-256 of the weights that `SAE.save` wrote.
+    """Return the SHA-256 digest, in hexadecimal, of the file of weights that `SAE.save` wrote.
 
     Raises:
-        ValueError: none there.
-        OSError: it cannot be read.
+        ValueError: There is no such file.
+        OSError: The file cannot be read.
     """
     file = Path(folder) / WEIGHTS_FILE
     try:
@@ -173,18 +201,16 @@ def weights_digest(folder: str | Path) -> str:
 
 
 def read_config(file: Path) -> SAEConfig:
-    """The config in a file that `SAE.save` wrote.
+    """Return the config in a file that `SAE.save` wrote.
 
     Raises:
-        ValueError: no such file, or not such a config.
+        ValueError: There is no such file, or it does not hold such a config.
     """
     facts = _read_facts(file)["sae"]
-    known = {field.name: field.type for field in fields(SAEConfig)}
-    if not isinstance(facts, dict) or facts.keys() != known.keys():
-        raise ValueError(f"{file}: 'sae' needs the fields {', '.join(known)} and no others")
-    for name, value in facts.items():
-        if type(value) is not known[name]:
-            raise ValueError(f"{file}: {name} is {value!r}, needs {getattr(known[name], '__name__', known[name])}")
+    known = [field.name for field in fields(SAEConfig)]
+    # All of them, defaults too: a file without one was not written by `save`, and a default would be a guess.
+    if not isinstance(facts, dict) or facts.keys() != set(known):
+        raise ValueError(f"{file}: 'sae' must have the fields {', '.join(known)} and no others")
     try:
         return SAEConfig(**facts)
     except ValueError as problem:
@@ -192,17 +218,17 @@ def read_config(file: Path) -> SAEConfig:
 
 
 def read_provenance(folder: str | Path) -> dict[str, Any]:
-    """What `SAE.save` was told of where an SAE comes from.
+    """Return the `provenance` that `SAE.save` wrote; an empty dictionary if there is none.
 
     Raises:
-        ValueError: no SAE in that folder.
+        ValueError: There is no SAE in that folder.
     """
-    made = _read_facts(Path(folder) / CONFIG_FILE).get("provenance", {})
-    return made if isinstance(made, dict) else {}
+    provenance = _read_facts(Path(folder) / CONFIG_FILE).get("provenance", {})
+    return provenance if isinstance(provenance, dict) else {}
 
 
 def _read_facts(file: Path) -> dict[str, Any]:
     facts = read_json_object(file, "saved SAE")
     if "sae" not in facts:
-        raise ValueError(f"{file}: not an SAE's config (no 'sae')")
+        raise ValueError(f"{file}: must be the config of an SAE, which has an entry 'sae'")
     return facts

@@ -1,4 +1,4 @@
-"""Sparsity penalties: a sum over latents, a mean over tokens; value and slope of one entry."""
+"""Sparsity penalties: each is a sum over latents and a mean over tokens, given by the value and slope of one entry."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,94 +12,116 @@ from prolu.sae.nonlinearities import Nonlinearity, Parameters, Pullback
 
 
 class Penalty(ABC):
-    """A penalty P = sum_i p(f_i) over the latents of a token, or over what a nonlinearity has penalised instead."""
+    """A sparsity penalty P = sum_i p(f_i) over the latents of a token.
+
+    Where the nonlinearity has another quantity penalised (`Nonlinearity.penalised`), that stands for f.
+    """
 
     at_zero: float = 0.0
-    """p of a latent that is off: a constant, without gradient."""
+    """p(0), which an inactive latent contributes to the value. It is a constant and has no gradient."""
 
     @abstractmethod
     def value(self, latents: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The p of entries on the support."""
+        """Return p(f), entry by entry, on the support."""
 
     def slope(self, latents: Float[Tensor, "..."]) -> Float[Tensor, "..."] | float:
-        """dp/df of entries on the support; it goes through the nonlinearity's pullback."""
+        """Return dp/df, entry by entry, on the support. The nonlinearity's pullback takes it to m and the parameters.
+
+        Off the support the pullback is 0, so an inactive latent gets no gradient from a penalty.
+        """
         return 0.0
 
     def pullback(self, nonlinearity: Nonlinearity, m: Float[Tensor, "..."], parameters: Parameters) -> Pullback | None:
-        """Gradient of p in m and the parameters that does not go through the latent, if there is one."""
+        """Return the gradient with respect to m and the parameters that does not pass through f, if there is one."""
         return None
 
     def check(self, nonlinearity: Nonlinearity) -> str | None:
-        """Why it cannot be had with this nonlinearity; None if it can."""
+        """Return why the penalty cannot be used with a nonlinearity; None if it can."""
         return None
 
 
 @dataclass(frozen=True)
 class NoPenalty(Penalty):
-    """P = 0, where a nonlinearity itself sets the sparsity."""
+    """P = 0, for nonlinearities that set L0 themselves: TopK and BatchTopK."""
 
     def value(self, latents):
-        """0."""
+        """Return 0."""
         return torch.zeros_like(latents)
 
 
 @dataclass(frozen=True)
 class L1(Penalty):
-    """P = sum_i f_i."""
+    """P = sum_i f_i, with dP/df_i = 1.
+
+    It is the penalty of the first SAEs. It makes latents sparse, but also smaller than the reconstruction needs.
+    """
 
     def value(self, latents):
-        """F."""
+        """Return f."""
         return latents
 
     def slope(self, latents):
-        """1."""
+        """Return 1."""
         return 1.0
 
 
 @dataclass(frozen=True)
 class SqrtL1(Penalty):
-    """P = sum_i sqrt(f_i + 1e-6). Not the square root of the sum; the metric `sqrt_l1` has no 1e-6."""
+    """P = sum_i sqrt(f_i + epsilon), with dP/df_i = 1 / (2 sqrt(f_i + epsilon)).
+
+    It exists because its slope falls as f grows: it presses on small latents and lets large ones be. It is a sum of
+    roots, not the root of the sum. The metric `sqrt_l1` has no epsilon.
+    """
 
     epsilon: float = 1e-6
+    """The paper's constant, which bounds the slope by 500, its value at f = 0."""
     at_zero: float = 1e-3
+    """sqrt(epsilon)."""
 
     def value(self, latents):
-        """sqrt(f + 1e-6)."""
+        """Return sqrt(f + epsilon)."""
         return torch.sqrt(latents + self.epsilon)
 
     def slope(self, latents):
-        """1 / (2 sqrt(f + 1e-6)): 500 at f = 0."""
+        """Return 1 / (2 sqrt(f + epsilon))."""
+        # Its own derivative reaches 2.5e8 near 0, so it amplifies rounding: under this penalty two runs that differ in
+        # the last bit part within a few hundred steps.
         return 0.5 * torch.rsqrt(latents + self.epsilon)
 
 
 @dataclass(frozen=True)
 class L0(Penalty):
-    """P = sum_i [f_i > 0], by the pseudo-gradient of a nonlinearity's gate."""
+    """P = sum_i [f_i > 0], with the pseudo-gradient of the nonlinearity's gate.
+
+    It is the sparsity that is measured, and does not shrink latents. Its true gradient is 0 almost everywhere, so it
+    needs a nonlinearity that defines another, as JumpReLU does.
+    """
 
     def value(self, latents):
-        """[f > 0]."""
+        """Return [f > 0]."""
         return (latents > 0).to(latents.dtype)
 
     def pullback(self, nonlinearity, m, parameters):
-        """The gate's."""
+        """Return the pullback of the gate."""
         return nonlinearity.gate_pullback(m, parameters)
 
     def check(self, nonlinearity):
-        """Most gates have none."""
+        """Return why L0 cannot be used, if the gate has no pseudo-gradient."""
         nothing = torch.zeros(1)
+        # A nonlinearity says so by what it returns, for any numbers: so it is asked once, for a zero.
         if nonlinearity.gate_pullback(nothing, dict.fromkeys(nonlinearity.parameter_names, nothing)) is None:
             return "needs a gate with a pseudo-gradient, as jumprelu has"
         return None
 
 
 PENALTIES: dict[str, Penalty] = {"l1": L1(), "sqrt_l1": SqrtL1(), "l0": L0(), "none": NoPenalty()}
-"""By the name that configs and files use."""
+"""The penalties, by the names that configs and files use."""
 
 
 def penalty_named(name: str) -> Penalty:
-    """The penalty of that name.
+    """Return the penalty of a name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is none of this name.
     """
     return PENALTIES[one_of("penalty", name, PENALTIES)]

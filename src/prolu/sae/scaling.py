@@ -1,28 +1,34 @@
-"""Activations scaled per token to norm sqrt(d_in)."""
+"""Activations scaled per token to norm sqrt(d_in), so that one learning rate and one penalty suit all tokens."""
 
 import math
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Normalisation = Literal["per_token", "none"]
+"""How activations are scaled before an SAE sees them."""
+NORMALISATIONS = get_args(Normalisation)
+
 
 def normalise(acts: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch d_in"], Tensor]:
-    """X sqrt(d) / norm(x) per token, and the raw norms [*batch]; x = 0 stays 0.
-
-    The factor is computed first and then multiplied, the association other libraries use.
-    """
+    """Return x sqrt(d_in) / norm(x) for each token x, and the norms before the scaling, [*batch]. x = 0 stays 0."""
     factor, norms = _factor(acts)
     return acts * factor, norms
 
 
 def normalise_(acts: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch"]:
-    """`normalise` in place; gives back the raw norms."""
+    """Scale activations as `normalise` does, in place; return the norms before the scaling."""
     factor, norms = _factor(acts)
     acts.mul_(factor)
     return norms
 
 
 def _factor(acts: Tensor) -> tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch"]]:
+    """Return sqrt(d_in) / norm(x) of each token, or 0 where x = 0, and the norms."""
     norms = torch.linalg.vector_norm(acts, dim=-1)
-    return torch.where(norms > 0, math.sqrt(acts.shape[-1]) / norms, 0)[..., None], norms
+    # The quotient comes first and is then multiplied by x, as in other libraries: (x sqrt(d_in)) / norm(x) would round
+    # differently, and an exported SAE would not see the same inputs to the bit.
+    factor = torch.where(norms > 0, math.sqrt(acts.shape[-1]) / norms, 0)
+    return factor[..., None], norms

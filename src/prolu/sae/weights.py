@@ -1,4 +1,4 @@
-"""The tensors of one SAE, both matrices latent-major, so that every kernel walks rows of latents."""
+"""The tensors of one SAE, both matrices with one row per latent, because every kernel walks rows of latents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,46 +10,48 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of an SAE, or its gradients, or its Adam moments: they have one shape."""
+    """The weights of an SAE; or their gradients, or one of Adam's moments of them, which have the same shapes."""
 
     encoder: Float[Tensor, "d_sae d_in"]
-    """W_enc transposed: one contiguous row per latent."""
+    """W_enc transposed."""
     decoder: Float[Tensor, "d_sae d_in"]
-    """W_dec."""
+    """W_dec. In training its rows have unit norm."""
     b_dec: Float[Tensor, " d_in"]
-    """Decoder bias, tied: subtracted at the input, added at the output."""
+    """The decoder bias. It is tied: subtracted from the input and added to the output."""
     own: dict[str, Float[Tensor, " d_sae"]]
-    """The nonlinearity's own parameters (`b_enc`, ...)."""
+    """The nonlinearity's own parameters, by name (`b_enc`, ...)."""
 
     @property
     def d_in(self) -> int:
-        """Width of the activations."""
+        """The width of the activations."""
         return self.encoder.shape[1]
 
     @property
     def d_sae(self) -> int:
-        """Number of latents."""
+        """The number of latents."""
         return self.encoder.shape[0]
 
     def tensors(self) -> list[Tensor]:
-        """All tensors in one fixed order."""
+        """Return all tensors, in the same order for the same nonlinearity."""
+        # Adam and checkpoints zip these lists with others: two own parameters have one shape, so a wrong order would
+        # pass unnoticed.
         return [self.encoder, self.decoder, self.b_dec, *self.own.values()]
 
     def named(self) -> dict[str, Tensor]:
-        """All tensors by name, as a checkpoint has them."""
+        """Return all tensors by the names that they have in a checkpoint."""
         names = ["encoder", "decoder", "b_dec", *(f"own.{name}" for name in self.own)]
         return dict(zip(names, self.tensors(), strict=True))
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "Weights":
-        """The same structure with `f` of each tensor."""
+        """Return `Weights` that hold f(tensor) for each tensor of these."""
         own = {name: f(tensor) for name, tensor in self.own.items()}
         return Weights(f(self.encoder), f(self.decoder), f(self.b_dec), own)
 
     def zeros_like(self) -> "Weights":
-        """Zeros in the same structure."""
+        """Return zeros of the same shapes."""
         return self.map(torch.zeros_like)
 
 
 def normalise_rows_(matrix: Float[Tensor, "rows d"]) -> None:
-    """Rows to unit norm, in place."""
+    """Divide each row by its norm, in place. No row may be 0."""
     matrix /= torch.linalg.vector_norm(matrix, dim=1, keepdim=True)

@@ -9,6 +9,7 @@ from prolu.runtime.checks import at_least_1, check_types
 from prolu.sae.autoencoder import SAEConfig, weights_digest
 from prolu.sae.nonlinearities import TAKES_L0, nonlinearity_named
 from prolu.sae.penalties import penalty_named
+from prolu.sae.scaling import Normalisation
 from prolu.training.resampling import Resampling, SecondMoment
 from prolu.training.schedule import Schedule
 from prolu.training.target_l0 import L0Controller
@@ -20,9 +21,6 @@ STEP_KINDS = get_args(StepKind)
 Precision = Literal["fp32", "tf32", "bf16"]
 """The inputs of matmuls: unchanged, cut to 10 bits of mantissa by the GPU (a CPU computes fp32), or rounded to bf16."""
 PRECISIONS = get_args(Precision)
-
-Normalisation = Literal["per_token", "none"]
-"""How activations are scaled before an SAE sees them."""
 
 CONTROLLED_FRACTION = 0.7
 """The fraction of the run after which the L0 controller freezes the coefficient."""

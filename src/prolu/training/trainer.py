@@ -11,13 +11,14 @@ from torch import Tensor
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.runtime.rng import keyed_generator
 from prolu.sae.autoencoder import SAE
-from prolu.sae.nonlinearities import nonlinearity_named, on
+from prolu.sae.nonlinearities import active_mask, nonlinearity_named
 from prolu.sae.penalties import penalty_named
 from prolu.training.config import RunConfig
 from prolu.training.mesh_parts import check_mesh, needs_dense, part_of, stats_of_batch, whole_weights
 from prolu.training.resampling import ResampledCounts, Resampler
 from prolu.training.starting_weights import starting_weights
 from prolu.training.steps import AdamConfig, Objective, Steps, StepStats, Update, crossover_density, next_step_kind
+from prolu.training.steps.base import gather_of
 from prolu.training.trainer_state import TrainerState
 
 
@@ -177,7 +178,7 @@ class Trainer:
             return sae.decode(sae.encode_normalised(x)).detach()
         weights = self.state.weights
         m = (x - weights.b_dec) @ weights.encoder.T
-        active = on(self._nonlinearity, m, weights.own, self._mesh)
+        active = active_mask(self._nonlinearity, m, weights.own, gather_of(self._mesh))
         latents = torch.where(active, self._nonlinearity.value(m, weights.own), 0)
         return self._mesh.sum_over_latents_(latents @ weights.decoder, "resampling") + weights.b_dec
 

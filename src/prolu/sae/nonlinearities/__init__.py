@@ -1,17 +1,26 @@
-"""Activation functions of an SAE, by name. One of your own, put into a table here, trains like the others."""
+"""Activation functions of an SAE, by name. One of your own, put into a table here, trains like the others.
 
+- `base`: what a nonlinearity is: its support, its value, its pullback, and which latents of a selection are active.
+- `relu`: ReLU, and what the nonlinearities share whose latents are m plus a bias.
+- `prolu_family`: ProLU with its synthetic gradients, and `prolu` as a function.
+- `gated`, `jumprelu`, `topk`: the baselines; BatchTopK is in the last.
+- `fixed_threshold`: a JumpReLU with given thresholds, for SAEs of other libraries.
+"""
+
+import inspect
 import re
 from collections.abc import Callable
 
 from prolu.sae.nonlinearities.base import (
     Auxiliary,
+    Gather,
     Nonlinearity,
     Parameters,
     Pullback,
     Selection,
     activate,
+    active_mask,
     distance,
-    on,
 )
 from prolu.sae.nonlinearities.fixed_threshold import Thresholded
 from prolu.sae.nonlinearities.gated import Gated
@@ -27,6 +36,7 @@ __all__ = [
     "Auxiliary",
     "BatchTopK",
     "Gated",
+    "Gather",
     "GeneralisedProLU",
     "JumpReLU",
     "Nonlinearity",
@@ -38,10 +48,10 @@ __all__ = [
     "Thresholded",
     "TopK",
     "activate",
+    "active_mask",
     "distance",
     "heaviside",
     "nonlinearity_named",
-    "on",
     "prolu",
 ]
 
@@ -53,39 +63,47 @@ NONLINEARITIES: dict[str, Nonlinearity] = {
     "jumprelu": JumpReLU(),
     "thresholded": Thresholded(),
 }
-"""By the name that configs and files use."""
+"""The nonlinearities without arguments, by the name that configs and files use."""
 
 WITH_ARGUMENTS: dict[str, Callable[..., Nonlinearity]] = {
     "prolu": lambda b_ste, m_ste, m_gg: GeneralisedProLU(float(b_ste), float(m_ste), float(m_gg)),
     "jumprelu": lambda bandwidth: JumpReLU(float(bandwidth)),
     "topk": lambda k: TopK(Selection(int(k))),
-    "batchtopk": lambda k: BatchTopK(Selection(int(k)).k),
+    "batchtopk": lambda k: BatchTopK(int(k)),
 }
-"""By the name before the brackets: `prolu(b_ste,m_ste,m_gg)`, `jumprelu(bandwidth)`, `topk(k)`, `batchtopk(k)`."""
+"""The nonlinearities with arguments, which are written in brackets after the name, as in `topk(32)`. Each entry makes
+one from its arguments as texts; their names are those that a message shows."""
 
 TAKES_L0 = ("topk", "batchtopk")
-"""Families whose one argument is the L0 that is asked for."""
+"""The nonlinearities whose one argument is the L0 that is asked for, so that a target L0 needs no controller."""
 
 CALL = re.compile(r"(\w+)\(([^()]*)\)")
-
-CHOICES = f"{', '.join(NONLINEARITIES)}, prolu(b_ste,m_ste,m_gg), jumprelu(bandwidth), topk(k) or batchtopk(k)"
+"""A name with arguments in brackets."""
 
 
 def nonlinearity_named(name: str) -> Nonlinearity:
-    """The nonlinearity of that name: of `NONLINEARITIES`, or of `WITH_ARGUMENTS` as in `prolu(0.5,1,0)`, `topk(32)`.
+    """Return the nonlinearity of a name: one of `NONLINEARITIES`, or of `WITH_ARGUMENTS`, as in `prolu(0.5,1,0)`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is none of this name, or its arguments are wrong.
     """
     if name in NONLINEARITIES:
         return NONLINEARITIES[name]
     if name in TAKES_L0:
-        raise ValueError(f"nonlinearity {name!r}: say how many latents, as in {name}(32), or give a target_l0")
+        raise ValueError(f"nonlinearity {name!r}: give the number of latents, as in {name}(32), or a target_l0")
     written = CALL.fullmatch(name)
     if written and written[1] in WITH_ARGUMENTS:
         try:
             return WITH_ARGUMENTS[written[1]](*written[2].split(","))
-        except (ValueError, TypeError) as problem:
-            reason = problem if isinstance(problem, ValueError) else "another number of arguments"
-            raise ValueError(f"nonlinearity {name!r}: {reason}") from None
-    raise ValueError(f"nonlinearity {name!r}: choose one of {CHOICES}")
+        except TypeError:
+            # The arguments are texts, which int and float take: only their number can be wrong.
+            raise ValueError(f"nonlinearity {name!r}: must have the arguments of {_form(written[1])}") from None
+        except ValueError as problem:
+            raise ValueError(f"nonlinearity {name!r}: {problem}") from None
+    forms = [*NONLINEARITIES, *map(_form, WITH_ARGUMENTS)]
+    raise ValueError(f"nonlinearity {name!r}: choose one of {', '.join(forms)}")
+
+
+def _form(name: str) -> str:
+    """Return a nonlinearity with arguments as it is written, as in `topk(k)`."""
+    return f"{name}({','.join(inspect.signature(WITH_ARGUMENTS[name]).parameters)})"

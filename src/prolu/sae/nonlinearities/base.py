@@ -1,12 +1,14 @@
-"""What an activation function of an SAE is: where it is on, its value, and its perhaps synthetic gradient.
+"""The interface of an activation function of an SAE: its support, its value, and its perhaps synthetic gradient.
 
-Inside this folder and `steps/`, m is the bias-free pre-activation (x - b_dec) W_enc and b the encoder bias.
-All functions work entry by entry on tensors that broadcast: [batch, d_sae] against [d_sae] on the dense
-path, [n_pairs] against [n_pairs] where only pairs on the support are kept.
+Here and in `training/steps`, m is the pre-activation (x - b_dec) W_enc, to which no encoder bias has been added.
+
+Every function works entry by entry on tensors that broadcast. The dense step passes m [batch, d_sae] with parameters
+[d_sae]; the sparse steps pass m [n_pairs] with parameters [n_pairs], one entry for each (token, latent) pair that is on
+the support.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -15,22 +17,26 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prolu.runtime.checks import at_least_1
-from prolu.runtime.mesh import ALONE, Mesh
 
 Parameters = Mapping[str, Float[Tensor, "..."]]
 """A nonlinearity's own per-latent parameters, by name."""
+
+Gather = Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]
+"""A function that joins the parts of a tensor that several processes hold, along its last dimension. A selection needs
+it where each process holds some of the latents; the caller provides it, so that the method knows of no processes."""
 
 
 class Pullback(NamedTuple):
     """A gradient brought back through a function of (m, parameters), entry by entry."""
 
     m: Float[Tensor, "..."]
-    """With respect to m."""
+    """The gradient with respect to m."""
     parameters: dict[str, Float[Tensor, "..."]]
-    """With respect to each own parameter, before the sum over tokens; one left out has none."""
+    """The gradient with respect to each own parameter, not yet summed over tokens. A parameter that is missing here has
+    the gradient 0."""
 
     def plus(self, other: "Pullback", factor: float) -> "Pullback":
-        """The sum of this and factor * other; a parameter that one of them leaves alone counts 0 there."""
+        """Return self + factor * other, where a parameter that one of them lacks counts as 0 there."""
         nothing = torch.zeros_like(self.m)
         parameters = {
             name: self.parameters.get(name, nothing) + factor * other.parameters.get(name, nothing)
@@ -41,142 +47,198 @@ class Pullback(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """Of the latents on the support only those are on that lie farthest above their threshold; ties share a place."""
+    """The rule that only the entries of the support that lie farthest above their threshold are active.
+
+    All entries that tie with the last one selected are active too, so the choice does not depend on the order in which
+    entries are compared, and every kind of step makes the same one.
+    """
 
     k: int
-    """So many a token."""
+    """The number of latents that are kept per token."""
     over_batch: bool = False
-    """Counted over a whole batch: batch * k of all its pairs."""
+    """Whether k is a mean: the k * n_tokens largest entries of the whole batch are kept, wherever they are."""
 
     def __post_init__(self):
         at_least_1("k", self.k)
 
-    def bound(self, above: Float[Tensor, "*batch d_sae"], mesh: Mesh = ALONE) -> Float[Tensor, "..."]:
-        """The smallest m - threshold that is selected, 0 if there are too few above 0: of each token, or of all.
+    def bound(self, above: Float[Tensor, "*batch d_sae"], gather: Gather | None = None) -> Float[Tensor, "..."]:
+        """Return the smallest m - threshold that is selected; 0 if fewer than k entries are above 0.
 
-        Of a mesh, the ranks of a row show each other their best.
+        Args:
+            above: m - threshold of every entry.
+            gather: joins candidates along the last dimension where other processes hold the other latents.
+
+        Returns:
+            One bound for each token, [*batch, 1], or [1] for a selection over the batch.
         """
         if self.over_batch:
-            rows, n = above.flatten(), self.k * above[..., 0].numel()
+            candidates = above.flatten()
+            n = self.k * above[..., 0].numel()
         else:
-            rows, n = above, self.k
-        best = rows.topk(min(n, rows.shape[-1]), dim=-1, sorted=False).values
-        if mesh.n_latent > 1:
-            best = mesh.gathered_over_latents(best, -1, "selection")
-            best = best.topk(min(n, best.shape[-1]), dim=-1, sorted=False).values
+            candidates = above
+            n = self.k
+        best = _largest(candidates, n)
+        if gather is not None:
+            # The n best of all latents are among the n best of each process, so only these are sent.
+            best = _largest(gather(best), n)
+        # Never below 0: entries that are not on the support must not become active to make up the number.
         return best.amin(-1, keepdim=True).clamp(min=0)
+
+
+def _largest(candidates: Tensor, n: int) -> Tensor:
+    """Return the n largest entries along the last dimension, in no order, or all if there are fewer."""
+    return candidates.topk(min(n, candidates.shape[-1]), dim=-1, sorted=False).values
 
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """A second reconstruction, from other latents of the same m: coeff * mean (f_aux W_dec - target)^2."""
+    """An auxiliary term of the loss: coeff * mean over batch and d_in of (f_aux W_dec - target)^2.
+
+    It is a second reconstruction, from latents f_aux that another nonlinearity makes of the same m.
+    """
 
     nonlinearity: "Nonlinearity"
-    """Gives the auxiliary latents; its own parameters are among the SAE's."""
+    """The nonlinearity that gives f_aux. Its own parameters are among those of the SAE."""
     target: Literal["residual", "centred_input"]
-    """x - x_hat, or x - b_dec; a constant either way."""
+    """What f_aux W_dec reconstructs: x - x_hat, or x - b_dec. No gradient flows into it."""
     coeff: float
+    """The weight of the term in the loss."""
     trains_decoder: bool
-    """Whether the term moves W_dec."""
+    """Whether the term has a gradient with respect to W_dec."""
     of_dead: bool = False
-    """Whether only latents that have long been silent take part; else it is on where the SAE's latents are."""
+    """Whether only latents that have been silent for long take part. Otherwise f_aux is active where f is."""
     among: Bool[Tensor, " d_sae"] | None = field(default=None, compare=False)
-    """The latents that take part, if not all do: what a trainer fills in where `of_dead`."""
+    """The latents that take part; None for all. A trainer fills this in at each step if `of_dead`."""
 
 
 class Nonlinearity(ABC):
-    """Latents as a function of m and own per-latent parameters; everything is zero off the support."""
+    """Latents as a function of m and of own per-latent parameters.
+
+    The value and all gradients are exactly 0 off the support. The sparse steps rest on this: they leave out every other
+    entry and approximate nothing.
+    """
 
     selection: Selection | None = None
-    """Which entries of the support are on, where that depends on the others; it needs a threshold."""
+    """The rule by which entries of the support compete to be active, if there is one. It requires a `threshold`."""
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
-        """Own per-latent parameters; they start at zero unless `initial` says otherwise."""
+        """The names of the own parameters, each of shape [d_sae]."""
         return ("b_enc",)
 
     def initial(self, name: str) -> float:
-        """Value at which an own parameter starts."""
+        """Return the value at which an own parameter starts."""
         return 0.0
 
     @abstractmethod
     def support(self, m: Float[Tensor, "..."], parameters: Parameters) -> Bool[Tensor, "..."]:
-        """Entries at which the value or any gradient may be nonzero."""
+        """Return which entries may have a value or a gradient that is not 0."""
 
     def threshold(self, parameters: Parameters) -> Float[Tensor, "..."] | None:
-        """Where the support is exactly m > threshold, latent by latent: that threshold; else None."""
+        """Return t if the support is exactly [m > t], to the bit, for some t of each latent; otherwise None.
+
+        The sparse steps then find the support with one comparison per entry, and no mask.
+        """
         return None
 
     @abstractmethod
     def value(self, m: Float[Tensor, "..."], parameters: Parameters) -> Float[Tensor, "..."]:
-        """The latent, on the support (elsewhere the caller puts 0)."""
+        """Return f on the support. Elsewhere the result means nothing, and the caller puts 0 there."""
 
     @abstractmethod
     def pullback(self, upstream: Float[Tensor, "..."], m: Float[Tensor, "..."], parameters: Parameters) -> Pullback:
-        """The gradient `upstream` on the latent, brought back to m and the parameters, on the support."""
+        """Return upstream * df/dm and upstream * df/d(parameter), on the support.
+
+        `upstream` is the gradient of the loss with respect to f. The derivatives may be synthetic.
+        """
 
     def gate_pullback(self, m: Float[Tensor, "..."], parameters: Parameters) -> Pullback | None:
-        """The pseudo-gradient of [latent > 0], on the support; None if the method defines none."""
+        """Return the pseudo-derivatives of [f > 0], on the support; None if the method defines none.
+
+        The true derivative is 0 almost everywhere. The L0 penalty needs one that is not.
+        """
         return None
 
     def penalised(
         self, latents: Float[Tensor, "..."], m: Float[Tensor, "..."], parameters: Parameters
     ) -> Float[Tensor, "..."]:
-        """What a sparsity penalty sees of an entry: the latent itself, unless a method says otherwise."""
+        """Return the quantity that a sparsity penalty acts on: f itself, unless the method says otherwise."""
         return latents
 
     def penalised_pullback(
         self, upstream: Float[Tensor, "..."], m: Float[Tensor, "..."], parameters: Parameters
     ) -> Pullback:
-        """The gradient `upstream` on `penalised`, brought back; asked for only where that is not the latent."""
+        """Return `upstream`, a gradient with respect to `penalised`, brought back to m and the parameters.
+
+        It is called only where `penalised` is not f itself.
+        """
         return self.pullback(upstream, m, parameters)
 
     @property
     def in_training(self) -> "Nonlinearity":
-        """What stands in its place while an SAE is trained."""
+        """The nonlinearity that takes this one's place while an SAE is trained."""
         return self
 
     @property
     def auxiliary(self) -> Auxiliary | None:
-        """A further term of the loss."""
+        """The auxiliary term that training adds to the loss, if there is one."""
         return None
 
     def rescaled(self, parameters: Parameters, factor: Float[Tensor, "..."]) -> dict[str, Float[Tensor, "..."]]:
-        """Own parameters at which factor * m gives factor times the latent."""
+        """Return own parameters with which the pre-activation factor * m gives the latent factor * f, for factor > 0.
+
+        This is for decoder rows that are scaled to unit norm: their norms move into the latents.
+        """
         return {name: factor * parameter for name, parameter in parameters.items()}
 
     def observe_(self, parameters: Parameters, smallest: Float[Tensor, ""], n_updates: int) -> None:  # noqa: B027
-        """Sees, after update number `n_updates` (from 1), the smallest latent that was on; may note it in place."""
+        """Take note of an update, in place, in own parameters that are not trained by gradients.
+
+        Args:
+            parameters: the own parameters of the SAE.
+            smallest: the smallest active latent of the batch; 0 if there was none.
+            n_updates: the number of updates so far, this one included.
+        """
 
 
-def on(
-    nonlinearity: Nonlinearity, m: Float[Tensor, "*batch"], parameters: Parameters, mesh: Mesh = ALONE
+def active_mask(
+    nonlinearity: Nonlinearity, m: Float[Tensor, "*batch"], parameters: Parameters, gather: Gather | None = None
 ) -> Bool[Tensor, "*batch"]:
-    """The support, cut down to the nonlinearity's selection; of a mesh, `m` is of this rank's latents."""
-    support, selection = nonlinearity.support(m, parameters), nonlinearity.selection
+    """Return the support, cut down to the nonlinearity's selection: the entries that are active, or have a gradient.
+
+    Args:
+        nonlinearity: the nonlinearity.
+        m: the pre-activations; where processes share the latents, those of this process.
+        parameters: the own parameters of the same latents.
+        gather: see `Selection.bound`.
+    """
+    support = nonlinearity.support(m, parameters)
+    selection = nonlinearity.selection
     if selection is None:
         return support
     above = distance(nonlinearity, m, parameters)
-    return support & (above >= selection.bound(above, mesh))
+    # The bound is 0 where too few entries are above 0, and >= would then let through m = threshold: hence the support.
+    return support & (above >= selection.bound(above, gather))
 
 
 def distance(nonlinearity: Nonlinearity, m: Float[Tensor, "*batch"], parameters: Parameters) -> Float[Tensor, "*batch"]:
-    """What a selection goes by: m - threshold."""
+    """Return m - threshold, by which a selection compares entries."""
     threshold = nonlinearity.threshold(parameters)
     assert threshold is not None, "a selection needs a threshold"
     return m - threshold
 
 
 class _Activate(torch.autograd.Function):
-    """A nonlinearity as a differentiable function: value forward, pullback backward."""
+    """A nonlinearity as a differentiable function: its value forward, its pullback backward."""
 
+    # torch.vmap can then derive the batched function by itself; it requires `setup_context` apart from `forward`.
     generate_vmap_rule = True
 
     @staticmethod
     def forward(nonlinearity: Nonlinearity, names: tuple[str, ...], m: Tensor, *own: Tensor) -> Tensor:
         parameters = dict(zip(names, own, strict=True))
         value = nonlinearity.value(m, parameters)
-        return torch.where(on(nonlinearity, m, parameters), value, 0)
+        return torch.where(active_mask(nonlinearity, m, parameters), value, 0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -187,16 +249,18 @@ class _Activate(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         m, *own = ctx.saved_tensors
         parameters = dict(zip(ctx.names, own, strict=True))
-        gate = on(ctx.nonlinearity, m, parameters)
+        mask = active_mask(ctx.nonlinearity, m, parameters)
         back = ctx.nonlinearity.pullback(upstream, m, parameters)
-        to_m = torch.where(gate, back.m, 0)
-        own_gradients = (back.parameters.get(name, torch.zeros_like(m)) for name in ctx.names)
-        to_own = (torch.where(gate, gradient, 0) for gradient in own_gradients)
-        summed = (d.sum_to_size(p.shape) for d, p in zip(to_own, own, strict=True))
-        return None, None, to_m, *summed
+        own_gradients = []
+        for name, parameter in parameters.items():
+            gradient = back.parameters.get(name, torch.zeros_like(m))
+            # Selected, not multiplied by the mask: 0 * inf would be NaN. A parameter that was broadcast against m then
+            # gets the sum over all entries that it was used for.
+            own_gradients.append(torch.where(mask, gradient, 0).sum_to_size(parameter.shape))
+        return None, None, torch.where(mask, back.m, 0), *own_gradients
 
 
 def activate(nonlinearity: Nonlinearity, m: Float[Tensor, "*batch"], parameters: Parameters) -> Float[Tensor, "*batch"]:
-    """Latents, differentiable by the nonlinearity's own pullback."""
+    """Return the latents f, differentiable by the nonlinearity's own pullback."""
     names = tuple(parameters)
     return _Activate.apply(nonlinearity, names, m, *(parameters[name] for name in names))  # pyright: ignore[reportReturnType]

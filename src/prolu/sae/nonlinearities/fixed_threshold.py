@@ -1,32 +1,24 @@
-"""A JumpReLU whose thresholds are numbers, kept as they are: what SAEs of other libraries come to."""
+"""A JumpReLU whose thresholds are given numbers: the form in which SAEs of other libraries are read."""
 
 from dataclasses import dataclass
 
-from prolu.sae.nonlinearities.base import Nonlinearity, Pullback
+from prolu.sae.nonlinearities.relu import Shifted
 
 
 @dataclass(frozen=True)
-class Thresholded(Nonlinearity):
-    """f = ReLU(z) [z > threshold], z = m + b_enc.
+class Thresholded(Shifted):
+    """f = z [z > threshold] [z > 0], z = m + b_enc, with df/dm = df/db_enc = 1 on the support.
 
-    `JumpReLU` keeps log(threshold), which has no 0 and no bit-exact exponential; here any threshold will do. It has no
-    gradient, so training leaves it alone.
+    `JumpReLU` keeps log(threshold), which cannot express 0, and exp(log(t)) is not t to the bit. Here any threshold is
+    kept as it was read. It gets no gradient, so training leaves it as it is.
     """
 
     @property
     def parameter_names(self):
-        """A bias, and the threshold."""
+        """The bias and the threshold."""
         return ("b_enc", "threshold")
 
     def support(self, m, parameters):
-        """[z > threshold] [z > 0]."""
-        z = m + parameters["b_enc"]
+        """Return [z > threshold] [z > 0]."""
+        z = self.value(m, parameters)
         return (z > parameters["threshold"]) & (z > 0)
-
-    def value(self, m, parameters):
-        """M + b."""
-        return m + parameters["b_enc"]
-
-    def pullback(self, upstream, m, parameters):
-        """1 with respect to m and b."""
-        return Pullback(upstream, {"b_enc": upstream})

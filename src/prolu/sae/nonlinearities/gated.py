@@ -1,85 +1,85 @@
-"""Gated SAEs: one half decides what is on, the other how much (Rajamanoharan et al. 2024a, arXiv 2404.16014)."""
+"""Gated SAEs: one half decides which latents are active, the other their values (Rajamanoharan et al. 2024a).
+
+The source is arXiv 2404.16014.
+"""
 
 from dataclasses import dataclass
 
 import torch
 
 from prolu.sae.nonlinearities.base import Auxiliary, Nonlinearity, Pullback
+from prolu.sae.nonlinearities.relu import Rectified
 
 
 @dataclass(frozen=True)
-class Gate(Nonlinearity):
-    """ReLU(m + b_gate): the gate's pre-activation, which the sparsity penalty and the auxiliary term see."""
+class Gate(Rectified):
+    """ReLU(m + b_gate), the gate's own activation, which the penalty and the auxiliary term see.
 
-    @property
-    def parameter_names(self):
-        """The gate's bias."""
-        return ("b_gate",)
+    Its derivatives with respect to m and b_gate are [m + b_gate > 0].
+    """
 
-    def support(self, m, parameters):
-        """[m + b_gate > 0]."""
-        return m + parameters["b_gate"] > 0
-
-    def threshold(self, parameters):
-        """-b_gate."""
-        return -parameters["b_gate"]
-
-    def value(self, m, parameters):
-        """M + b_gate."""
-        return m + parameters["b_gate"]
-
-    def pullback(self, upstream, m, parameters):
-        """1 with respect to both."""
-        return Pullback(upstream, {"b_gate": upstream})
+    bias_name = "b_gate"
 
 
 @dataclass(frozen=True)
 class Gated(Nonlinearity):
     """f = [m + b_gate > 0] ReLU(exp(r_mag) m + b_mag).
 
-    The gate passes no gradient of the reconstruction. It learns from the penalty, P(ReLU(m + b_gate)), and from
-    an auxiliary term: ReLU(m + b_gate) must reconstruct the input through a frozen decoder. ProLU is the case
-    r_mag = b_mag = 0, another gradient aside.
+    With h = [exp(r_mag) m + b_mag > 0], the derivatives on the open gate are
+
+        df/dm = exp(r_mag) h        df/dr_mag = exp(r_mag) m h        df/db_mag = h        df/db_gate = 0
+
+    So the gate learns nothing from the reconstruction. It learns from the penalty, which acts on ReLU(m + b_gate)
+    instead of f, and from an auxiliary term, in which ReLU(m + b_gate) reconstructs the input through a frozen decoder.
+
+    It exists because an L1 penalty on f shrinks f: here the penalty acts on the gate only, and the magnitude is free.
+    ProLU has the values of a Gated SAE with r_mag = b_mag = 0 and b_gate = b_enc, and another gradient.
     """
 
     gate: Gate = Gate()
+    """The half that decides which latents are active."""
 
     @property
     def parameter_names(self):
-        """The gate's bias; logarithm of the scale, and bias, of the magnitude."""
+        """The bias of the gate, and the logarithm of the scale and the bias of the magnitude."""
         return ("b_gate", "r_mag", "b_mag")
 
     def support(self, m, parameters):
-        """Where the gate is open."""
+        """Return [m + b_gate > 0], where the gate is open."""
         return self.gate.support(m, parameters)
 
     def threshold(self, parameters):
-        """-b_gate."""
+        """Return -b_gate."""
         return self.gate.threshold(parameters)
 
     def value(self, m, parameters):
-        """ReLU(exp(r_mag) m + b_mag)."""
+        """Return ReLU(exp(r_mag) m + b_mag)."""
         return torch.relu(parameters["r_mag"].exp() * m + parameters["b_mag"])
 
     def pullback(self, upstream, m, parameters):
-        """Through the magnitude alone."""
+        """Return the gradient through the magnitude."""
         scaled = parameters["r_mag"].exp() * m
+        # The magnitude has a ReLU of its own: an open gate may stand before a magnitude of 0.
         through = torch.where(scaled + parameters["b_mag"] > 0, upstream, 0)
         return Pullback(parameters["r_mag"].exp() * through, {"r_mag": through * scaled, "b_mag": through})
 
     def penalised(self, latents, m, parameters):
-        """ReLU(m + b_gate)."""
+        """Return ReLU(m + b_gate)."""
         return torch.relu(self.gate.value(m, parameters))
 
     def penalised_pullback(self, upstream, m, parameters):
-        """Through the gate."""
+        """Return the gradient through the gate."""
         return self.gate.pullback(upstream, m, parameters)
 
     def rescaled(self, parameters, factor):
-        """Both biases; the scale of the magnitude stays."""
+        """Return both biases times `factor`, and r_mag as it is."""
+        # exp(r_mag) multiplies m, which carries the factor already.
         return super().rescaled(parameters, factor) | {"r_mag": parameters["r_mag"]}
 
     @property
     def auxiliary(self):
-        """Mean of (x - b_dec - ReLU(m + b_gate) W_dec)^2, both frozen but m and b_gate."""
+        """The mean over batch and d_in of (ReLU(m + b_gate) W_dec - (x - b_dec))^2, with W_dec and the target frozen.
+
+        It keeps the gate's direction useful: without it only the penalty would move the gate, and would shut it.
+        """
         return Auxiliary(self.gate, target="centred_input", coeff=1.0, trains_decoder=False)

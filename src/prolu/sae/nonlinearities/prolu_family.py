@@ -1,4 +1,4 @@
-"""ProLU: passes m where m + b > 0 and m > 0, unshifted; with synthetic gradients for b (Taggart 2024)."""
+"""ProLU: m passes unshifted where m + b > 0 and m > 0, and b learns by synthetic gradients (Taggart 2024)."""
 
 import math
 from collections.abc import Callable
@@ -12,28 +12,42 @@ from prolu.sae.nonlinearities.base import Nonlinearity, Pullback, activate
 
 
 def heaviside(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """T(x) = [x > 0], the paper's straight-through estimator: what stands for the derivative of T itself."""
+    """Return T(x) = [x > 0], which the paper puts in place of the derivative of T: its straight-through estimator."""
     return (x > 0).to(x.dtype)
 
 
 @dataclass(frozen=True)
 class GeneralisedProLU(Nonlinearity):
-    """ProLU(m, b) = m where m + b > 0 and m > 0, else 0 (Taggart 2024).
+    """f = ProLU(m, b_enc): m where m + b_enc > 0 and m > 0, else 0 (Taggart 2024; section 2 of the method).
 
-    Its true gradient in b is zero almost everywhere; the synthetic ones are, with g the gate and
-    s = ReLU(m) STE(m + b), which is g m for the paper's STE,
+    It exists because the bias of a ReLU shifts every value above its threshold, so that a latent is right at one
+    magnitude only. ProLU has the threshold, max(0, -b), without the shift: an active latent is proportional to m.
 
-        d/db = lerp(g, s, b_ste)        d/dm = lerp(g, m_gg g + s, m_ste)
+    The true derivatives are df/dm = g, with g the gate, 0 or 1, and df/db = 0 almost everywhere, from which b cannot be
+    learned. In training these stand in their place, with s = ReLU(m) STE(m + b), which is g m for the paper's STE:
 
-    so that (0, 0) is ProLU_ReLU (g and g) and (1, 1, 1) is ProLU_STE (g m and g (1 + m)). Another STE makes
-    the support wider than the gate: gradients flow wherever m > 0 and STE(m + b) is not 0.
+        df/db = lerp(g, s, b_ste)        df/dm = lerp(g, m_gg g + s, m_ste)
+
+    The two members that the paper compares are
+
+                       with respect to m    with respect to b    (b_ste, m_ste, m_gg)
+        prolu_relu     g                    g                    (0, 0, any)
+        prolu_ste      g (1 + m)            g m                  (1, 1, 1)
+
+    The second follows from ProLU = ReLU(m) T(m + b) with T(x) = [x > 0], by the product rule, with STE = T in place of
+    T' and T for ReLU'. The product m T(m) T(m + b) has the same values but would give g (1 + 2 m).
+
+    Another STE makes the support wider than the gate: gradients flow wherever m > 0 and STE(m + b) is not 0.
     """
 
     b_ste: float = 0.0
+    """The weight of the straight-through gradient with respect to b, against g."""
     m_ste: float = 0.0
+    """The weight of the straight-through gradient with respect to m, against g."""
     m_gg: float = 1.0
+    """The weight of g within the straight-through gradient with respect to m."""
     ste: Callable[[Tensor], Tensor] = heaviside
-    """Straight-through estimator, entry by entry, in place of the derivative of T."""
+    """The straight-through estimator of the derivative of T, entry by entry."""
 
     def __post_init__(self):
         for name in ("b_ste", "m_ste", "m_gg"):
@@ -41,63 +55,74 @@ class GeneralisedProLU(Nonlinearity):
                 raise ValueError(f"{name} {getattr(self, name)}: must be finite")
 
     def support(self, m, parameters):
-        """The gate [m + b > 0] [m > 0], both strict; with an STE of one's own also [m > 0] [STE(m + b) != 0]."""
+        """Return the gate [m + b > 0] [m > 0]; with another STE than the paper's also [m > 0] [STE(m + b) != 0]."""
         above = m + parameters["b_enc"]
         if self.ste is heaviside:
             return (above > 0) & (m > 0)
         return ((above > 0) | (self.ste(above) != 0)) & (m > 0)
 
     def threshold(self, parameters):
-        """max(0, -b), the noise-suppression threshold, where the support is the gate."""
+        """Return max(0, -b), below which ProLU suppresses noise; None if the support is wider than the gate."""
+        # Exact, as for ReLU: the sign of a floating-point sum is right.
         return torch.relu(-parameters["b_enc"]) if self.ste is heaviside else None
 
     def value(self, m, parameters):
-        """m: what passes the gate is not shifted."""
+        """Return m; with another STE than the paper's, 0 where the gate is shut."""
+        # The support of the paper's STE is the gate itself, so there nothing is left to decide.
         return m if self.ste is heaviside else torch.where(m + parameters["b_enc"] > 0, m, 0)
 
     def pullback(self, upstream, m, parameters):
-        """The synthetic gradients above."""
-        gate_m, gate_b = 1 - self.m_ste + self.m_ste * self.m_gg, 1 - self.b_ste
+        """Return the synthetic gradients of the class."""
+        # Both lerps, written as (weight of g) * g + (weight of s) * s.
+        m_weight_of_g = 1 - self.m_ste + self.m_ste * self.m_gg
+        b_weight_of_g = 1 - self.b_ste
         if self.ste is heaviside:
-            to_m = _times_affine(upstream, gate_m, self.m_ste, m)
-            return Pullback(to_m, {"b_enc": _times_affine(upstream, gate_b, self.b_ste, m)})
+            to_m = _times_affine(upstream, m_weight_of_g, self.m_ste, m)
+            to_b = _times_affine(upstream, b_weight_of_g, self.b_ste, m)
+            return Pullback(to_m, {"b_enc": to_b})
         above = m + parameters["b_enc"]
-        gated, slope = torch.where(above > 0, upstream, 0), self.ste(above)
+        slope = self.ste(above)
+        # [m > 0], the other half of the gate and of ReLU(m), is part of the support, which the caller applies.
+        gated = torch.where(above > 0, upstream, 0)
         through = torch.where(slope != 0, upstream * m * slope, 0)
-        to_m, to_b = (
-            sum((weight * part for weight, part in parts if weight), torch.zeros_like(m))
-            for parts in ([(gate_m, gated), (self.m_ste, through)], [(gate_b, gated), (self.b_ste, through)])
-        )
+        to_m = _weighted_sum(m, (m_weight_of_g, gated), (self.m_ste, through))
+        to_b = _weighted_sum(m, (b_weight_of_g, gated), (self.b_ste, through))
         return Pullback(to_m, {"b_enc": to_b})
 
 
 def _times_affine(upstream: Tensor, constant: float, slope: float, m: Tensor) -> Tensor:
-    """Upstream * (constant + slope m), terms of weight 0 left out: 0 * inf would be NaN."""
+    """Return upstream * (constant + slope m), without terms of weight 0, because 0 * inf would be NaN."""
     if slope == 0:
+        # The same tensor, if it can be: steps see that the gradients of m and b are one, and sum them once.
         return upstream if constant == 1 else upstream * constant
     linear = m if slope == 1 else slope * m
     return upstream * (linear if constant == 0 else constant + linear)
 
 
+def _weighted_sum(like: Tensor, *terms: tuple[float, Tensor]) -> Tensor:
+    """Return the sum of weight * part over the terms, without terms of weight 0, because 0 * inf would be NaN."""
+    return sum((weight * part for weight, part in terms if weight), torch.zeros_like(like))
+
+
 PROLU_RELU = GeneralisedProLU()
 PROLU_STE = GeneralisedProLU(b_ste=1.0, m_ste=1.0, m_gg=1.0)
 GRADIENTS = {"relu": PROLU_RELU, "ste": PROLU_STE}
-"""The paper's two synthetic gradients."""
+"""The paper's two synthetic gradients, by the names that `prolu` takes."""
 
 
 def prolu(
     m: Float[Tensor, "*batch"], b: Float[Tensor, "..."], gradient: str | GeneralisedProLU = "ste"
 ) -> Float[Tensor, "*batch"]:
-    """ProLU(m, b) = m where m + b > 0 and m > 0, else 0, with a synthetic gradient for training.
+    """Return ProLU(m, b) = m where m + b > 0 and m > 0, else 0, with a synthetic gradient for training.
 
     Args:
         m: pre-activations without bias, of any shape.
-        b: bias; broadcasts against m, and its gradient is summed back to its own shape.
-        gradient: `relu` (d/dm = g, d/db = g, g the gate), `ste` (d/dm = g (1 + m), d/db = g m), or a
-            `GeneralisedProLU`.
+        b: the bias. It is broadcast against m, and its gradient has its own shape.
+        gradient: `relu` (d/dm = g, d/db = g, where g is 1 if m passes and else 0), `ste` (d/dm = g (1 + m),
+            d/db = g m), or a `GeneralisedProLU`.
 
     Raises:
-        ValueError: another gradient, or shapes that do not broadcast to m's.
+        ValueError: There is no such gradient, or b cannot be broadcast to the shape of m.
     """
     try:
         fits = torch.broadcast_shapes(m.shape, b.shape) == m.shape
@@ -117,14 +142,19 @@ def _with_gradient(gradient: str | GeneralisedProLU) -> Nonlinearity:
 
 
 class ProLU(torch.nn.Module):
-    """ProLU with a learned bias per latent: `ProLU(d_sae)(m)` for m [..., d_sae]."""
+    """ProLU with a learned bias for each latent: `ProLU(d_sae)(m)` for m of shape [..., d_sae].
+
+    The arguments `gradient` and `initial_bias` choose the synthetic gradient, as in `prolu`, and the value at which all
+    biases start.
+    """
 
     def __init__(self, d_sae: int, gradient: str | GeneralisedProLU = "ste", initial_bias: float = 0.0):
         super().__init__()
+        # Checked here, where the mistake was made, and not only at the first batch.
         _with_gradient(gradient)
         self.gradient = gradient
         self.bias = torch.nn.Parameter(torch.full((d_sae,), initial_bias))
 
     def forward(self, m: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """Latents of pre-activations m."""
+        """Return the latents of pre-activations m."""
         return prolu(m, self.bias, self.gradient)

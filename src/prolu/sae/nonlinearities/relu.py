@@ -1,26 +1,52 @@
-"""ReLU(m + b)."""
+"""ReLU, and what all nonlinearities share whose latents are m plus a bias."""
 
 from dataclasses import dataclass
 
 from prolu.sae.nonlinearities.base import Nonlinearity, Pullback
 
 
-@dataclass(frozen=True)
-class ReLU(Nonlinearity):
-    """ReLU(m + b)."""
+class Shifted(Nonlinearity):
+    """f = m + b on the support, which a subclass defines.
 
-    def support(self, m, parameters):
-        """[m + b > 0]."""
-        return m + parameters["b_enc"] > 0
+        df/dm = 1        df/db = 1
 
-    def threshold(self, parameters):
-        """-b: the sign of a floating-point sum is exact."""
-        return -parameters["b_enc"]
+    These are the true derivatives on the support.
+    """
+
+    bias_name = "b_enc"
+    """The name of b among the parameters."""
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """The bias."""
+        return (self.bias_name,)
 
     def value(self, m, parameters):
-        """M + b."""
-        return m + parameters["b_enc"]
+        """Return m + b."""
+        return m + parameters[self.bias_name]
 
     def pullback(self, upstream, m, parameters):
-        """1 with respect to both."""
-        return Pullback(upstream, {"b_enc": upstream})
+        """Return `upstream` for m and for b."""
+        return Pullback(upstream, {self.bias_name: upstream})
+
+
+class Rectified(Shifted):
+    """f = m + b where m + b > 0, else 0."""
+
+    def support(self, m, parameters):
+        """Return [m + b > 0]."""
+        return m + parameters[self.bias_name] > 0
+
+    def threshold(self, parameters):
+        """Return -b."""
+        # Exact: a floating-point sum is rounded, but its sign is right, so m + b > 0 and m > -b are the same entries.
+        return -parameters[self.bias_name]
+
+
+@dataclass(frozen=True)
+class ReLU(Rectified):
+    """f = ReLU(m + b_enc), with df/dm = df/db_enc = [m + b_enc > 0].
+
+    It is the nonlinearity of the first SAEs, and the baseline of all comparisons. Its one bias does two things: it sets
+    a threshold, and it shifts every value above the threshold. ProLU drops the second.
+    """

@@ -2,44 +2,37 @@
 
 from dataclasses import dataclass
 
-from prolu.sae.nonlinearities.base import Auxiliary, Nonlinearity, Pullback, Selection
+from prolu.runtime.checks import at_least_1
+from prolu.sae.nonlinearities.base import Auxiliary, Selection
+from prolu.sae.nonlinearities.relu import Rectified, Shifted
 
 AUXK_COEFF = 1 / 32
-"""Gao's alpha."""
+"""The coefficient of AuxK, called alpha by Gao et al."""
 
 MOST_AUXILIARY = 512
-"""Gao's k_aux: dead latents, a token, that model the residual."""
+"""The largest number of dead latents per token that reconstruct the residual, called k_aux by Gao et al."""
 
 HORIZON = 100
-"""Batches over which BatchTopK's threshold is averaged."""
+"""The number of batches over which BatchTopK's threshold is averaged."""
 
 
 @dataclass(frozen=True)
-class TopK(Nonlinearity):
-    """f = TopK(ReLU(m + b_enc)): the k largest of a token, or the batch * k largest of a batch.
+class TopK(Rectified):
+    """f = ReLU(m + b_enc) for the k largest latents of a token, or the k * n_tokens largest of a batch, else 0.
 
-    With AuxK: the residual is reconstructed by the `MOST_AUXILIARY` largest among latents that have long been
-    silent; alpha * mean (f_aux W_dec - (x - x_hat))^2, the residual a constant.
+    The derivatives with respect to m and b_enc are 1 where f is active, else 0: the choice itself has no gradient.
+
+    It exists because L0 is then set directly, and needs no penalty, which would shrink latents.
+
+    With AuxK, latents that have been silent for long reconstruct what the others leave over, the residual, and so come
+    back to life: the loss gains alpha * mean (f_aux W_dec - (x - x_hat))^2, where f_aux are the `MOST_AUXILIARY`
+    largest dead latents of each token.
     """
 
     selection: Selection  # pyright: ignore[reportIncompatibleVariableOverride]
+    """How many latents are kept, per token or over a batch."""
     has_auxiliary: bool = True
-
-    def support(self, m, parameters):
-        """[m + b > 0], of which `selection` leaves some."""
-        return m + parameters["b_enc"] > 0
-
-    def threshold(self, parameters):
-        """-b."""
-        return -parameters["b_enc"]
-
-    def value(self, m, parameters):
-        """M + b."""
-        return m + parameters["b_enc"]
-
-    def pullback(self, upstream, m, parameters):
-        """1 with respect to both."""
-        return Pullback(upstream, {"b_enc": upstream})
+    """Whether AuxK is part of the loss."""
 
     @property
     def auxiliary(self):
@@ -51,38 +44,42 @@ class TopK(Nonlinearity):
 
 
 @dataclass(frozen=True)
-class BatchTopK(Nonlinearity):
-    """Trained as TopK over a batch; used as f = z [z >= threshold], z = m + b_enc, one threshold for all latents.
+class BatchTopK(Shifted):
+    """f = z [z > 0] [z >= threshold], z = m + b_enc, with one threshold for all latents; trained as TopK over a batch.
 
-    The threshold is the mean over batches of the smallest latent that was on, over about the last `HORIZON`.
+    The derivatives with respect to m and b_enc are 1 on the support. The threshold gets no gradient: it is the mean of
+    the smallest active latent of a batch, over about the last `HORIZON` batches.
+
+    It exists because tokens need different numbers of latents: only the mean of L0 is set. After training, a threshold
+    takes the place of the choice, so that the latents of a token do not depend on the other tokens of its batch.
     """
 
     k: int
+    """The mean number of latents that are kept per token in training."""
+
+    def __post_init__(self):
+        at_least_1("k", self.k)
 
     @property
     def parameter_names(self):
-        """The threshold is no parameter that is trained, but belongs to the SAE."""
+        """The bias and the threshold, which belongs to the SAE although it is not trained by gradients."""
         return ("b_enc", "threshold")
 
     def support(self, m, parameters):
-        """[z > 0] [z >= threshold]."""
-        z = m + parameters["b_enc"]
+        """Return [z > 0] [z >= threshold]."""
+        z = self.value(m, parameters)
+        # The smallest active latent of a batch was active, so a latent at the threshold is too.
         return (z > 0) & (z >= parameters["threshold"])
-
-    def value(self, m, parameters):
-        """M + b."""
-        return m + parameters["b_enc"]
-
-    def pullback(self, upstream, m, parameters):
-        """1 with respect to m and b."""
-        return Pullback(upstream, {"b_enc": upstream})
 
     @property
     def in_training(self):
-        """The batch's own selection, with AuxK."""
+        """The selection over a batch, with AuxK."""
         return TopK(Selection(self.k, over_batch=True))
 
     def observe_(self, parameters, smallest, n_updates):
-        """A running mean that forgets."""
+        """Move the threshold towards `smallest`: by 1 / n_updates at first, by 1 / HORIZON later.
+
+        So it is the plain mean of the first `HORIZON` batches, and from then on forgets older ones exponentially.
+        """
         rate = max(1 / n_updates, 1 / HORIZON)
         parameters["threshold"].lerp_(smallest.to(parameters["threshold"]), rate)

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prolu.runtime.mesh import ALONE, Mesh
+from prolu.sae.nonlinearities import Gather
 from prolu.sae.weights import Weights
 from prolu.training.moments import Moments
 from prolu.training.steps.adam import Update, adam_update_
@@ -53,3 +54,10 @@ class Step(ABC):
         """Add the gradients of all ranks that hold the same latents and see other rows of the batch."""
         for gradient in gradients.tensors():
             self.mesh.sum_over_data_(gradient, "gradients")
+
+
+def gather_of(mesh: Mesh) -> Gather | None:
+    """Return how a selection sees the latents of the other ranks; None if this rank holds all latents."""
+    if mesh.n_latent == 1:
+        return None
+    return lambda candidates: mesh.gathered_over_latents(candidates, -1, "selection")

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prolu.runtime.mesh import ALONE, Mesh
-from prolu.sae.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback, distance, on
+from prolu.sae.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback, active_mask, distance
 from prolu.sae.weights import Weights
-from prolu.training.steps.base import Step
+from prolu.training.steps.base import Step, gather_of
 from prolu.training.steps.objective import Objective, StepStats
 
 ROWS_PER_CHUNK = 1024
@@ -111,7 +111,7 @@ class DenseStep(Step):
         nonlinearity = objective.nonlinearity
         if nonlinearity.selection is None or self.mesh.n_latent == 1:
             return None
-        return nonlinearity.selection.bound(distance(nonlinearity, m, own), self.mesh)
+        return nonlinearity.selection.bound(distance(nonlinearity, m, own), gather_of(self.mesh))
 
     def _activate_(
         self, m: Tensor, latents: Tensor, own: Parameters, objective: Objective, fired: Tensor, bound: Tensor | None
@@ -162,7 +162,9 @@ class DenseStep(Step):
             The term's value for these tokens.
         """
         chosen = m if term.among is None else m.masked_fill(~term.among, -torch.inf)
-        mask = -on(term.nonlinearity, chosen, weights.own, self.mesh).to(self._support.dtype)
+        active = active_mask(term.nonlinearity, chosen, weights.own, gather_of(self.mesh))
+        # True becomes -1, all bits set, which `_keep_` needs.
+        mask = -active.to(self._support.dtype)
         latents = _keep_(term.nonlinearity.value(m, weights.own).clone(), mask)
         error = self.mesh.sum_over_latents_(latents @ weights.decoder, "reconstruction").sub_(target)
         value = term.coeff * error.square().sum(dtype=torch.float64) / (batch * target.shape[1])
@@ -193,7 +195,7 @@ def _selected(nonlinearity: Nonlinearity, m: Tensor, own: Parameters, bound: Ten
         bound: that of a selection, where finding it takes more than these rows or these latents.
     """
     if bound is None:
-        return on(nonlinearity, m, own)
+        return active_mask(nonlinearity, m, own)
     return nonlinearity.support(m, own) & (distance(nonlinearity, m, own) >= bound)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prolu.runtime.mesh import ALONE, Mesh
-from prolu.sae.nonlinearities import Nonlinearity, Parameters, Pullback, on
+from prolu.sae.nonlinearities import Nonlinearity, Parameters, Pullback, active_mask
 from prolu.sae.weights import Weights
 from prolu.training.steps.base import Step
 from prolu.training.steps.objective import Objective, StepStats, smallest_active
@@ -98,10 +98,11 @@ class SparseTorchStep(Step):
             # The encoder may hold some latents only, so the buffer is cut to a matrix of another width.
             out = self._m.view(-1)[: len(chunk) * len(encoder)].view(len(chunk), -1)
             m = torch.mm(chunk, encoder.T, out=out)
-            if selection is None:
-                mask = m > threshold if threshold is not None else nonlinearity.support(m, own)
+            if selection is not None:
+                # A selection over the batch needs the pairs of all chunks first.
+                mask = nonlinearity.support(m, own) if selection.over_batch else active_mask(nonlinearity, m, own)
             else:
-                mask = nonlinearity.support(m, own) if selection.over_batch else on(nonlinearity, m, own)
+                mask = m > threshold if threshold is not None else nonlinearity.support(m, own)
             flat = mask.view(-1).nonzero().squeeze(1)
             token = torch.div(flat, len(encoder), rounding_mode="floor")
             found.append(_Pairs(token + start, flat - token * len(encoder), m.view(-1)[flat]))
