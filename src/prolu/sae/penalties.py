@@ -84,8 +84,8 @@ class SqrtL1(Penalty):
 
     def slope(self, latents):
         """Return 1 / (2 sqrt(f + epsilon))."""
-        # Its own derivative reaches 2.5e8 near 0, so it amplifies rounding: under this penalty two runs that differ in
-        # the last bit part within a few hundred steps.
+        # Its own derivative reaches 2.5e8 near 0, so it amplifies rounding: under this penalty, runs that differ in their
+        # last bits part sooner than under L1.
         return 0.5 * torch.rsqrt(latents + self.epsilon)
 
 

@@ -97,7 +97,7 @@ def nonlinearity_named(name: str) -> Nonlinearity:
             return WITH_ARGUMENTS[written[1]](*written[2].split(","))
         except TypeError:
             # The arguments are texts, which int and float take: only their number can be wrong.
-            raise ValueError(f"nonlinearity {name!r}: must have the arguments of {_form(written[1])}") from None
+            raise ValueError(f"nonlinearity {name!r}: wrong number of arguments, write {_form(written[1])}") from None
         except ValueError as problem:
             raise ValueError(f"nonlinearity {name!r}: {problem}") from None
     forms = [*NONLINEARITIES, *map(_form, WITH_ARGUMENTS)]
