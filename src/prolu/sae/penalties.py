@@ -84,8 +84,8 @@ class SqrtL1(Penalty):
 
     def slope(self, latents):
         """Return 1 / (2 sqrt(f + epsilon))."""
-        # Its own derivative reaches 2.5e8 near 0, so it amplifies rounding: under this penalty, runs that differ in their
-        # last bits part sooner than under L1.
+        # Its own derivative reaches 2.5e8 near 0. So training amplifies rounding, and steps that are right but round
+        # differently end at different weights.
         return 0.5 * torch.rsqrt(latents + self.epsilon)
 
 
