@@ -269,7 +269,7 @@ def test_every_parameter_of_every_baseline_moves():
 def test_what_does_not_go_together_is_refused():
     for config, words in (
         ({"nonlinearity": "relu", "penalty": "l0"}, "needs a gate with a pseudo-gradient"),
-        ({"nonlinearity": "topk", "penalty": "none"}, "or give a target_l0"),
+        ({"nonlinearity": "topk", "penalty": "none"}, "or a target_l0"),
         ({"nonlinearity": "topk(0)"}, "at least 1"),
         ({"nonlinearity": "topk(2,3)"}, "number of arguments"),
         ({"nonlinearity": "jumprelu(-1)"}, "bandwidth -1.0: must be more than 0"),

@@ -34,16 +34,20 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> str:
 
 
 def check_types(config: Any) -> None:
-    """Raise ValueError for the first field of a dataclass whose value is not of its declared type.
+    """Raise ValueError for the first field of a dataclass whose value is not of its declared type."""
+    for field in fields(config):
+        check_type(field.name, getattr(config, field.name), field.type)
+
+
+def check_type(name: str, value: Any, declared: Any) -> None:
+    """Raise ValueError unless a value is of the declared type. `name` is what the user knows it by.
 
     It knows the types int, float (which a whole number fits too, but not NaN), str and bool, a tuple of any number of
     one of these, a union of any of them with None, and a `Literal` of texts.
     """
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if not _fits(value, field.type):
-            verb = "choose" if get_origin(field.type) is Literal else "must be"
-            raise ValueError(f"{field.name} {value!r}: {verb} {_in_words(field.type)}")
+    if not _fits(value, declared):
+        verb = "choose" if get_origin(declared) is Literal else "must be"
+        raise ValueError(f"{name} {value!r}: {verb} {_in_words(declared)}")
 
 
 def _fits(value: Any, declared: Any) -> bool:

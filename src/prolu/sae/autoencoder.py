@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from prolu.runtime.checks import at_least_1, check_types, one_of
+from prolu.runtime.checks import at_least_1, check_type, one_of
 from prolu.runtime.files import read_json_object, write_atomically
 from prolu.runtime.hub import MAIN, HubError, fetch, place_of
 from prolu.sae.nonlinearities import activate, nonlinearity_named
@@ -44,7 +44,6 @@ class SAEConfig:
     back; none leaves both as they are."""
 
     def __post_init__(self):
-        check_types(self)
         at_least_1("d_in", self.d_in)
         at_least_1("d_sae", self.d_sae)
         nonlinearity_named(self.nonlinearity)
@@ -207,11 +206,13 @@ def read_config(file: Path) -> SAEConfig:
         ValueError: There is no such file, or it does not hold such a config.
     """
     facts = _read_facts(file)["sae"]
-    known = [field.name for field in fields(SAEConfig)]
+    known = {field.name: field.type for field in fields(SAEConfig)}
     # All of them, defaults too: a file without one was not written by `save`, and a default would be a guess.
-    if not isinstance(facts, dict) or facts.keys() != set(known):
+    if not isinstance(facts, dict) or facts.keys() != known.keys():
         raise ValueError(f"{file}: 'sae' must have the fields {', '.join(known)} and no others")
     try:
+        for name, value in facts.items():
+            check_type(name, value, known[name])
         return SAEConfig(**facts)
     except ValueError as problem:
         raise ValueError(f"{file}: {problem}") from None
