@@ -22,7 +22,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from numba import get_num_threads, set_num_threads
 from torch import Tensor
 
 from prolu.runtime.mesh import ALONE, Mesh
@@ -33,22 +32,9 @@ from prolu.training.steps import numba_pairs, numba_rows
 from prolu.training.steps.adam import Update
 from prolu.training.steps.base import Step
 from prolu.training.steps.latent_sorter import LatentSorter, PairsByLatent
+from prolu.training.steps.numba_threads import use_torchs_threads
 from prolu.training.steps.objective import Objective, StepStats, smallest_active
 from prolu.training.steps.pair_finder import GrowingArrays, PairFinder
-
-
-def _start_numba() -> int:
-    """Start numba's threads, and return how many they are."""
-    # numba shares OpenMP with PyTorch, and sets OpenMP's number of threads when it starts its own. PyTorch's number
-    # must survive that: it decides the rounding of sums, and it stands in the study's config.
-    n_torch = torch.get_num_threads()
-    n_numba = get_num_threads()
-    torch.set_num_threads(n_torch)
-    return n_numba
-
-
-MOST_THREADS = _start_numba()
-"""The number of threads that numba was started with, which cannot be exceeded later."""
 
 
 class PairsByToken(NamedTuple):
@@ -163,8 +149,7 @@ class SparseNumbaStep(Step):
         Returns:
             What the kernels need for these two, the gradients of b_dec and the own parameters, and statistics.
         """
-        # numba has a number of threads of its own; a run's config holds torch's.
-        set_num_threads(min(torch.get_num_threads(), MOST_THREADS))
+        use_torchs_threads()
         found = self._pass_over_tokens(weights, acts, objective)
         # In order of latent: from here on the pairs of an auxiliary term are pairs like the others.
         self._sorter.sort(found.starts, found.latents)
