@@ -163,6 +163,6 @@ def _pack_training_split(packer: Packer, text: _Text, *, shown: bool) -> None:
             if packer.n_tokens[TRAIN] >= text.max_train_tokens and enough_held_out:
                 break
             before = packer.n_tokens[TRAIN]
-            sides = [not text.eval_rows and is_held_out(d.key, text.held_out_fraction) for d in documents]
+            sides = [text.eval_rows is None and is_held_out(d.key, text.held_out_fraction) for d in documents]
             packer.add(documents, sides, eval_split=False)
             meter.advance(packer.n_tokens[TRAIN] - before)

@@ -41,6 +41,7 @@ def measure(run: RunConfig, d_in: int, batch_size: int) -> Rates:
     objective = Objective(nonlinearity_named("relu"), penalty_named("l1"), run.coeff)
 
     def step(kind: str) -> None:
+        # A learning rate of 0 takes as long as any other, and leaves the weights as they are for the next step.
         steps[kind].update_(weights, moments, x, objective, Update(n_updates=0, lr=0.0))
 
     dense = _seconds(lambda: step("dense"), 2)
@@ -63,6 +64,7 @@ def matmul_flops(d_in: int) -> float:
 def _seconds(work: Callable[[], object], n: int) -> float:
     """Return the median time of `n` calls, in seconds."""
     work()  # the first call compiles and allocates
+    # The median, because another process may take the machine for some of the calls.
     times = []
     for _ in range(n):
         start = time.perf_counter()
