@@ -69,6 +69,7 @@ class SAE(torch.nn.Module):
         self.W_dec = torch.nn.Parameter(weights.decoder)
         self.b_dec = torch.nn.Parameter(weights.b_dec)
         self._nonlinearity = nonlinearity_named(config.nonlinearity)
+        # By their own names, which are thus the names in the saved file.
         for name in self._nonlinearity.parameter_names:
             self.register_parameter(name, torch.nn.Parameter(weights.own[name]))
 
@@ -143,6 +144,7 @@ class SAE(torch.nn.Module):
             tensors = load_file(file)
         except (OSError, SafetensorError, struct.error) as problem:
             raise ValueError(f"{file}: not a readable safetensors file ({problem})") from None
+        # Which tensors the file must hold depends on the nonlinearity, so the config was read first.
         own_names = nonlinearity_named(config.nonlinearity).parameter_names
         shapes = {
             "W_enc": (config.d_in, config.d_sae),
@@ -162,6 +164,7 @@ class SAE(torch.nn.Module):
             if not tensor.isfinite().all():
                 raise ValueError(f"{file}: {name} holds values that are not finite")
         own = {name: tensors[name] for name in own_names}
+        # The file has W_enc in its public shape; in memory it lies latent by latent.
         return cls(config, Weights(tensors["W_enc"].T.contiguous(), tensors["W_dec"], tensors["b_dec"], own))
 
     @classmethod

@@ -21,6 +21,7 @@ def normalise(acts: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch
 def normalise_(acts: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch"]:
     """Scale activations as `normalise` does, in place; return the norms before the scaling."""
     factor, norms = _factor(acts)
+    # In place, so that a window of activations is not held twice.
     acts.mul_(factor)
     return norms
 

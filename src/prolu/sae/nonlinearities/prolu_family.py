@@ -125,6 +125,7 @@ def prolu(
         ValueError: There is no such gradient, or b cannot be broadcast to the shape of m.
     """
     try:
+        # b may be broadcast, m may not: latents have the shape of m.
         fits = torch.broadcast_shapes(m.shape, b.shape) == m.shape
     except RuntimeError:
         fits = False

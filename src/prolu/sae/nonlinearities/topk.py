@@ -39,6 +39,7 @@ class TopK(Rectified):
         """AuxK."""
         if not self.has_auxiliary:
             return None
+        # The same kind of choice, but always per token, and without an auxiliary term of its own.
         dead = TopK(Selection(MOST_AUXILIARY), has_auxiliary=False)
         return Auxiliary(dead, target="residual", coeff=AUXK_COEFF, trains_decoder=True, of_dead=True)
 
