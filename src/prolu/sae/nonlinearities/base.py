@@ -107,7 +107,7 @@ class Auxiliary:
     """Whether the term has a gradient with respect to W_dec."""
     of_dead: bool = False
     """Whether only latents that have been silent for long take part. Otherwise f_aux is active where f is."""
-    # Not compared: objectives are compared and hashed, which a tensor of many entries cannot be.
+    # Not compared: objectives are compared as wholes, and two tensors compare entry by entry.
     among: Bool[Tensor, " d_sae"] | None = field(default=None, compare=False)
     """The latents that take part; None for all. A trainer fills this in at each step if `of_dead`."""
 
