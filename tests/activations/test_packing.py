@@ -121,6 +121,8 @@ def test_bad_files_are_refused_with_their_name(tokenizer, tmp_path, name, conten
 def test_unknown_datasets_are_refused(tokenizer):
     with pytest.raises(ValueError, match="neither a file, a folder, 'builtin', nor a dataset"):
         load_blocks("nobody/no-such-dataset", tokenizer)
+    with pytest.raises(ValueError, match=r"^data '': must be a file"):  # not the working directory
+        load_blocks("", tokenizer)
 
 
 def test_the_standard_library_is_read_without_tests_and_tables():

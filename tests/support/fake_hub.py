@@ -63,6 +63,8 @@ class Handler(BaseHTTPRequestHandler):
             and (self.command in ("POST", "PUT") or path.endswith("whoami-v2"))
         ):
             return self.answer({"error": hub.fail[1]}, hub.fail[0])
+        if path in ("", "/"):
+            return self.answer()
         if path == "/api/whoami-v2":
             return self.answer({"name": "ann"})
         if path == "/api/repos/create":

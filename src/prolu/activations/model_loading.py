@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from prolu.runtime.files import first_line
+from prolu.runtime.hub import is_reachable
 
 
 def load_model(
@@ -31,14 +32,22 @@ def load_model(
     is_path = Path(name).is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
     if is_path and not (Path(name) / "config.json").is_file():
         raise ValueError(f"lm {name!r}: no such folder with a config.json")
+    local_only = is_path or not is_reachable()
     try:
         # Never run code that comes with a model, and never unpickle its weights.
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local_only)
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, device_map=device_map
+            name,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            device_map=device_map,
+            local_files_only=local_only,
         )
     except Exception as problem:  # the libraries raise many kinds; each means that the model cannot be loaded
         reason = first_line(problem)
+        if local_only and not is_path:
+            reason = f"the hub does not answer, so only its cache on this machine was searched: {reason}"
         raise ValueError(f"lm {name!r}: cannot be loaded ({reason})") from None
     if not tokenizer.is_fast:
         raise ValueError(f"lm {name!r}: its tokenizer has no fast version, which is needed to read text at speed")

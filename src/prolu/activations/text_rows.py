@@ -107,6 +107,9 @@ def _shards(source: Any, split: str) -> list[Shard]:
     if not isinstance(source, str):
         dataset = _split_of_object(source, split)
         return [DatasetObject(name_of(dataset), dataset)]
+    if not source:
+        # `Path("")` is the working directory, whose files nobody has asked for.
+        raise ValueError("data '': must be a file, a folder, a dataset on the hub, or 'builtin'")
     path = Path(source)
     if source == "builtin":
         splits = {"train": [source]}

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ MAIN = "main"
 """The branch that every repository begins with."""
 
 PLACE = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<folder>[\w.+-]+(?:/[\w.+-]+)*))?/?")
+
+SECONDS_TO_ANSWER = 5
+"""The number of seconds within which the hub must answer to count as reachable."""
 
 LONGEST_MESSAGE = 300
 """The number of characters of the hub's own words that an error message repeats."""
@@ -78,6 +82,22 @@ def place_of(name: str) -> Place:
     if found is None or ".." in name:
         raise ValueError(f"{name!r}: not a place on the hub; write user/repo, or user/repo/FOLDER")
     return Place(found["repo"], found["folder"] or "")
+
+
+@cache
+def is_reachable() -> bool:
+    """Return whether the hub answers at all. It is asked once in a process.
+
+    Where it does not, huggingface_hub asks again and again, for half a minute and with a warning each time. Callers
+    then look into the cache only.
+    """
+    from huggingface_hub import constants, errors, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=SECONDS_TO_ANSWER)
+    except (errors.HTTPError, errors.OfflineModeIsEnabled, OSError):  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+        return False
+    return True
 
 
 def fetch(place: Place, revision: str, patterns: Sequence[str]) -> Path:

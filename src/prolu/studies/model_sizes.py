@@ -7,6 +7,7 @@ import torch
 from prolu.activations.builtin import MODEL_DIR
 from prolu.activations.hooks import architecture_of, locate
 from prolu.runtime.files import first_line
+from prolu.runtime.hub import is_reachable
 
 
 class Outline(NamedTuple):
@@ -67,6 +68,8 @@ def _config(name: str) -> Any:
     except Exception:  # transformers raises many kinds, and each means that the config is not on this disk
         if name in CONFIG_MAPPING:
             return AutoConfig.for_model(name)
+    if not is_reachable():
+        raise ValueError(f"lm {name!r}: its config is not on this machine, and the hub does not answer")
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as problem:  # likewise: that the hub does not have it, or does not answer
