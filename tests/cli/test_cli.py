@@ -184,3 +184,12 @@ def test_the_installed_script_is_the_command_line():
     script = Path(sys.executable).with_name("prolu")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == f"prolu {prolu.__version__}\n"
+
+
+def test_help_may_be_cut_off_by_its_reader():
+    """As in `prolu train --help | head`."""
+    command = [sys.executable, "-m", "prolu", "train", "--help"]
+    help_text = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    help_text.stdout.close()
+    assert help_text.stderr.read() == ""
+    assert help_text.wait() == 0

@@ -133,7 +133,7 @@ def _pack_into_folder(text: _Text, tokenizer: Any, ctx: int, folder: Path, *, sh
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Return SHA-256 of everything that a fast tokenizer does."""
+    """Return the SHA-256 digest, in hexadecimal, of the definition of a fast tokenizer, as in its tokenizer.json."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 

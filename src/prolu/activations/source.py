@@ -36,12 +36,13 @@ class TextOptions:
     """The text: a .txt, .jsonl, .parquet or .arrow file, a folder of such files, a dataset on the Hugging Face hub, a
     folder of token blocks, or `builtin` (the source code of Python's standard library)."""
     text_column: str = "text"
-    """The column that holds the text or, for data that is already tokenised, the token ids (`input_ids` in the
-    paper)."""
+    """The column that holds the text or, for data that is already tokenised, the token ids, as `input_ids` often
+    does."""
     split: str = "train"
-    """The rows to train on: a split, or a slice of one such as 'train[0:40%]', which the paper used."""
+    """The rows to train on: a split, or a slice of one in rows or percent, such as 'train[:1000]' or 'train[0%:40%]'.
+    All rows of a plain file are its split 'train'."""
     eval_split: str = ""
-    """The rows to score on, such as 'train[90:95%]', which the paper used. If empty, a tenth of the documents of the
+    """The rows to score on, such as 'validation' or 'train[90%:95%]'. If empty, a tenth of the documents of the
     training split is held out."""
     ctx: int = 128
     """The number of tokens per block."""
@@ -52,19 +53,21 @@ class Source(TextOptions, ModelOptions):
     """The activations to train on."""
 
     hook: tuple[str, ...] = ("blocks.2.hook_resid_pre",)
-    """The hooks to train at: blocks.L.hook_resid_pre, _resid_post, _attn_out or _mlp_out, or the path of a module
-    followed by .input or .output. Several hooks share one pass of the language model; each gives a study of its own in
-    OUT/HOOK."""
+    """The hooks to train at: blocks.L.hook_SITE, where L counts from 0 and SITE is resid_pre, resid_post, attn_out or
+    mlp_out; or the path of a module followed by .input or .output, as in model.layers.3.mlp.output. Several hooks share
+    one pass of the language model; each gives a study of its own in OUT/HOOK."""
     tokens: Path | None = None
     """A folder that keeps the text as token blocks, so that it is tokenised only once: it is written, resumed or read
     as needed. Such a folder can also be given as --data."""
     store: Path | None = None
-    """A store of activations written by `prolu harvest`. Its model, text, ctx and number format replace --lm, --data,
-    --ctx and the like. --hook must name hooks of the store and may be left out if the store has only one."""
+    """A store of activations written by `prolu harvest`, to train on. Its language model and text are used, and the
+    options about them (--lm, --lm-dtype, --data, --text-column, --split, --eval-split, --ctx, --acts-dtype) are
+    ignored. --hook must name hooks of the store and may be left out if the store has only one."""
     acts_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """The number format to which activations are rounded before they are normalised, as if they came from a store."""
     train_on_bos: bool = True
-    """Whether to train on the first position of every block. SAEs are always scored both with and without it."""
+    """Whether to train on the first position of every token block, which holds BOS unless the text was tokenised
+    without it. SAEs are always scored both with and without it."""
     stream_seed: int = 0
     """The seed of the order of activations."""
     window_tokens: int = 262_144
@@ -84,8 +87,9 @@ class HarvestSource(TextOptions, ModelOptions):
     """The activations to write to a store."""
 
     hook: tuple[str, ...] = ("blocks.2.hook_resid_pre",)
-    """The hooks to read, all in one pass of the language model: blocks.L.hook_resid_pre, _resid_post, _attn_out or
-    _mlp_out, or the path of a module followed by .input or .output."""
+    """The hooks to read, all in one pass of the language model: blocks.L.hook_SITE, where L counts from 0 and SITE is
+    resid_pre, resid_post, attn_out or mlp_out; or the path of a module followed by .input or .output, as in
+    model.layers.3.mlp.output."""
     n_tokens: int = 10_000_000
     """The number of tokens to harvest; fewer if the text has fewer."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp16"

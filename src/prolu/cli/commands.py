@@ -74,7 +74,18 @@ def prepare_sweep(
 def _in_groups(
     request: StudyRequest, source: Source, latents: LatentPageOptions, engine: Engine, patience: float
 ) -> Callable[[], int]:
-    """Return the work that trains a study, or one group of it, in groups, and draws the report if all have finished."""
+    """Return a function that trains a study whose runs are divided into groups, and returns an exit code.
+
+    With `--group I/N` it trains that one group; on a cluster, all groups. It draws the report if the whole study is
+    finished then.
+
+    Args:
+        request: the study.
+        source: the activations, for the workers of a cluster to open.
+        latents: the pages of latents to write with the report.
+        engine: how the groups are made, and which is trained here.
+        patience: how many seconds to wait for another task that holds the study's folder.
+    """
     if engine.group:
         train_groups = prepare_group(request, engine)
     else:

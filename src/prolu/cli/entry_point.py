@@ -1,6 +1,7 @@
 """The entry point of the command line: from arguments to a request, to its work, to an exit code."""
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -124,10 +125,15 @@ def _parsed(args: list[str]) -> Any:
     """Return the request that the arguments ask for. tyro itself prints help and errors, and exits."""
     if args[:1] in (["train"], ["sweep"], ["harvest"]):
         args = without_aliases(args)
-    # A parser of its own, since its description with examples would crowd the list of all commands.
-    if args[:1] == ["train"]:
-        return tyro.cli(Train, prog="prolu train", args=args[1:], description=TRAIN_DESCRIPTION, registry=registry)
-    return tyro.cli(Command, prog="prolu", args=args, description=DESCRIPTION, registry=registry)
+    try:
+        # A parser of its own, since its description with examples would crowd the list of all commands.
+        if args[:1] == ["train"]:
+            return tyro.cli(Train, prog="prolu train", args=args[1:], description=TRAIN_DESCRIPTION, registry=registry)
+        return tyro.cli(Command, prog="prolu", args=args, description=DESCRIPTION, registry=registry)
+    except BrokenPipeError:
+        # The reader of the help, such as `head`, has seen enough. Python must not fail at its end over what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(DONE) from None
 
 
 def _failed(problem: BaseException) -> int:

@@ -26,13 +26,14 @@ class Harvest:
     out: Path
     """The folder of the store."""
     dry_run: bool = False
-    """Only print the disk space and the time that it would take. Nothing is loaded or written."""
+    """Only print the disk space and the time that it would take, from the model's config and a short measurement of
+    this machine. Nothing is written."""
     json: bool = False
     """With --dry-run: print one JSON object, {"tokens": ..., "disk": ..., "seconds": ...}, with the disk space in
     bytes."""
 
     def prepare(self) -> Job:
-        """Check the request, and return the work."""
+        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         if self.json and not self.dry_run:
             raise ValueError("json: only with --dry-run")
         if self.dry_run:
@@ -49,7 +50,7 @@ class Eval:
     scoring: OmitArgPrefixes[Scoring] = field(default_factory=Scoring)
 
     def prepare(self) -> Job:
-        """Check the request, and return the work."""
+        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         return self.scoring.prepare(self.runs)
 
 
@@ -68,7 +69,7 @@ class Export:
     sees them. A note in the folder says that whoever uses the SAE must do so."""
 
     def prepare(self) -> Job:
-        """Check the request, and return the work."""
+        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         files = export_files(self.run, self.format, inputs_normalised=self.inputs_normalised)
         check_new(self.out)
         return [lambda: write_folder(self.out, files)]
@@ -76,7 +77,10 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Convert an SAE of another library into a folder that `prolu eval` and `prolu export` accept."""
+    """Convert an SAE of another library into a folder that `prolu eval` and `prolu export` accept.
+
+    The folder also records the SAE's language model and hook, where the other library says them.
+    """
 
     folder: Positional[Path]
     """The folder on this machine in which the other library saved the SAE."""
@@ -86,7 +90,7 @@ class Import:
     """The library that saved the SAE; auto recognises it by the names of its files."""
 
     def prepare(self) -> Job:
-        """Check the request, and return the work."""
+        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         sae, made = import_sae(self.folder, self.format)
         check_new(self.out)
         return [lambda: write_folder(self.out, sae.files(made))]
@@ -96,7 +100,8 @@ class Import:
 class Report:
     """Draw the report of a study, or one report of several studies together: a page with figures and comparisons.
 
-    Each study's missing pages of latents are written too; those that exist are kept.
+    Each study's missing pages of latents are written too, for which its language model and text are opened where its
+    config.json says that they are; pages that exist are kept.
     """
 
     studies: Positional[tuple[Path, ...]]
@@ -107,7 +112,7 @@ class Report:
     latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
 
     def prepare(self) -> Job:
-        """Check the request, and return the work."""
+        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         return prepare_report(self.studies, self.out, self.latents)
 
 
@@ -129,7 +134,7 @@ class Push:
     """The licence of the files, as the hub names licences, for example mit or apache-2.0."""
 
     def prepare(self) -> Job:
-        """Check the request, and return the work."""
+        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         return prepare_push(
             self.folder,
             self.repo,
@@ -142,7 +147,10 @@ class Push:
 
 @dataclass(frozen=True, kw_only=True)
 class Pull:
-    """Download a study or one SAE from the Hugging Face hub. Every SAE is checked before anything is written."""
+    """Download a study or one SAE that `prolu push` has sent to the Hugging Face hub.
+
+    Before anything is written, the weights of every SAE are checked: no code, the right shapes, finite numbers.
+    """
 
     place: Positional[str]
     """USER/REPO for a whole study, or USER/REPO/FOLDER for one SAE."""
@@ -152,5 +160,5 @@ class Pull:
     """The branch, tag or commit to download."""
 
     def prepare(self) -> Job:
-        """Check the request, and return the work."""
+        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         return prepare_pull(self.place, self.out, self.revision)

@@ -35,7 +35,7 @@ class Demo:
     """The folder of the study."""
 
     def prepare(self) -> Job:
-        """Check the request, and return the work."""
+        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         return replace(_default_study("demo"), scale=self.scale, out=self.out).prepare()
 
 
@@ -75,9 +75,11 @@ TRAIN_DESCRIPTION = """Train one SAE, score it and draw a report. Run the same c
 
 Examples:
   prolu train --nonlinearity prolu_ste --coeff 0.007 --d-sae 1024 --n-tokens 1e6 --out runs/one
-  prolu train --data my_text.parquet --nonlinearity topk --k 32 --penalty none --out runs/two
+  prolu train --lm EleutherAI/pythia-70m-deduped --hook blocks.3.hook_resid_post --data my_text.parquet \\
+      --nonlinearity topk --k 32 --penalty none --d-sae 4096 --out runs/two
 
-Flags that other libraries name differently are understood too, such as --l1-coefficient, --k and --dict-size."""
+Names that other libraries give to these flags are understood too: --l1-coefficient, --dict-size, and --k, which is
+--target-l0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ class Train:
     latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
 
     def prepare(self) -> Job:
-        """Check the request, and return the work."""
+        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         run = RunConfig(**values_of(RunConfig, self.essential, self.run))
         source = Source(**values_of(Source, self.essential, self.source))
         # A sweep of one run: there is no other training loop.
@@ -134,7 +136,7 @@ class Study:
     latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
 
     def prepare(self) -> Job:
-        """Check the request, and return the work."""
+        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         if self.json and not self.dry_run:
             raise ValueError("json: only with --dry-run")
         if self.dry_run:
@@ -195,5 +197,5 @@ class Sweep:
     """The studies. `prolu sweep STUDY --help` lists the options of one."""
 
     def prepare(self) -> Job:
-        """Check the request, and return the work."""
+        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         return self.study.prepare()

@@ -174,7 +174,7 @@ class ClaimRow(NamedTuple):
 
 
 def rows_of_claims(claims: Sequence[Claim]) -> list[ClaimRow]:
-    """Return a row per claim."""
+    """Return the rows of the table that holds the paper's claims against the results of a study."""
     return [ClaimRow(c.statement, c.verdict, CLAIM_KINDS.get(c.verdict, "open"), c.evidence) for c in claims]
 
 

@@ -221,7 +221,7 @@ DESCRIPTIONS = {
 
 
 def recipe_named(name: str) -> Recipe:
-    """Return the recipe of that name.
+    """Return what a named study trains, such as "demo" or "experiment1".
 
     Raises:
         ValueError: There is no recipe of that name.

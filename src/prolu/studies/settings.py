@@ -13,8 +13,8 @@ class SweepSettings:
     eval_tokens: int = 32_768
     """The number of held-out tokens on which every finished SAE is scored."""
     checkpoint_minutes: float | None = None
-    """The time between two checkpoints, in minutes. By default a minute, or longer where it takes longer to keep the
-    writing of checkpoints below 3% of the time."""
+    """The time between two checkpoints, in minutes. By default 1, or more where writing a checkpoint takes so long that
+    checkpoints would cost more than 3% of the time."""
     keep_state: bool = False
     """Keep the Adam moments of finished runs (twice the size of their weights), so that the runs can be extended to
     more tokens."""

@@ -34,14 +34,16 @@ class RunConfig:
     """One run: which SAE, which loss, how long."""
 
     nonlinearity: str = "prolu_ste"
-    """The activation function: relu, prolu_relu, prolu_ste, gated, jumprelu, topk(k), batchtopk(k),
-    jumprelu(bandwidth), or prolu(b_ste,m_ste,m_gg) of the generalised ProLU family. With a target L0, topk and
-    batchtopk are given without k."""
+    """The activation function: relu, prolu_relu, prolu_ste, gated, jumprelu, 'topk(k)', 'batchtopk(k)',
+    'jumprelu(bandwidth)', or 'prolu(b_ste,m_ste,m_gg)', ProLU with the gradient of these three weights (docs, The
+    method). With a target L0, or --k, topk and batchtopk are given without k."""
     penalty: str = "l1"
-    """The sparsity penalty: l1, sqrt_l1, l0 (for jumprelu only), or none (for topk and batchtopk)."""
+    """The sparsity penalty: l1, sqrt_l1, l0 (for jumprelu only), or none. Give none with topk and batchtopk, unless a
+    penalty is wanted beside their k."""
     coeff: float = 1.2e-3
     """The coefficient lambda of the penalty. The loss takes the mean of the squared error over d_in, so multiply values
-    that were tuned on GPT-2 (d_in = 768) by 768 / d_in. The paper's experiment 1 has 3e-4 to 4.8e-3."""
+    that were tuned on GPT-2 (d_in = 768) by 768 / d_in. The ProLU paper's first sweep, on GPT-2, has 3e-4 to 4.8e-3.
+    With a target L0, it is the value to start from."""
     target_l0: float | None = None
     """The target L0, in active latents per token. A controller adjusts the coefficient by the run's own L0 and freezes
     it for the last 30% of the steps; topk and batchtopk take the target as their k. None: the coefficient stays as it
@@ -72,15 +74,17 @@ class RunConfig:
     initial_bias: float = 0.0
     """The value at which the encoder biases start."""
     init_from: str | None = None
-    """The folder of a saved SAE whose weights the run starts from. It must have the run's d_sae and normalisation, and
-    the same kind of nonlinearity. None: the starting weights are drawn at random."""
+    """The folder of a run or of another saved SAE, whose weights the run starts from. It must have the run's d_sae,
+    normalisation and nonlinearity; only the arguments of the nonlinearity, such as k, may differ. None: the starting
+    weights are drawn at random."""
     init_digest: str | None = None
-    """The SHA-256 digest that the weights in init_from must have. None: it is computed from them."""
+    """The SHA-256 digest that the weights in init_from must have. None: it is computed from them, and only a resumed
+    run is checked against it."""
     normalisation: Normalisation = "per_token"
     """How activations are scaled: per_token scales each to norm sqrt(d_in), none leaves them as they are."""
     resample_fractions: tuple[float, ...] = ()
-    """The fractions of the steps after which dead latents are resampled and the warm-up starts again. Empty: never. The
-    paper has 0.256 and 0.512."""
+    """The fractions of the steps after which dead latents are resampled and the learning rate warms up again. Empty:
+    never. The paper has 0.256 and 0.512."""
     resample_count_fraction: float = 0.128
     """The fraction of the steps, before each resampling, over which the activity of latents is counted."""
     resample_dead_below: float = 3e-6
@@ -101,8 +105,9 @@ class RunConfig:
     """The number of tokens without activity after which a latent of topk or batchtopk is trained by the auxiliary term
     (AuxK) that revives dead latents."""
     step: Literal["auto", StepKind] = "auto"
-    """How a training step is computed: dense, sparse, sparse_torch (sparse without numba), or auto, which takes
-    whichever of dense and sparse is faster at the density of the last step."""
+    """How a training step is computed: dense, sparse, sparse_torch (sparse without numba), or auto, which takes sparse
+    if the last step had few active latents, else dense. The limit is from a table of measurements, not from the clock,
+    so that a run is the same twice."""
     precision: Precision = "fp32"
     """The precision of the inputs of matmuls; sums, weights and moments are always fp32. tf32 and bf16 are meant for
     GPUs."""
@@ -266,9 +271,9 @@ class RunConfig:
         )
 
     def probe_steps(self, batch_size: int) -> tuple[int, int]:
-        """Return the two steps after which held-out L0 and MSE are measured for the convergence rule.
+        """Return the two numbers of steps made after which held-out L0 and MSE are measured for the convergence rule.
 
-        They begin and end the last fifth of training at full learning rate.
+        The second is the number of steps until the learning rate begins to fall; the first is 80% of it.
         """
         end = min(self.schedule(batch_size).decay_start_step, self.n_steps(batch_size))
         return round(0.8 * end), end

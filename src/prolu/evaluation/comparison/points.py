@@ -107,11 +107,14 @@ def _area(runs: Sequence[Record], worst_x: float, worst_y: float) -> float:
 
 
 class FamilySummary(NamedTuple):
-    """A family's runs in numbers."""
+    """How many runs a family has, over which range of L0, and how good its frontier is."""
 
     family: str
+    """The name of the family."""
     n_runs: int
+    """The number of its runs."""
     n_converged: int
+    """The number of those that have converged."""
     l0_range: tuple[float, float]
     """The least and the greatest L0 of all its runs."""
     hypervolume: Mean | None

@@ -75,7 +75,13 @@ class LatentPages:
         return lm, blocks
 
     def write(self, runs: Sequence[Run], lm: LanguageModel, blocks: TokenBlocks) -> None:
-        """Write the pages of some runs, those of one run after those of the other."""
+        """Write the pages of latents into the folder of each run, one run at a time; existing pages are replaced.
+
+        Args:
+            runs: the runs whose latents are shown.
+            lm: the language model at the hook of the study.
+            blocks: the text; its held-out blocks are looked at.
+        """
         size = len(choose_blocks(blocks, self.n_tokens)) * blocks.ctx
         # The text passes through the model once, and through each SAE twice; writing counts as a third time.
         with Meter("looking at latents", size * (1 + 3 * len(runs))) as meter:

@@ -67,7 +67,7 @@ class GeneralisedProLU(Nonlinearity):
         return torch.relu(-parameters["b_enc"]) if self.ste is heaviside else None
 
     def value(self, m, parameters):
-        """Return m; with another STE than the paper's, 0 where the gate is shut."""
+        """Return m on the support, or 0 where [m + b > 0] is 0; only an STE of your own reaches such entries."""
         # The support of the paper's STE is the gate itself, so there nothing is left to decide.
         return m if self.ste is heaviside else torch.where(m + parameters["b_enc"] > 0, m, 0)
 

@@ -84,7 +84,7 @@ class DenseStep(Step):
         return grads, StepStats(mse, penalty / batch, auxiliary, fired, smallest.where(smallest.isfinite(), 0))
 
     def _slabs(self, n_rows: int) -> list[slice]:
-        """Return runs of rows of about `ENTRIES_PER_SLAB` entries."""
+        """Cut `n_rows` rows into slices, each of so many whole rows that it has about `ENTRIES_PER_SLAB` entries."""
         return [slice(i, min(i + self._slab, n_rows)) for i in range(0, n_rows, self._slab)]
 
     def _bound_of_batch(self, weights: Weights, acts: Tensor, nonlinearity: Nonlinearity) -> Tensor | None:
