@@ -78,6 +78,7 @@ class SimulatedStudy:
 
     folder: Path
     records: list[dict]
+    config: dict
     stream_seed: int
     documents: dict[str, DocumentSums]
     """The sums by document of each run, by the name of its folder."""
@@ -112,7 +113,7 @@ def simulated(case: Case, rng: np.random.Generator) -> SimulatedStudy:
                     "converged": True, "init_seed": seed, "l0": (l0_by * n_tokens).sum() / total,
                     "degradation": (increase_by * n_tokens).sum() / total, "unit": "document",
                 })  # fmt: skip
-    return SimulatedStudy(Path(), records, 0, documents)
+    return SimulatedStudy(Path(), records, {}, 0, documents)
 
 
 def _positive(rng: np.random.Generator, spread: float, n: int) -> np.ndarray:

@@ -119,7 +119,7 @@ class Finished:
     """As much of a study as verdicts need."""
 
     def __init__(self, folder, records):
-        self.folder, self.records, self.stream_seed = folder, records, 0
+        self.folder, self.records, self.stream_seed, self.config = folder, records, 0, {}
 
 
 def test_the_page_draws_what_the_statistics_say(tmp_path):

@@ -25,11 +25,19 @@ def _fewer_resamples(monkeypatch):
     monkeypatch.setattr(replicates, "N_RESAMPLES", 300)
 
 
+SCORED_ON = {
+    "stream": {"lm_digest": "model", "lm_dtype": "fp32", "hook": "blocks.1", "ctx": 64, "data_digest": "all tokens"},
+    "eval_tokens": 640,
+    "held_out_digest": "held-out tokens",
+}
+"""The parts of a study's config that say what its runs were scored on."""
+
+
 class Made:
     """A study that is only its records, as one whose runs finished before documents were kept."""
 
-    def __init__(self, records, folder, stream_seed=0):
-        self.records, self.folder, self.stream_seed = records, folder, stream_seed
+    def __init__(self, records, folder, stream_seed=0, config=SCORED_ON):
+        self.records, self.folder, self.stream_seed, self.config = records, folder, stream_seed, config
 
 
 def record(family, coeff, l0, degradation, seed=0, **others):
@@ -126,6 +134,52 @@ def test_stream_seeds_are_covered_where_studies_at_several_are_pooled(tmp_path):
     found = matched(studies, "prolu_ste + l1", "relu + l1", 20)
     assert found.n_seeds == 4
     assert found.covers == "init seeds and stream seeds"
+
+
+def scored_on(**changes):
+    """The config of a study that was scored on something else."""
+    stream = SCORED_ON["stream"] | {k: v for k, v in changes.items() if k in SCORED_ON["stream"]}
+    config = SCORED_ON | {k: v for k, v in changes.items() if k not in stream} | {"stream": stream}
+    return {name: value for name, value in config.items() if value is not None}
+
+
+OLD = {"held_out_digest": None}
+"""Version 0.1.0 kept no digest of the held-out tokens."""
+
+
+@pytest.mark.parametrize(("first", "second", "words"), [
+    ({}, {"lm_digest": "another"}, "lm_digest is 'model' there and 'another' here"),
+    ({}, {"lm_digest": None}, "lm_digest is 'model' there and not recorded here"),
+    ({"lm_digest": None}, {"lm_digest": None}, "lm_digest is not recorded"),
+    ({}, {"lm_dtype": "bf16"}, "lm_dtype is 'fp32' there and 'bf16' here"),
+    ({}, {"hook": "blocks.2"}, "hook is 'blocks.1' there and 'blocks.2' here"),
+    ({}, {"ctx": 128}, "ctx is 64 there and 128 here"),
+    ({}, {"held_out_digest": "others"}, "held_out_digest is 'held-out tokens' there and 'others' here"),
+    ({}, OLD | {"data_digest": "others"}, "nothing shows .* data_digest is 'all tokens' there and 'others' here"),
+    (OLD, OLD | {"eval_tokens": 320}, "nothing shows .* eval_tokens is 640 there and 320 here"),
+    (OLD | {"data_digest": None}, OLD | {"data_digest": None}, "nothing shows .* data_digest is not recorded"),
+])  # fmt: skip
+def test_studies_that_were_scored_on_different_things_are_not_compared(tmp_path, first, second, words):
+    runs = power_law("relu + l1", 1.0, (0, 1)) + power_law("prolu_ste + l1", 0.7, (0, 1))
+    studies = [
+        Made(runs, tmp_path / name, config=scored_on(**changes)) for name, changes in (("a", first), ("b", second))
+    ]
+    for compare in (lambda s: matched(s, "prolu_ste + l1", "relu + l1", 20), verdict_table):
+        with pytest.raises(ValueError, match=f"a and .*b cannot be compared: {words}"):
+            compare(studies)
+        assert compare(studies[:1])
+
+
+@pytest.mark.parametrize(("first", "second"), [
+    ({}, {"data_digest": "more training text"}),
+    (OLD, OLD),
+    ({}, OLD),
+])  # fmt: skip
+def test_studies_that_were_scored_on_the_same_tokens_are_compared(tmp_path, first, second):
+    runs = [power_law("relu + l1", 1.0, (0, 1)), power_law("prolu_ste + l1", 0.7, (0, 1))]
+    configs = [scored_on(**changes) for changes in (first, second)]
+    studies = [Made(some, tmp_path, config=config) for some, config in zip(runs, configs, strict=True)]
+    assert matched(studies, "prolu_ste + l1", "relu + l1", 20).change == pytest.approx(-0.3)
 
 
 def test_a_run_that_is_worse_in_both_does_not_bend_its_familys_curve(tmp_path):

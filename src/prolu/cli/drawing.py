@@ -101,7 +101,7 @@ def draw_reports(studies: Sequence[Results], out: Path) -> None:
 
     for results in studies:
         draw_report([results])
-    print(f"all hooks: {write_report(studies, out).page}")
+    print(f"all hooks: {write_report(studies, out, hooks_apart=True).page}")
 
 
 def draw_report(studies: Sequence[Path | Results], out: Path | None = None) -> None:

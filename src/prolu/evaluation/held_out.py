@@ -1,5 +1,6 @@
 """The scores of an SAE on held-out text: the only place where an SAE and a language model meet."""
 
+import hashlib
 import math
 from typing import NamedTuple
 
@@ -40,6 +41,19 @@ def choose_blocks(blocks: TokenBlocks, n_tokens: int) -> np.ndarray:
     order = torch.randperm(len(blocks.held_out), generator=keyed_generator("held-out"))
     n_blocks = min(math.ceil(n_tokens / blocks.ctx), len(order))
     return order[:n_blocks].sort().values.numpy()
+
+
+def held_out_digest(blocks: TokenBlocks, n_tokens: int) -> str:
+    """Return SHA-256 of the tokens that are scored when `n_tokens` are asked for, and of how blocks divide them.
+
+    Two studies may be compared if it is the same: `data_digest` is of the training text as well, so it differs between
+    studies that were trained on more or less text and scored on the same.
+    """
+    tokens = blocks.held_out[choose_blocks(blocks, n_tokens)]
+    # One width of ids, whatever the width in which they are kept.
+    digest = hashlib.sha256(repr(tokens.shape).encode())
+    digest.update(np.ascontiguousarray(tokens, "<u4").data)
+    return digest.hexdigest()
 
 
 class HeldOut:

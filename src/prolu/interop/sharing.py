@@ -74,7 +74,8 @@ def pack(folder: str | Path, repo: str, *, license: str = "mit") -> Parcel:
     if place.folder:
         raise ValueError(f"{repo!r}: a repository holds one study; write user/repo")
     found = _studies(Path(folder))
-    records = records_of(found)
+    # A sweep at several hooks is one repository; what differs otherwise does not belong on one card.
+    records = records_of(found, hooks_apart=True)
     files: dict[str, bytes | Path] = {}
     shapes: set[tuple[int, int]] = set()
     for results in found:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prolu.evaluation.comparison.figures import draw_frontier, draw_training_curves, save_figure
-from prolu.evaluation.comparison.frontiers import Record, study_names
+from prolu.evaluation.comparison.frontiers import Record, at_hook, study_names
 from prolu.evaluation.comparison.styles import PLANES
 from prolu.evaluation.comparison.verdicts import Verdict, verdict_table
 from prolu.report.latents.pages import page_of
@@ -35,7 +35,9 @@ class DrawnReport(NamedTuple):
     """Families compared at equal L0."""
 
 
-def write_report(studies: Sequence[str | Path | Results], out: str | Path | None = None) -> DrawnReport:
+def write_report(
+    studies: Sequence[str | Path | Results], out: str | Path | None = None, *, hooks_apart: bool = False
+) -> DrawnReport:
     """Write the report of one study, or of several together, and return what it shows.
 
     The report is a page (HTML), its figures (SVG, PDF and PNG) and a table of all results (CSV and Parquet).
@@ -43,13 +45,15 @@ def write_report(studies: Sequence[str | Path | Results], out: str | Path | None
     Args:
         studies: the studies, loaded already or as their folders.
         out: the folder of the report; by default the study's own, or `pooled` beside the first of several.
+        hooks_apart: whether studies at several hooks are taken too, with the families of each hook by themselves.
 
     Raises:
-        ValueError: a folder holds no study, or none of its runs has finished.
+        ValueError: a folder holds no study, none of its runs has finished, or two studies were scored with different
+            models, at different hooks or on different tokens.
     """
     found = [study if isinstance(study, Results) else Results.load(study) for study in studies]
     folders = [results.folder for results in found]
-    records = records_of(found)
+    records = records_of(found, hooks_apart=hooks_apart)
     place = Path(out) if out is not None else default_place(folders)
     content = _page_content(found, records, place)
     figures = {f"{y}-against-{x}": draw_frontier(records, x, y) for x, y in PLANES}
@@ -102,9 +106,9 @@ def verdicts_of(found: Sequence[Results]) -> list[Verdict]:
     if len(by_hook) == 1:
         return verdict_table(found)
     return [
-        verdict._replace(challenger=f"{hook}: {verdict.challenger}")
-        for hook, at_hook in by_hook.items()
-        for verdict in verdict_table(at_hook)
+        verdict._replace(challenger=at_hook(hook, verdict.challenger))
+        for hook, studies in by_hook.items()
+        for verdict in verdict_table(studies)
     ]
 
 

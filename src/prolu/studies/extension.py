@@ -45,9 +45,14 @@ def _differ_in_length(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _may_differ(name: str) -> bool:
-    """Return whether a field may differ: versions are only recorded, and another path may lead to the same data."""
+    """Return whether a field may differ.
+
+    Versions are only recorded, another path may lead to the same data, and the digest of the held-out tokens, which
+    studies of version 0.1.0 lack, follows from the data's digest and the number of tokens to score on.
+    """
     return (
         name.startswith("versions")
+        or name == "held_out_digest"
         or name in [f"stream.{field}" for field in PATH_FIELDS]
         or name.endswith(".init_from")
     )

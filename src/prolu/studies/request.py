@@ -10,6 +10,7 @@ import torch
 
 from prolu.activations.source import Source, open_streams
 from prolu.activations.stream import ActivationStream
+from prolu.evaluation.held_out import held_out_digest
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.studies.extension import check_folder
 from prolu.studies.folder import (
@@ -47,6 +48,7 @@ class StudyRequest:
         return {
             "stream": stream.describe(),
             "eval_tokens": self.settings.eval_tokens,
+            "held_out_digest": held_out_digest(stream.blocks, self.settings.eval_tokens),
             "n_threads": stream.mesh.n_threads or torch.get_num_threads(),
             "crossovers": {str(d_sae): crossover_density("cpu", stream.d_in, d_sae) for d_sae in widths},
             "runs": [asdict(run) for run in self.runs],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prolu.evaluation.comparison.frontiers import Record, family, pareto_best
+from prolu.evaluation.comparison.same_text import check_comparable
 from prolu.evaluation.comparison.verdicts import Verdict, verdict_table
 from prolu.runtime.checks import one_of
 from prolu.runtime.files import read_json_lines
@@ -92,12 +93,16 @@ class Results:
                 raise ValueError(f"{folder / RESULTS_FILE}: line {number} lacks {', '.join(sorted(missing))}")
         results = cls(folder, records)
         # Fills the cached property below, so that a study's config.json is read once.
-        results.__dict__["config"] = config
+        results.__dict__["_config"] = config
         return results
 
-    @cached_property
+    @property
     def config(self) -> dict[str, Any]:
         """The study's config.json: its stream of activations, its runs and all their settings."""
+        return self._config
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
         return read_study(self.folder)
 
     @property
@@ -172,14 +177,19 @@ class Results:
         return list(dict.fromkeys(family(r) for r in self.records))
 
 
-def pool(studies: Sequence[Results]) -> list[dict[str, Any]]:
+def pool(studies: Sequence[Results], *, hooks_apart: bool = False) -> list[dict[str, Any]]:
     """Return the runs of several studies as one list.
 
     Each run's `study` names its study, and its `run_id` begins with that name, so that runs of equal settings in two
     studies stay apart.
 
+    Args:
+        studies: The studies, all scored with the same language model, at the same hook and on the same tokens.
+        hooks_apart: Whether studies at several hooks are taken too. Then each run's `hook` keeps families apart.
+
     Raises:
-        ValueError: A study is listed twice.
+        ValueError: A study is listed twice, or two were scored with different models, at different hooks or on
+            different tokens.
     """
     folders = [results.folder.resolve() for results in studies]
     if len(set(folders)) < len(folders):
@@ -187,13 +197,16 @@ def pool(studies: Sequence[Results]) -> list[dict[str, Any]]:
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
+    check_comparable(studies, hooks_apart=hooks_apart)
+    hooks = [results.config["stream"].get("hook", "") for results in studies]
+    several = len(set(hooks)) > 1
     return [
-        record | {"study": name, "run_id": f"{name}/{record['run_id']}"}
-        for name, results in zip(names, studies, strict=True)
+        record | {"study": name, "run_id": f"{name}/{record['run_id']}"} | ({"hook": hook} if several else {})
+        for name, hook, results in zip(names, hooks, studies, strict=True)
         for record in results.records
     ]
 
 
-def records_of(found: Sequence[Results]) -> Sequence[Record]:
-    """Return the runs of one study as they are, or those of several studies pooled."""
-    return pool(found) if len(found) > 1 else found[0].records
+def records_of(found: Sequence[Results], *, hooks_apart: bool = False) -> Sequence[Record]:
+    """Return the runs of one study as they are, or those of several studies pooled, as `pool` does it."""
+    return pool(found, hooks_apart=hooks_apart) if len(found) > 1 else found[0].records

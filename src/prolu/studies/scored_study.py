@@ -14,7 +14,7 @@ import torch
 from prolu.activations.harvesting import describe_activations
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
-from prolu.evaluation.held_out import HeldOut, Scores
+from prolu.evaluation.held_out import HeldOut, Scores, held_out_digest
 from prolu.runtime.files import through_json
 from prolu.sae.autoencoder import SAE, WEIGHTS_FILE
 from prolu.studies.folder import (
@@ -50,6 +50,7 @@ def describe(lm: LanguageModel, blocks: TokenBlocks, n_tokens: int) -> dict[str,
     return {
         "stream": describe_activations(lm, blocks) | {"hook": lm.hook},
         "eval_tokens": n_tokens,
+        "held_out_digest": held_out_digest(blocks, n_tokens),
         "n_threads": torch.get_num_threads(),
         "runs": [],
         "versions": versions(),

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from prolu.evaluation.comparison.frontiers import Comparison, Curve, Record, compare, curves, family
+from prolu.evaluation.comparison.frontiers import Comparison, Curve, Record, at_hook, by_hook, compare, curves, family
 from prolu.evaluation.comparison.verdicts import HIGHER, LOWER, UNDECIDED, Verdict
 
 HOLDS = "holds"
@@ -32,12 +32,22 @@ def prolu_against_relu(records: Sequence[Record], found: Sequence[Verdict] = ())
         found: the result of `verdict_table` for these runs. Where it has intervals for a pair of families, they
             decide; otherwise the curves through the converged runs do, without an interval.
     """
-    return [
-        _better(f"{nonlinearity} + {penalty}", f"relu + {penalty}", records, found)
-        for penalty in ("l1", "sqrt_l1")
-        for nonlinearity in ("prolu_relu", "prolu_ste")
-        if any(family(r) == f"{nonlinearity} + {penalty}" for r in records)
-    ]
+    claims: list[Claim] = []
+    for hook, some in by_hook(records).items():
+        prefix = at_hook(hook, "") if hook else ""
+        here = [
+            v._replace(challenger=v.challenger.removeprefix(prefix)) for v in found if v.challenger.startswith(prefix)
+        ]
+        claims += _named(
+            [
+                _better(f"{nonlinearity} + {penalty}", f"relu + {penalty}", some, here)
+                for penalty in ("l1", "sqrt_l1")
+                for nonlinearity in ("prolu_relu", "prolu_ste")
+                if any(family(r) == f"{nonlinearity} + {penalty}" for r in some)
+            ],
+            hook,
+        )
+    return claims
 
 
 def paper_claims(records: Sequence[Record]) -> list[Claim]:
@@ -45,6 +55,15 @@ def paper_claims(records: Sequence[Record]) -> list[Claim]:
 
     Where a claim is undecided, its evidence also says what all runs, converged or not, would decide.
     """
+    return [claim for hook, some in by_hook(records).items() for claim in _named(_paper_claims(some), hook)]
+
+
+def _named(claims: Sequence[Claim], hook: str) -> list[Claim]:
+    """Return claims whose statements name the hook that they are about, where there are several."""
+    return [claim._replace(statement=at_hook(hook, claim.statement)) if hook else claim for claim in claims]
+
+
+def _paper_claims(records: Sequence[Record]) -> list[Claim]:
     decided = _claims(records)
     of_all_runs = _claims([{**r, "converged": True} for r in records])
     return [

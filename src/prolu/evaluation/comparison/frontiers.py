@@ -37,13 +37,16 @@ def is_converged(before: Mapping[str, float], after: Mapping[str, float]) -> boo
 
 
 def pareto_best(records: Iterable[AnyRecord], x: str = "l0", y: str = "degradation") -> list[AnyRecord]:
-    """Return the runs that no other of these runs beats, in the order given.
+    """Return the runs that no other of these runs at the same hook beats, in the order given.
 
     One run beats another if it is at least as low in both x and y, and lower in one of them.
     """
     runs = list(records)
-    mask = pareto_mask([run[x] for run in runs], [run[y] for run in runs])
-    return [run for run, best in zip(runs, mask, strict=True) if best]
+    best: set[int] = set()
+    for (_,), places in grouped(range(len(runs)), lambda place: hook_of(runs[place])).items():
+        mask = pareto_mask([runs[place][x] for place in places], [runs[place][y] for place in places])
+        best.update(place for place, is_best in zip(places, mask, strict=True) if is_best)
+    return [run for place, run in enumerate(runs) if place in best]
 
 
 def pareto_mask(x: Sequence[float], y: Sequence[float]) -> list[bool]:
@@ -54,8 +57,32 @@ def pareto_mask(x: Sequence[float], y: Sequence[float]) -> list[bool]:
 
 
 def family(record: Record) -> str:
-    """Return a run's family, such as `prolu_ste + l1`; a run that was fine-tuned from a saved SAE is of its own."""
-    return family_of(record["nonlinearity"], record["penalty"], fine_tuned=record.get("init_digest") is not None)
+    """Return a run's family, such as `prolu_ste + l1`; a run that was fine-tuned from a saved SAE is of its own.
+
+    Where studies at several hooks are shown together, a family is named with its hook: SAEs at two hooks reconstruct
+    different activations, so their CE increases say nothing about each other.
+    """
+    name = family_of(record["nonlinearity"], record["penalty"], fine_tuned=record.get("init_digest") is not None)
+    hook = hook_of(record)
+    return at_hook(hook, name) if hook else name
+
+
+def hook_of(record: Record) -> str:
+    """Return the hook of a run where studies at several hooks are shown together; empty otherwise."""
+    return str(record.get("hook", ""))
+
+
+def at_hook(hook: str, name: str) -> str:
+    """Return the name of a family, or a statement about families, at one of several hooks."""
+    return f"{hook}: {name}"
+
+
+def by_hook(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the runs at each hook as those of a study by itself, whose families are named without the hook."""
+    return {
+        hook: [{name: value for name, value in r.items() if name != "hook"} for r in some]
+        for (hook,), some in grouped(records, hook_of).items()
+    }
 
 
 def study_of(record: Record) -> str:

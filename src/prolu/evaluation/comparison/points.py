@@ -4,7 +4,16 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from prolu.evaluation.comparison.frontiers import Record, family, grouped, init_seed, pareto_mask, setting, study_of
+from prolu.evaluation.comparison.frontiers import (
+    Record,
+    family,
+    grouped,
+    hook_of,
+    init_seed,
+    pareto_mask,
+    setting,
+    study_of,
+)
 from prolu.evaluation.comparison.intervals import Mean, mean_over_seeds
 
 
@@ -30,6 +39,8 @@ class Point(NamedTuple):
     run_ids: tuple[str, ...]
     converged: bool
     """Whether all its runs have converged."""
+    hook: str = ""
+    """The hook, where studies at several hooks are shown together; empty otherwise."""
 
 
 def points(records: Sequence[Record], x: str = "l0", y: str = "degradation") -> list[Point]:
@@ -65,6 +76,7 @@ def _point(name: str, runs: Sequence[Record], x: str, y: str) -> Point:
         n_seeds=len(runs),
         run_ids=tuple(run["run_id"] for run in runs),
         converged=all(run["converged"] for run in runs),
+        hook=hook_of(first),
     )
 
 

@@ -8,13 +8,13 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from operator import itemgetter
-from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
 from prolu.evaluation.comparison.frontiers import Record, family, grouped, init_seed, pareto_best
+from prolu.evaluation.comparison.same_text import ScoredStudy, check_comparable
 from prolu.evaluation.document_sums import DocumentSums, read_documents_of
 from prolu.runtime.rng import keyed_generator
 
@@ -32,13 +32,8 @@ One point has no slope along which it could be extrapolated.
 
 
 @runtime_checkable
-class FinishedStudy(Protocol):
+class FinishedStudy(ScoredStudy, Protocol):
     """What a comparison needs to know about a study; `prolu.Results` is one."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder with one folder per run."""
-        ...
 
     @property
     def records(self) -> Sequence[Record]:
@@ -157,9 +152,13 @@ def replicates(
     have no logarithm and are left out.
 
     Args:
-        studies: studies with the same held-out tokens.
+        studies: studies with the same language model, hook and held-out tokens.
         unconverged: whether runs that have not converged are used too.
+
+    Raises:
+        ValueError: the studies were scored with different models, at different hooks or on different tokens.
     """
+    check_comparable(studies)
     used: list[tuple[FinishedStudy, Record]] = []
     for study in studies:
         stream_seed = study.stream_seed
@@ -197,5 +196,7 @@ def _document_resamples(used: Sequence[tuple[FinishedStudy, Record]]) -> Documen
 
 
 def _same_documents(a: DocumentSums, b: DocumentSums) -> bool:
-    names: list[str] = ["document", "n_tokens", "n_predicted"]
+    # Not by number: a document's number counts all documents that were read before it, those trained on too, and so
+    # differs between studies that were scored on the same tokens.
+    names: list[str] = ["n_tokens", "n_predicted"]
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)

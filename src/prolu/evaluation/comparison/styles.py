@@ -96,10 +96,12 @@ def lines(found: Sequence[Point]) -> list[list[Point]]:
 
 
 def pareto_points(found: Sequence[Point]) -> list[Point]:
-    """Return the converged points that no other converged point beats."""
-    converged = [p for p in found if p.converged]
-    mask = pareto_mask([p.x for p in converged], [p.y for p in converged])
-    return [p for p, best in zip(converged, mask, strict=True) if best]
+    """Return the converged points that no other converged point at the same hook beats."""
+    best: list[Point] = []
+    for converged in grouped([p for p in found if p.converged], lambda p: p.hook).values():
+        mask = pareto_mask([p.x for p in converged], [p.y for p in converged])
+        best += [p for p, is_best in zip(converged, mask, strict=True) if is_best]
+    return best
 
 
 def far_apart(found: Sequence[Point]) -> bool:

@@ -93,11 +93,14 @@ def matched(
     that already. m is the effective number of documents, (sum w)^2 / sum w^2 with w their numbers of tokens.
 
     Args:
-        studies: one study, or several with the same held-out tokens.
+        studies: one study, or several with the same language model, hook and held-out tokens.
         challenger: a family, for example `prolu_ste + l1`.
         baseline: another family.
         l0: the L0 at which the two are compared.
         unconverged: whether runs that have not converged are used too.
+
+    Raises:
+        ValueError: several studies were scored with different models, at different hooks or on different tokens.
     """
     return _Comparisons(studies, unconverged=unconverged).verdict(challenger, baseline, l0)
 
@@ -110,10 +113,13 @@ def verdict_table(
     Each interval is for its own comparison: of twenty 95% intervals, one misses the true value on average.
 
     Args:
-        studies: one study, or several with the same held-out tokens.
+        studies: one study, or several with the same language model, hook and held-out tokens.
         l0s: the L0s at which families are compared; by default the runs' target L0s, or without these three values
             inside the range that both families reach.
         unconverged: whether runs that have not converged are used too.
+
+    Raises:
+        ValueError: several studies were scored with different models, at different hooks or on different tokens.
     """
     comparisons = _Comparisons(studies, unconverged=unconverged)
     return [
