@@ -119,6 +119,78 @@ def results_cases(folder: Path, study: Path) -> Iterator[Case]:
             yield f"study {file} {text[:12]!r}", lambda p=place: run_command(["report", str(p)])
 
 
+BAD_NAMES = (
+    "", ".", "..", "/etc", "../x", "../../x/y", "a/b", "a\\b", "C:x", "javascript:alert(1)", "a\0b", "a\nb", "\x1b[2J",
+    "\u202e", "\ud800", " ", ".x", "a" * 300, None, 3, [], {},
+)  # fmt: skip
+"""What is no plain name of a file or folder."""
+
+
+def stranger_cases(folder: Path, study: Path) -> Iterator[Case]:
+    """A study, a checkpoint and a store whose names lead elsewhere, or whose text is not what it should be."""
+    number = 0
+
+    def changed(name: str, change: Callable[[Path], object]) -> Case:
+        nonlocal number
+        number += 1
+        place = folder / f"stranger-{number}"
+        shutil.copytree(study, place)
+        change(place)
+        return f"stranger {name}", lambda: run_command(["report", str(place)])
+
+    def with_result(place: Path, **fields: object) -> None:
+        file = place / "results.jsonl"
+        file.write_text(json.dumps(json.loads(file.read_text()) | fields) + "\n")
+
+    def with_stream(place: Path, **fields: object) -> None:
+        config = json.loads((place / "config.json").read_text())
+        (place / "config.json").write_text(json.dumps(config | {"stream": config["stream"] | fields}))
+
+    def with_curve(place: Path, value: object) -> None:
+        file = next(place.glob("*/metrics.jsonl"))
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row | {"l0": value}) + "\n" for row in rows))
+
+    def with_link(place: Path) -> None:
+        run = next(place.glob("*/sae.safetensors")).parent
+        shutil.copytree(run, folder / f"{place.name}-elsewhere")
+        shutil.rmtree(run)
+        run.symlink_to(folder / f"{place.name}-elsewhere")
+
+    for name in BAD_NAMES:
+        yield changed(f"run_id {str(name)[:20]!r}", lambda p, n=name: with_result(p, run_id=n))
+    for value in ("x", "\x1b[2J", None, [], {}, True, 10**40):
+        yield changed(f"l0 {value!r}", lambda p, v=value: with_result(p, l0=v))
+        yield changed(f"nonlinearity {value!r}", lambda p, v=value: with_result(p, nonlinearity=[v]))
+        yield changed(f"curve {value!r}", lambda p, v=value: with_curve(p, v))
+    for field in ("lm", "hook", "data"):
+        for value in (None, 3, [], "\x1b[2J", "a\nb"):
+            yield changed(f"{field} {value!r}", lambda p, f=field, v=value: with_stream(p, **{f: v}))
+    yield changed("link out", with_link)
+    yield changed("figures elsewhere", lambda p: (p / "figures").symlink_to(folder / "good"))
+    yield "stranger scored on other text", _report_with_other_text(folder, study)
+    for name in BAD_NAMES[1:]:
+        place = folder / f"store-of-{number}"
+        number += 1
+        place.mkdir()
+        made = {
+            "hooks": [name], "ctx": 32, "lm_batch_tokens": 32, "n_blocks": 1, "blocks_per_shard": 1,
+            "d_in": {str(name): 8}, "lm": "x", "lm_digest": "x", "lm_dtype": "fp32", "data_digest": "x", "dtype": "fp32",
+        }  # fmt: skip
+        shards = [[{"file": f"{name}/00000.safetensors", "sha256": "0"}]]
+        (place / "store.json").write_text(json.dumps({"made": made, "shards": shards, "finished": True}))
+        yield f"store hook {str(name)[:20]!r}", lambda p=place: prolu.ActivationStore(p)
+
+
+def _report_with_other_text(folder: Path, study: Path) -> Callable[[], object]:
+    """A report of two studies that were scored on different tokens."""
+    other = folder / "scored-on-other-text"
+    shutil.copytree(study, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"held_out_digest": "0" * 64}))
+    return lambda: run_command(["report", str(study), str(other)])
+
+
 def data_cases(folder: Path, tokenizer: object) -> Iterator[Case]:
     """Texts of every kind, broken."""
     import pyarrow
@@ -548,7 +620,7 @@ def main_() -> int:
     )
     shutil.copytree(study.runs[0].folder, folder / "good")
     cases = [
-        *config_cases(), *sae_cases(folder, folder / "good"), *results_cases(folder, folder / "study"),
+        *config_cases(), *sae_cases(folder, folder / "good"), *results_cases(folder, folder / "study"), *stranger_cases(folder, folder / "study"),
         *data_cases(folder, lm.tokenizer), *lm_cases(folder, lm_folder), *api_cases(lm, blocks, folder),
         *checkpoint_cases(folder), *store_cases(folder, lm, blocks), *block_cases(folder, lm.tokenizer), *cli_cases(folder, lm_folder, run_command), *interop_cases(folder),
     ]  # fmt: skip

@@ -23,6 +23,7 @@ from prolu.activations.harvesting import ActivationSource, Piece
 from prolu.activations.language_model import DTYPES
 from prolu.activations.token_blocks import TokenBlocks, read_blocks
 from prolu.runtime.files import read_json_object
+from prolu.runtime.names import is_plain_name
 
 STORE_FILE = "store.json"
 TOKENS_FOLDER = "tokens"
@@ -201,6 +202,7 @@ def _is_index(index: Any) -> bool:
             # By type, because True is an int too.
             all(type(number) is int and number > 0 for number in numbers)
             and all(isinstance(name, str) for name in names)
+            and all(map(is_plain_name, hooks))  # they are names of folders
             and made["dtype"] in DTYPES
             and len(hooks) > 0
             and [[shard["file"] for shard in some] for some in shards] == files

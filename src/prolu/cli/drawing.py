@@ -41,11 +41,15 @@ class LatentPageOptions:
 
 def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPageOptions) -> Job:
     """Write the missing pages of latents, and draw the report of one study, or of several together."""
+    from prolu.report.writer import check_studies
+
     latents.check()
     if not folders:
         raise ValueError("studies: name at least one folder")
     found = [Results.load(folder) for folder in folders]
-    records_of(found)  # raises ValueError for studies that cannot be shown together
+    # Both raise ValueError before anything is written.
+    records_of(found)
+    check_studies(found, out)
     todo = []
     for results in found:
         pages = _pages_of(results, latents)

@@ -24,6 +24,7 @@ from prolu.runtime.files import FolderBusyError
 from prolu.runtime.hub import HubError
 from prolu.runtime.interrupts import INTERRUPTED
 from prolu.runtime.mesh import is_first_process, leave
+from prolu.runtime.names import shown
 from prolu.studies.groups.engine import Engine
 from prolu.studies.recipes import RECIPES
 from prolu.studies.settings import SweepSettings
@@ -150,7 +151,7 @@ def _failed(problem: BaseException) -> int:
         case OSError() | FloatingPointError() | SweepFailedError():
             return _reported(f"{problem}; {RESUMES}", FAILED)
         case Exception():
-            traceback.print_exception(problem)
+            print(shown("".join(traceback.format_exception(problem))), file=sys.stderr, end="")
             return _reported(f"failed while running; {RESUMES}", FAILED)
     raise problem  # SystemExit and the like end the process as they would anywhere
 
@@ -158,7 +159,7 @@ def _failed(problem: BaseException) -> int:
 def _reported(sentence: str, exit_code: int) -> int:
     """Print a sentence on standard error, once on a mesh, and return the exit code."""
     if is_first_process():
-        print(f"prolu: {sentence}", file=sys.stderr)
+        print(f"prolu: {shown(sentence)}", file=sys.stderr)
     return exit_code
 
 
@@ -168,7 +169,7 @@ class _StderrHandler(logging.Handler):
     # logging.StreamHandler would keep the stream of the moment in which it was made; a worker, a test or a notebook may
     # have replaced sys.stderr since.
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"prolu: {record.getMessage()}", file=sys.stderr, flush=True)
+        print(f"prolu: {shown(record.getMessage())}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -58,7 +58,7 @@ than 5% over the last fifth of training at full learning rate; SAEs that have no
 import prolu
 
 sae = prolu.SAE.from_hub("{place}/{example["run_id"]}")
-lm = prolu.LanguageModel({json.dumps(lm)}, hook="{_hook_of(example, streams)}")
+lm = prolu.LanguageModel({json.dumps(lm)}, hook={json.dumps(_hook_of(example, streams))})
 latents = sae.encode(lm.activations("The cat sat on the mat"))  # [n_tokens, {example["d_sae"]}]
 ```
 

@@ -12,13 +12,16 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from prolu.evaluation.comparison.frontiers import Record
-from prolu.evaluation.document_sums import DOCUMENTS_FILE
+from prolu.evaluation.document_sums import DOCUMENTS_FILE, read_documents_of
 from prolu.evaluation.latents import LATENTS_FILE
+from prolu.interop.formats.checked_reading import read_safetensors
 from prolu.interop.model_card import card_of
 from prolu.runtime.files import check_can_be_folder, json_lines, read_json_object, remove, rename_folder, write_flushed
 from prolu.runtime.hub import MAIN, Head, HubError, Place, Sent, fetch, look, place_of, send
+from prolu.runtime.names import plain_name
 from prolu.sae.autoencoder import CONFIG_FILE, SAE, WEIGHTS_FILE
-from prolu.studies.folder import CURVES_FILE, RESULTS_FILE, STUDY_FILE, read_study
+from prolu.studies.folder import STUDY_FILE, read_study
+from prolu.studies.records import CURVES_FILE, RESULTS_FILE, read_curve
 from prolu.studies.results import Results, records_of
 
 CARD_FILE = "README.md"
@@ -85,6 +88,7 @@ def pack(folder: str | Path, repo: str, *, license: str = "mit") -> Parcel:
         for run in results.runs:
             sae = run.load().config
             shapes.add((sae.d_in, sae.d_sae))
+            _check_files(run.folder)
             for file in (run.folder / name for name in SAE_FILES if (run.folder / name).is_file()):
                 files[f"{prefix}{run.folder.name}/{file.name}"] = _public(file) if file.name == CONFIG_FILE else file
     files[FIGURE_FILE] = _figure(records)
@@ -183,6 +187,9 @@ def fetch_checked(place: str, revision: str) -> dict[str, Path]:
     where = place_of(place)
     root = fetch(where, revision, [f"*{name}" for name in sorted(PULLED)])
     files = {str(f.relative_to(root)): f for f in sorted(root.rglob("*")) if f.name in PULLED and f.is_file()}
+    for name in files:
+        for part in Path(name).parts:
+            plain_name(part, f"{where}: the name")
     if not _sae_folders(files):
         raise HubError(f"{where}: no SAEs there (no {WEIGHTS_FILE} at revision {revision!r})")
     try:
@@ -246,6 +253,17 @@ def _studies(folder: Path) -> list[Results]:
     if not at_hooks:
         raise ValueError(f"{folder}: neither a study with finished runs nor a run of one")
     return [Results.load(place) for place in at_hooks]
+
+
+def _check_files(folder: Path) -> None:
+    """Raise ValueError unless the files of a run are what their names say, wherever a link of that name may lead.
+
+    The SAE has been loaded before. A link in a study from elsewhere could otherwise send any file of this machine.
+    """
+    read_curve(folder)
+    read_documents_of(folder)
+    if (folder / LATENTS_FILE).is_file():
+        read_safetensors(folder / LATENTS_FILE)
 
 
 def _public(file: Path) -> bytes:

@@ -114,11 +114,12 @@ def facts(content: PageContent) -> list[str]:
         # Results of older versions do not have every field.
         n_seeds = len({r.get("init_seed") for r in runs})
         n_tokens = runs[0].get("n_tokens")
-        text = stream["data"] if n_tokens is None else f"{n_tokens:,} training tokens of {stream['data']}"
+        lm, hook, data = (stream.get(field, "not recorded") for field in ("lm", "hook", "data"))
+        text = data if n_tokens is None else f"{n_tokens:,} training tokens of {data}"
         sentences.append(
             f"{prefix}{len(runs)} of {len(config['runs'])} SAEs finished, {n_converged} of them converged; "
             f"{len(families(runs))} families, {n_seeds} init seed{'s' if n_seeds > 1 else ''}. "
-            f"Activations of {stream['lm']} at {stream['hook']}, {text}, scored on {runs[0]['eval_tokens']:,} "
+            f"Activations of {lm} at {hook}, {text}, scored on {runs[0]['eval_tokens']:,} "
             "held-out tokens."
         )
     return sentences
@@ -192,8 +193,8 @@ def _point(p: Point) -> dict[str, Any]:
     return {
         "family": p.family,
         "study": p.study,
-        "x": p.x,
-        "y": p.y,
+        "x": p.x if math.isfinite(p.x) else None,  # JSON holds no other numbers
+        "y": p.y if math.isfinite(p.y) else None,
         "dx": _number(p.x_half_width),  # None with one seed: then the script draws no bars
         "dy": _number(p.y_half_width),
         "n": p.n_seeds,

@@ -13,6 +13,7 @@ from prolu.evaluation.comparison.frontiers import Record, family, pareto_best, s
 from prolu.evaluation.comparison.points import summaries
 from prolu.evaluation.comparison.verdicts import Verdict, rows_for_tables
 from prolu.report.html_tables import shown_verdict
+from prolu.runtime.names import shown
 from prolu.studies.cost import DENSE_FRACTION, Estimate
 from prolu.studies.rates import TYPICAL_L0
 from prolu.training.config import RunConfig
@@ -56,7 +57,7 @@ def runs_table(records: Sequence[Record], title: str) -> Table:
     """Return a table with a line per run, by family and L0."""
     is_pooled = len(study_names(records)) > 1
     table = _table(
-        f"{title}: {len(records)} SAEs",
+        f"{_plain(title)}: {len(records)} SAEs",
         "CE increase in nats per token; * no other converged run is better in both L0 and it",
         left=["family", "study"] if is_pooled else ["family"],
         right=["coeff", "L0", "CE increase", "recovered", "MSE", "L1", "dead", "converged"],
@@ -70,9 +71,9 @@ def runs_table(records: Sequence[Record], title: str) -> Table:
         if last and name != last:
             table.add_section()
         star = " *" if r["run_id"] in frontier else ""
-        study = [r["study"]] if is_pooled else []
+        study = [_plain(r["study"])] if is_pooled else []
         table.add_row(
-            "" if name == last else name,
+            "" if name == last else _plain(name),
             *study,
             "-" if r["coeff"] is None else f"{r['coeff']:.3g}",
             f"{r['l0']:.1f}",
@@ -102,7 +103,7 @@ def families_table(records: Sequence[Record]) -> Table:
             half = f.hypervolume.half_width
             volume = f"{f.hypervolume.mean:.3f}" + (f" \u00b1 {half:.3f}" if math.isfinite(half) else "")
         low, high = f.l0_range
-        table.add_row(f.family, str(f.n_runs), str(f.n_converged), f"{low:.1f} to {high:.1f}", volume)
+        table.add_row(_plain(f.family), str(f.n_runs), str(f.n_converged), f"{low:.1f} to {high:.1f}", volume)
     return table
 
 
@@ -119,14 +120,14 @@ def verdicts_table(found: Sequence[Verdict]) -> Table:
     for v in rows_for_tables(found):
         verdict = shown_verdict(v)
         table.add_row(
-            v.challenger,
-            v.baseline,
+            _plain(v.challenger),
+            _plain(v.baseline),
             "-" if math.isnan(v.l0) else f"{v.l0:.3g}",
             "-" if math.isnan(v.change) else f"{v.change:+.1%}",
             "-" if math.isnan(v.low) else escape(f"[{v.low:+.1%}, {v.high:+.1%}]"),  # else it is taken for markup
             str(v.n_seeds),
             str(v.n_documents) if v.n_documents else "-",
-            f"{verdict}: {v.reason}" if v.reason else verdict,
+            _plain(f"{verdict}: {v.reason}" if v.reason else verdict),
         )
     return table
 
@@ -141,11 +142,17 @@ def _table(title: str, caption: str | None, left: Sequence[str], right: Sequence
     return table
 
 
+def _plain(text: str) -> str:
+    """Return text as it is shown, in which nothing is taken for markup of rich or for a command of the terminal."""
+    return escape(shown(text))
+
+
 def _print_claims(console: Console, claims: list[Claim]) -> None:
     for claim in claims:
         # Soft wrap: the terminal breaks the line, so that a sentence is copied as one.
         verdict = MARKS.get(claim.verdict, claim.verdict)
-        console.print(f"  {claim.statement}: {verdict}; {claim.evidence}", highlight=False, soft_wrap=True)
+        sentence = f"  {_plain(claim.statement)}: {verdict}; {_plain(claim.evidence)}"
+        console.print(sentence, highlight=False, soft_wrap=True)
 
 
 def print_estimate(runs: Sequence[RunConfig], cost: Estimate, console: Console | None = None) -> None:

@@ -4,16 +4,19 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from prolu.evaluation.comparison.figures import draw_frontier, draw_training_curves, save_figure
 from prolu.evaluation.comparison.frontiers import Record, at_hook, study_names
 from prolu.evaluation.comparison.styles import PLANES
 from prolu.evaluation.comparison.verdicts import Verdict, verdict_table
+from prolu.evaluation.document_sums import read_documents_of
 from prolu.report.latents.pages import page_of
 from prolu.report.page import PageContent, render_page
 from prolu.report.table_files import write_tables
-from prolu.runtime.files import read_json_lines, write_atomically
-from prolu.studies.folder import CURVES_FILE
+from prolu.runtime.files import write_atomically
+from prolu.runtime.names import check_inside
+from prolu.studies.records import RESULTS_FILE, check_reported, read_curve
 from prolu.studies.results import Results, records_of
 
 FIGURES_FOLDER = "figures"
@@ -55,6 +58,7 @@ def write_report(
     folders = [results.folder for results in found]
     records = records_of(found, hooks_apart=hooks_apart)
     place = Path(out) if out is not None else default_place(folders)
+    check_studies(found, out)
     content = _page_content(found, records, place)
     figures = {f"{y}-against-{x}": draw_frontier(records, x, y) for x, y in PLANES}
     figures["training-curves"] = draw_training_curves(content.curves, records)
@@ -67,6 +71,18 @@ def write_report(
     return DrawnReport(page, folders, records, content.verdicts)
 
 
+def check_studies(found: Sequence[Results], out: str | Path | None) -> None:
+    """Raise ValueError if a file that the report of some studies needs is damaged, or a link leads elsewhere."""
+    place = Path(out) if out is not None else default_place([results.folder for results in found])
+    check_inside(place, FIGURES_FOLDER)
+    for results in found:
+        check_reported(results.folder / RESULTS_FILE, results.records)
+        _ = results.failures
+        for run in results.runs:
+            read_curve(run.folder)
+            read_documents_of(run.folder)
+
+
 def _page_content(found: Sequence[Results], records: Sequence[Record], place: Path) -> PageContent:
     """Return what the page in the folder `place` shows; runs of several studies are named with their study."""
     is_pooled = len(found) > 1
@@ -77,8 +93,9 @@ def _page_content(found: Sequence[Results], records: Sequence[Record], place: Pa
     pages = {}
     for run_id, run in runs.items():
         if page := page_of(run):
-            # Relative, so that the links hold when the folder is moved or served.
-            pages[run_id] = Path(os.path.relpath(page, place)).as_posix()
+            # Relative, so that the links hold when the folder is moved or served. Quoted, so that a name is never taken
+            # for more than a path, such as a query or a fragment.
+            pages[run_id] = quote(Path(os.path.relpath(page, place)).as_posix())
     failures = {}
     for name, results in zip(names, found, strict=True):
         prefix = f"{name}/" if is_pooled else ""
@@ -87,7 +104,7 @@ def _page_content(found: Sequence[Results], records: Sequence[Record], place: Pa
         name=" + ".join(names),
         records=records,
         configs={name: results.config for name, results in zip(names, found, strict=True)},
-        curves={run_id: read_json_lines(run.folder / CURVES_FILE) for run_id, run in runs.items()},
+        curves={run_id: read_curve(run.folder) for run_id, run in runs.items()},
         verdicts=verdicts_of(found),
         failures=failures,
         pages=pages,

@@ -1,6 +1,7 @@
 """The cellar of the package: everything that knows neither an SAE nor a language model.
 
 - `files`: files that are complete or absent, folders that one process locks, JSON.
+- `names`: plain names, and text that a terminal may be sent.
 - `checks`: checks of what a user asks for.
 - `rng`: random generators named by a key.
 - `mesh`: the processes that train one SAE together, and their sums.

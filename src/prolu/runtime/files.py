@@ -39,6 +39,8 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     """Write a file so that its name always stands for the whole old content or the whole new one."""
     # Beside the file, since a rename is atomic within one file system only.
     partial = file.with_name(f".{file.name}.partial")
+    # A link of this name, in a folder that came from elsewhere, would be written through.
+    partial.unlink(missing_ok=True)
     try:
         write_flushed(partial, content)
         _announce("rename", file)

@@ -7,6 +7,7 @@
 - `extension`: whether a request fits what its folder holds, or extends it.
 - `checkpoints`, `trackers`: their state on the disk, their curves in W&B and TensorBoard.
 - `folder`, `results`: the folder of a study, and its finished runs.
+- `records`: checks of what is read of a study that may be a stranger's.
 - `scored_study`: SAEs that were scored here and trained elsewhere.
 - `cost`: what a study will cost; from the sizes of a language model (`model_sizes`) and this machine's `rates`.
 - `groups`: runs dealt to several processes.

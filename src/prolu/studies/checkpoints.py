@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from prolu.runtime.files import remove, rename_folder, write_flushed
+from prolu.runtime.names import plain_name
 
 CHECKPOINTS_FOLDER = "checkpoints"
 MANIFEST_FILE = "checkpoint.json"
@@ -133,7 +134,7 @@ def _read(place: Path) -> tuple[int, dict[str, RunState]]:
         manifest = json.loads(content)
         runs = {}
         for run_id, entry in manifest["runs"].items():
-            data = (place / f"{run_id}.safetensors").read_bytes()
+            data = (place / f"{plain_name(run_id, 'the run')}.safetensors").read_bytes()
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise DamagedError(f"the file of {run_id} does not hold what was written")
             runs[run_id] = RunState(load(data), entry["facts"])

@@ -20,19 +20,18 @@ from typing import Any
 
 from prolu.runtime.files import (
     check_can_be_folder,
-    read_json_lines,
     read_json_object,
     remove,
     write_atomically,
     write_json_lines,
 )
+from prolu.runtime.names import check_inside, plain_name
 from prolu.studies.checkpoints import CHECKPOINTS_FOLDER, remove_checkpoints
+from prolu.studies.records import RESULTS_FILE, check_study, read_records
 from prolu.training.config import RunConfig
 
 STUDY_FILE = "config.json"
-RESULTS_FILE = "results.jsonl"
 LOG_FILE = "log.jsonl"
-CURVES_FILE = "metrics.jsonl"
 FAILURE_FILE = "failure.json"
 FINAL_FOLDER = "final"
 GROUPS_FOLDER = "groups"
@@ -106,12 +105,11 @@ def read_study(folder: Path) -> dict[str, Any]:
     """Return the resolved config of a study.
 
     Raises:
-        ValueError: the folder holds no study.
+        ValueError: the folder holds no study, or the config is not one of a study.
     """
     file = folder / STUDY_FILE
     study = read_json_object(file, "study")
-    if not {"stream", "runs"} <= study.keys():
-        raise ValueError(f"{file}: not a study's config (needs 'stream' and 'runs')")
+    check_study(file, study)
     return study
 
 
@@ -133,7 +131,7 @@ def tokens_to_read(folders: Sequence[Path], asked: int) -> int:
 
 def read_results(out: Path) -> list[dict[str, Any]]:
     """Return the lines of a study's results, one per finished run; none if no run has finished."""
-    return read_json_lines(out / RESULTS_FILE)
+    return read_records(out)
 
 
 def write_results(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -154,9 +152,20 @@ def write_failure(folder: Path, step: int, reason: str) -> None:
 
 
 def failures(folder: Path) -> dict[str, str]:
-    """Return why runs of a study failed, by run_id."""
-    files = sorted(folder.glob(f"*/{FAILURE_FILE}"))
-    return {file.parent.name: read_json_object(file, "failed run")["reason"] for file in files}
+    """Return why runs of a study failed, by run_id.
+
+    Raises:
+        ValueError: a file does not say why, or the name of its folder is not plain.
+    """
+    reasons: dict[str, str] = {}
+    for file in sorted(folder.glob(f"*/{FAILURE_FILE}")):
+        run_id = plain_name(file.parent.name, f"{folder}: the failed run")
+        check_inside(folder, run_id)
+        reason = read_json_object(file, "failed run").get("reason")
+        if not isinstance(reason, str):
+            raise ValueError(f"{file}: its reason must be text")
+        reasons[run_id] = reason
+    return reasons
 
 
 def log_event(out: Path, event: str, **facts: Any) -> None:

@@ -13,7 +13,8 @@ from prolu.evaluation.comparison.verdicts import Verdict, verdict_table
 from prolu.runtime.checks import one_of
 from prolu.runtime.files import read_json_lines
 from prolu.sae.autoencoder import SAE
-from prolu.studies.folder import RESULTS_FILE, failures, read_study
+from prolu.studies.folder import failures, read_study
+from prolu.studies.records import RESULTS_FILE, check_records
 
 NEEDED = {"run_id", "nonlinearity", "penalty", "coeff", "converged", "l0", "l1", "mse", "degradation", "recovered"}
 """The fields that every line of results.jsonl must have. Older versions wrote fewer than this one does, but these."""
@@ -91,6 +92,7 @@ class Results:
         for number, record in enumerate(records, 1):
             if missing := NEEDED - record.keys():
                 raise ValueError(f"{folder / RESULTS_FILE}: line {number} lacks {', '.join(sorted(missing))}")
+        check_records(folder / RESULTS_FILE, records)
         results = cls(folder, records)
         # Fills the cached property below, so that a study's config.json is read once.
         results.__dict__["_config"] = config

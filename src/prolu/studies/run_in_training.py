@@ -12,7 +12,7 @@ from prolu.evaluation.held_out import HeldOut, probe, score
 from prolu.runtime.files import write_atomically
 from prolu.sae.autoencoder import SAE
 from prolu.studies.checkpoints import RunState
-from prolu.studies.folder import CURVES_FILE
+from prolu.studies.records import CURVES_FILE
 from prolu.studies.trackers import Follower
 from prolu.training.config import RunConfig
 from prolu.training.trainer import StepReport, Trainer

@@ -16,6 +16,7 @@ from prolu.activations.language_model import LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.held_out import HeldOut, Scores, held_out_digest
 from prolu.runtime.files import through_json
+from prolu.runtime.names import check_inside, plain_name
 from prolu.sae.autoencoder import SAE, WEIGHTS_FILE
 from prolu.studies.folder import (
     PATH_FIELDS,
@@ -71,7 +72,7 @@ class ScoredStudy:
 
         The folder must be new, or hold scores on the same tokens, and no other SAE in it may have one of their names.
         """
-        names = [saved.run_id for saved in found]
+        names = [plain_name(saved.run_id, "runs: the folder") for saved in found]
         if len(set(names)) < len(names):
             raise ValueError(f"runs {', '.join(names)}: two folders have the same name; rename one of them")
         if not holds_study(self.folder):
@@ -84,6 +85,7 @@ class ScoredStudy:
                 f"out {str(self.folder)!r}: holds another study, or scores on other tokens; choose another folder"
             )
         for saved in found:
+            check_inside(self.folder, saved.run_id)
             weights = self.folder / saved.run_id / WEIGHTS_FILE
             if weights.is_file() and weights.read_bytes() != saved.sae.files()[WEIGHTS_FILE]:
                 raise ValueError(

@@ -1,5 +1,6 @@
 """Figures for papers, drawn with matplotlib: families in a plane with error bars, training curves, scale responses."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from prolu.evaluation.comparison.styles import (
     pareto_points,
 )
 from prolu.evaluation.latents import Response
+from prolu.runtime.files import write_atomically
 
 GREY = "#777777"
 
@@ -49,7 +51,10 @@ def save_figure(figure: Figure, *files: Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "prolu", "pdf.fonttype": 42}):
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(file, bbox_inches="tight", dpi=160, metadata=UNDATED.get(file.suffix))
+            content = io.BytesIO()
+            ending = file.suffix.removeprefix(".")
+            figure.savefig(content, format=ending, bbox_inches="tight", dpi=160, metadata=UNDATED.get(file.suffix))
+            write_atomically(file, content.getvalue())
     plt.close(figure)
 
 
@@ -148,7 +153,7 @@ def _draw_legend(figure: Figure, axes: Axes, records: Sequence[Record], *, besid
         dash = DASHES.get(first["penalty"], OTHER_DASH)
         # With several studies pooled, markers tell studies apart and not penalties.
         shape = "" if len(pooled) > 1 else marker(first, pooled)
-        handles.append(Line2D([], [], color=ink, linestyle=dash, marker=shape, markersize=5, label=name))
+        handles.append(Line2D([], [], color=ink, linestyle=dash, marker=shape, markersize=5, label=_label(name)))
     if len(pooled) > 1:
         shapes = (SHAPES[i % len(SHAPES)] for i in range(len(pooled)))
         handles += [_grey_marker(shape, GREY, name) for shape, name in zip(shapes, pooled, strict=True)]
@@ -161,9 +166,14 @@ def _draw_legend(figure: Figure, axes: Axes, records: Sequence[Record], *, besid
         axes.legend(handles=handles, frameon=False, fontsize=8.5, handlelength=3)
 
 
+def _label(name: str) -> str:
+    """Return a name as matplotlib shows it: what stands between two dollar signs would be read as a formula."""
+    return name.replace("$", r"\$")
+
+
 def _grey_marker(shape: str, face: str, label: str) -> Line2D:
     """Return a legend entry that is a marker without a line."""
-    return Line2D([], [], color=GREY, linestyle="", marker=shape, markerfacecolor=face, label=label)
+    return Line2D([], [], color=GREY, linestyle="", marker=shape, markerfacecolor=face, label=_label(label))
 
 
 def _set_plain_ticks(axes: Axes) -> None:
@@ -203,10 +213,10 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], reco
         if name != "dead":  # which may be 0
             axes.set_yscale("log")
         _set_frame(axes)
-    handles = [
-        Line2D([], [], color=colour(r["nonlinearity"]), linestyle=DASHES.get(r["penalty"], OTHER_DASH), label=name)
-        for name, r in families(records).items()
-    ]
+    handles = []
+    for name, r in families(records).items():
+        dash = DASHES.get(r["penalty"], OTHER_DASH)
+        handles.append(Line2D([], [], color=colour(r["nonlinearity"]), linestyle=dash, label=_label(name)))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9, handlelength=3)
     return figure
 
@@ -224,7 +234,7 @@ def draw_scale_response(responses: Mapping[str, Mapping[float, Response]]) -> Fi
     for label, by_scale in responses.items():
         scales = sorted(by_scale)
         style = {"color": colour(label.split(" + ")[0]), "marker": "o", "markersize": 4, "linewidth": 1.3}
-        gains.plot(scales, [by_scale[k].gain for k in scales], label=label, **style)
+        gains.plot(scales, [by_scale[k].gain for k in scales], label=_label(label), **style)
         fractions.plot(scales, [by_scale[k].still_active for k in scales], **style)
     gains.axhline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
     gains.set(title="Gain of active latents", ylabel="f(k v) / (k f(v)), mean over latents")

@@ -105,7 +105,7 @@ def dealt_groups(request: StudyRequest) -> Groups | None:
         return None
     try:
         return [[by_id[run_id] for run_id in ids] for ids in json.loads(file.read_text(encoding="utf-8"))]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{file}: not groups of this study's runs") from None
 
 

@@ -1,0 +1,131 @@
+"""What is read of a study is checked here: names are plain, numbers are numbers, and text is printable.
+
+A study may come from a stranger. Its names become paths and links, and its text is shown in terminals and pages, so
+whatever is wrong with them is found where they are read, once for all who use them.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prolu.runtime.files import read_json_lines
+from prolu.runtime.names import check_inside, plain_name, shortened
+
+RESULTS_FILE = "results.jsonl"
+CURVES_FILE = "metrics.jsonl"
+
+CURVE_FIELDS = ("step", "tokens", "mse", "l0", "dead")
+"""The fields of a training curve's lines that are read. All are numbers."""
+
+SCORES = ("l0", "l1", "mse", "degradation", "recovered")
+"""The scores that every line of results has."""
+
+NUMBERS = frozenset(
+    ["coeff", "target_l0", "d_sae", "n_tokens", "init_seed", "eval_tokens", "sqrt_l1", "fvu", "dead_fraction"]
+)
+"""Other fields of results that are shown or compared as numbers. A version may lack them, and what is not known of an
+SAE that another library trained is null."""
+
+REPORTED = ("sqrt_l1", "dead_fraction", "eval_tokens")
+"""Numbers that a report cannot do without."""
+
+TEXTS = frozenset(["penalty", "unit"])
+"""Fields of results that are text, or null where they are not known."""
+
+STREAM_TEXTS = ("lm", "lm_digest", "lm_dtype", "hook", "data", "data_digest")
+"""Fields of a study's stream that are text."""
+
+LARGEST_INTEGER = 2**63 - 1
+"""The largest integer that the tables of results can hold."""
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a study's results, one per finished run; none if no run has finished.
+
+    Raises:
+        ValueError: a line is no JSON object, its `run_id` is not the plain name of a folder in the study, or a field
+            has a value that cannot be shown or compared.
+    """
+    file = folder / RESULTS_FILE
+    records = read_json_lines(file)
+    check_records(file, records)
+    return records
+
+
+def check_records(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ValueError for the first line of results that `read_records` would refuse."""
+    for number, record in enumerate(records, 1):
+        where = f"{file}: line {number}:"
+        if "run_id" in record:
+            check_inside(file.parent, plain_name(record["run_id"], f"{where} run_id"))
+        for name, value in record.items():
+            _check(where, plain_name(name, f"{where} the field"), value)
+
+
+def _check(where: str, name: str, value: Any) -> None:
+    """Raise ValueError unless a field of results has a value of its kind."""
+    if name in SCORES:
+        kind, fits = "a number", is_number(value)
+    elif name in NUMBERS:
+        kind, fits = "a number or null", value is None or is_number(value)
+    elif name == "nonlinearity":
+        kind, fits = "text", isinstance(value, str)
+    elif name in TEXTS:
+        kind, fits = "text or null", value is None or isinstance(value, str)
+    elif name == "converged":
+        kind, fits = "true, false or null", value is None or isinstance(value, bool)
+    else:
+        kind, fits = "a whole number of at most 64 bits", not isinstance(value, int) or is_number(int(value))
+    if not fits:
+        raise ValueError(f"{where} {name} is {shortened(value)}, but must be {kind}")
+    check_printable(f"{where} {name}", value)
+
+
+def check_reported(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ValueError unless every line of results has the numbers that a report shows of it."""
+    for number, record in enumerate(records, 1):
+        if lacking := [name for name in REPORTED if record.get(name) is None]:
+            raise ValueError(f"{file}: line {number} lacks {', '.join(lacking)}, which a report shows")
+
+
+def read_curve(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's training curve; none if it has none, as an SAE that was not trained here.
+
+    Raises:
+        ValueError: a line is no JSON object, or lacks a number.
+    """
+    file = folder / CURVES_FILE
+    rows = read_json_lines(file)
+    for number, row in enumerate(rows, 1):
+        for name in CURVE_FIELDS:
+            if not is_number(row.get(name)):
+                raise ValueError(f"{file}: line {number}: {name} is {shortened(row.get(name))}, but must be a number")
+    return rows
+
+
+def check_study(file: Path, study: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the config of a study has a stream and runs, of which all text can be shown."""
+    if not {"stream", "runs"} <= study.keys():
+        raise ValueError(f"{file}: not a study's config (needs 'stream' and 'runs')")
+    stream = study["stream"]
+    if not isinstance(stream, dict) or not isinstance(study["runs"], list):
+        raise ValueError(f"{file}: not a study's config ('stream' must be an object, and 'runs' a list)")
+    for name in STREAM_TEXTS:
+        if name in stream and not isinstance(stream[name], str):
+            raise ValueError(f"{file}: stream.{name} is {shortened(stream[name])}, but must be text")
+    if not is_number(stream.get("seed", 0)):
+        raise ValueError(f"{file}: stream.seed is {shortened(stream['seed'])}, but must be a number")
+    for name, value in stream.items():
+        check_printable(f"{file}: stream.{name}", value)
+
+
+def check_printable(where: str, value: Any) -> None:
+    """Raise ValueError if a value is text with control characters, or others that are not printable."""
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError(f"{where} is {shortened(value)}, but must be printable text on one line")
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value that was read from JSON is a number, and not too large an integer."""
+    # By type, because True is an int too.
+    return type(value) is float or (type(value) is int and abs(value) <= LARGEST_INTEGER)
