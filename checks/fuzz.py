@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -510,6 +511,9 @@ def interop_cases(folder: Path) -> Iterator[Case]:
                 shutil.copytree(good, place)
                 (place / file.name).write_bytes(data)
                 places[f"{format} {file.name} {name}"] = place
+    places["ae.pt of a gigabyte"] = write_dictionary_learning(folder / "interop-bomb" / "theirs", "AutoEncoder")
+    with zipfile.ZipFile(places["ae.pt of a gigabyte"] / "ae.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2**30))
     for name, place in places.items():
         yield f"import {name}", lambda p=place: run_command(["import", str(p), "--out", str(p.parent / "ours")])
 

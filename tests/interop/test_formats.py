@@ -399,3 +399,44 @@ def test_provenance_of_a_run_without_any(tmp_path):
     make("relu", "none").save(tmp_path / "run")
     write_folder(tmp_path / "theirs", export_files(tmp_path / "run", "saelens"))
     assert import_sae(tmp_path / "theirs")[1] == read_provenance(tmp_path / "run") == {}
+
+
+def bomb(file, how):
+    """Replace the tensors of an ae.pt by something that claims more than the file holds."""
+    import zipfile
+
+    if how == "expanded":
+        there = torch.load(file, weights_only=True)
+        torch.save(there | {"encoder.weight": torch.zeros(1).expand(50_000, 50_000)}, file)
+    elif how == "old format":
+        torch.save(torch.load(file, weights_only=True), file, _use_new_zipfile_serialization=False)
+    else:
+        with zipfile.ZipFile(file) as archive:
+            entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+        largest = max(entries, key=lambda name: len(entries[name]))
+        if how == "a gigabyte of zeros":
+            entries[largest] = bytes(2**30)
+        method = zipfile.ZIP_BZIP2 if how == "bzip2" else zipfile.ZIP_DEFLATED
+        with zipfile.ZipFile(file, "w", method) as archive:
+            for name, data in entries.items():
+                archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("how", ["a gigabyte of zeros", "deflated", "bzip2", "expanded", "old format"])
+def test_an_archive_is_not_unpacked_before_its_sizes_are_known(tmp_path, monkeypatch, how):
+    from support.foreign_saes import write_dictionary_learning
+
+    folder = write_dictionary_learning(tmp_path / "theirs", "AutoEncoder")
+    import_sae(folder)
+    bomb(folder / "ae.pt", how)
+    assert (folder / "ae.pt").stat().st_size < 2**21
+    if how != "expanded":  # which is a few bytes until it is copied
+
+        def unpacked(*_, **__):
+            raise AssertionError("torch has unpacked it")
+
+        monkeypatch.setattr(torch, "load", unpacked)
+    with pytest.raises(
+        ValueError, match=r"ae\.pt: (unpacks from|encoder.weight has shape|not a file of plain tensors)"
+    ):
+        import_sae(folder)

@@ -17,6 +17,7 @@ from prolu.cli.entry_point import main
 from prolu.runtime.files import locked
 from prolu.studies import checkpoints
 from prolu.studies.checkpoints import Clock, RunState, read_checkpoint, write_checkpoint
+from prolu.studies.stopping import SweepStoppedError
 from prolu.studies.sweep import SweepFailedError
 from support.commands import text_flags
 from support.interruptions import PowerCutError, before_disk_operations, dies_at_step, end_of, in_a_process, wait_for
@@ -101,6 +102,21 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(wanted, tiny_stream, tm
     with before_disk_operations(full):
         train(tiny_stream, tmp_path / "a")
     assert "no checkpoint at step 1 (No space left on device); training goes on" in caplog.text
+    assert contents(tmp_path / "a") == wanted
+
+
+@pytest.mark.parametrize("operation", ["write", "fsync", "rename"])
+@pytest.mark.parametrize("file", ["results.jsonl", "sae.safetensors", "metrics.jsonl"])
+def test_a_full_disk_ends_the_sweep_in_one_sentence_from_python_too(wanted, tiny_stream, tmp_path, operation, file):
+    def full(name, path):
+        if name == operation and file in path.name:
+            raise OSError(28, "No space left on device")
+
+    with before_disk_operations(full), pytest.raises(SweepStoppedError, match="No space left on device") as stopped:
+        train(tiny_stream, tmp_path / "a")
+    assert "finished runs are saved; run the same sweep again to resume" in str(stopped.value)
+    assert (stopped.value.errno, stopped.value.__cause__, stopped.value.__suppress_context__) == (28, None, True)
+    train(tiny_stream, tmp_path / "a")
     assert contents(tmp_path / "a") == wanted
 
 

@@ -6,6 +6,7 @@
 - `settings`: how a sweep scores and saves its runs.
 - `extension`: whether a request fits what its folder holds, or extends it.
 - `checkpoints`, `trackers`: their state on the disk, their curves in W&B and TensorBoard.
+- `stopping`: the error that says that the disk failed.
 - `folder`, `results`: the folder of a study, and its finished runs.
 - `records`: checks of what is read of a study that may be a stranger's.
 - `scored_study`: SAEs that were scored here and trained elsewhere.

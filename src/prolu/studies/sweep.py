@@ -27,6 +27,7 @@ from prolu.studies.folder import failures, finished_runs, read_study, tidy, writ
 from prolu.studies.request import StudyRequest, prepare_folders, requests_at_hooks
 from prolu.studies.results import Results
 from prolu.studies.settings import SweepSettings
+from prolu.studies.stopping import one_sentence
 from prolu.studies.study_in_training import SharedBuffers, StudyInTraining
 from prolu.studies.trackers import Trackers
 from prolu.training.config import RunConfig
@@ -139,12 +140,14 @@ def run_sweep(
         ValueError: two runs are alike, a run is shorter than a batch, or the folder holds something else or is in use
             by another process. Nothing is written then.
         SweepFailedError: every run failed.
+        SweepStoppedError: the disk is full, or a file cannot be read any more. It is an OSError.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written.
     """
     settings = _settings(eval_tokens, checkpoint_seconds, keep_state, trackers)
     request = StudyRequest(list(runs), stream, Path(out), settings, progress)
     stream.mesh.first_rank_first(lambda: prepare_folders([request]))
-    train([request])
+    with one_sentence():
+        train([request])
     return Results.load(out)
 
 
@@ -180,12 +183,14 @@ def run_sweeps(
     Raises:
         ValueError: as in `run_sweep`, or the streams differ in more than the hook. Nothing is written then.
         SweepFailedError: every run failed, at every hook.
+        SweepStoppedError: as in `run_sweep`.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written at every hook.
     """
     settings = _settings(eval_tokens, checkpoint_seconds, keep_state, trackers)
     requests = requests_at_hooks(runs, streams, Path(out), settings, progress=progress)
     requests[0].stream.mesh.first_rank_first(lambda: prepare_folders(requests))
-    train(requests)
+    with one_sentence():
+        train(requests)
     return {r.stream.lm.hook: Results.load(r.out) for r in requests if finished_runs(r.runs, r.out)}
 
 

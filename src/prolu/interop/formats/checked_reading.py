@@ -10,6 +10,7 @@ the field, the value found and the values supported. No function here executes a
 import io
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,9 @@ def read_torch_zip(file: Path) -> dict[str, Tensor]:
         ValueError: The file is damaged, or holds anything else than plain tensors by name.
     """
     # Read before the `try`: an error of the disk does not mean that the file is damaged.
-    content = io.BytesIO(file.read_bytes())
+    data = file.read_bytes()
+    _check_sizes(file, data)
+    content = io.BytesIO(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about files of its old formats
@@ -135,8 +138,30 @@ def read_torch_zip(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file}: not a file of plain tensors ({first_line(problem)[:LONGEST_REASON]})") from None
     if not isinstance(found, dict) or not all(_is_named_tensor(name, value) for name, value in found.items()):
         raise ValueError(f"{file}: not a file of plain tensors by name")
+    for name, t in found.items():
+        # A tensor can be a view that repeats what the file has once, and would fill the memory when it is copied.
+        if t.numel() * t.element_size() > len(data):
+            raise ValueError(f"{file}: {name} has shape {tuple(t.shape)}, which is more than the file holds")
     # Parameters arrive with requires_grad set.
     return {name: t.detach() for name, t in found.items()}
+
+
+def _check_sizes(file: Path, data: bytes) -> None:
+    """Raise ValueError unless a file is an archive whose entries have the sizes that they claim.
+
+    torch unpacks an entry before it looks at it, so a small archive could fill the memory. `torch.save` compresses
+    nothing: what it writes is as large as the file.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError):
+        raise ValueError(f"{file}: not a file of plain tensors (not an archive as torch.save writes it)") from None
+    claimed = sum(entry.file_size for entry in entries)
+    if claimed > len(data) or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError(
+            f"{file}: unpacks from {len(data):,} to {claimed:,} bytes, but torch.save writes nothing compressed"
+        )
 
 
 def _is_named_tensor(name: Any, value: Any) -> bool:
