@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prolu.activations.documents import Document, read_documents
-from prolu.activations.text_rows import Rows
+from prolu.activations.documents import Document
 from prolu.activations.token_blocks import DOCUMENT_DTYPE, BlocksFolder, bos_token_id
 
 TRAIN = False
@@ -38,13 +37,16 @@ class PackingProgress(NamedTuple):
     """The tokens on the training side and on the held-out side that do not fill a block yet."""
     documents_tail: Sequence[int] | None = ()
     """The document of each token in the held-out tail; None in a folder begun before documents were kept."""
+    n_rows_left_out: int = 0
+    """The number of rows without text, which were left out; known when all is packed."""
 
     @classmethod
     def read(cls, noted: Mapping[str, Any]) -> "PackingProgress":
         """Return the progress that a folder's index notes; the beginning, if it notes none."""
         if not noted:
             return cls()
-        return cls(noted["n_documents"], noted["n_calls"], noted["tails"], noted.get("documents_tail"))
+        n_rows_left_out = noted.get("n_rows_left_out", 0)
+        return cls(noted["n_documents"], noted["n_calls"], noted["tails"], noted.get("documents_tail"), n_rows_left_out)
 
     def noted(self) -> dict[str, Any]:
         """Return the progress in the form in which an index notes it."""
@@ -100,6 +102,7 @@ class Packer:
         n_blocks = [0, 0] if folder is None else folder.n_blocks
         self.n_tokens = [n * ctx + len(tail) for n, tail in zip(n_blocks, progress.tails, strict=True)]
         self.n_documents = progress.n_documents
+        self.n_rows_left_out = progress.n_rows_left_out
         self._n_calls = list(progress.n_calls)
         self._queues = [_BlockQueue(ctx, self._dtype, tail) for tail in progress.tails]
         # The document of every held-out token, in step with the queue of held-out tokens. A folder that was begun
@@ -109,10 +112,10 @@ class Packer:
             self._documents = _BlockQueue(ctx, DOCUMENT_DTYPE, progress.documents_tail)
         self._n_unsaved = 0
 
-    def missing(self, rows: Rows, column: str, *, eval_split: bool) -> Iterator[list[Document]]:
-        """Yield the batches of documents of a split that have not been added yet."""
+    def missing(self, documents: Iterable[Document], *, eval_split: bool) -> Iterator[list[Document]]:
+        """Yield the batches of a split's documents that have not been added yet."""
         # The same batches as before an interruption, since `_n_calls` counts whole batches.
-        batches = _batched(read_documents(rows, column), DOCUMENTS_PER_CALL)
+        batches = _batched(documents, DOCUMENTS_PER_CALL)
         return islice(batches, self._n_calls[eval_split], None)
 
     def add(self, documents: Sequence[Document], sides: Sequence[bool], *, eval_split: bool) -> None:
@@ -178,7 +181,7 @@ class Packer:
     def _progress(self) -> PackingProgress:
         tails = [queue.tail() for queue in self._queues]
         documents_tail = None if self._documents is None else self._documents.tail()
-        return PackingProgress(self.n_documents, list(self._n_calls), tails, documents_tail)
+        return PackingProgress(self.n_documents, list(self._n_calls), tails, documents_tail, self.n_rows_left_out)
 
     def take_blocks(self, side: bool) -> np.ndarray:
         """Return the whole blocks of a side since the last call, [n, ctx]; the tokens that do not fill one stay."""

@@ -1,14 +1,17 @@
 """Text to token blocks: which text is read, how much of it, and where its blocks go."""
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prolu.activations.documents import HELD_OUT_FRACTION, is_held_out
+from prolu.activations.documents import HELD_OUT_FRACTION, Documents, is_held_out
 from prolu.activations.packer import HELD_OUT, TRAIN, Packer, token_dtype
 from prolu.activations.text_rows import Rows
 from prolu.activations.token_blocks import BlocksFolder, TokenBlocks, bos_token_id, holds_blocks, read_blocks
 from prolu.runtime.progress import Meter
+
+logger = logging.getLogger(__name__)
 
 MAX_EVAL_SPLIT_TOKENS = 2**20
 """The number of tokens to read of a split for evaluation: a little more than the paper's 819,200."""
@@ -31,7 +34,8 @@ def load_blocks(
 
     Texts are tokenised, joined with BOS between them and cut into blocks; a tail that is shorter than a block is
     dropped. Rows that are token ids already are cut one by one: a row of 256 gives two blocks of 128. The first token
-    of every block is overwritten with BOS.
+    of every block is overwritten with BOS. A mask beside them (`attention_mask`) says which of the ids are text; rows
+    that seem to be padded and have none are refused. Rows without text are left out, counted and reported.
 
     Args:
         source: `builtin` (the interpreter's own standard library), a .txt, .jsonl, .parquet or .arrow file, a folder
@@ -110,6 +114,7 @@ def _pack_in_memory(text: _Text, tokenizer: Any, ctx: int, *, shown: bool) -> To
         held_out=packer.take_blocks(HELD_OUT),
         held_out_documents=packer.take_documents(),
         n_documents=packer.n_documents,
+        n_rows_left_out=packer.n_rows_left_out,
         **text.describe(),
     )
 
@@ -143,20 +148,31 @@ def _pack(packer: Packer, text: _Text, *, shown: bool) -> None:
     Raises:
         ValueError: there is too little text for one block on either side.
     """
-    _pack_training_split(packer, text, shown=shown)
+    read = [Documents(text.rows, text.column)]
+    _pack_training_split(packer, text, read[0], shown=shown)
     if text.eval_rows is not None:
-        for documents in packer.missing(text.eval_rows, text.column, eval_split=True):
+        read.append(Documents(text.eval_rows, text.column))
+        for documents in packer.missing(read[1], eval_split=True):
             if packer.n_tokens[HELD_OUT] >= MAX_EVAL_SPLIT_TOKENS:
                 break
             packer.add(documents, [HELD_OUT] * len(documents), eval_split=True)
     packer.check(text.rows.source)
+    # Counted anew by a packing that is resumed, since it reads all rows again.
+    packer.n_rows_left_out = sum(documents.n_left_out for documents in read)
+    for documents in read:
+        if documents.n_left_out:
+            logger.warning(
+                "data %s, split %s: %s of the %s rows read have no text and are left out (the first: %s)",
+                documents.rows.source, documents.rows.split, f"{documents.n_left_out:,}", f"{documents.n_rows:,}",
+                documents.first_reason,
+            )  # fmt: skip
 
 
-def _pack_training_split(packer: Packer, text: _Text, *, shown: bool) -> None:
+def _pack_training_split(packer: Packer, text: _Text, read: Documents, *, shown: bool) -> None:
     """Pack the split to train on; without a split for evaluation, some of its documents are held out."""
     with Meter("reading text", text.max_train_tokens, shown=shown) as meter:
         meter.advance(packer.n_tokens[TRAIN])
-        for documents in packer.missing(text.rows, text.column, eval_split=False):
+        for documents in packer.missing(read, eval_split=False):
             # Reading goes on beyond the limit until there is a block to score on, if it has to come from here.
             held_out_elsewhere = text.eval_rows is not None or not text.held_out_fraction
             enough_held_out = held_out_elsewhere or packer.has_block(HELD_OUT)

@@ -3,20 +3,13 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prolu.activations.text_files import (
-    FILE_FORMATS,
-    DatasetObject,
-    Row,
-    Shard,
-    StandardLibrary,
-    clipped,
-    ending_of,
-    open_file,
-)
+from prolu.activations.arrow_files import DatasetObject
+from prolu.activations.shards import NoRow, Row, Shard, clipped, ending_of
+from prolu.activations.text_files import FILE_FORMATS, StandardLibrary, open_file
 from prolu.runtime.files import first_line
 
 NOT_DATA = {"dataset_info.json", "state.json", "dataset_dict.json"}
@@ -68,10 +61,15 @@ class Rows:
         ]
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
-    def __iter__(self) -> Iterator[Row]:
+    def read(self, columns: Sequence[str]) -> Iterator[Row | NoRow]:
+        """Yield the rows with the columns that are asked for; what stands for a row that cannot be read says why.
+
+        Args:
+            columns: The columns that are needed, of which the first must be there.
+        """
         if self.stop is None:
             for shard in self._shards:
-                yield from shard.rows()
+                yield from shard.rows(columns)
             return
         first = 0
         for shard in self._shards:
@@ -79,7 +77,7 @@ class Rows:
             start, stop = clipped(self.start, self.stop, first, shard.n_rows)
             first += shard.n_rows
             if start < stop:
-                yield from shard.rows(start, stop)
+                yield from shard.rows(columns, start, stop)
 
     def _range(self) -> tuple[int, int]:
         from datasets import ReadInstruction

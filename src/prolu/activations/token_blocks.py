@@ -53,6 +53,8 @@ class TokenBlocks:
     """The number of training tokens at which reading stopped."""
     n_documents: int
     """The number of documents read, on both sides together."""
+    n_rows_left_out: int = 0
+    """The number of rows that were read and had no text, so that they are no documents."""
     held_out_documents: np.ndarray | None = None
     """The number of the document of every held-out token, [n_blocks, ctx]; a BOS keeps the document of the token that
     it overwrote. None for blocks that were written before this was kept."""
@@ -104,6 +106,7 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
             held_out=held_out,
             held_out_documents=documents,
             n_documents=index["progress"]["n_documents"],
+            n_rows_left_out=index["progress"].get("n_rows_left_out", 0),
             **facts,
         )
     except (KeyError, TypeError, IndexError, AttributeError):
@@ -141,7 +144,7 @@ def copy_blocks(blocks: TokenBlocks, folder: Path) -> None:
             return
         _copy_side(copy, blocks.train, False, None)
         _copy_side(copy, blocks.held_out, True, blocks.held_out_documents)
-        copy.note({"n_documents": blocks.n_documents})
+        copy.note({"n_documents": blocks.n_documents, "n_rows_left_out": blocks.n_rows_left_out})
         copy.finish()
 
 
