@@ -1,16 +1,18 @@
 """Rows to documents: masks, padding, labels, and rows without text."""
 
+import hashlib
 import json
 import logging
+import struct
 
 import numpy as np
 import pyarrow
 import pytest
-from datasets import Dataset, Features, IterableDataset, Sequence, Value
+from datasets import Dataset, Features, IterableDataset, LargeList, Sequence, Value
 from pyarrow import parquet
 
 from prolu import load_blocks
-from prolu.activations.documents import Documents
+from prolu.activations.documents import Documents, is_held_out
 from prolu.activations.text_rows import Rows
 
 CTX = 16
@@ -155,6 +157,25 @@ def test_labels_are_named(tokenizer, ids, tmp_path, form):
     source = form(tmp_path, {"labels": labels, "input_ids": ids})
     with pytest.raises(ValueError, match=r"column 'labels' holds -100, so it holds labels.*input_ids"):
         load_blocks(source, tokenizer, CTX, text_column="labels")
+
+
+def test_the_side_of_a_row_does_not_depend_on_the_integer_type(tokenizer, ids, tmp_path):
+    """By hand: SHA-256 of the ids as 8-byte integers, whose first 8 bytes are a number below a tenth of 2^64."""
+    rule = [int(hashlib.sha256(struct.pack(f"<{len(row)}q", *row)).hexdigest()[:16], 16) < 2**64 / 10 for row in ids]
+    assert 3 < sum(rule) < 40
+    digests = set()
+    for kind in ("int16", "uint16", "int32", "uint32", "int64", "uint64"):
+        for form in (Sequence(Value(kind)), LargeList(Value(kind))):
+            dataset = Dataset.from_dict({"input_ids": ids}, features=Features({"input_ids": form}))
+            sides = [is_held_out(document.key) for document in Documents(Rows(dataset), "input_ids")]
+            assert sides == rule
+            digests.add(load_blocks(dataset, tokenizer, CTX, text_column="input_ids").digest())
+    source = as_json(tmp_path, {"input_ids": ids})
+    digests.add(load_blocks(source, tokenizer, CTX, text_column="input_ids").digest())
+    filled, masks = padded(ids)
+    masked = Dataset.from_dict({"input_ids": filled, "attention_mask": masks})
+    digests.add(load_blocks(masked, tokenizer, CTX, text_column="input_ids").digest())
+    assert len(digests) == 1
 
 
 TEXTS = [f"{i} a ball went up the tree " * 9 for i in range(300)]

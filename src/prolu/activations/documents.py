@@ -128,7 +128,8 @@ class Documents:
             if kept is None:
                 return NoRow(f"a row has {len(ids)} token ids, and an {self._mask} that does not fit them")
             ids = ids[kept]
-        return Document(ids.tobytes(), ids)
+        # The ids in one form: their integer type belongs to the file, and must not decide on a document's side.
+        return Document(ids.astype("<i8").tobytes(), ids)
 
 
 def _text(content: str, key: str) -> Document | NoRow:
