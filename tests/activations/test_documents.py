@@ -1,5 +1,6 @@
 """Rows to documents: masks, padding, labels, and rows without text."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -10,10 +11,13 @@ import pyarrow
 import pytest
 from datasets import Dataset, Features, IterableDataset, LargeList, Sequence, Value
 from pyarrow import parquet
+from tokenizers import Tokenizer
 
 from prolu import load_blocks
+from prolu.activations import packer
 from prolu.activations.documents import Documents, is_held_out
 from prolu.activations.text_rows import Rows
+from support.interruptions import dies_at_disk_operation
 
 CTX = 16
 
@@ -269,3 +273,72 @@ def test_only_columns_asked_for_are_read(tokenizer, tmp_path, monkeypatch):
     for form in (as_saved, as_dataset):
         rows = list(Rows(form(tmp_path, wide)).read(["text", "attention_mask"]))
         assert all(row.keys() == {"text"} for row in rows)
+
+
+MENTIONS = [f"{i} the token <|endoftext|> ends a text, <|pad|> fills it up. " * 5 for i in range(60)]
+
+
+@pytest.fixture
+def chatty(tokenizer):
+    """A tokenizer with special tokens, one of them added, and with an added token that is not special."""
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens(["the token"])
+    own.add_special_tokens({"pad_token": "<|pad|>"})
+    return own
+
+
+def test_names_of_special_tokens_are_text_unless_they_are_to_be_parsed(chatty):
+    dataset = Dataset.from_dict({"text": MENTIONS})
+    as_text = load_blocks(dataset, chatty, CTX)
+    joined = [i for text in MENTIONS if not is_held_out(text) for i in [0, *_plain_ids(chatty, text)]]
+    expected = np.array(joined[: len(joined) // CTX * CTX]).reshape(-1, CTX)
+    expected[:, 0] = 0
+    assert np.array_equal(as_text.train, expected)
+    assert chatty.convert_tokens_to_ids("the token") in expected
+    assert not (expected == chatty.pad_token_id).any()
+
+    parsed = load_blocks(dataset, chatty, CTX, special_tokens="parsed")
+    joined = [i for t in MENTIONS if not is_held_out(t) for i in [0, *chatty(t, add_special_tokens=False)["input_ids"]]]
+    expected = np.array(joined[: len(joined) // CTX * CTX]).reshape(-1, CTX)
+    expected[:, 0] = 0
+    assert np.array_equal(parsed.train, expected)
+    assert (expected == chatty.pad_token_id).any()
+    assert (as_text.special_tokens, parsed.special_tokens) == ("text", "parsed")
+
+
+def _plain_ids(tokenizer, text):
+    """The ids of a text by the backend alone, from which special tokens were taken away."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if not token["special"]]
+    return Tokenizer.from_str(json.dumps(state)).encode(text, add_special_tokens=False).ids
+
+
+def test_text_without_special_names_is_the_same_either_way(tokenizer):
+    dataset = Dataset.from_dict({"text": TEXTS})
+    digests = {load_blocks(dataset, tokenizer, CTX, special_tokens=how).digest() for how in ("text", "parsed")}
+    assert len(digests) == 1
+    with pytest.raises(ValueError, match="special_tokens 'bos': choose one of text, parsed"):
+        load_blocks(dataset, tokenizer, CTX, special_tokens="bos")
+
+
+def test_a_folder_of_an_earlier_version_is_finished_as_it_was_begun(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(packer, "TOKENS_BETWEEN_SAVES", 500)
+    monkeypatch.setattr(packer, "DOCUMENTS_PER_CALL", 8)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in MENTIONS))
+    source = str(tmp_path / "a.jsonl")
+    parsed = load_blocks(source, tokenizer, CTX, special_tokens="parsed")
+    dies_at_disk_operation(
+        12, lambda: load_blocks(source, tokenizer, CTX, special_tokens="parsed", folder=tmp_path / "b")
+    )
+    index = json.loads((tmp_path / "b/blocks.json").read_text())
+    assert index["sha256"] is None
+    assert 0 < index["progress"]["n_documents"] < 60
+    del index["made"]["special_tokens"], index["progress"]["n_rows_left_out"]
+    (tmp_path / "b/blocks.json").write_text(json.dumps(index))
+    for _ in range(2):  # first it is finished, then read
+        blocks = load_blocks(source, tokenizer, CTX, folder=tmp_path / "b")
+        assert blocks.digest() == parsed.digest()
+        assert blocks.special_tokens == "parsed"
+    load_blocks(source, tokenizer, CTX, special_tokens="parsed", folder=tmp_path / "c")
+    with pytest.raises(ValueError, match="special_tokens is 'parsed' there, 'text' here"):
+        load_blocks(source, tokenizer, CTX, folder=tmp_path / "c")

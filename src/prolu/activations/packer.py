@@ -20,6 +20,12 @@ TOKENS_BETWEEN_SAVES = 2**20
 """The number of tokens after which blocks are written to the disk: the most that a kill can cost."""
 
 
+AS_TEXT = "text"
+PARSED = "parsed"
+"""What becomes of the name of a special token, such as <|endoftext|>, inside a text: it is text as all else, or it
+becomes that token."""
+
+
 def token_dtype(tokenizer: Any) -> np.dtype:
     """Return the number format of the blocks of a tokenizer."""
     # Two bytes per token where they are enough: 400M tokens of GPT-2 are then 0.8 GB.
@@ -85,19 +91,21 @@ class Packer:
     to time, and packing that was interrupted is resumed from them.
     """
 
-    def __init__(self, tokenizer: Any, ctx: int, folder: BlocksFolder | None):
+    def __init__(self, tokenizer: Any, ctx: int, folder: BlocksFolder | None, special_tokens: str = AS_TEXT):
         """Prepare a packer, with the progress that the folder notes.
 
         Args:
             tokenizer: A fast transformers tokenizer.
             ctx: The number of tokens per block.
             folder: Where to write the blocks; None keeps them in memory until they are taken.
+            special_tokens: `AS_TEXT` or `PARSED`.
         """
         self._tokenizer = tokenizer
         self._ctx = ctx
         self._bos = bos_token_id(tokenizer)
         self._dtype = token_dtype(tokenizer)
         self._folder = folder
+        self._as_text = special_tokens == AS_TEXT
         progress = PackingProgress.read({} if folder is None else folder.progress)
         n_blocks = [0, 0] if folder is None else folder.n_blocks
         self.n_tokens = [n * ctx + len(tail) for n, tail in zip(n_blocks, progress.tails, strict=True)]
@@ -128,7 +136,7 @@ class Packer:
         texts = [document.content for document in documents if isinstance(document.content, str)]
         encoded: Iterator[list[int]] = iter(())
         if texts:  # a tokenizer does not take an empty list
-            encoded = iter(self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+            encoded = iter(self._encoded(texts))
         for number, (document, side) in enumerate(zip(documents, sides, strict=True), self.n_documents):
             if isinstance(document.content, str):
                 piece = np.array([self._bos, *next(encoded)], dtype=self._dtype)
@@ -144,6 +152,13 @@ class Packer:
         # Only here, between two batches, does the progress say exactly what has been read.
         if self._n_unsaved >= TOKENS_BETWEEN_SAVES:
             self.save()
+
+    def _encoded(self, texts: list[str]) -> list[list[int]]:
+        # Without the flag, a document that only mentions <|endoftext|> would have a BOS in its middle.
+        found = self._tokenizer(
+            texts, add_special_tokens=False, verbose=False, split_special_tokens=self._as_text
+        )  # fmt: skip
+        return found["input_ids"]
 
     def _cut_row(self, ids: np.ndarray) -> np.ndarray:
         """Return as much of a row of token ids as fills whole blocks, so that no block spans two rows."""

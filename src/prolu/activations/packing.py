@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prolu.activations.documents import HELD_OUT_FRACTION, Documents, is_held_out
-from prolu.activations.packer import HELD_OUT, TRAIN, Packer, token_dtype
+from prolu.activations.packer import AS_TEXT, HELD_OUT, PARSED, TRAIN, Packer, token_dtype
 from prolu.activations.text_rows import Rows
 from prolu.activations.token_blocks import BlocksFolder, TokenBlocks, bos_token_id, holds_blocks, read_blocks
+from prolu.runtime.checks import one_of
 from prolu.runtime.progress import Meter
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ def load_blocks(
     text_column: str = "text",
     split: str = "train",
     eval_split: str = "",
+    special_tokens: str = AS_TEXT,
     held_out_fraction: float = HELD_OUT_FRACTION,
     folder: str | Path | None = None,
     progress: bool = False,
@@ -48,6 +50,8 @@ def load_blocks(
         text_column: the column that holds the text, or the token ids, where there are columns.
         split: the rows to train on: a split, or a slice of one, as in `train[0:40%]`.
         eval_split: the rows to evaluate on, as in `train[90:95%]`; if empty, some documents of `split`.
+        special_tokens: what becomes of the name of a special token, such as `<|endoftext|>`, inside a text: `text`, or
+            `parsed` into that token.
         held_out_fraction: the fraction of the documents of `split` to evaluate on, where `eval_split` is empty.
         folder: where to write the blocks, which are then memory-mapped; writing that was interrupted is resumed.
         progress: whether to show the rate and the time left.
@@ -61,11 +65,12 @@ def load_blocks(
     # Finished blocks are read as they are: their folder says how they were split, and nothing here can change it.
     if isinstance(source, str) and holds_blocks(source):
         return _finished_blocks(source, tokenizer, ctx)
+    one_of("special_tokens", special_tokens, (AS_TEXT, PARSED))
     rows = Rows(source, split)
     eval_rows = Rows(source, eval_split) if eval_split else None
     if eval_rows is not None and rows.overlaps(eval_rows):
         raise ValueError(f"eval_split {eval_split!r}: overlaps split {split!r}, so what is trained on would be scored")
-    text = _Text(rows, eval_rows, text_column, max_train_tokens, held_out_fraction)
+    text = _Text(rows, eval_rows, text_column, max_train_tokens, held_out_fraction, special_tokens)
     if folder is None:
         return _pack_in_memory(text, tokenizer, ctx, shown=progress)
     return _pack_into_folder(text, tokenizer, ctx, Path(folder), shown=progress)
@@ -80,6 +85,7 @@ class _Text(NamedTuple):
     column: str
     max_train_tokens: int
     held_out_fraction: float
+    special_tokens: str
 
     def describe(self) -> dict[str, Any]:
         """Return the facts that token blocks keep about their text."""
@@ -91,6 +97,7 @@ class _Text(NamedTuple):
             "split": self.rows.split,
             "eval_split": "" if self.eval_rows is None else self.eval_rows.split,
             "max_train_tokens": self.max_train_tokens,
+            "special_tokens": self.special_tokens,
         }
 
 
@@ -107,7 +114,7 @@ def _finished_blocks(folder: str, tokenizer: Any, ctx: int) -> TokenBlocks:
 
 
 def _pack_in_memory(text: _Text, tokenizer: Any, ctx: int, *, shown: bool) -> TokenBlocks:
-    packer = Packer(tokenizer, ctx, folder=None)
+    packer = Packer(tokenizer, ctx, None, text.special_tokens)
     _pack(packer, text, shown=shown)
     return TokenBlocks(
         train=packer.take_blocks(TRAIN),
@@ -130,7 +137,7 @@ def _pack_into_folder(text: _Text, tokenizer: Any, ctx: int, folder: Path, *, sh
     }
     with BlocksFolder(folder, made, token_dtype(tokenizer)) as on_disk:
         if not on_disk.finished:
-            packer = Packer(tokenizer, ctx, on_disk)
+            packer = Packer(tokenizer, ctx, on_disk, on_disk.made["special_tokens"])
             _pack(packer, text, shown=shown)
             packer.save()
             on_disk.finish()

@@ -8,7 +8,7 @@ documents.bin     the number of the document of each held-out id, little-endian 
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +26,19 @@ SIDES = ("train.bin", "held_out.bin")
 DOCUMENTS_FILE = "documents.bin"
 DOCUMENT_DTYPE = np.dtype(np.uint32)
 
-FACTS = {"source": str, "text_column": str, "split": str, "eval_split": str, "max_train_tokens": int}
+FACTS = {
+    "source": str,
+    "text_column": str,
+    "split": str,
+    "eval_split": str,
+    "max_train_tokens": int,
+    "special_tokens": str,
+}
 """The facts that an index keeps about its text, with their types."""
+
+LATER_FACTS = {"special_tokens": "parsed"}
+"""The facts that version 0.1.0 did not keep yet, with what was always so then. They are compared only where they are
+kept, since the digest of the tokens says whether they mattered."""
 
 BLOCKS_PER_COPY = 2**16
 """The number of blocks written at once when blocks are copied."""
@@ -49,6 +60,8 @@ class TokenBlocks:
     """The rows to train on."""
     eval_split: str = ""
     """The rows to score on; if empty, some of the documents of `split`."""
+    special_tokens: str = "text"
+    """Whether the name of a special token in the text was read as text, or parsed into that token."""
     max_train_tokens: int
     """The number of training tokens at which reading stopped."""
     n_documents: int
@@ -94,7 +107,7 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
         made = index["made"]
         dtype = np.dtype(index["dtype"])
         train, held_out = (_mapped(folder / SIDES[s], dtype, index["n_blocks"][s], made["ctx"]) for s in (0, 1))
-        facts = {name: made[name] for name in FACTS}
+        facts = {name: made.get(name, LATER_FACTS[name]) if name in LATER_FACTS else made[name] for name in FACTS}
         if not all(type(value) is FACTS[name] for name, value in facts.items()):
             raise TypeError
         documents = None
@@ -173,7 +186,9 @@ class BlocksFolder:
             ValueError: the folder holds something else.
         """
         self._folder = folder
-        self._made = through_json(made)
+        self.made = through_json(made)
+        """Everything that decides the blocks."""
+        self._not_kept: Set[str] = set()
         self._dtype = dtype
         self.n_blocks = [0, 0]
         """The numbers of blocks on the training side and on the held-out side."""
@@ -206,14 +221,17 @@ class BlocksFolder:
             self.progress = index["progress"]
             self.n_blocks = list(index["n_blocks"])
             self.finished = index["sha256"] is not None
-            held = {name: made.get(name) for name in made.keys() | self._made.keys()}
+            # A folder of an earlier version is finished as it was begun, and does not say more than it did.
+            self._not_kept = LATER_FACTS.keys() - made.keys()
+            self.made |= {name: LATER_FACTS[name] for name in self._not_kept}
+            held = {name: made.get(name) for name in made.keys() | (self.made.keys() - self._not_kept)}
         except (KeyError, TypeError, AttributeError):
             raise ValueError(f"{self._folder / BLOCKS_FILE}: not an index of token blocks") from None
         for name, value in sorted(held.items()):
-            if value != self._made.get(name):
+            if value != self.made.get(name):
                 raise ValueError(
                     f"tokens {str(self._folder)!r} holds other blocks: {name} is {value!r} there, "
-                    f"{self._made.get(name)!r} here; choose another folder"
+                    f"{self.made.get(name)!r} here; choose another folder"
                 )
 
     def append(self, blocks: np.ndarray, held_out: bool, documents: np.ndarray | None = None) -> None:
@@ -234,7 +252,7 @@ class BlocksFolder:
     def _write_at_end(self, file: str, held_out: bool, rows: np.ndarray, dtype: np.dtype) -> None:
         # The end by the count of blocks, not by the size of the file: what a killed process appended without noting it
         # is overwritten.
-        end = self.n_blocks[held_out] * self._made["ctx"] * dtype.itemsize
+        end = self.n_blocks[held_out] * self.made["ctx"] * dtype.itemsize
         write_at(self._folder / file, end, np.ascontiguousarray(rows, dtype).tobytes())
 
     def note(self, progress: dict[str, Any]) -> None:
@@ -251,7 +269,7 @@ class BlocksFolder:
 
     def _write_index(self, sha256: str | None, documents: str | None = None) -> None:
         index = {
-            "made": self._made,
+            "made": {name: value for name, value in self.made.items() if name not in self._not_kept},
             "dtype": self._dtype.name,
             "n_blocks": self.n_blocks,
             "sha256": sha256,
