@@ -19,6 +19,11 @@ class DatasetObject(Shard):
         super().__init__(name)
         self._dataset = dataset
 
+    @property
+    def place(self) -> str:
+        """What is the same for two shards with the same rows; the name of a streamed dataset tells too little."""
+        return f"object {id(self._dataset)}"
+
     def _count(self) -> int:
         return len(self._dataset) if hasattr(self._dataset, "__len__") else super()._count()
 
@@ -27,11 +32,13 @@ class DatasetObject(Shard):
         dataset = self._dataset
         known = dataset.column_names
         if known is not None:  # a streamed dataset may not know its columns before it is read
-            # The first column alone, if nothing asked for is there: rows without it must still be counted.
+            # Rows that lack all columns asked for must still be counted.
             dataset = dataset.select_columns([name for name in columns if name in known] or known[:1])
         if low:
             dataset = dataset.skip(low)
         rows = _rows_by_table(dataset, columns) if _is_arrow(dataset) else iter(dataset.with_format(None))
+        if known is not None and columns[0] not in known:
+            rows = (lacking(known) for _ in rows)
         return rows if high is None else islice(rows, high - low)
 
 

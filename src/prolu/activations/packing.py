@@ -25,6 +25,7 @@ def load_blocks(
     *,
     max_train_tokens: int = 100_000_000,
     text_column: str = "text",
+    data_config: str = "",
     split: str = "train",
     eval_split: str = "",
     special_tokens: str = AS_TEXT,
@@ -48,6 +49,7 @@ def load_blocks(
         ctx: the number of tokens per block.
         max_train_tokens: reading stops when there are this many tokens to train on, and one block to evaluate on.
         text_column: the column that holds the text, or the token ids, where there are columns.
+        data_config: the configuration of the dataset, where it has several, as its card lists them.
         split: the rows to train on: a split, or a slice of one, as in `train[0:40%]`.
         eval_split: the rows to evaluate on, as in `train[90:95%]`; if empty, some documents of `split`.
         special_tokens: what becomes of the name of a special token, such as `<|endoftext|>`, inside a text: `text`, or
@@ -66,8 +68,8 @@ def load_blocks(
     if isinstance(source, str) and holds_blocks(source):
         return _finished_blocks(source, tokenizer, ctx)
     one_of("special_tokens", special_tokens, (AS_TEXT, PARSED))
-    rows = Rows(source, split)
-    eval_rows = Rows(source, eval_split) if eval_split else None
+    rows = Rows(source, split, data_config)
+    eval_rows = Rows(source, eval_split, data_config) if eval_split else None
     if eval_rows is not None and rows.overlaps(eval_rows):
         raise ValueError(f"eval_split {eval_split!r}: overlaps split {split!r}, so what is trained on would be scored")
     text = _Text(rows, eval_rows, text_column, max_train_tokens, held_out_fraction, special_tokens)
@@ -94,6 +96,7 @@ class _Text(NamedTuple):
             # A path is made absolute, so that the text is found again from any directory.
             "source": str(Path(source).resolve()) if Path(source).exists() else source,
             "text_column": self.column,
+            "data_config": self.rows.config,
             "split": self.rows.split,
             "eval_split": "" if self.eval_rows is None else self.eval_rows.split,
             "max_train_tokens": self.max_train_tokens,

@@ -1,6 +1,7 @@
 """A shard: one file of rows, or what takes the place of a file; only the columns asked for are read."""
 
 import io
+import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,11 @@ class Shard(ABC):
         if self._n_rows is None:
             self._n_rows = self._count()
         return self._n_rows
+
+    @property
+    def place(self) -> str:
+        """What is the same for two shards with the same rows, whatever they are called."""
+        return os.path.realpath(self.file)
 
     @abstractmethod
     def rows(self, columns: Sequence[str], low: int = 0, high: int | None = None) -> Iterator[Row | NoRow]:

@@ -38,6 +38,8 @@ class TextOptions:
     text_column: str = "text"
     """The column that holds the text or, for data that is already tokenised, the token ids, as `input_ids` often
     does."""
+    data_config: str = ""
+    """The configuration of a dataset that has several, such as 'en'; its card lists them."""
     split: str = "train"
     """The rows to train on: a split, or a slice of one in rows or percent, such as 'train[:1000]' or 'train[0%:40%]'.
     All rows of a plain file are its split 'train'."""
@@ -114,6 +116,7 @@ def describe_options(options: Source | HarvestSource, n_tokens: int) -> dict[str
         "hook": first_hook(options.hook),
         "data": options.data,
         "text_column": options.text_column,
+        "data_config": options.data_config,
         "split": options.split,
         "eval_split": options.eval_split,
         "special_tokens": options.special_tokens,
@@ -190,8 +193,8 @@ def open_text(
     """Read the text of a description as token blocks for a language model.
 
     The fields `data`, `ctx`, `text_column`, `split`, `eval_split` and `max_train_tokens` are needed; `special_tokens`
-    is as in version 0.1.0 where it is missing, and `data_digest` is respected where it is given, unless only the
-    held-out blocks will be used.
+    and `data_config` are as in version 0.1.0 where they are missing, and `data_digest` is respected where it is given,
+    unless only the held-out blocks will be used.
 
     Raises:
         ValueError: the text cannot be read, or its tokens are not those described.

@@ -33,10 +33,11 @@ FACTS = {
     "eval_split": str,
     "max_train_tokens": int,
     "special_tokens": str,
+    "data_config": str,
 }
 """The facts that an index keeps about its text, with their types."""
 
-LATER_FACTS = {"special_tokens": "parsed"}
+LATER_FACTS = {"special_tokens": "parsed", "data_config": ""}
 """The facts that version 0.1.0 did not keep yet, with what was always so then. They are compared only where they are
 kept, since the digest of the tokens says whether they mattered."""
 
@@ -56,6 +57,8 @@ class TokenBlocks:
     """The name or path that the text came from."""
     text_column: str = "text"
     """The column of the text or of the token ids."""
+    data_config: str = ""
+    """The configuration of the dataset; empty if it has only one, or a default."""
     split: str = "train"
     """The rows to train on."""
     eval_split: str = ""

@@ -25,6 +25,7 @@ NEEDED = ("lm", "hook", "data", "ctx")
 SET_BY_STUDY = (
     "data",
     "text_column",
+    "data_config",
     "ctx",
     "split",
     "eval_split",
@@ -34,7 +35,7 @@ SET_BY_STUDY = (
 )
 """The options that a study sets with --like: changing one would change the held-out tokens."""
 
-OF_ONE_TEXT = {"text_column": "text", "split": "train", "eval_split": "", "special_tokens": "text"}
+OF_ONE_TEXT = {"text_column": "text", "data_config": "", "split": "train", "eval_split": "", "special_tokens": "text"}
 """The fields that belong to one text, and their values for another."""
 
 DEFAULTS = OF_ONE_TEXT | {"lm_dtype": "fp32", "max_train_tokens": None} | LATER_FACTS
@@ -54,6 +55,8 @@ class Scoring:
     Face hub, or `builtin`."""
     text_column: str = ""
     """The column of the text, if it is not that of the training."""
+    data_config: str = ""
+    """The configuration of the other text, if it is a dataset that has several."""
     split: str = ""
     """The rows of the other text: a split, or a slice of one such as 'train[0:40%]'. By default train."""
     eval_split: str = ""
