@@ -12,6 +12,8 @@ from datasets import Dataset, DatasetDict, get_dataset_config_names, load_datase
 
 from prolu import load_blocks
 from prolu.activations.text_rows import Rows
+from prolu.cli.entry_point import main
+from prolu.studies.results import Results
 
 TEXTS = {
     name: [f"{name} {i} a ball went up the tree " * 4 for i in range(40 + 10 * k)] for k, name in enumerate("abcd")
@@ -252,3 +254,43 @@ def test_each_split_has_a_format_of_its_own(tmp_path):
 
 def test_endings_may_be_written_large(tmp_path):
     assert texts_of(write(tmp_path / "r", {"A.TXT": "A book."})) == ["A book."]
+
+
+@pytest.mark.parametrize("data", ["file", "folder", "folder that is a link", "relative"])
+def test_what_was_trained_on_through_links_is_scored_and_reported_again(
+    tiny_lm_folder, tmp_path, monkeypatch, capsys, data
+):
+    """As in the cache of the hub: `snapshots/REVISION/data/*.parquet` are links to `blobs/SHA`."""
+    texts = [f"{i} {text}" for i in range(12) for text in TEXTS["a"]]
+    blob, snapshot = tmp_path / "blobs/0a1b2c", tmp_path / "snapshots/0123abc/data"
+    blob.parent.mkdir()
+    snapshot.mkdir(parents=True)
+    Dataset.from_dict({"text": texts}).to_parquet(blob)
+    (snapshot / "train-00000-of-00001.parquet").symlink_to("../../../blobs/0a1b2c")
+    (tmp_path / "latest").symlink_to(snapshot.parent)
+    monkeypatch.chdir(tmp_path)
+    source = {
+        "file": snapshot / "train-00000-of-00001.parquet", "folder": snapshot.parent,
+        "folder that is a link": tmp_path / "latest", "relative": "snapshots/0123abc/data/train-00000-of-00001.parquet",
+    }[data]  # fmt: skip
+    common = ["--lm", str(tiny_lm_folder), "--hook", "blocks.1.hook_resid_pre", "--ctx", "16", "--threads", "1"]
+    sizes = ["--d-sae", "24", "--n-tokens", "4000", "--batch-size", "128", "--eval-tokens", "320", "--coeff", "0.02"]
+    out = ["--out", "run", "--latent-pages", "none"]
+    assert main(["train", "--data", str(source), *common, *sizes, *out]) == 0
+    monkeypatch.chdir("/")
+    study = tmp_path / "run"
+    (run,) = Results.load(study).runs
+    assert main(["eval", str(run.folder), "--eval-tokens", "320"]) == 0
+    assert main(["report", str(study), "--latent-pages", "all", "--latent-tokens", "320"]) == 0
+    assert json.loads((study / "config.json").read_text())["stream"]["data"].startswith(str(tmp_path))
+
+
+def test_blocks_of_two_names_of_one_file_are_the_same(tokenizer, tmp_path):
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS["a"]))
+    wanted = load_blocks(str(tmp_path / "text.jsonl"), tokenizer, 16, folder=tmp_path / "blocks")
+    index = json.loads((tmp_path / "blocks/blocks.json").read_text())
+    (tmp_path / "there").symlink_to(tmp_path)
+    index["made"]["source"] = str(tmp_path / "there/text.jsonl")
+    (tmp_path / "blocks/blocks.json").write_text(json.dumps(index))
+    again = load_blocks(str(tmp_path / "text.jsonl"), tokenizer, 16, folder=tmp_path / "blocks")
+    assert again.digest() == wanted.digest()

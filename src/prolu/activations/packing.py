@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from prolu.activations.documents import HELD_OUT_FRACTION, Documents, is_held_out
 from prolu.activations.packer import AS_TEXT, HELD_OUT, PARSED, TRAIN, Packer, token_dtype
+from prolu.activations.resolving import absolute_path
 from prolu.activations.text_rows import Rows
 from prolu.activations.token_blocks import BlocksFolder, TokenBlocks, bos_token_id, holds_blocks, read_blocks
 from prolu.runtime.checks import one_of
@@ -91,10 +92,9 @@ class _Text(NamedTuple):
 
     def describe(self) -> dict[str, Any]:
         """Return the facts that token blocks keep about their text."""
-        source = self.rows.source
         return {
-            # A path is made absolute, so that the text is found again from any directory.
-            "source": str(Path(source).resolve()) if Path(source).exists() else source,
+            # So that the text is found again from any directory.
+            "source": absolute_path(self.rows.source),
             "text_column": self.column,
             "data_config": self.rows.config,
             "split": self.rows.split,

@@ -57,6 +57,15 @@ def name_of(source: Any) -> str:
     return f"{kind} {source._fingerprint}" if hasattr(source, "_fingerprint") else kind
 
 
+def absolute_path(name: str) -> str:
+    """Return the absolute path of a file or folder that is there; any other name (of the hub ...) stays as it is.
+
+    Links are not followed: a file of the hub's cache has its ending in the name of the link only.
+    """
+    there = name != "builtin" and os.path.exists(name)
+    return str(Path(name).absolute()) if there else name
+
+
 def _splits_of(source: Any, config: str) -> Mapping[str, Sequence[Shard]]:
     if source == "":
         # `Path("")` is the working directory, whose files nobody has asked for.

@@ -8,6 +8,7 @@ documents.bin     the number of the document of each held-out id, little-endian 
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -171,6 +172,13 @@ def _copy_side(copy: "BlocksFolder", rows: np.ndarray, held_out: bool, documents
         copy.append(rows[some], held_out, None if documents is None else documents[some])
 
 
+def _is_same(name: str, there: Any, here: Any) -> bool:
+    """Return whether a fact about the text is the same; two paths of one file are."""
+    if name == "source" and isinstance(there, str) and isinstance(here, str):
+        return os.path.realpath(there) == os.path.realpath(here)
+    return there == here
+
+
 class BlocksFolder:
     """Token blocks while they are written; whatever was noted survives a kill at any moment.
 
@@ -231,7 +239,7 @@ class BlocksFolder:
         except (KeyError, TypeError, AttributeError):
             raise ValueError(f"{self._folder / BLOCKS_FILE}: not an index of token blocks") from None
         for name, value in sorted(held.items()):
-            if value != self.made.get(name):
+            if not _is_same(name, value, self.made.get(name)):
                 raise ValueError(
                     f"tokens {str(self._folder)!r} holds other blocks: {name} is {value!r} there, "
                     f"{self.made.get(name)!r} here; choose another folder"
