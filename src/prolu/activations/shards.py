@@ -68,7 +68,10 @@ class Shard(ABC):
 
         if Path(self.file).suffix.lower() == ".zst":
             return self._open_zstandard()
-        return fsspec.open(self.file, "rb", compression="infer").open()  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            return fsspec.open(self.file, "rb", compression="infer").open()  # pyright: ignore[reportAttributeAccessIssue]
+        except ValueError as problem:  # a Python that was built without one of its decoders
+            raise ValueError(f"data {self.file!r}: cannot be decompressed here ({first_line(problem)})") from None
 
     def _open_zstandard(self) -> Any:
         """Return the decompressed content of a .zst file; of all its frames, since large files have many."""

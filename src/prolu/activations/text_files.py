@@ -1,5 +1,6 @@
 """Readers of text and JSON files, and the table of all formats by the endings of files."""
 
+import codecs
 import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -49,31 +50,51 @@ def _passages(text: str) -> Iterator[str]:
         start = end
 
 
-class _JsonLinesFile(Shard):
-    """A file with one JSON object per line."""
+class _JsonFile(Shard):
+    """A file with one JSON value per line, or one array of values; a value is an object, or a text by itself."""
 
     def rows(self, columns: Sequence[str], low: int = 0, high: int | None = None) -> Iterator[Row | NoRow]:
-        return islice(self._all(columns[0]), low, high)
-
-    def _all(self, column: str) -> Iterator[Row | NoRow]:
         try:
-            with self._open() as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        yield self._row(number, line, column)
+            whole = self._whole()
+            yield from islice(self._lines(columns[0]) if whole is None else _entries(whole, columns[0]), low, high)
         except BROKEN as problem:
             raise unreadable(self.file, problem) from None
 
-    def _row(self, number: int, line: bytes, column: str) -> Row | NoRow:
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            return NoRow(f"line {number} is not JSON")
-        return _row_of(value, column)
+    def _whole(self) -> list[Any] | None:
+        """Return the values of a file that is one array, or one object over several lines; None if it has lines."""
+        with self._open() as file:
+            first = next(filter(None, (line.removeprefix(codecs.BOM_UTF8).strip() for line in file)), b"")
+            # Only what begins like one is read at once: a file of lines may be larger than the memory.
+            if first != b"{" and not first.startswith(b"["):
+                return None
+        with self._open() as file:
+            try:
+                value = json.loads(file.read())
+            except (ValueError, RecursionError):
+                return None
+        return value if isinstance(value, list) else [value]
+
+    def _lines(self, column: str) -> Iterator[Row | NoRow]:
+        with self._open() as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    value = json.loads(line)
+                except (ValueError, RecursionError):
+                    yield NoRow(f"line {number} is not JSON")
+                else:
+                    yield _row_of(value, column)
+
+
+def _entries(values: list[Any], column: str) -> Iterator[Row | NoRow]:
+    return (_row_of(value, column) for value in values)
 
 
 def _row_of(value: Any, column: str) -> Row | NoRow:
-    """Return the row that a JSON value is; an object is a row, and all else is not."""
+    """Return the row that a JSON value is: an object, or a text without a name, whose column `datasets` calls text."""
+    if isinstance(value, str):
+        value = {"text": value}
     if not isinstance(value, dict):
         return lacking([])
     return value if column in value else lacking(list(value))
@@ -81,8 +102,8 @@ def _row_of(value: Any, column: str) -> Row | NoRow:
 
 FILE_FORMATS: dict[str, type[Shard]] = {
     ".txt": _TextFile,
-    ".jsonl": _JsonLinesFile,
-    ".json": _JsonLinesFile,
+    ".jsonl": _JsonFile,
+    ".json": _JsonFile,
     ".parquet": ParquetFile,
     ".arrow": ArrowFile,
 }

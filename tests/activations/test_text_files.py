@@ -1,0 +1,104 @@
+"""Formats of text files, and how plain text is cut into documents."""
+
+import bz2
+import gzip
+import json
+import lzma
+import shutil
+import subprocess
+
+import pyarrow
+import pytest
+
+from prolu import load_blocks
+from prolu.activations.documents import Documents
+from prolu.activations.text_rows import Rows
+
+TEXTS = [f"{i} a ball went up the tree, and so did the café\u2028 " * 6 for i in range(300)]
+ROWS = [{"text": text, "meta": {"id": i}} for i, text in enumerate(TEXTS)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+@pytest.fixture
+def tokenizer(tiny_lm):
+    return tiny_lm.tokenizer
+
+
+def texts_of(file):
+    return [document.content for document in Documents(Rows(str(file)), "text")]
+
+
+def zstd(data):
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+HALF = LINES.index(b"\n", len(LINES) // 2) - 7
+SKIPPED = b"\x50\x2a\x4d\x18\x04\0\0\0\1\2\3\4"  # a skippable frame, as pzstd writes before each of its own
+COMPRESSED = {
+    "a.jsonl.zst": zstd(LINES),
+    "many.jsonl.zst": zstd(LINES[:HALF]) + zstd(LINES[HALF:]),
+    "pzstd.json.ZST": SKIPPED + zstd(LINES[:HALF]) + SKIPPED + zstd(LINES[HALF:]),
+    "a.jsonl.gz": gzip.compress(LINES[:HALF]) + gzip.compress(LINES[HALF:]),
+    "a.json.xz": lzma.compress(LINES),
+    "a.jsonl.bz2": bz2.compress(LINES[:HALF]) + bz2.compress(LINES[HALF:]),
+    "array.json.zst": zstd(json.dumps(ROWS).encode()),
+    "a.txt.zst": zstd("\n<|endoftext|>\n".join(TEXTS).encode()),
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_compressed_files_are_read(tokenizer, tmp_path, name):
+    (tmp_path / name).write_bytes(COMPRESSED[name])
+    assert texts_of(tmp_path / name) == TEXTS
+    sliced = Rows(str(tmp_path / name), "train[20:50]").read(["text"])
+    assert [row["text"] for row in sliced] == TEXTS[20:50]
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="the program zstd is not there")
+def test_a_file_of_the_program_zstd_is_read(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    subprocess.run(["zstd", "-q", "-19", "--long", str(tmp_path / "a.jsonl")], check=True)
+    assert texts_of(tmp_path / "a.jsonl.zst") == TEXTS
+
+
+@pytest.mark.parametrize("content", [b"no zstandard", COMPRESSED["a.jsonl.zst"][:-9], b""])
+def test_damaged_zstandard_is_refused(tokenizer, tmp_path, content):
+    (tmp_path / "a.jsonl.zst").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.jsonl.zst.*(not a readable .jsonl file|0 documents)"):
+        load_blocks(str(tmp_path / "a.jsonl.zst"), tokenizer, ctx=16)
+
+
+ARRAYS = {
+    "one line": json.dumps(ROWS),
+    "indented": json.dumps(ROWS, indent=2),
+    "one row per line": "[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n",
+    "BOM and blank lines": "\ufeff\n\n" + json.dumps(ROWS, ensure_ascii=False, indent=1),
+    "CRLF": json.dumps(ROWS, indent=1).replace("\n", "\r\n"),
+    "texts": json.dumps(TEXTS),
+    "lines": LINES.decode(),
+    "lines of texts": "\n".join(json.dumps(text) for text in TEXTS),
+    "a null and a number among them": json.dumps([None, 3, *ROWS[:5], {"text": None}, [1], *ROWS[5:]]),
+}
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl"])
+@pytest.mark.parametrize("form", ARRAYS)
+def test_json_may_be_an_array(tmp_path, form, ending):
+    file = tmp_path / f"a{ending}"
+    file.write_bytes(ARRAYS[form].encode())
+    assert texts_of(file) == TEXTS
+
+
+def test_one_object_over_several_lines_is_a_row(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(ROWS[0], indent=2))
+    assert texts_of(tmp_path / "a.json") == TEXTS[:1]
+
+
+@pytest.mark.parametrize("content", ["[", "[1, 2", "[[[", "{", '{"data": [{"text": "a"}]}', "[]", "3", "[3]\n[4]"])
+def test_json_without_rows_is_refused(tokenizer, tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=r"a.json.*(no text or token ids in column 'text'|0 documents)"):
+        load_blocks(str(tmp_path / "a.json"), tokenizer, ctx=16)
