@@ -102,3 +102,60 @@ def test_json_without_rows_is_refused(tokenizer, tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(ValueError, match=r"a.json.*(no text or token ids in column 'text'|0 documents)"):
         load_blocks(str(tmp_path / "a.json"), tokenizer, ctx=16)
+
+
+WORDS = "the river bank was closed on monday because a flood had taken its door"
+
+
+@pytest.mark.parametrize(
+    ("text", "cuts_words"),
+    [
+        (" ".join(f"{WORDS} {i}" for i in range(20_000)), False),
+        ("\t".join(f"{WORDS} {i}" for i in range(20_000)), False),
+        ("\r".join(f"{WORDS} {i}" for i in range(20_000)), False),
+        ("".join(chr(0x4E00 + i * i % 20_011) for i in range(360_000)), True),
+        ("A heading.\n" + " ".join(f"{WORDS} {i}" for i in range(20_000)) + "\nThe end.", False),
+        (f"{WORDS} <|endoftext|> " * 5000, False),
+    ],
+)
+def test_text_without_line_ends_is_cut_into_passages(tokenizer, tmp_path, text, cuts_words):
+    (tmp_path / "a.txt").write_text(text, newline="")
+    passages = texts_of(tmp_path / "a.txt")
+    assert "".join(passages) == text
+    # Before the last line end it may be a line of the length that is still a line.
+    longest = 104_000 if text.endswith("The end.") else 8000
+    assert all(4000 <= len(passage) <= longest for passage in passages[:-1])
+    assert len(passages) > 80
+    assert cuts_words or all(passage[-1].isspace() for passage in passages[:-1])
+    blocks = load_blocks(str(tmp_path / "a.txt"), tokenizer, ctx=16)
+    assert 0.02 < blocks.held_out.size / blocks.train.size < 0.3
+
+
+def test_text_with_line_ends_is_cut_at_them_only(tmp_path):
+    """The rule of the first version: a passage ends at the first line end after 4,000 characters."""
+    lines = [(WORDS + " ") * (1 + (7 * i) % 900) + "\n" for i in range(150)]
+    assert max(map(len, lines)) > 50_000
+    text = "".join(lines) + WORDS
+    (tmp_path / "a.txt").write_text(text)
+    expected = []
+    start = 0
+    while start < len(text):
+        newline = text.find("\n", start + 4000)
+        expected.append(text[start : len(text) if newline < 0 else newline + 1])
+        start += len(expected[-1])
+    assert texts_of(tmp_path / "a.txt") == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a\n<|endoftext|>\nb", "<|endoftext|>\na\n<|endoftext|>\nb\n<|endoftext|>\n", "a\n<|endoftext|>\nb\n<|endoftext|>",
+     "a\n<|endoftext|>\n<|endoftext|>\nb", "a\r\n<|endoftext|>\r\nb"],
+)  # fmt: skip
+def test_lines_that_are_the_separator_belong_to_no_document(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text, newline="")
+    assert texts_of(tmp_path / "a.txt") == ["a", "b"]
+
+
+def test_a_separator_within_a_line_is_text(tmp_path):
+    (tmp_path / "a.txt").write_text("a <|endoftext|> in a line\n<|endoftext|>\nb<|endoftext|>\nc\n")
+    assert texts_of(tmp_path / "a.txt") == ["a <|endoftext|> in a line", "b<|endoftext|>\nc\n"]

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -15,6 +16,10 @@ SEPARATOR = "<|endoftext|>"
 
 PASSAGE_CHARACTERS = 4000
 """The length of the passages into which a .txt file without separators is cut."""
+
+
+LONGEST_LINE = 100_000
+"""The number of characters in which the end of a line is looked for, before a passage is cut within a line."""
 
 
 class StandardLibrary(Shard):
@@ -36,16 +41,42 @@ class _TextFile(Shard):
                 text = file.read().decode("utf-8", "surrogateescape").replace("\r\n", "\n")
         except BROKEN as problem:
             raise unreadable(self.file, problem) from None
-        texts = text.split(f"\n{SEPARATOR}\n") if SEPARATOR in text else _passages(text)
-        return islice(({"text": t} for t in texts if t.strip()), low, high)
+        return islice(({"text": t} for t in _documents(text) if t.strip()), low, high)
+
+
+def _documents(text: str) -> Iterator[str]:
+    """Yield the texts between lines that hold `SEPARATOR` only, or passages if there is no such line."""
+    start = 0
+    is_separated = False
+    at = text.find(SEPARATOR)
+    while at >= 0:
+        end = at + len(SEPARATOR)
+        # A text that mentions the separator within a line is not cut there.
+        if text[at - 1 : at] in ("", "\n") and text[end : end + 1] in ("", "\n"):
+            yield text[start : max(at - 1, start)]
+            start = end + 1
+            is_separated = True
+        at = text.find(SEPARATOR, end)
+    yield from [text[start:]] if is_separated else _passages(text)
 
 
 def _passages(text: str) -> Iterator[str]:
-    """Yield a text in passages of about `PASSAGE_CHARACTERS`, cut at the ends of lines."""
+    """Yield a text in passages of about `PASSAGE_CHARACTERS`, cut at the ends of lines.
+
+    Where no line ends for a long time, they are cut at a space and, where there is none, within a word. Otherwise a
+    text without line ends would be one document, all of it on one side of the held-out split.
+    """
     start = 0
     while start < len(text):
-        newline = text.find("\n", start + PASSAGE_CHARACTERS)
-        end = len(text) if newline < 0 else newline + 1
+        least = start + PASSAGE_CHARACTERS
+        newline = text.find("\n", least, least + LONGEST_LINE)
+        if newline >= 0:
+            end = newline + 1
+        elif len(text) < least + PASSAGE_CHARACTERS:
+            end = len(text)
+        else:
+            space = re.compile(r"\s").search(text, least, least + PASSAGE_CHARACTERS)
+            end = least if space is None else space.end()
         yield text[start:end]
         start = end
 
