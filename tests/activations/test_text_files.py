@@ -6,13 +6,16 @@ import json
 import lzma
 import shutil
 import subprocess
+from pathlib import Path
 
 import pyarrow
 import pytest
+from datasets import Dataset
 
-from prolu import load_blocks
+from prolu import ActivationStream, RunConfig, load_blocks, run_sweep
 from prolu.activations.documents import Documents
 from prolu.activations.text_rows import Rows
+from prolu.cli.entry_point import main
 
 TEXTS = [f"{i} a ball went up the tree, and so did the café\u2028 " * 6 for i in range(300)]
 ROWS = [{"text": text, "meta": {"id": i}} for i, text in enumerate(TEXTS)]
@@ -159,3 +162,62 @@ def test_lines_that_are_the_separator_belong_to_no_document(tmp_path, text):
 def test_a_separator_within_a_line_is_text(tmp_path):
     (tmp_path / "a.txt").write_text("a <|endoftext|> in a line\n<|endoftext|>\nb<|endoftext|>\nc\n")
     assert texts_of(tmp_path / "a.txt") == ["a <|endoftext|> in a line", "b<|endoftext|>\nc\n"]
+
+
+def test_a_path_is_taken_as_its_name(tokenizer, tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/a.jsonl").write_bytes(LINES)
+    wanted = load_blocks(str(tmp_path / "text/a.jsonl"), tokenizer, ctx=16, folder=tmp_path / "blocks")
+    for source in (tmp_path / "text/a.jsonl", tmp_path / "text", tmp_path / "blocks"):
+        assert load_blocks(source, tokenizer, ctx=16).digest() == wanted.digest()
+
+
+def test_a_list_of_files_is_read_in_its_order(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "b.jsonl").write_bytes(LINES[: HALF + 7])
+    (tmp_path / "a.json").write_text(json.dumps(ROWS[LINES[:HALF].count(b"\n") :][1:]))
+    monkeypatch.chdir(tmp_path)
+    wanted = load_blocks(TEXTS, tokenizer, ctx=16)
+    for files in (["b.jsonl", "a.json"], (tmp_path / "b.jsonl", tmp_path / "a.json"), [tmp_path / "b.jsonl", "a.json"]):
+        assert [row["text"] for row in Rows(files).read(["text"])] == TEXTS
+        blocks = load_blocks(files, tokenizer, ctx=16, folder=tmp_path / "blocks")
+        assert blocks.digest() == wanted.digest()
+        assert blocks.source == [str(tmp_path / "b.jsonl"), str(tmp_path / "a.json")]
+        assert load_blocks(blocks.source, tokenizer, ctx=16).digest() == wanted.digest()
+    assert [row["text"] for row in Rows(["a.json", "b.jsonl"], "train[0:5]").read(["text"])] != TEXTS[:5]
+
+
+def test_a_list_of_texts_is_its_texts(tokenizer):
+    blocks = load_blocks(TEXTS, tokenizer, ctx=16)
+    assert blocks.digest() == load_blocks(Dataset.from_dict({"text": TEXTS}), tokenizer, ctx=16).digest()
+    assert blocks.source.startswith("300 texts ")
+    assert load_blocks(tuple(TEXTS), tokenizer, ctx=16, text_column="body").digest() == blocks.digest()
+    assert load_blocks([*TEXTS, "a.txt", "x" * 5000, "a\0b"], tokenizer, ctx=16).n_documents == 303
+    assert load_blocks(TEXTS[1:], tokenizer, ctx=16).source != blocks.source
+    sliced = load_blocks(TEXTS, tokenizer, ctx=16, split="train[:50%]", eval_split="train[90%:]")
+    assert sliced.n_documents == 180
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ([], "a list of neither files nor texts"), (["a", 3], "a list of neither"), ([["a"]], "a list of neither"),
+        (["no.parquet"], "no file 'no.parquet', in a list of files"),
+        ([Path("no such file")], "no file 'no such file'"),
+        (["no.jsonl", "neither.txt"], "no file 'no.jsonl'"), ("x" * 5000, "neither a file"), ("a\0b", "neither a file"),
+    ],
+)  # fmt: skip
+def test_lists_of_something_else_are_refused(tokenizer, source, words):
+    with pytest.raises(ValueError, match=words):
+        load_blocks(source, tokenizer)
+
+
+def test_a_study_of_a_list_of_files_is_resumed_scored_and_reported(tiny_lm, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    (tmp_path / "b.jsonl").write_bytes(LINES)
+    blocks = load_blocks([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], tiny_lm.tokenizer, ctx=32)
+    runs = [RunConfig(d_sae=24, n_tokens=2560, coeff=0.02)]
+    for _ in range(2):
+        stream = ActivationStream(tiny_lm, blocks, 128)
+        results = run_sweep(runs, stream, tmp_path / "study", eval_tokens=640, progress=False)
+    assert main(["eval", str(results.runs[0].folder), "--eval-tokens", "320"]) == 0
+    assert main(["report", str(tmp_path / "study"), "--latent-pages", "all", "--latent-tokens", "320"]) == 0

@@ -173,7 +173,7 @@ def _mask_of(mask: Any, n_ids: int) -> np.ndarray | None:
 class _PaddingCheck:
     """Looks whether most rows of token ids begin or end with one id several times, as padded rows do."""
 
-    def __init__(self, source: str, mask: str):
+    def __init__(self, source: Any, mask: str):
         self._source = source
         self._mask = mask
         self._n_rows = 0

@@ -174,7 +174,7 @@ class Packer:
         """Return whether a side has enough text for one block."""
         return self.n_tokens[side] >= self._ctx
 
-    def check(self, source: str) -> None:
+    def check(self, source: Any) -> None:
         """Raise ValueError if a side does not have even one block."""
         for name, side in (("training", TRAIN), ("held-out", HELD_OUT)):
             if not self.has_block(side):

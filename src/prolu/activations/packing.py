@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from prolu.activations.documents import HELD_OUT_FRACTION, Documents, is_held_out
 from prolu.activations.packer import AS_TEXT, HELD_OUT, PARSED, TRAIN, Packer, token_dtype
-from prolu.activations.resolving import absolute_path
+from prolu.activations.resolving import absolute_paths, plain_source
 from prolu.activations.text_rows import Rows
 from prolu.activations.token_blocks import BlocksFolder, TokenBlocks, bos_token_id, holds_blocks, read_blocks
 from prolu.runtime.checks import one_of
@@ -42,10 +42,10 @@ def load_blocks(
     that seem to be padded and have none are refused. Rows without text are left out, counted and reported.
 
     Args:
-        source: `builtin` (the interpreter's own standard library), a .txt, .jsonl, .parquet or .arrow file, a folder
-            of such files, the name of a dataset on the Hugging Face hub, a `Dataset` or `IterableDataset` of the
-            datasets library (or its dict of them, by split), or a folder of token blocks, which are then read as they
-            are.
+        source: `builtin` (the interpreter's own standard library), a .txt, .jsonl, .parquet or .arrow file, a list of
+            such files or of texts, a folder of such files, the name of a dataset on the Hugging Face hub, a `Dataset`
+            or `IterableDataset` of the datasets library (or its dict of them, by split), or a folder of token blocks,
+            which are then read as they are. Paths may be `str` or `Path`.
         tokenizer: a fast transformers tokenizer.
         ctx: the number of tokens per block.
         max_train_tokens: reading stops when there are this many tokens to train on, and one block to evaluate on.
@@ -65,6 +65,7 @@ def load_blocks(
     """
     if ctx < 2:
         raise ValueError(f"ctx {ctx}: a block must hold at least 2 tokens")
+    source = plain_source(source)
     # Finished blocks are read as they are: their folder says how they were split, and nothing here can change it.
     if isinstance(source, str) and holds_blocks(source):
         return _finished_blocks(source, tokenizer, ctx)
@@ -94,7 +95,7 @@ class _Text(NamedTuple):
         """Return the facts that token blocks keep about their text."""
         return {
             # So that the text is found again from any directory.
-            "source": absolute_path(self.rows.source),
+            "source": absolute_paths(self.rows.source),
             "text_column": self.column,
             "data_config": self.rows.config,
             "split": self.rows.split,

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from prolu.activations.arrow_files import ArrowFile, DatasetObject
 from prolu.activations.shards import Shard, ending_of
-from prolu.activations.text_files import FILE_FORMATS, StandardLibrary, open_file
+from prolu.activations.text_files import FILE_FORMATS, StandardLibrary, Texts, open_file
 from prolu.runtime.files import first_line
 
 logger = logging.getLogger(__name__)
@@ -49,12 +50,45 @@ def shards_of(source: Any, config: str, split: str) -> Sequence[Shard]:
     return splits[split]
 
 
-def name_of(source: Any) -> str:
-    """Return what names a source of rows: a name or path itself, or the kind and fingerprint of a dataset object."""
-    if isinstance(source, str):
+def plain_source(source: Any) -> Any:
+    """Return a source in the form that all else here knows: paths as str, texts as an object.
+
+    Raises:
+        ValueError: It is a list that holds neither files nor texts only.
+    """
+    if isinstance(source, Path):
+        return str(source)
+    if not isinstance(source, list | tuple):
         return source
+    if not source or not all(isinstance(item, str | Path) for item in source):
+        raise ValueError(f"data: a {type(source).__name__} of neither files nor texts; pass either, and at least one")
+    items = [str(item) for item in source]
+    missing = [item for item in items if not os.path.isfile(item)]
+    # A wrong name of a file must not become a short text; a text may happen to be the name of a file.
+    if any(isinstance(item, Path) for item in source) or all(map(_looks_like_a_file, missing)):
+        if missing:
+            raise ValueError(f"data: no file {missing[0]!r}, in a list of files")
+        return [absolute_path(item) for item in items]
+    return Texts(items)
+
+
+def _looks_like_a_file(text: str) -> bool:
+    return ending_of(text) in FILE_FORMATS and not re.search(r"\s", text)
+
+
+def name_of(source: Any) -> Any:
+    """Return what names a source of rows: names and paths themselves, or the kind and fingerprint of an object."""
+    if isinstance(source, str | list):
+        return source
+    if isinstance(source, Texts):
+        return source.file
     kind = f"datasets.{type(source).__name__}"
     return f"{kind} {source._fingerprint}" if hasattr(source, "_fingerprint") else kind
+
+
+def absolute_paths(source: Any) -> Any:
+    """Return the name of a source, with absolute paths of files and folders that are there."""
+    return [absolute_path(file) for file in source] if isinstance(source, list) else absolute_path(source)
 
 
 def absolute_path(name: str) -> str:
@@ -70,11 +104,15 @@ def _splits_of(source: Any, config: str) -> Mapping[str, Sequence[Shard]]:
     if source == "":
         # `Path("")` is the working directory, whose files nobody has asked for.
         raise ValueError("data '': must be a file, a folder, a dataset on the hub, or 'builtin'")
-    if not isinstance(source, str):
+    if isinstance(source, list):
+        splits = {"train": [open_file(file) for file in source]}
+    elif isinstance(source, Texts):
+        splits = {"train": [source]}
+    elif not isinstance(source, str):
         splits = _splits_of_object(source)
     elif source == "builtin":
         splits = {"train": [StandardLibrary(source)]}
-    elif Path(source).is_file():
+    elif os.path.isfile(source):  # also for a name that is too long for a file
         splits = {"train": [open_file(source)]}
     elif _is_saved_dataset(Path(source)):
         splits = _splits_of_saved_dataset(source)
@@ -91,15 +129,16 @@ def _splits_of_object(source: Any) -> dict[str, list[Shard]]:
 
     splits = source if isinstance(source, dict) else {"train": source}
     if not splits or not all(isinstance(dataset, Dataset | IterableDataset) for dataset in splits.values()):
-        raise ValueError(f"data: a {type(source).__name__}; pass a name, a path, or a dataset of the datasets library")
+        raise ValueError(
+            f"data: a {type(source).__name__}; pass a name, a path, a list of files or texts, or a dataset"
+        )
     return {split: [DatasetObject(name_of(dataset), dataset)] for split, dataset in splits.items()}
 
 
 def _is_saved_dataset(folder: Path) -> bool:
     """Return whether `save_to_disk` of a Dataset or a DatasetDict wrote this folder."""
-    return (folder / "dataset_dict.json").is_file() or all(
-        (folder / name).is_file() for name in ("state.json", "dataset_info.json")
-    )
+    alone = ("state.json", "dataset_info.json")
+    return os.path.isfile(folder / "dataset_dict.json") or all(os.path.isfile(folder / name) for name in alone)
 
 
 def _splits_of_saved_dataset(source: str) -> dict[str, list[Shard]]:
@@ -118,7 +157,7 @@ def _splits_of_saved_dataset(source: str) -> dict[str, list[Shard]]:
 def _splits_of_repository(source: str, config: str) -> dict[str, list[Shard]]:
     """Return the splits of a folder of files, of a cloned repository, or of a dataset on the hub."""
     folder = Path(source)
-    card = _configs_of_card(folder) if folder.is_dir() else None
+    card = _configs_of_card(folder) if os.path.isdir(source) else None
     if card == []:  # a folder without a card: its files tell the splits
         if config not in ("", "default"):
             raise ValueError(f"data_config {config!r}: {source} has no configurations; leave it out")
@@ -193,7 +232,7 @@ def _declared_files(source: str, config: str) -> Mapping[Any, Iterable[Any]]:
     """Return the files of a configuration by split, as a repository declares them, here or on the hub."""
     from datasets import get_dataset_config_names, get_dataset_default_config_name, load_dataset_builder
 
-    is_folder = Path(source).is_dir()
+    is_folder = os.path.isdir(source)
     # An absolute path: a folder called `text` or `json` would be taken for a format of that name.
     place = str(Path(source).absolute()) if is_folder else source
     if is_folder and (Path(place) / f"{Path(place).name}.py").exists():

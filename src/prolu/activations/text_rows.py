@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prolu.activations.resolving import name_of, shards_of
+from prolu.activations.resolving import name_of, plain_source, shards_of
 from prolu.activations.shards import NoRow, Row, clipped
 
 
@@ -26,6 +26,7 @@ class Rows:
         Raises:
             ValueError: there is no such source, or it has no such configuration or split.
         """
+        source = plain_source(source)
         self.source = name_of(source)
         self.config = config
         self.split = split

@@ -28,7 +28,7 @@ DOCUMENTS_FILE = "documents.bin"
 DOCUMENT_DTYPE = np.dtype(np.uint32)
 
 FACTS = {
-    "source": str,
+    "source": str | list,
     "text_column": str,
     "split": str,
     "eval_split": str,
@@ -54,8 +54,8 @@ class TokenBlocks:
     """The blocks that SAEs train on."""
     held_out: np.ndarray
     """The blocks of other documents, for evaluation only."""
-    source: str
-    """The name or path that the text came from."""
+    source: str | list[str]
+    """The name or path that the text came from; a list of paths, if it came from several files."""
     text_column: str = "text"
     """The column of the text or of the token ids."""
     data_config: str = ""
@@ -94,7 +94,7 @@ class TokenBlocks:
 
 def holds_blocks(folder: str | Path) -> bool:
     """Return whether a folder was made by `BlocksFolder`, finished or not."""
-    return (Path(folder) / BLOCKS_FILE).is_file()
+    return os.path.isfile(Path(folder) / BLOCKS_FILE)  # also for a name that is too long for a file
 
 
 def read_blocks(folder: str | Path) -> TokenBlocks:
@@ -112,8 +112,10 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
         dtype = np.dtype(index["dtype"])
         train, held_out = (_mapped(folder / SIDES[s], dtype, index["n_blocks"][s], made["ctx"]) for s in (0, 1))
         facts = {name: made.get(name, LATER_FACTS[name]) if name in LATER_FACTS else made[name] for name in FACTS}
-        if not all(type(value) is FACTS[name] for name, value in facts.items()):
-            raise TypeError
+        for name, value in facts.items():
+            # A bool is an int to isinstance, and no number of tokens.
+            if isinstance(value, bool) or not isinstance(value, FACTS[name]):
+                raise TypeError
         documents = None
         documents_digest = index.get("documents")
         if documents_digest is not None:

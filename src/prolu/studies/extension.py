@@ -51,7 +51,8 @@ def _may_differ(name: str) -> bool:
     """Return whether a field may differ: versions are only recorded, and another path may lead to the same data."""
     return (
         name.startswith("versions")
-        or name in [f"stream.{field}" for field in PATH_FIELDS]
+        or name.startswith(tuple(f"stream.{field}" for field in PATH_FIELDS if field != "lm"))  # one file, or several
+        or name == "stream.lm"
         or name.endswith(".init_from")
     )
 
