@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prolu.activations.language_model import DTYPES, LanguageModel
-from prolu.activations.token_blocks import TokenBlocks
+from prolu.activations.token_blocks import FACTS, TokenBlocks
 from prolu.runtime.checks import one_of
 
 Piece = Float[Tensor, "n ctx d_in"]
@@ -134,10 +134,7 @@ def describe_activations(lm: LanguageModel, blocks: TokenBlocks) -> dict[str, An
         "lm_batch_tokens": lm.batch_tokens,  # the shape of a pass, and with it the rounding
         "centred": lm.centred,
         "data": blocks.source,
-        "text_column": blocks.text_column,
-        "split": blocks.split,
-        "eval_split": blocks.eval_split,
-        "max_train_tokens": blocks.max_train_tokens,
+        **{name: getattr(blocks, name) for name in FACTS if name != "source"},
         "data_digest": blocks.digest(),
         "ctx": blocks.ctx,
     }

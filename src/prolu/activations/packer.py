@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prolu.activations.documents import Document, read_documents
-from prolu.activations.text_rows import Rows
+from prolu.activations.documents import Document
 from prolu.activations.token_blocks import DOCUMENT_DTYPE, BlocksFolder, bos_token_id
 
 TRAIN = False
@@ -19,6 +18,12 @@ DOCUMENTS_PER_CALL = 64
 
 TOKENS_BETWEEN_SAVES = 2**20
 """The number of tokens after which blocks are written to the disk: the most that a kill can cost."""
+
+
+AS_TEXT = "text"
+PARSED = "parsed"
+"""What becomes of the name of a special token, such as <|endoftext|>, inside a text: it is text as all else, or it
+becomes that token."""
 
 
 def token_dtype(tokenizer: Any) -> np.dtype:
@@ -38,13 +43,16 @@ class PackingProgress(NamedTuple):
     """The tokens on the training side and on the held-out side that do not fill a block yet."""
     documents_tail: Sequence[int] | None = ()
     """The document of each token in the held-out tail; None in a folder begun before documents were kept."""
+    n_rows_left_out: int = 0
+    """The number of rows without text, which were left out; known when all is packed."""
 
     @classmethod
     def read(cls, noted: Mapping[str, Any]) -> "PackingProgress":
         """Return the progress that a folder's index notes; the beginning, if it notes none."""
         if not noted:
             return cls()
-        return cls(noted["n_documents"], noted["n_calls"], noted["tails"], noted.get("documents_tail"))
+        n_rows_left_out = noted.get("n_rows_left_out", 0)
+        return cls(noted["n_documents"], noted["n_calls"], noted["tails"], noted.get("documents_tail"), n_rows_left_out)
 
     def noted(self) -> dict[str, Any]:
         """Return the progress in the form in which an index notes it."""
@@ -83,23 +91,26 @@ class Packer:
     to time, and packing that was interrupted is resumed from them.
     """
 
-    def __init__(self, tokenizer: Any, ctx: int, folder: BlocksFolder | None):
+    def __init__(self, tokenizer: Any, ctx: int, folder: BlocksFolder | None, special_tokens: str = AS_TEXT):
         """Prepare a packer, with the progress that the folder notes.
 
         Args:
             tokenizer: A fast transformers tokenizer.
             ctx: The number of tokens per block.
             folder: Where to write the blocks; None keeps them in memory until they are taken.
+            special_tokens: `AS_TEXT` or `PARSED`.
         """
         self._tokenizer = tokenizer
         self._ctx = ctx
         self._bos = bos_token_id(tokenizer)
         self._dtype = token_dtype(tokenizer)
         self._folder = folder
+        self._as_text = special_tokens == AS_TEXT
         progress = PackingProgress.read({} if folder is None else folder.progress)
         n_blocks = [0, 0] if folder is None else folder.n_blocks
         self.n_tokens = [n * ctx + len(tail) for n, tail in zip(n_blocks, progress.tails, strict=True)]
         self.n_documents = progress.n_documents
+        self.n_rows_left_out = progress.n_rows_left_out
         self._n_calls = list(progress.n_calls)
         self._queues = [_BlockQueue(ctx, self._dtype, tail) for tail in progress.tails]
         # The document of every held-out token, in step with the queue of held-out tokens. A folder that was begun
@@ -109,10 +120,10 @@ class Packer:
             self._documents = _BlockQueue(ctx, DOCUMENT_DTYPE, progress.documents_tail)
         self._n_unsaved = 0
 
-    def missing(self, rows: Rows, column: str, *, eval_split: bool) -> Iterator[list[Document]]:
-        """Yield the batches of documents of a split that have not been added yet."""
+    def missing(self, documents: Iterable[Document], *, eval_split: bool) -> Iterator[list[Document]]:
+        """Yield the batches of a split's documents that have not been added yet."""
         # The same batches as before an interruption, since `_n_calls` counts whole batches.
-        batches = _batched(read_documents(rows, column), DOCUMENTS_PER_CALL)
+        batches = _batched(documents, DOCUMENTS_PER_CALL)
         return islice(batches, self._n_calls[eval_split], None)
 
     def add(self, documents: Sequence[Document], sides: Sequence[bool], *, eval_split: bool) -> None:
@@ -125,7 +136,7 @@ class Packer:
         texts = [document.content for document in documents if isinstance(document.content, str)]
         encoded: Iterator[list[int]] = iter(())
         if texts:  # a tokenizer does not take an empty list
-            encoded = iter(self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+            encoded = iter(self._encoded(texts))
         for number, (document, side) in enumerate(zip(documents, sides, strict=True), self.n_documents):
             if isinstance(document.content, str):
                 piece = np.array([self._bos, *next(encoded)], dtype=self._dtype)
@@ -142,6 +153,13 @@ class Packer:
         if self._n_unsaved >= TOKENS_BETWEEN_SAVES:
             self.save()
 
+    def _encoded(self, texts: list[str]) -> list[list[int]]:
+        # Without the flag, a document that only mentions <|endoftext|> would have a BOS in its middle.
+        found = self._tokenizer(
+            texts, add_special_tokens=False, verbose=False, split_special_tokens=self._as_text
+        )  # fmt: skip
+        return found["input_ids"]
+
     def _cut_row(self, ids: np.ndarray) -> np.ndarray:
         """Return as much of a row of token ids as fills whole blocks, so that no block spans two rows."""
         ids = ids[: len(ids) // self._ctx * self._ctx]
@@ -156,7 +174,7 @@ class Packer:
         """Return whether a side has enough text for one block."""
         return self.n_tokens[side] >= self._ctx
 
-    def check(self, source: str) -> None:
+    def check(self, source: Any) -> None:
         """Raise ValueError if a side does not have even one block."""
         for name, side in (("training", TRAIN), ("held-out", HELD_OUT)):
             if not self.has_block(side):
@@ -178,7 +196,7 @@ class Packer:
     def _progress(self) -> PackingProgress:
         tails = [queue.tail() for queue in self._queues]
         documents_tail = None if self._documents is None else self._documents.tail()
-        return PackingProgress(self.n_documents, list(self._n_calls), tails, documents_tail)
+        return PackingProgress(self.n_documents, list(self._n_calls), tails, documents_tail, self.n_rows_left_out)
 
     def take_blocks(self, side: bool) -> np.ndarray:
         """Return the whole blocks of a side since the last call, [n, ctx]; the tokens that do not fill one stay."""

@@ -13,7 +13,7 @@ from prolu.activations.language_model import BATCH_TOKENS, DTYPES, LanguageModel
 from prolu.activations.packing import load_blocks
 from prolu.activations.store import ActivationStore
 from prolu.activations.stream import ActivationStream
-from prolu.activations.token_blocks import TokenBlocks
+from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks
 from prolu.runtime.mesh import ALONE, Mesh
 
 
@@ -38,12 +38,17 @@ class TextOptions:
     text_column: str = "text"
     """The column that holds the text or, for data that is already tokenised, the token ids, as `input_ids` often
     does."""
+    data_config: str = ""
+    """The configuration of a dataset that has several, such as 'en'; its card lists them."""
     split: str = "train"
     """The rows to train on: a split, or a slice of one in rows or percent, such as 'train[:1000]' or 'train[0%:40%]'.
     All rows of a plain file are its split 'train'."""
     eval_split: str = ""
     """The rows to score on, such as 'validation' or 'train[90%:95%]'. If empty, a tenth of the documents of the
     training split is held out."""
+    special_tokens: Literal["text", "parsed"] = "text"
+    """What becomes of the name of a special token, such as <|endoftext|>, inside a text: it is text like all else, or
+    is parsed into that token."""
     ctx: int = 128
     """The number of tokens per block."""
 
@@ -111,8 +116,10 @@ def describe_options(options: Source | HarvestSource, n_tokens: int) -> dict[str
         "hook": first_hook(options.hook),
         "data": options.data,
         "text_column": options.text_column,
+        "data_config": options.data_config,
         "split": options.split,
         "eval_split": options.eval_split,
+        "special_tokens": options.special_tokens,
         "max_train_tokens": n_tokens,
         "ctx": options.ctx,
     }
@@ -185,8 +192,9 @@ def open_text(
 ) -> TokenBlocks:
     """Read the text of a description as token blocks for a language model.
 
-    The fields `data`, `ctx`, `text_column`, `split`, `eval_split` and `max_train_tokens` are needed; `data_digest` is
-    respected where it is given, unless only the held-out blocks will be used.
+    The fields `data`, `ctx`, `text_column`, `split`, `eval_split` and `max_train_tokens` are needed; `special_tokens`
+    and `data_config` are as in version 0.1.0 where they are missing, and `data_digest` is respected where it is given,
+    unless only the held-out blocks will be used.
 
     Raises:
         ValueError: the text cannot be read, or its tokens are not those described.
@@ -205,6 +213,7 @@ def open_text(
         text_column=description["text_column"],
         split=description["split"],
         eval_split=description["eval_split"],
+        **{name: description.get(name, usual) for name, usual in LATER_FACTS.items()},
         folder=folder,
         progress=True,
     )

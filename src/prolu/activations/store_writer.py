@@ -15,7 +15,7 @@ from torch import Tensor
 from prolu.activations.harvesting import Harvest, describe_activations
 from prolu.activations.language_model import DTYPES, LanguageModel
 from prolu.activations.store import STORE_FILE, TOKENS_FOLDER, ActivationStore, read_index, shard_name
-from prolu.activations.token_blocks import TokenBlocks, copy_blocks, read_blocks
+from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks, copy_blocks, read_blocks
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.files import check_can_be_folder, locked, nearest_existing, through_json, write_atomically
 from prolu.runtime.interrupts import Interrupt
@@ -139,7 +139,8 @@ class HarvestRequest:
         held = index["made"]
         for name in sorted(held.keys() | self.made.keys()):
             # Paths of model and text may differ; their digests are compared.
-            if held.get(name) != self.made.get(name) and name not in ("lm", "data"):
+            unknown = name in LATER_FACTS and name not in held
+            if held.get(name) != self.made.get(name) and not unknown and name not in ("lm", "data"):
                 raise ValueError(
                     f"out {str(out)!r} holds another store: {name} is {held.get(name)!r} there, "
                     f"{self.made.get(name)!r} here; choose another folder"

@@ -8,7 +8,8 @@ documents.bin     the number of the document of each held-out id, little-endian 
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +27,20 @@ SIDES = ("train.bin", "held_out.bin")
 DOCUMENTS_FILE = "documents.bin"
 DOCUMENT_DTYPE = np.dtype(np.uint32)
 
-FACTS = {"source": str, "text_column": str, "split": str, "eval_split": str, "max_train_tokens": int}
+FACTS = {
+    "source": str | list,
+    "text_column": str,
+    "split": str,
+    "eval_split": str,
+    "max_train_tokens": int,
+    "special_tokens": str,
+    "data_config": str,
+}
 """The facts that an index keeps about its text, with their types."""
+
+LATER_FACTS = {"special_tokens": "parsed", "data_config": ""}
+"""The facts that version 0.1.0 did not keep yet, with what was always so then. They are compared only where they are
+kept, since the digest of the tokens says whether they mattered."""
 
 BLOCKS_PER_COPY = 2**16
 """The number of blocks written at once when blocks are copied."""
@@ -41,18 +54,24 @@ class TokenBlocks:
     """The blocks that SAEs train on."""
     held_out: np.ndarray
     """The blocks of other documents, for evaluation only."""
-    source: str
-    """The name or path that the text came from."""
+    source: str | list[str]
+    """The name or path that the text came from; a list of paths, if it came from several files."""
     text_column: str = "text"
     """The column of the text or of the token ids."""
+    data_config: str = ""
+    """The configuration of the dataset; empty if it has only one, or a default."""
     split: str = "train"
     """The rows to train on."""
     eval_split: str = ""
     """The rows to score on; if empty, some of the documents of `split`."""
+    special_tokens: str = "text"
+    """Whether the name of a special token in the text was read as text, or parsed into that token."""
     max_train_tokens: int
     """The number of training tokens at which reading stopped."""
     n_documents: int
     """The number of documents read, on both sides together."""
+    n_rows_left_out: int = 0
+    """The number of rows that were read and had no text, so that they are no documents."""
     held_out_documents: np.ndarray | None = None
     """The number of the document of every held-out token, [n_blocks, ctx]; a BOS keeps the document of the token that
     it overwrote. None for blocks that were written before this was kept."""
@@ -75,7 +94,7 @@ class TokenBlocks:
 
 def holds_blocks(folder: str | Path) -> bool:
     """Return whether a folder was made by `BlocksFolder`, finished or not."""
-    return (Path(folder) / BLOCKS_FILE).is_file()
+    return os.path.isfile(Path(folder) / BLOCKS_FILE)  # also for a name that is too long for a file
 
 
 def read_blocks(folder: str | Path) -> TokenBlocks:
@@ -92,9 +111,11 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
         made = index["made"]
         dtype = np.dtype(index["dtype"])
         train, held_out = (_mapped(folder / SIDES[s], dtype, index["n_blocks"][s], made["ctx"]) for s in (0, 1))
-        facts = {name: made[name] for name in FACTS}
-        if not all(type(value) is FACTS[name] for name, value in facts.items()):
-            raise TypeError
+        facts = {name: made.get(name, LATER_FACTS[name]) if name in LATER_FACTS else made[name] for name in FACTS}
+        for name, value in facts.items():
+            # A bool is an int to isinstance, and no number of tokens.
+            if isinstance(value, bool) or not isinstance(value, FACTS[name]):
+                raise TypeError
         documents = None
         documents_digest = index.get("documents")
         if documents_digest is not None:
@@ -104,6 +125,7 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
             held_out=held_out,
             held_out_documents=documents,
             n_documents=index["progress"]["n_documents"],
+            n_rows_left_out=index["progress"].get("n_rows_left_out", 0),
             **facts,
         )
     except (KeyError, TypeError, IndexError, AttributeError):
@@ -141,7 +163,7 @@ def copy_blocks(blocks: TokenBlocks, folder: Path) -> None:
             return
         _copy_side(copy, blocks.train, False, None)
         _copy_side(copy, blocks.held_out, True, blocks.held_out_documents)
-        copy.note({"n_documents": blocks.n_documents})
+        copy.note({"n_documents": blocks.n_documents, "n_rows_left_out": blocks.n_rows_left_out})
         copy.finish()
 
 
@@ -150,6 +172,13 @@ def _copy_side(copy: "BlocksFolder", rows: np.ndarray, held_out: bool, documents
     for start in range(copy.n_blocks[held_out], len(rows), BLOCKS_PER_COPY):
         some = slice(start, start + BLOCKS_PER_COPY)
         copy.append(rows[some], held_out, None if documents is None else documents[some])
+
+
+def _is_same(name: str, there: Any, here: Any) -> bool:
+    """Return whether a fact about the text is the same; two paths of one file are."""
+    if name == "source" and isinstance(there, str) and isinstance(here, str):
+        return os.path.realpath(there) == os.path.realpath(here)
+    return there == here
 
 
 class BlocksFolder:
@@ -170,7 +199,9 @@ class BlocksFolder:
             ValueError: the folder holds something else.
         """
         self._folder = folder
-        self._made = through_json(made)
+        self.made = through_json(made)
+        """Everything that decides the blocks."""
+        self._not_kept: Set[str] = set()
         self._dtype = dtype
         self.n_blocks = [0, 0]
         """The numbers of blocks on the training side and on the held-out side."""
@@ -203,14 +234,17 @@ class BlocksFolder:
             self.progress = index["progress"]
             self.n_blocks = list(index["n_blocks"])
             self.finished = index["sha256"] is not None
-            held = {name: made.get(name) for name in made.keys() | self._made.keys()}
+            # A folder of an earlier version is finished as it was begun, and does not say more than it did.
+            self._not_kept = LATER_FACTS.keys() - made.keys()
+            self.made |= {name: LATER_FACTS[name] for name in self._not_kept}
+            held = {name: made.get(name) for name in made.keys() | (self.made.keys() - self._not_kept)}
         except (KeyError, TypeError, AttributeError):
             raise ValueError(f"{self._folder / BLOCKS_FILE}: not an index of token blocks") from None
         for name, value in sorted(held.items()):
-            if value != self._made.get(name):
+            if not _is_same(name, value, self.made.get(name)):
                 raise ValueError(
                     f"tokens {str(self._folder)!r} holds other blocks: {name} is {value!r} there, "
-                    f"{self._made.get(name)!r} here; choose another folder"
+                    f"{self.made.get(name)!r} here; choose another folder"
                 )
 
     def append(self, blocks: np.ndarray, held_out: bool, documents: np.ndarray | None = None) -> None:
@@ -231,7 +265,7 @@ class BlocksFolder:
     def _write_at_end(self, file: str, held_out: bool, rows: np.ndarray, dtype: np.dtype) -> None:
         # The end by the count of blocks, not by the size of the file: what a killed process appended without noting it
         # is overwritten.
-        end = self.n_blocks[held_out] * self._made["ctx"] * dtype.itemsize
+        end = self.n_blocks[held_out] * self.made["ctx"] * dtype.itemsize
         write_at(self._folder / file, end, np.ascontiguousarray(rows, dtype).tobytes())
 
     def note(self, progress: dict[str, Any]) -> None:
@@ -248,7 +282,7 @@ class BlocksFolder:
 
     def _write_index(self, sha256: str | None, documents: str | None = None) -> None:
         index = {
-            "made": self._made,
+            "made": {name: value for name, value in self.made.items() if name not in self._not_kept},
             "dtype": self._dtype.name,
             "n_blocks": self.n_blocks,
             "sha256": sha256,

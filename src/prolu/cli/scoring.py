@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.source import open_language_model, open_text
-from prolu.activations.token_blocks import TokenBlocks
+from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks
 from prolu.cli.job import Job
 from prolu.evaluation.held_out import HeldOut, score
 from prolu.runtime.checks import at_least_1
@@ -22,10 +22,23 @@ EVAL_TOKENS = 32_768
 NEEDED = ("lm", "hook", "data", "ctx")
 """The fields that must be known to score an SAE. All others have a default."""
 
-SET_BY_STUDY = ("data", "text_column", "ctx", "split", "eval_split", "max_train_tokens", "eval_tokens")
+SET_BY_STUDY = (
+    "data",
+    "text_column",
+    "data_config",
+    "ctx",
+    "split",
+    "eval_split",
+    "special_tokens",
+    "max_train_tokens",
+    "eval_tokens",
+)
 """The options that a study sets with --like: changing one would change the held-out tokens."""
 
-DEFAULTS = {"text_column": "text", "split": "train", "eval_split": "", "lm_dtype": "fp32", "max_train_tokens": None}
+OF_ONE_TEXT = {"text_column": "text", "data_config": "", "split": "train", "eval_split": "", "special_tokens": "text"}
+"""The fields that belong to one text, and their values for another."""
+
+DEFAULTS = OF_ONE_TEXT | {"lm_dtype": "fp32", "max_train_tokens": None} | LATER_FACTS
 """The fields that may be missing from an SAE's config, and their values then."""
 
 
@@ -42,10 +55,15 @@ class Scoring:
     Face hub, or `builtin`."""
     text_column: str = ""
     """The column of the text, if it is not that of the training."""
+    data_config: str = ""
+    """The configuration of the other text, if it is a dataset that has several."""
     split: str = ""
     """The rows of the other text: a split, or a slice of one such as 'train[0:40%]'. By default train."""
     eval_split: str = ""
     """The rows to score on. By default a tenth of the documents of the split."""
+    special_tokens: Literal["text", "parsed"] | None = None
+    """What becomes of the name of a special token inside a text. By default as in the training, or text for another
+    text."""
     ctx: int | None = None
     """The number of tokens per block."""
     max_train_tokens: int | None = None
@@ -117,7 +135,7 @@ class Scoring:
             known = dict(saved.provenance)
             if self.data:
                 # The splits of the training's text have no meaning for another text.
-                known |= {"split": "train", "eval_split": ""}
+                known |= {name: usual for name, usual in OF_ONE_TEXT.items() if name != "text_column"}
         else:
             self._check_fits(saved, study, given)
             known = dict(study["stream"])

@@ -18,7 +18,7 @@ from prolu.studies.settings import SweepSettings
 from prolu.studies.sweep import with_seeds
 from prolu.training.config import Precision, RunConfig
 
-DATA_FIELDS = ("text_column", "split", "eval_split")
+DATA_FIELDS = ("text_column", "data_config", "split", "eval_split")
 """The fields of a source that belong to one dataset and have no meaning for another."""
 
 

@@ -237,8 +237,9 @@ def unpack(files: Mapping[str, Path], out: Path) -> None:
 def _studies(folder: Path) -> list[Results]:
     """Return the studies in a folder: one, or one per hook. The folder of a run counts as its study with that run."""
     if (folder / WEIGHTS_FILE).is_file():
-        study = Results.load(folder.resolve().parent)
-        records = [r for r in study.records if r["run_id"] == folder.resolve().name]
+        # Links are not followed: a run that lies elsewhere is still a run of the study that links to it.
+        study = Results.load(folder.absolute().parent)
+        records = [r for r in study.records if r["run_id"] == folder.absolute().name]
         if not records:
             raise ValueError(
                 f"{folder}: an SAE without results; push a run that `prolu train` or `prolu sweep` finished"

@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from prolu.activations.token_blocks import LATER_FACTS
 from prolu.runtime.files import through_json
 from prolu.sae.autoencoder import CONFIG_FILE
 from prolu.studies.checkpoints import CHECKPOINTS_FOLDER
@@ -35,7 +36,9 @@ def check_folder(out: Path, study: Mapping[str, Any], batch_size: int) -> None:
     flat_held = _flat(held)
     flat_asked = _flat(asked)
     for name in sorted(flat_held.keys() | flat_asked.keys()):
-        if flat_held.get(name) != flat_asked.get(name) and not _may_differ(name):
+        # The digest of the tokens, which is compared, says whether what an earlier version did not keep mattered.
+        unknown = name.removeprefix("stream.") in LATER_FACTS and name not in flat_held
+        if flat_held.get(name) != flat_asked.get(name) and not unknown and not _may_differ(name):
             raise _another_study(out, name, flat_held.get(name), flat_asked.get(name), "choose another folder")
 
 
@@ -53,7 +56,8 @@ def _may_differ(name: str) -> bool:
     return (
         name.startswith("versions")
         or name == "held_out_digest"
-        or name in [f"stream.{field}" for field in PATH_FIELDS]
+        # One path, or one of several files. Not what only begins so: `stream.data_digest` must be the same.
+        or any(name == path or name.startswith(f"{path}.") for path in (f"stream.{field}" for field in PATH_FIELDS))
         or name.endswith(".init_from")
     )
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from prolu.activations.resolving import absolute_path
 from prolu.activations.source import Source, open_streams
 from prolu.runtime.files import retry_while_busy
 from prolu.runtime.progress import listeners
@@ -54,15 +55,9 @@ def portable(source: Source) -> Source:
 
     A worker on another machine of the cluster, which sees the same disk, can open it.
     """
-    data = _absolute(source.data) if source.tokens is None else str(source.tokens.resolve())
-    store = None if source.store is None else source.store.resolve()
-    return replace(source, lm=_absolute(source.lm), data=data, tokens=None, store=store)
-
-
-def _absolute(name: str) -> str:
-    """Return the absolute path of a file or folder that is there; any other name (of the hub) stays as it is."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if name != "builtin" and path.exists() else name
+    data = absolute_path(source.data) if source.tokens is None else str(source.tokens.absolute())
+    store = None if source.store is None else source.store.absolute()
+    return replace(source, lm=absolute_path(source.lm), data=data, tokens=None, store=store)
 
 
 class ProgressBoard:
