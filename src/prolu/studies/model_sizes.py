@@ -50,10 +50,11 @@ def outline(name: str, hook: str) -> Outline:
     if architecture is None or not hook.startswith("blocks."):
         raise ValueError(f"hook {hook!r}: a dry run knows the width at blocks.L.hook_SITE of known architectures only")
     blocks = list(model.get_submodule(architecture.blocks))
+    text = config.get_text_config()  # of a model that reads images too, the language model's part
     return Outline(
-        d_model=config.hidden_size,
+        d_model=text.hidden_size,
         n_parameters=_n_parameters(model),
-        n_vocabulary=config.vocab_size,
+        n_vocabulary=text.vocab_size,
         n_per_block=_n_parameters(blocks[0]),
         blocks_below=len(below),
         blocks_above=len(blocks) - len(below),
