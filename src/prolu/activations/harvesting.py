@@ -71,7 +71,7 @@ class Harvest(ActivationSource):
         if blocks.ctx > lm.max_ctx:
             raise ValueError(f"ctx {blocks.ctx}: {lm.name} takes at most {lm.max_ctx} tokens")
         lm.check_tokens(blocks.train)
-        lm.check_tokens(blocks.eval)
+        lm.check_tokens(blocks.held_out)
         self.blocks_per_pass = max(1, lm.batch_tokens // blocks.ctx)
         self._kept_for = b""  # the blocks, as bytes, whose activations are kept for the hooks that have not asked yet
         self._kept: dict[str, list[Piece]] = {}

@@ -46,13 +46,15 @@ def load_model(
         # Never run code that comes with a model, and never unpickle its weights.
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **place)
         with _without_report_of_loading():
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+            # With `output_loading_info`, whose effect on the return value its type does not know.
+            model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 name,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
                 device_map=device_map,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported with the missing ones, and refused below
                 **place,
             )
     except Exception as problem:  # the libraries raise many kinds; each means that the model cannot be loaded
@@ -79,7 +81,7 @@ def _check_holds_model(name: str, is_path: bool, local_only: bool, revision: str
     except Exception:  # whatever is wrong with the place, loading the model says it better
         adapter = None
     if adapter is not None:
-        # transformers would load the adapter's base model, with or without the adapter, as other packages are installed.
+        # transformers would load the base model, with or without the adapter, depending on the packages installed.
         raise ValueError(
             f"lm {name!r}: holds an adapter (adapter_config.json), not a model; merge it into its base model first, as "
             "with peft's merge_and_unload, and save that"

@@ -25,7 +25,14 @@ NEEDED = ("lm", "hook", "data", "ctx")
 SET_BY_STUDY = ("data", "text_column", "ctx", "split", "eval_split", "max_train_tokens", "eval_tokens")
 """The options that a study sets with --like: changing one would change the held-out tokens."""
 
-DEFAULTS = {"text_column": "text", "split": "train", "eval_split": "", "lm_dtype": "fp32", "max_train_tokens": None}
+DEFAULTS = {
+    "text_column": "text",
+    "split": "train",
+    "eval_split": "",
+    "lm_revision": "",
+    "lm_dtype": "fp32",
+    "max_train_tokens": None,
+}
 """The fields that may be missing from an SAE's config, and their values then."""
 
 
