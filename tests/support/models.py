@@ -20,7 +20,20 @@ SHAPES = dict.fromkeys(ARCHITECTURES, SMALL_LLAMA) | {
         "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24,
         "max_position_embeddings": 64, "initializer_range": 0.4,
     },
+    "gpt_neo": SMALL
+    | {
+        "hidden_size": 16, "num_layers": 3, "num_heads": 2, "max_position_embeddings": 64, "window_size": 8,
+        "attention_types": [[["global", "local"], 1], [["global"], 1]], "initializer_range": 0.4,
+    },
     "gemma2": SMALL_LLAMA | {"sliding_window": 8},
+    "gemma3": {
+        "text_config": SMALL_LLAMA | {"sliding_window": 8},
+        "vision_config": {
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14,
+        },
+        "mm_tokens_per_image": 4, "image_token_index": 299, "boi_token_index": 297, "eoi_token_index": 298,
+    },
     "gemma3_text": SMALL_LLAMA | {"sliding_window": 8},
 }  # fmt: skip
 

@@ -70,8 +70,8 @@ class Harvest(ActivationSource):
             raise ValueError(f"hooks {', '.join(self.hooks)}: one is listed twice")
         if blocks.ctx > lm.max_ctx:
             raise ValueError(f"ctx {blocks.ctx}: {lm.name} takes at most {lm.max_ctx} tokens")
-        if len(lm.tokenizer) <= int(blocks.train.max()):
-            raise ValueError("the blocks hold token ids that the language model's tokenizer does not have")
+        lm.check_tokens(blocks.train)
+        lm.check_tokens(blocks.held_out)
         self.blocks_per_pass = max(1, lm.batch_tokens // blocks.ctx)
         self._kept_for = b""  # the blocks, as bytes, whose activations are kept for the hooks that have not asked yet
         self._kept: dict[str, list[Piece]] = {}
@@ -133,6 +133,8 @@ def describe_activations(lm: LanguageModel, blocks: TokenBlocks) -> dict[str, An
         "lm_dtype": next((name for name, dtype in DTYPES.items() if dtype == lm.dtype), str(lm.dtype)),
         "lm_batch_tokens": lm.batch_tokens,  # the shape of a pass, and with it the rounding
         "centred": lm.centred,
+        # Only where one was asked for: studies from before revisions could be chosen do not have the field.
+        **({"lm_revision": lm.revision} if lm.revision else {}),
         "data": blocks.source,
         **{name: getattr(blocks, name) for name in FACTS if name != "source"},
         "data_digest": blocks.digest(),

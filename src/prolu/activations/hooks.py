@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -30,8 +30,12 @@ _LLAMA = Architecture(blocks="model.layers", attn_out="self_attn", mlp_out="mlp"
 # Gemma 2 normalises once more before it adds to the residual stream, so that is where its hooks read.
 _GEMMA2 = Architecture(blocks="model.layers", attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm")
 
+# Gemma 3 from 4B on reads images too; its language model is one of two parts.
+_GEMMA3 = replace(_GEMMA2, blocks="model.language_model.layers")
+
 ARCHITECTURES = {
     "gpt2": Architecture(blocks="transformer.h", attn_out="attn", mlp_out="mlp", layer_norm=True),
+    "gpt_neo": Architecture(blocks="transformer.h", attn_out="attn", mlp_out="mlp", layer_norm=True),
     "gpt_neox": Architecture(blocks="gpt_neox.layers", attn_out="attention", mlp_out="mlp", layer_norm=True),
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -39,6 +43,7 @@ ARCHITECTURES = {
     "qwen3": _LLAMA,
     "gemma": _LLAMA,
     "gemma2": _GEMMA2,
+    "gemma3": _GEMMA3,
     "gemma3_text": _GEMMA2,
 }
 """The known architectures by the `model_type` of their Hugging Face config."""
@@ -124,12 +129,19 @@ def _by_module_path(model: Any, hook: str) -> Site:
         try:
             model.get_submodule(path)
         except AttributeError:
-            raise ValueError(f"hook {hook!r}: the model has no module {path!r}") from None
+            raise ValueError(f"hook {hook!r}: the model has no module {path!r}{_similar(model, path)}") from None
         return Site(path, side)
     raise ValueError(
         f"hook {hook!r}: write blocks.L.hook_SITE with SITE one of {', '.join(SITES)}, "
         "or a module's path followed by .input or .output"
     )
+
+
+def _similar(model: Any, path: str) -> str:
+    """Return a hint at the modules whose paths end as one that does not exist; empty if there are none."""
+    tail = path.rpartition("layers.")[2] or path
+    named = [name for name, _ in model.named_modules() if name.endswith(f".{tail}")]
+    return f"; there is {' and '.join(named[:3])}" if named else ""
 
 
 @contextmanager

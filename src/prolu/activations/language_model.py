@@ -57,6 +57,7 @@ class LanguageModel:
         device_map: str | dict[str, Any] | None = None,
         dtype: torch.dtype = torch.float32,
         batch_tokens: int = BATCH_TOKENS,
+        revision: str = "",
     ):
         """Load the weights (safetensors only) and the tokenizer from a folder or from the hub.
 
@@ -69,9 +70,11 @@ class LanguageModel:
                 is then where its input goes.
             dtype: the number format of the model's arithmetic; activations come out in float32.
             batch_tokens: the number of tokens per forward pass.
+            revision: the branch, tag or commit of a model on the hub, such as Pythia's step3000; empty for its main
+                branch.
 
         Raises:
-            ValueError: there is no such model, or it has no such hook.
+            ValueError: there is no such model, a parameter is not in its files, or it has no such hook.
         """
         path = Path(name_or_path).expanduser()
         # A folder's absolute path, so that a study that records it can be resumed from any directory.
@@ -80,7 +83,8 @@ class LanguageModel:
         self.device = torch.device(device)
         self.dtype = dtype
         folder = str(builtin.MODEL_DIR) if self.name == "builtin" else self.name
-        self._model, self.tokenizer = load_model(folder, self.device, device_map, dtype)
+        self._model, self.tokenizer = load_model(folder, self.device, device_map, dtype, revision)
+        self.revision = revision
         self.centred = reads_centred(self._model)
         self.bos = bos_token_id(self.tokenizer)
         # Empty until the digest is asked for, then a list of one. A list, because the copies that `at` and `uncentred`
@@ -118,7 +122,35 @@ class LanguageModel:
     @property
     def max_ctx(self) -> int:
         """The number of tokens in the longest block that the model takes."""
-        return getattr(self._model.config, "max_position_embeddings", 2**31)
+        return getattr(self._text_config, "max_position_embeddings", 2**31)
+
+    @property
+    def n_token_ids(self) -> int:
+        """The number of token ids that the model takes, from 0 on: the rows of its embedding."""
+        # Not the tokenizer's number: tokens may be added to a tokenizer without the model, and models are padded to a
+        # round number of rows.
+        return self._model.get_input_embeddings().weight.shape[0]
+
+    @property
+    def _text_config(self) -> Any:
+        # Models that read images too keep the facts of their language model one level below.
+        return self._model.config.get_text_config()
+
+    def check_tokens(self, tokens: np.ndarray | Tensor) -> None:
+        """Raise ValueError if the model does not take all of these token ids."""
+        # On a GPU, a wrong id would end in an error of the device, which names nothing and leaves it unusable.
+        if len(tokens) == 0:
+            return
+        smallest = int(tokens.min())
+        largest = int(tokens.max())
+        if smallest < 0 or largest >= self.n_token_ids:
+            wrong = smallest if smallest < 0 else largest
+            text = self.tokenizer.convert_ids_to_tokens(wrong) if 0 <= wrong < len(self.tokenizer) else None
+            known_as = f", its tokenizer's {text!r}," if text else ""
+            raise ValueError(
+                f"token id {wrong}{known_as} is not one of {self.name}, whose embedding has the rows "
+                f"0-{self.n_token_ids - 1}"
+            )
 
     def digest(self) -> str:
         """Return what names the weights: the hub's commit, or SHA-256 over all parameters."""
@@ -203,6 +235,7 @@ class LanguageModel:
     def _batches(self, tokens: np.ndarray | Tensor) -> Iterator[Tensor]:
         if isinstance(tokens, np.ndarray):
             tokens = torch.from_numpy(tokens.astype(np.int64))
+        self.check_tokens(tokens)
         if tokens.shape[1] > self.max_ctx:
             raise ValueError(f"ctx {tokens.shape[1]}: {self.name} takes at most {self.max_ctx} tokens")
         rows = max(1, self.batch_tokens // tokens.shape[1])

@@ -24,6 +24,8 @@ class ModelOptions:
     lm: str = "builtin"
     """The language model: a folder in the Hugging Face layout, a name on the hub, or `builtin`, the small model that
     ships with the package."""
+    revision: str = ""
+    """The branch, tag or commit of a language model on the hub, such as Pythia's step3000. Empty: its main branch."""
     lm_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """The number format of the language model's arithmetic."""
 
@@ -112,6 +114,7 @@ def describe_options(options: Source | HarvestSource, n_tokens: int) -> dict[str
     """
     return {
         "lm": options.lm,
+        "lm_revision": options.revision,
         "lm_dtype": options.lm_dtype,
         "hook": first_hook(options.hook),
         "data": options.data,
@@ -156,8 +159,8 @@ def open_language_model(
 ) -> LanguageModel:
     """Open the language model of a description at its hook.
 
-    The fields `lm`, `hook` and `lm_dtype` are needed; `lm_batch_tokens`, `centred` and `lm_digest` are respected where
-    they are given.
+    The fields `lm`, `hook` and `lm_dtype` are needed; `lm_revision`, `lm_batch_tokens`, `centred` and `lm_digest` are
+    respected where they are given.
 
     Raises:
         ValueError: the model cannot be read, or its weights are not those described.
@@ -172,6 +175,7 @@ def open_language_model(
         device=device,
         dtype=DTYPES[name],
         batch_tokens=description.get("lm_batch_tokens", BATCH_TOKENS),
+        revision=description.get("lm_revision", ""),
     )
     # The model itself knows whether its activations are centred by default; a description can only turn that off.
     if description.get("centred") is False:

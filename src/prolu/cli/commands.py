@@ -133,7 +133,7 @@ def prepare_harvest(request: HarvestSource, out: Path) -> Job:
 
 def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:
     """Print the cost of a harvest."""
-    lms = [outline(request.lm, hook) for hook in request.hook]
+    lms = [outline(request.lm, hook, request.revision) for hook in request.hook]
     first_hook(request.hook)
     n_tokens = at_least_1("n_tokens", request.n_tokens)
     widths = [lm.d_model for lm in lms]
@@ -159,7 +159,7 @@ def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:
 
 def prepare_dry_run(recipe: Recipe, source: Source, settings: SweepSettings, *, as_json: bool) -> Job:
     """Print the runs of a sweep and their cost."""
-    lms = [outline(source.lm, hook) for hook in source.hook]
+    lms = [outline(source.lm, hook, source.revision) for hook in source.hook]
     first_hook(source.hook)
     runs = recipe.runs_at(lms[0].d_model)
     check_runs(runs, recipe.batch_size)

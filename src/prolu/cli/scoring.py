@@ -38,7 +38,7 @@ SET_BY_STUDY = (
 OF_ONE_TEXT = {"text_column": "text", "data_config": "", "split": "train", "eval_split": "", "special_tokens": "text"}
 """The fields that belong to one text, and their values for another."""
 
-DEFAULTS = OF_ONE_TEXT | {"lm_dtype": "fp32", "max_train_tokens": None} | LATER_FACTS
+DEFAULTS = OF_ONE_TEXT | {"lm_revision": "", "lm_dtype": "fp32", "max_train_tokens": None} | LATER_FACTS
 """The fields that may be missing from an SAE's config, and their values then."""
 
 

@@ -27,7 +27,7 @@ class Outline(NamedTuple):
     """The number of blocks that run after it."""
 
 
-def outline(name: str, hook: str) -> Outline:
+def outline(name: str, hook: str, revision: str = "") -> Outline:
     """Return the sizes of a language model, from its config alone, without reading its weights.
 
     The name of an architecture stands for its default config: `gpt2` is GPT-2 small. The hub is asked only if the
@@ -36,13 +36,14 @@ def outline(name: str, hook: str) -> Outline:
     Args:
         name: The language model: a folder, a name on the hub, or builtin.
         hook: The hook, as blocks.L.hook_SITE.
+        revision: The branch, tag or commit of a model on the hub; empty for its main branch.
 
     Raises:
         ValueError: There is no such model, or no such hook in it.
     """
     from transformers import AutoModelForCausalLM
 
-    config = _config(str(MODEL_DIR) if name == "builtin" else name)
+    config = _config(str(MODEL_DIR) if name == "builtin" else name, revision)
     with torch.device("meta"):  # tensors with a shape and no memory
         model = AutoModelForCausalLM.from_config(config)
     architecture = architecture_of(model)
@@ -50,28 +51,30 @@ def outline(name: str, hook: str) -> Outline:
     if architecture is None or not hook.startswith("blocks."):
         raise ValueError(f"hook {hook!r}: a dry run knows the width at blocks.L.hook_SITE of known architectures only")
     blocks = list(model.get_submodule(architecture.blocks))
+    text = config.get_text_config()  # of a model that reads images too, the language model's part
     return Outline(
-        d_model=config.hidden_size,
+        d_model=text.hidden_size,
         n_parameters=_n_parameters(model),
-        n_vocabulary=config.vocab_size,
+        n_vocabulary=text.vocab_size,
         n_per_block=_n_parameters(blocks[0]),
         blocks_below=len(below),
         blocks_above=len(blocks) - len(below),
     )
 
 
-def _config(name: str) -> Any:
+def _config(name: str, revision: str) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    place = {"revision": revision} if revision else {}
     try:
-        return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False, **place)
     except Exception:  # transformers raises many kinds, and each means that the config is not on this disk
         if name in CONFIG_MAPPING:
             return AutoConfig.for_model(name)
     if not is_reachable():
         raise ValueError(f"lm {name!r}: its config is not on this machine, and the hub does not answer")
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **place)
     except Exception as problem:  # likewise: that the hub does not have it, or does not answer
         reason = first_line(problem)
         raise ValueError(f"lm {name!r}: its config cannot be loaded ({reason})") from None
