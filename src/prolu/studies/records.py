@@ -111,8 +111,13 @@ def check_study(file: Path, study: Mapping[str, Any]) -> None:
     if not isinstance(stream, dict) or not isinstance(study["runs"], list):
         raise ValueError(f"{file}: not a study's config ('stream' must be an object, and 'runs' a list)")
     for name in STREAM_TEXTS:
-        if name in stream and not isinstance(stream[name], str):
-            raise ValueError(f"{file}: stream.{name} is {shortened(stream[name])}, but must be text")
+        value = stream.get(name, "")
+        # The text may lie in several files.
+        parts = value if name == "data" and isinstance(value, list) else [value]
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError(f"{file}: stream.{name} is {shortened(value)}, but must be text")
+        for part in parts:
+            check_printable(f"{file}: stream.{name}", part)
     if not is_number(stream.get("seed", 0)):
         raise ValueError(f"{file}: stream.seed is {shortened(stream['seed'])}, but must be a number")
     for name, value in stream.items():
