@@ -68,14 +68,18 @@ def load_blocks(
 
 
 class _Text(NamedTuple):
-    """The text that is read, and how much of it."""
+    """What a call of `load_blocks` asks for: which rows are read, and how many tokens are taken from them."""
 
     rows: Rows
+    """The rows to train on."""
     eval_rows: Rows | None
     """The rows of a split for evaluation; None if documents of `rows` are held out."""
     column: str
+    """The column that holds the text or the token ids."""
     max_train_tokens: int
+    """The number of training tokens after which reading stops."""
     held_out_fraction: float
+    """The fraction of the documents of `rows` that are held out, where there are no rows for evaluation."""
 
     def describe(self) -> dict[str, Any]:
         """Return the facts that token blocks keep about their text."""

@@ -57,7 +57,7 @@ class L1(Penalty):
     """
 
     def value(self, latents):
-        """Return f."""
+        """Return the penalty of each latent, which is its value f."""
         return latents
 
     def slope(self, latents):
@@ -98,7 +98,7 @@ class L0(Penalty):
     """
 
     def value(self, latents):
-        """Return [f > 0]."""
+        """Return the penalty of each latent: 1 where it is active (f > 0), else 0."""
         return (latents > 0).to(latents.dtype)
 
     def pullback(self, nonlinearity, m, parameters):

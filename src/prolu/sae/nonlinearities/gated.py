@@ -45,11 +45,11 @@ class Gated(Nonlinearity):
         return ("b_gate", "r_mag", "b_mag")
 
     def support(self, m, parameters):
-        """Return [m + b_gate > 0], where the gate is open."""
+        """Return a mask that is True where m + b_gate > 0, that is, where the gate is open."""
         return self.gate.support(m, parameters)
 
     def threshold(self, parameters):
-        """Return -b_gate."""
+        """Return -b_gate, the value that m must exceed for the gate to be open."""
         return self.gate.threshold(parameters)
 
     def value(self, m, parameters):
