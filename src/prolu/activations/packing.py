@@ -137,7 +137,10 @@ def _pack_into_folder(text: _Text, tokenizer: Any, ctx: int, folder: Path, *, sh
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Return the SHA-256 digest, in hexadecimal, of the definition of a fast tokenizer, as in its tokenizer.json."""
+    """Return the SHA-256 digest, in hexadecimal, of the vocabulary and rules of a fast tokenizer (its tokenizer.json).
+
+    Tokenizers with the same digest give the same tokens.
+    """
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 

@@ -45,7 +45,7 @@ class NoPenalty(Penalty):
     """P = 0, for nonlinearities that set L0 themselves: TopK and BatchTopK."""
 
     def value(self, latents):
-        """Return 0."""
+        """Return 0 for every latent: there is no penalty."""
         return torch.zeros_like(latents)
 
 
@@ -61,7 +61,7 @@ class L1(Penalty):
         return latents
 
     def slope(self, latents):
-        """Return 1."""
+        """Return the derivative of the penalty with respect to each latent, 1."""
         return 1.0
 
 
@@ -79,7 +79,7 @@ class SqrtL1(Penalty):
     """sqrt(epsilon)."""
 
     def value(self, latents):
-        """Return sqrt(f + epsilon)."""
+        """Return the penalty of each latent, sqrt(f + epsilon)."""
         return torch.sqrt(latents + self.epsilon)
 
     def slope(self, latents):

@@ -64,7 +64,7 @@ class Gated(Nonlinearity):
         return Pullback(parameters["r_mag"].exp() * through, {"r_mag": through * scaled, "b_mag": through})
 
     def penalised(self, latents, m, parameters):
-        """Return ReLU(m + b_gate)."""
+        """Return the quantity that the penalty acts on, ReLU(m + b_gate), instead of the latent."""
         return torch.relu(self.gate.value(m, parameters))
 
     def penalised_pullback(self, upstream, m, parameters):

@@ -18,7 +18,7 @@ class Shifted(Nonlinearity):
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
-        """The bias."""
+        """The names of the own parameters: the bias alone."""
         return (self.bias_name,)
 
     def value(self, m, parameters):

@@ -77,7 +77,7 @@ class StepStats(NamedTuple):
 
 
 def smallest_active(nonlinearity: Nonlinearity, latents: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Return `StepStats.smallest`."""
+    """Return the smallest latent that is active in the batch, as in `StepStats.smallest`."""
     if nonlinearity.selection is None:
         return latents.new_zeros(())
     active = latents[latents > 0]
