@@ -14,7 +14,7 @@ PILOT = {"relu + l1": (46.9, 0.247), "prolu_relu + l1": (40.0, 0.245), "prolu_st
 
 
 @pytest.mark.slow  # trains five SAEs for 1,500 steps
-@pytest.mark.skipif(not (SHARED / "models/stories260K").is_dir(), reason="the shared model is not on this machine")
+@pytest.mark.skipif(not (SHARED / "models/stories260K").is_dir(), reason="needs the pilot's model and text")
 def test_the_pilots_points_are_met(tmp_path):
     lm = LanguageModel(SHARED / "models/stories260K", "blocks.3.hook_resid_pre")
     blocks = load_blocks(str(SHARED / "corpora/tinystories-train-1000.txt"), lm.tokenizer)

@@ -81,15 +81,20 @@ def load_blocks(
 
 
 class _Text(NamedTuple):
-    """The text that is read, and how much of it."""
+    """What a call of `load_blocks` asks for: which rows are read, and how many tokens are taken from them."""
 
     rows: Rows
+    """The rows to train on."""
     eval_rows: Rows | None
     """The rows of a split for evaluation; None if documents of `rows` are held out."""
     column: str
+    """The column that holds the text or the token ids."""
     max_train_tokens: int
+    """The number of training tokens after which reading stops."""
     held_out_fraction: float
+    """The fraction of the documents of `rows` that are held out, where there are no rows for evaluation."""
     special_tokens: str
+    """Whether the name of a special token in the text is read as text, or parsed into that token."""
 
     def describe(self) -> dict[str, Any]:
         """Return the facts that token blocks keep about their text."""
@@ -149,7 +154,10 @@ def _pack_into_folder(text: _Text, tokenizer: Any, ctx: int, folder: Path, *, sh
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Return the SHA-256 digest, in hexadecimal, of the definition of a fast tokenizer, as in its tokenizer.json."""
+    """Return the SHA-256 digest, in hexadecimal, of the vocabulary and rules of a fast tokenizer (its tokenizer.json).
+
+    Tokenizers with the same digest give the same tokens.
+    """
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from prolu.runtime.files import locked, read_json_object, through_json, write_at, write_atomically
+from prolu.runtime.files import FolderBusyError, locked, read_json_object, through_json, write_at, write_atomically
 
 BLOCKS_FILE = "blocks.json"
 SIDES = ("train.bin", "held_out.bin")
@@ -214,10 +214,11 @@ class BlocksFolder:
         elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
             raise ValueError(f"tokens {str(folder)!r}: not empty, and no token blocks; choose another folder")
         self._lock = ExitStack()
+        self._is_locked = False
 
     def __enter__(self) -> "BlocksFolder":
         if self._folder.exists() and not self.finished:  # any number of processes may read finished blocks
-            self._lock.enter_context(locked(self._folder))
+            self._take_lock()
             if holds_blocks(self._folder):
                 self._resume()  # the previous owner may have added blocks before it let go of the lock
         return self
@@ -226,6 +227,24 @@ class BlocksFolder:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.close()
+        self._is_locked = False
+
+    def _take_lock(self) -> None:
+        self._lock.enter_context(locked(self._folder))
+        self._is_locked = True
+
+    def _begin(self) -> None:
+        """Create the folder and lock it.
+
+        Raises:
+            FolderBusyError: another process has begun the same folder since this one looked.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        if holds_blocks(self._folder):
+            # What that process wrote was not looked at, so this one may not write over it: a second try reads it.
+            raise FolderBusyError(f"folder {str(self._folder)!r}: another process has just begun there; try again")
+        self.note({})
 
     def _resume(self) -> None:
         index = read_json_object(self._folder / BLOCKS_FILE, "token blocks")
@@ -252,11 +271,9 @@ class BlocksFolder:
 
         Documents are kept for all blocks of a side or for none.
         """
-        if not self._folder.exists():
+        if not self._is_locked:
             # Not before the first block: a request that turns out to be wrong leaves nothing behind.
-            self._folder.mkdir(parents=True)
-            self._lock.enter_context(locked(self._folder))
-            self.note({})
+            self._begin()
         self._write_at_end(SIDES[held_out], held_out, blocks, self._dtype)
         if documents is not None:
             self._write_at_end(DOCUMENTS_FILE, held_out, documents, DOCUMENT_DTYPE)

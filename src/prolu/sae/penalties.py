@@ -45,7 +45,7 @@ class NoPenalty(Penalty):
     """P = 0, for nonlinearities that set L0 themselves: TopK and BatchTopK."""
 
     def value(self, latents):
-        """Return 0."""
+        """Return 0 for every latent: there is no penalty."""
         return torch.zeros_like(latents)
 
 
@@ -57,11 +57,11 @@ class L1(Penalty):
     """
 
     def value(self, latents):
-        """Return f."""
+        """Return the penalty of each latent, which is its value f."""
         return latents
 
     def slope(self, latents):
-        """Return 1."""
+        """Return the derivative of the penalty with respect to each latent, 1."""
         return 1.0
 
 
@@ -79,7 +79,7 @@ class SqrtL1(Penalty):
     """sqrt(epsilon)."""
 
     def value(self, latents):
-        """Return sqrt(f + epsilon)."""
+        """Return the penalty of each latent, sqrt(f + epsilon)."""
         return torch.sqrt(latents + self.epsilon)
 
     def slope(self, latents):
@@ -98,7 +98,7 @@ class L0(Penalty):
     """
 
     def value(self, latents):
-        """Return [f > 0]."""
+        """Return the penalty of each latent: 1 where it is active (f > 0), else 0."""
         return (latents > 0).to(latents.dtype)
 
     def pullback(self, nonlinearity, m, parameters):

@@ -1,6 +1,7 @@
 """The interface of an activation function of an SAE: its support, its value, and its perhaps synthetic gradient.
 
-Here and in `training/steps`, m is the pre-activation (x - b_dec) W_enc, to which no encoder bias has been added.
+Here and in `training/steps`, m is the pre-activation (x - b_dec) W_enc, to which no encoder bias has been added. In
+equations, [condition] is 1 (or True) where the condition holds and 0 (or False) elsewhere.
 
 Every function works entry by entry on tensors that broadcast. The dense step passes m [batch, d_sae] with parameters
 [d_sae]; the sparse steps pass m [n_pairs] with parameters [n_pairs], one entry for each (token, latent) pair that is on

@@ -19,6 +19,6 @@ class Thresholded(Shifted):
         return ("b_enc", "threshold")
 
     def support(self, m, parameters):
-        """Return [z > threshold] [z > 0]."""
+        """Return a mask that is True where z, the pre-activation with its bias, is above the threshold and above 0."""
         z = self.value(m, parameters)
         return (z > parameters["threshold"]) & (z > 0)

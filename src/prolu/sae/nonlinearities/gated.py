@@ -45,11 +45,11 @@ class Gated(Nonlinearity):
         return ("b_gate", "r_mag", "b_mag")
 
     def support(self, m, parameters):
-        """Return [m + b_gate > 0], where the gate is open."""
+        """Return a mask that is True where m + b_gate > 0, that is, where the gate is open."""
         return self.gate.support(m, parameters)
 
     def threshold(self, parameters):
-        """Return -b_gate."""
+        """Return -b_gate, the value that m must exceed for the gate to be open."""
         return self.gate.threshold(parameters)
 
     def value(self, m, parameters):
@@ -64,7 +64,7 @@ class Gated(Nonlinearity):
         return Pullback(parameters["r_mag"].exp() * through, {"r_mag": through * scaled, "b_mag": through})
 
     def penalised(self, latents, m, parameters):
-        """Return ReLU(m + b_gate)."""
+        """Return the quantity that the penalty acts on, ReLU(m + b_gate), instead of the latent."""
         return torch.relu(self.gate.value(m, parameters))
 
     def penalised_pullback(self, upstream, m, parameters):

@@ -43,12 +43,16 @@ class JumpReLU(Nonlinearity):
         return math.log(self.bandwidth) if name == "log_threshold" else 0.0
 
     def support(self, m, parameters):
-        """Return [z > theta - e / 2]: the gate, and the half of the kernel's band that lies below it."""
+        """Return a mask that is True where z = m + b is above theta - e / 2, with e the bandwidth.
+
+        A latent is active only above theta. In the band of width e around theta, theta has a pseudo-gradient, so the
+        half of the band that lies below theta belongs to the support too.
+        """
         # By the threshold, so that every kind of step rounds it alike.
         return m > self.threshold(parameters)
 
     def threshold(self, parameters):
-        """Return theta - e / 2 - b."""
+        """Return theta - e / 2 - b, the value that m must exceed to be on the support; e is the bandwidth."""
         return parameters["log_threshold"].exp() - self.bandwidth / 2 - parameters["b_enc"]
 
     def value(self, m, parameters):

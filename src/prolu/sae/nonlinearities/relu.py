@@ -18,11 +18,11 @@ class Shifted(Nonlinearity):
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
-        """The bias."""
+        """The names of the own parameters: the bias alone."""
         return (self.bias_name,)
 
     def value(self, m, parameters):
-        """Return m + b."""
+        """Return the latent where it is active, m + b."""
         return m + parameters[self.bias_name]
 
     def pullback(self, upstream, m, parameters):
@@ -34,11 +34,11 @@ class Rectified(Shifted):
     """f = m + b where m + b > 0, else 0."""
 
     def support(self, m, parameters):
-        """Return [m + b > 0]."""
+        """Return a mask that is True where m + b > 0, which is where the latent is active."""
         return m + parameters[self.bias_name] > 0
 
     def threshold(self, parameters):
-        """Return -b."""
+        """Return -b, the value that m must exceed for the latent to be active."""
         # Exact: a floating-point sum is rounded, but its sign is right, so m + b > 0 and m > -b are the same entries.
         return -parameters[self.bias_name]
 

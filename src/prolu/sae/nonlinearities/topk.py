@@ -36,7 +36,7 @@ class TopK(Rectified):
 
     @property
     def auxiliary(self):
-        """AuxK."""
+        """The auxiliary term AuxK, which revives dead latents; None if `has_auxiliary` is False."""
         if not self.has_auxiliary:
             return None
         # The same kind of choice, but always per token, and without an auxiliary term of its own.
@@ -67,7 +67,7 @@ class BatchTopK(Shifted):
         return ("b_enc", "threshold")
 
     def support(self, m, parameters):
-        """Return [z > 0] [z >= threshold]."""
+        """Return a mask that is True where z = m + b_enc is above 0 and reaches the threshold."""
         z = self.value(m, parameters)
         # The smallest active latent of a batch was active, so a latent at the threshold is too.
         return (z > 0) & (z >= parameters["threshold"])

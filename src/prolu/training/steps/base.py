@@ -40,7 +40,18 @@ class Step(ABC):
         objective: Objective,
         update: Update,
     ) -> StepStats:
-        """Make one projected Adam update of weights and moments, in place; return statistics from before it."""
+        """Make one training update, in place: gradients of this batch, then a projected Adam update (`adam`).
+
+        Args:
+            weights: the weights, which are changed.
+            moments: Adam's moments of these weights, which are changed.
+            acts: the batch of activations.
+            objective: the loss.
+            update: the learning rate and the constants of this Adam update.
+
+        Returns:
+            The loss and the other statistics of the batch, computed with the weights as they were before the update.
+        """
         gradients, stats = self.gradients(weights, acts, objective)
         self._sum_over_data_(gradients)
         self._apply_(weights, gradients, moments, update)

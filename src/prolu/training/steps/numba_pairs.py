@@ -22,9 +22,11 @@ from numba import njit, prange
 
 
 def jit(**options: Any) -> Callable[[Callable], Callable]:
-    """Return a decorator that compiles a kernel once and keeps it on the disk; a running kernel releases the GIL.
+    """Return a decorator that turns a Python function into a kernel, compiled by numba.
 
-    Kernels are `no_type_check`, because nothing may wrap what numba compiles.
+    The compiled kernel is kept on the disk for later processes. While it runs, other Python threads can run too (it
+    releases the GIL). `options` are those of `numba.njit`. Kernels are `no_type_check`, because the type checker of the
+    tests must not wrap what numba compiles.
     """
     return njit(cache=True, nogil=True, error_model="numpy", **options)
 

@@ -77,7 +77,7 @@ class StepStats(NamedTuple):
 
 
 def smallest_active(nonlinearity: Nonlinearity, latents: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Return `StepStats.smallest`."""
+    """Return the smallest active latent of the batch; 0 if none is active, or the nonlinearity selects no latents."""
     if nonlinearity.selection is None:
         return latents.new_zeros(())
     active = latents[latents > 0]
