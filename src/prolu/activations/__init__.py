@@ -2,7 +2,9 @@
 
 In the order of the data:
 
-- `text_rows`, `text_files`: the rows of a split, found in files, folders and hub datasets, and read from each format.
+- `resolving`: the files that hold the rows of a split, in a file, a folder or a hub dataset.
+- `shards`, `text_files`, `arrow_files`: one file of rows, and the readers of each format.
+- `text_rows`: the rows of a split, or of a slice of it, from file to file.
 - `documents`: the texts of a split, some of which are held out.
 - `packing`, `packer`: which text is read and where its blocks go, and documents made into blocks.
 - `token_blocks`: the blocks, in memory or in a folder.
