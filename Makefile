@@ -6,7 +6,7 @@ IN_PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full test-room test-browser lint format docs package oldest builtin-lm bench bench-stream quality interop crash fuzz ray distributed calibrate clean
+.PHONY: help demo test test-full test-room test-browser lint format docs package oldest builtin-lm bench bench-stream quality interop crash fuzz cases ray distributed calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -95,6 +95,9 @@ ray: $(INSTALLED)  ## a sweep on a Ray cluster of two workers, whole and killed,
 
 fuzz: $(INSTALLED)  ## malformed inputs, some hundreds, against everything that reads
 	$(BIN)/python checks/fuzz.py
+
+cases: $(INSTALLED)  ## text and models as people have them, with what was expected of each and what came
+	$(BIN)/python checks/cases.py
 
 distributed: $(INSTALLED)  ## one SAE on several processes against one; a sweep on a Ray cluster, its workers and its driver killed
 	$(BIN)/python -m pytest tests/training/test_mesh.py tests/studies/test_mesh_commands.py tests/studies/test_groups.py tests/studies/test_ray_cluster.py
