@@ -1,54 +1,19 @@
 """Train many sparse autoencoders on one stream of language-model activations, and compare them."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from prolu.activations.harvesting import Harvest
-from prolu.activations.language_model import LanguageModel
-from prolu.activations.packing import load_blocks
-from prolu.activations.store import ActivationStore
-from prolu.activations.store_writer import harvest
-from prolu.activations.stream import ActivationStream
-from prolu.activations.token_blocks import TokenBlocks
-from prolu.evaluation.comparison.points import points
-from prolu.evaluation.comparison.verdicts import Verdict, matched, verdict_table
-from prolu.evaluation.held_out import HeldOut, evaluate
-from prolu.evaluation.splicing import splice
-from prolu.interop.sharing import pull, push
-from prolu.sae.autoencoder import SAE, SAEConfig
-from prolu.sae.nonlinearities import ProLU, prolu
-from prolu.studies.results import Results
-from prolu.studies.sweep import grid, run_sweep, run_sweeps, with_seeds
-from prolu.training.config import RunConfig
-from prolu.training.trainer import Trainer
+from prolu.runtime.late_import import names_of
+
+if TYPE_CHECKING:
+    from prolu.public_names import *  # noqa: F403
+    from prolu.public_names import __all__ as __all__
 
 __version__ = version("prolu")
 
-__all__ = [
-    "SAE",
-    "ActivationStore",
-    "ActivationStream",
-    "Harvest",
-    "HeldOut",
-    "LanguageModel",
-    "ProLU",
-    "Results",
-    "RunConfig",
-    "SAEConfig",
-    "TokenBlocks",
-    "Trainer",
-    "Verdict",
-    "evaluate",
-    "grid",
-    "harvest",
-    "load_blocks",
-    "matched",
-    "points",
-    "prolu",
-    "pull",
-    "push",
-    "run_sweep",
-    "run_sweeps",
-    "splice",
-    "verdict_table",
-    "with_seeds",
-]
+__getattr__ = names_of("prolu.public_names")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, without the folders of the package."""
+    return sorted(__getattr__("__all__"))

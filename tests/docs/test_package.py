@@ -7,6 +7,8 @@ import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 
+import pytest
+
 import prolu
 from prolu.cli.entry_point import main
 
@@ -25,11 +27,69 @@ def imported_by(statement):
     return set(done.stdout.split())
 
 
-def test_importing_prolu_imports_nothing_slow_but_torch():
+def test_importing_all_of_prolu_imports_nothing_slow_but_torch():
     """The time itself is measured by benchmarks/importing.py."""
-    new = imported_by("import torch, prolu") - imported_by("import torch")
+    new = imported_by("import torch; from prolu import *") - imported_by("import torch")
     assert "prolu.training.trainer" in new
     assert {name.partition(".")[0] for name in new} & SLOW_TO_IMPORT == set()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        [],
+        ["train", "--help"],
+        ["sweep", "--help"],
+        ["sweep", "comparison", "--help"],
+        ["eval", "--help"],
+        ["export", "--help"],
+        ["push", "--help"],
+        ["--version"],
+        ["train", "--no-such-flag"],
+        ["sweep", "nonsense"],
+    ],
+)
+def test_help_does_not_wait_for_torch(args):
+    after = imported_by(
+        f"""
+import sys
+from contextlib import redirect_stdout
+from prolu.cli.entry_point import main
+with redirect_stdout(sys.stderr):
+    try:
+        main({args!r})
+    except SystemExit:
+        pass
+"""
+    )
+    assert "prolu.cli.training_requests" in after
+    assert {name.partition(".")[0] for name in after} & (SLOW_TO_IMPORT - {"tyro"} | {"torch", "numpy"}) == set()
+
+
+def test_a_lazy_name_is_the_one_of_its_module_and_others_are_missing():
+    code = """
+import sys, prolu, prolu.sae, prolu.interop
+assert "torch" not in sys.modules
+for package, name in ((prolu, "SAEs"), (prolu, "__wrapped__"), (prolu.sae, "Weights"), (prolu.interop, "pack")):
+    try:
+        getattr(package, name)
+    except AttributeError as problem:
+        assert name in str(problem) and package.__name__ in str(problem), problem
+    else:
+        raise AssertionError(name)
+assert prolu.SAE is prolu.sae.SAE is sys.modules["prolu.sae.autoencoder"].SAE
+assert prolu.interop.import_sae is sys.modules["prolu.interop.exchange"].import_sae
+from prolu import cli
+assert cli is sys.modules["prolu.cli"]
+"""
+    assert "torch" in imported_by(code)
+
+
+def test_prolu_lists_its_public_names_only():
+    assert dir(prolu) == sorted(prolu.__all__)
+    for name in prolu.__all__:
+        assert getattr(prolu, name) is not None
 
 
 def test_version(capsys):

@@ -13,6 +13,7 @@ In the order of the data:
 - `harvesting`, `store`, `store_writer`: activations of blocks, computed now, read from the disk or written there.
 - `stream`, `windows`: shuffled batches, a pure function of a seed and an index, and how they divide the text.
 - `transfer`: activations copied to the device that trains.
-- `source`: the command-line options that describe a stream.
+- `options`: the command-line options that describe a stream.
+- `source`: the language model, text and stream that options or a study's config describe, opened.
 - `builtin`: the small language model that ships with the package, and its text.
 """

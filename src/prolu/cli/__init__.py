@@ -3,11 +3,14 @@
 - `entry_point`: from arguments to a request, to its work, to an exit code.
 - `training_requests`: the requests `demo`, `train` and `sweep`, as dataclasses from which flags and help are made.
 - `requests`: the requests of all other commands, likewise.
-- `options`: parts of dataclasses as groups of options, and the names that other libraries give to our flags.
+- `options`: groups of options that several commands share, or that are long.
+- `flags`: how dataclasses become flags, and the names that other libraries give to our flags.
 - `commands`: what each command checks and does; of `report` in `drawing`, of `eval` in `scoring`.
 - `drawing`: pages of latents and reports.
 - `scoring`: saved SAEs scored on held-out text.
 - `job`: the work that a command hands back, and its exit codes.
+
+The requests and options import PyTorch, and what needs it, in their `prepare` only: `--help` must not wait for it.
 """
 
 from prolu.cli.entry_point import main

@@ -13,19 +13,14 @@ from pathlib import Path
 
 import torch
 
-from prolu.activations.source import (
-    HarvestSource,
-    Source,
-    describe_options,
-    first_hook,
-    open_language_model,
-    open_text,
-)
+from prolu.activations.options import HarvestSource, Source
+from prolu.activations.source import describe_options, first_hook, open_language_model, open_text
 from prolu.activations.store import STORE_FILE, TOKENS_FOLDER
 from prolu.activations.store_writer import HarvestRequest, check_disk, check_store_folder, harvest, store_bytes
 from prolu.activations.token_blocks import holds_blocks
-from prolu.cli.drawing import LatentPageOptions, draw_studies
+from prolu.cli.drawing import draw_studies
 from prolu.cli.job import DONE, Job
+from prolu.cli.options import LatentPageOptions
 from prolu.interop.sharing import check_push, deliver, fetch_checked, holds_same, pack, unpack
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.files import locked, retry_while_busy

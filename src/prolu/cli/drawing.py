@@ -2,14 +2,11 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from tyro.conf import arg
+from typing import TYPE_CHECKING
 
 from prolu.cli.job import DONE, FAILED, Job
-from prolu.runtime.checks import at_least_1
+from prolu.cli.options import LatentPageOptions
 from prolu.studies.folder import failures, finished_runs
 from prolu.studies.request import StudyRequest
 from prolu.studies.results import Results, records_of
@@ -18,25 +15,6 @@ if TYPE_CHECKING:
     from prolu.report.latents.pages import LatentPages
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentPageOptions:
-    """Pages of latents: for each latent, texts on which it is active, and the tokens that it makes more likely."""
-
-    # The aliases are the names that these options had in an older version.
-    latent_pages: Annotated[Literal["frontier", "all", "none"], arg(aliases=["--features"])] = "frontier"
-    """Which runs get pages of their latents: those on the frontier of L0 and CE increase, all, or none."""
-    latent_tokens: Annotated[int, arg(aliases=["--feature-tokens"])] = 200_000
-    """The number of held-out tokens to look at, or all if there are fewer. Their activations are held in memory."""
-    examples: int = 15
-    """The number of texts with a latent's strongest activations to show. About as many more are drawn over the whole
-    range of its activations."""
-
-    def check(self) -> None:
-        """Raise ValueError unless both numbers are 1 or more."""
-        at_least_1("latent_tokens", self.latent_tokens)
-        at_least_1("examples", self.examples)
 
 
 def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPageOptions) -> Job:

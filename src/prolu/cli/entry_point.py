@@ -13,22 +13,19 @@ import tyro
 from tyro.conf import subcommand
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from prolu.activations.source import HarvestSource, Source
-from prolu.cli.drawing import LatentPageOptions
+from prolu.activations.options import HarvestSource, Source
+from prolu.cli.flags import add_helps, without_aliases
 from prolu.cli.job import DONE, FAILED, WRONG_REQUEST
-from prolu.cli.options import add_helps, without_aliases
+from prolu.cli.options import LatentPageOptions, Scoring
 from prolu.cli.requests import Eval, Export, Harvest, Import, Pull, Push, Report
-from prolu.cli.scoring import Scoring
 from prolu.cli.training_requests import TRAIN_DESCRIPTION, Demo, Study, Sweep, Train
 from prolu.runtime.files import FolderBusyError
 from prolu.runtime.hub import HubError
 from prolu.runtime.interrupts import INTERRUPTED
-from prolu.runtime.mesh import is_first_process, leave
 from prolu.runtime.names import shown
 from prolu.studies.groups.engine import Engine
 from prolu.studies.recipes import RECIPES
 from prolu.studies.settings import SweepSettings
-from prolu.studies.sweep import SweepFailedError
 
 DESCRIPTION = """Train many sparse autoencoders on one stream of language-model activations, and compare them.
 
@@ -102,7 +99,10 @@ def main(args: Sequence[str] | None = None) -> int:
     if args == ["--version"]:
         print(f"prolu {version('prolu')}")
         return DONE
+    # tyro prints help and ends the process here. What follows needs PyTorch, which takes seconds to import.
     command = _parsed(args)
+    from prolu.runtime.mesh import leave
+
     with _messages_on_stderr():
         try:
             job = command.prepare()
@@ -142,6 +142,8 @@ def _failed(problem: BaseException) -> int:
 
     A full disk or a lost connection gets one sentence; an error in this package gets a traceback, for a bug report.
     """
+    from prolu.studies.sweep import SweepFailedError
+
     match problem:
         case KeyboardInterrupt():
             return _reported(f"interrupted; {RESUMES}", INTERRUPTED)
@@ -158,6 +160,8 @@ def _failed(problem: BaseException) -> int:
 
 def _reported(sentence: str, exit_code: int) -> int:
     """Print a sentence on standard error, once on a mesh, and return the exit code."""
+    from prolu.runtime.mesh import is_first_process
+
     if is_first_process():
         print(f"prolu: {shown(sentence)}", file=sys.stderr)
     return exit_code

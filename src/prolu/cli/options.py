@@ -1,91 +1,80 @@
-"""Options of several dataclasses in groups of their own, and the names that other libraries give to our flags."""
+"""Groups of options that only the command line has: pages of latents, and what SAEs are scored on."""
 
-import ast
-import inspect
-import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, field, fields, make_dataclass
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
-ALIASES: Mapping[str, str] = {
-    "--model": "--lm",
-    "--model-name": "--lm",
-    "--hook-name": "--hook",
-    "--dataset": "--data",
-    "--dataset-path": "--data",
-    "--l1-coefficient": "--coeff",
-    "--l1-penalty": "--coeff",
-    "--k": "--target-l0",
-    "--dict-size": "--d-sae",
-    "--num-latents": "--d-sae",
-    "--training-tokens": "--n-tokens",
-    "--learning-rate": "--lr",
-}
-"""The names of flags in SAELens, dictionary_learning and sparsify, and our name for each."""
+from tyro.conf import arg
+
+from prolu.cli.job import Job
+from prolu.runtime.checks import at_least_1
 
 
-def without_aliases(args: Sequence[str]) -> list[str]:
-    """Return the arguments with the flags that have another name in other libraries under our own names."""
-    own = []
-    for word in args:
-        flag, equals, value = word.partition("=")
-        # Flags may be written with underscores too, as in --l1_coefficient: tyro accepts its own flags so.
-        own.append(ALIASES.get(flag.replace("_", "-"), flag) + equals + value)
-    return own
+@dataclass(frozen=True, kw_only=True)
+class LatentPageOptions:
+    """Pages of latents: for each latent, texts on which it is active, and the tokens that it makes more likely."""
+
+    # The aliases are the names that these options had in an older version.
+    latent_pages: Annotated[Literal["frontier", "all", "none"], arg(aliases=["--features"])] = "frontier"
+    """Which runs get pages of their latents: those on the frontier of L0 and CE increase, all, or none."""
+    latent_tokens: Annotated[int, arg(aliases=["--feature-tokens"])] = 200_000
+    """The number of held-out tokens to look at, or all if there are fewer. Their activations are held in memory."""
+    examples: int = 15
+    """The number of texts with a latent's strongest activations to show. About as many more are drawn over the whole
+    range of its activations."""
+
+    def check(self) -> None:
+        """Raise ValueError unless both numbers are 1 or more."""
+        at_least_1("latent_tokens", self.latent_tokens)
+        at_least_1("examples", self.examples)
 
 
-def option_group(name: str, described: str, owners: Mapping[type, Sequence[str]]) -> Any:
-    """Return a dataclass with some fields of other dataclasses, each with its type, default and help text.
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """The language model and the text on which SAEs are scored. What no flag sets is read from the SAE's own config."""
 
-    Args:
-        name: The name of the new dataclass.
-        described: The title of the group in the help.
-        owners: The names of the fields to take from each dataclass.
-    """
-    made = []
-    for owner, names in owners.items():
-        by_name = {f.name: f for f in fields(owner)}
-        helps = field_helps(owner)
-        for field_name in names:
-            known = by_name[field_name]
-            # tyro reads help texts from the source of a class, which a class made here does not have.
-            metadata = {"help": helps[field_name]}
-            default = field(default=known.default, metadata=metadata)
-            if known.default_factory is not MISSING:
-                default = field(default_factory=known.default_factory, metadata=metadata)
-            made.append((field_name, known.type, default))
-    return make_dataclass(name, made, namespace={"__doc__": described}, frozen=True, kw_only=True)
+    lm: str = ""
+    """The language model, if it has moved or the SAE's config does not name it."""
+    hook: str = ""
+    """The hook at which activations are read and replaced, if the SAE's config does not name it."""
+    data: str = ""
+    """Another text to score on than the one that the SAE was trained on: a file, a folder, a dataset on the Hugging
+    Face hub, or `builtin`."""
+    text_column: str = ""
+    """The column of the text, if it is not that of the training."""
+    data_config: str = ""
+    """The configuration of the other text, if it is a dataset that has several."""
+    split: str = ""
+    """The rows of the other text: a split, or a slice of one such as 'train[0:40%]'. By default train."""
+    eval_split: str = ""
+    """The rows to score on. By default a tenth of the documents of the split."""
+    special_tokens: Literal["text", "parsed"] | None = None
+    """What becomes of the name of a special token inside a text. By default as in the training, or text for another
+    text."""
+    ctx: int | None = None
+    """The number of tokens per block."""
+    max_train_tokens: int | None = None
+    """Without --eval-split: the number of training tokens to read while documents are held out. By default as many as
+    the SAE was trained on, or ten times as many as are scored."""
+    eval_tokens: int | None = None
+    """The number of held-out tokens to score on. By default 32,768, or with --like as many as the study."""
+    centred: bool | None = None
+    """Whether the SAE takes activations minus their mean over d_model. Needed for an SAE of a LayerNorm model whose
+    config does not say so."""
+    like: Path | None = None
+    """The folder of a study: score on its language model, at its hook, and on exactly its held-out tokens."""
+    out: Path | None = None
+    """The folder of a study in which to keep the SAEs and their scores, or to which to add them. `prolu report STUDY
+    OUT` shows them beside a trained study."""
+    converged: bool = False
+    """With --out: treat these SAEs as converged, although this cannot be verified here, so that they enter frontiers
+    and comparisons."""
+    json: bool = False
+    """Print one JSON object per SAE instead of a table."""
 
+    def prepare(self, runs: Sequence[Path]) -> Job:
+        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
+        from prolu.cli.scoring import prepare_scoring
 
-def add_helps(owner: type) -> None:
-    """Give each field of a dataclass its docstring as help text, in one paragraph.
-
-    tyro finds the docstrings itself, but keeps the line breaks of the source, which then stand in the middle of a line.
-    """
-    helps = field_helps(owner)
-    for known in fields(owner):
-        if known.name in helps:
-            known.metadata = MappingProxyType({**known.metadata, "help": helps[known.name]})
-
-
-def field_helps(owner: type) -> dict[str, str]:
-    """Return the docstrings below the fields of a dataclass and of the dataclasses that it inherits from."""
-    helps: dict[str, str] = {}
-    # From the oldest ancestor on (`object` left out), so that a class that declares a field again replaces its help.
-    for cls in reversed(owner.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for statement, below in zip(body.body, body.body[1:], strict=False):
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                # Python keeps no docstring of a field, so it is read from the statement below the field in the source.
-                match below:
-                    case ast.Expr(value=ast.Constant(value=str(text))):
-                        helps[statement.target.id] = " ".join(text.split())
-    return helps
-
-
-def values_of(owner: type, *groups: Any) -> dict[str, Any]:
-    """Return the values of a dataclass's fields by name, collected from the option groups that hold them."""
-    names = {f.name for f in fields(owner)}
-    return {f.name: getattr(group, f.name) for group in groups for f in fields(group) if f.name in names}
+        return prepare_scoring(self, runs)

@@ -6,12 +6,10 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from prolu.activations.source import HarvestSource
-from prolu.cli.commands import prepare_harvest, prepare_harvest_dry_run, prepare_pull, prepare_push
-from prolu.cli.drawing import LatentPageOptions, prepare_report
+from prolu.activations.options import HarvestSource
 from prolu.cli.job import Job
-from prolu.cli.scoring import Scoring
-from prolu.interop import ExportFormat, ImportFormat, check_new, export_files, import_sae, write_folder
+from prolu.cli.options import LatentPageOptions, Scoring
+from prolu.interop.format_names import ExportFormat, ImportFormat
 from prolu.runtime.hub import MAIN
 
 
@@ -34,6 +32,8 @@ class Harvest:
 
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
+        from prolu.cli.commands import prepare_harvest, prepare_harvest_dry_run
+
         if self.json and not self.dry_run:
             raise ValueError("json: only with --dry-run")
         if self.dry_run:
@@ -70,6 +70,8 @@ class Export:
 
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
+        from prolu.interop.exchange import check_new, export_files, write_folder
+
         files = export_files(self.run, self.format, inputs_normalised=self.inputs_normalised)
         check_new(self.out)
         return [lambda: write_folder(self.out, files)]
@@ -91,6 +93,8 @@ class Import:
 
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
+        from prolu.interop.exchange import check_new, import_sae, write_folder
+
         sae, made = import_sae(self.folder, self.format)
         check_new(self.out)
         return [lambda: write_folder(self.out, sae.files(made))]
@@ -113,6 +117,8 @@ class Report:
 
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
+        from prolu.cli.drawing import prepare_report
+
         return prepare_report(self.studies, self.out, self.latents)
 
 
@@ -135,6 +141,8 @@ class Push:
 
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
+        from prolu.cli.commands import prepare_push
+
         return prepare_push(
             self.folder,
             self.repo,
@@ -161,4 +169,6 @@ class Pull:
 
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
+        from prolu.cli.commands import prepare_pull
+
         return prepare_pull(self.place, self.out, self.revision)

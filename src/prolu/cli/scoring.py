@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.source import open_language_model, open_text
 from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks
 from prolu.cli.job import Job
+from prolu.cli.options import Scoring
 from prolu.evaluation.held_out import HeldOut, score
 from prolu.runtime.checks import at_least_1
 from prolu.sae.autoencoder import SAE, read_provenance
@@ -42,156 +43,118 @@ DEFAULTS = OF_ONE_TEXT | {"lm_revision": "", "lm_dtype": "fp32", "max_train_toke
 """The fields that may be missing from an SAE's config, and their values then."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """The language model and the text on which SAEs are scored. What no flag sets is read from the SAE's own config."""
+def prepare_scoring(options: Scoring, runs: Sequence[Path]) -> Job:
+    """Check the request, and return the work.
 
-    lm: str = ""
-    """The language model, if it has moved or the SAE's config does not name it."""
-    hook: str = ""
-    """The hook at which activations are read and replaced, if the SAE's config does not name it."""
-    data: str = ""
-    """Another text to score on than the one that the SAE was trained on: a file, a folder, a dataset on the Hugging
-    Face hub, or `builtin`."""
-    text_column: str = ""
-    """The column of the text, if it is not that of the training."""
-    data_config: str = ""
-    """The configuration of the other text, if it is a dataset that has several."""
-    split: str = ""
-    """The rows of the other text: a split, or a slice of one such as 'train[0:40%]'. By default train."""
-    eval_split: str = ""
-    """The rows to score on. By default a tenth of the documents of the split."""
-    special_tokens: Literal["text", "parsed"] | None = None
-    """What becomes of the name of a special token inside a text. By default as in the training, or text for another
-    text."""
-    ctx: int | None = None
-    """The number of tokens per block."""
-    max_train_tokens: int | None = None
-    """Without --eval-split: the number of training tokens to read while documents are held out. By default as many as
-    the SAE was trained on, or ten times as many as are scored."""
-    eval_tokens: int | None = None
-    """The number of held-out tokens to score on. By default 32,768, or with --like as many as the study."""
-    centred: bool | None = None
-    """Whether the SAE takes activations minus their mean over d_model. Needed for an SAE of a LayerNorm model whose
-    config does not say so."""
-    like: Path | None = None
-    """The folder of a study: score on its language model, at its hook, and on exactly its held-out tokens."""
-    out: Path | None = None
-    """The folder of a study in which to keep the SAEs and their scores, or to which to add them. `prolu report STUDY
-    OUT` shows them beside a trained study."""
-    converged: bool = False
-    """With --out: treat these SAEs as converged, although this cannot be verified here, so that they enter frontiers
-    and comparisons."""
-    json: bool = False
-    """Print one JSON object per SAE instead of a table."""
+    Raises:
+        ValueError: There is no SAE in one of the folders, a field that is needed is not known, or `out` holds
+            something else.
+    """
+    if not runs:
+        raise ValueError("runs: name at least one folder")
+    if options.converged and options.out is None:
+        raise ValueError("converged: only with --out")
+    found = [SavedSAE(folder, SAE.load(folder), read_provenance(folder)) for folder in runs]
+    study = read_study(options.like) if options.like is not None else None
+    place = _common_place(options, found, study)
+    usual_tokens = EVAL_TOKENS if study is None else study["eval_tokens"]
+    n_tokens = at_least_1("eval_tokens", usual_tokens if options.eval_tokens is None else options.eval_tokens)
+    lm, blocks = _opened(options, place, study, n_tokens)
+    for one in found:
+        if lm.d_in != one.sae.config.d_in:
+            raise ValueError(
+                f"{one.folder}: takes activations of width {one.sae.config.d_in}, {lm.name} gives {lm.d_in} there"
+            )
+    scored_study = None if options.out is None else ScoredStudy(options.out, describe(lm, blocks, n_tokens))
+    if scored_study is not None:
+        scored_study.check(found)
+    return [lambda: _score(options, found, HeldOut(lm, blocks, n_tokens), scored_study)]
 
-    def prepare(self, runs: Sequence[Path]) -> Job:
-        """Check the request, and return the work.
 
-        Raises:
-            ValueError: There is no SAE in one of the folders, a field that is needed is not known, or `out` holds
-                something else.
-        """
-        if not runs:
-            raise ValueError("runs: name at least one folder")
-        if self.converged and self.out is None:
-            raise ValueError("converged: only with --out")
-        found = [SavedSAE(folder, SAE.load(folder), read_provenance(folder)) for folder in runs]
-        study = read_study(self.like) if self.like is not None else None
-        place = self._common_place(found, study)
-        usual_tokens = EVAL_TOKENS if study is None else study["eval_tokens"]
-        n_tokens = at_least_1("eval_tokens", usual_tokens if self.eval_tokens is None else self.eval_tokens)
-        lm, blocks = self._opened(place, study, n_tokens)
-        for one in found:
-            if lm.d_in != one.sae.config.d_in:
-                raise ValueError(
-                    f"{one.folder}: takes activations of width {one.sae.config.d_in}, {lm.name} gives {lm.d_in} there"
-                )
-        scored_study = None if self.out is None else ScoredStudy(self.out, describe(lm, blocks, n_tokens))
+def _common_place(options: Scoring, found: Sequence[SavedSAE], study: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the model, hook and text on which all these SAEs are to be scored; raise ValueError if they differ."""
+    places = [_place(options, one, study) for one in found]
+    for one, place in zip(found, places, strict=True):
+        if place != places[0]:
+            name = next(key for key in place if place[key] != places[0][key])
+            raise ValueError(
+                f"{one.folder}: {name} is {place[name]!r}, but {places[0][name]!r} for {found[0].folder}; score "
+                "them one by one"
+            )
+    return places[0]
+
+
+def _place(options: Scoring, saved: SavedSAE, study: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the model, hook and text on which an SAE is to be scored.
+
+    Options come first, then the study of --like or, without one, the SAE's own config, then defaults.
+    """
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    given = {name: value for name, value in values.items() if value not in ("", None)}
+    if study is None:
+        known = dict(saved.provenance)
+        if options.data:
+            # The splits of the training's text have no meaning for another text.
+            known |= {name: usual for name, usual in OF_ONE_TEXT.items() if name != "text_column"}
+    else:
+        _check_fits(options, saved, study, given)
+        known = dict(study["stream"])
+    known |= {name: value for name, value in given.items() if name in (*NEEDED, *SET_BY_STUDY)}
+    if missing := [name for name in NEEDED if name not in known]:
+        flags = " ".join(f"--{name}" for name in missing)
+        raise ValueError(f"{saved.folder}: its config does not say {', '.join(missing)}; give {flags}")
+    # Always the SAE's: whether its inputs are centred is a fact about the SAE, not about the study's stream.
+    centred = options.centred if options.centred is not None else saved.provenance.get("centred")
+    return {name: known.get(name, DEFAULTS.get(name)) for name in (*NEEDED, *DEFAULTS)} | {"centred": centred}
+
+
+def _check_fits(options: Scoring, saved: SavedSAE, study: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise ValueError if an option or the SAE's hook contradicts the study of --like."""
+    if contradicting := [name for name in SET_BY_STUDY if name in given]:
+        flag = f"--{contradicting[0].replace('_', '-')}"
+        raise ValueError(f"like: the study sets {contradicting[0]} itself; leave {flag} out")
+    own = saved.provenance.get("hook")
+    theirs = study["stream"].get("hook")
+    if own is not None and own != theirs and not options.hook:
+        raise ValueError(
+            f"{saved.folder}: was trained at {own}, and the study at {theirs}; give --hook {theirs} to score it "
+            "there anyway"
+        )
+
+
+def _opened(
+    options: Scoring, place: Mapping[str, Any], study: Mapping[str, Any] | None, n_tokens: int
+) -> tuple[LanguageModel, TokenBlocks]:
+    """Open the language model and the text of a place."""
+    description = dict(place)
+    if study is not None:
+        # Then the model and the text must be those of the study, to the bit.
+        description |= {name: study["stream"][name] for name in ("lm_digest", "data_digest")}
+    if place["max_train_tokens"] is None:
+        # A tenth of the documents is held out, so about this many tokens hold enough of them.
+        description["max_train_tokens"] = 10 * n_tokens
+    described_by = f"the study {options.like}"
+    lm = open_language_model(description, described_by=described_by)
+    if lm.centred and place["centred"] is None:
+        raise ValueError(
+            f"lm {place['lm']!r}: a LayerNorm model, and the SAE's config does not say whether its inputs lack "
+            "their mean over d_model; give --centred True or --centred False"
+        )
+    at_least_1("max_train_tokens", description["max_train_tokens"])
+    return lm, open_text(description, lm, described_by=described_by)
+
+
+def _score(options: Scoring, found: Sequence[SavedSAE], held_out: HeldOut, scored_study: ScoredStudy | None) -> None:
+    """Score SAEs one by one, and keep and print the scores of each as soon as they are known."""
+    for saved in found:
+        scores = score(saved.sae, held_out)
         if scored_study is not None:
-            scored_study.check(found)
-        return [lambda: self._score(found, HeldOut(lm, blocks, n_tokens), scored_study)]
-
-    def _common_place(self, found: Sequence[SavedSAE], study: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return the model, hook and text on which all these SAEs are to be scored; raise ValueError if they differ."""
-        places = [self._place(one, study) for one in found]
-        for one, place in zip(found, places, strict=True):
-            if place != places[0]:
-                name = next(key for key in place if place[key] != places[0][key])
-                raise ValueError(
-                    f"{one.folder}: {name} is {place[name]!r}, but {places[0][name]!r} for {found[0].folder}; score "
-                    "them one by one"
-                )
-        return places[0]
-
-    def _place(self, saved: SavedSAE, study: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return the model, hook and text on which an SAE is to be scored.
-
-        Options come first, then the study of --like or, without one, the SAE's own config, then defaults.
-        """
-        options = {field.name: getattr(self, field.name) for field in fields(self)}
-        given = {name: value for name, value in options.items() if value not in ("", None)}
-        if study is None:
-            known = dict(saved.provenance)
-            if self.data:
-                # The splits of the training's text have no meaning for another text.
-                known |= {name: usual for name, usual in OF_ONE_TEXT.items() if name != "text_column"}
-        else:
-            self._check_fits(saved, study, given)
-            known = dict(study["stream"])
-        known |= {name: value for name, value in given.items() if name in (*NEEDED, *SET_BY_STUDY)}
-        if missing := [name for name in NEEDED if name not in known]:
-            flags = " ".join(f"--{name}" for name in missing)
-            raise ValueError(f"{saved.folder}: its config does not say {', '.join(missing)}; give {flags}")
-        # Always the SAE's: whether its inputs are centred is a fact about the SAE, not about the study's stream.
-        centred = self.centred if self.centred is not None else saved.provenance.get("centred")
-        return {name: known.get(name, DEFAULTS.get(name)) for name in (*NEEDED, *DEFAULTS)} | {"centred": centred}
-
-    def _check_fits(self, saved: SavedSAE, study: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-        """Raise ValueError if an option or the SAE's hook contradicts the study of --like."""
-        if contradicting := [name for name in SET_BY_STUDY if name in given]:
-            flag = f"--{contradicting[0].replace('_', '-')}"
-            raise ValueError(f"like: the study sets {contradicting[0]} itself; leave {flag} out")
-        own = saved.provenance.get("hook")
-        theirs = study["stream"].get("hook")
-        if own is not None and own != theirs and not self.hook:
-            raise ValueError(
-                f"{saved.folder}: was trained at {own}, and the study at {theirs}; give --hook {theirs} to score it "
-                "there anyway"
-            )
-
-    def _opened(
-        self, place: Mapping[str, Any], study: Mapping[str, Any] | None, n_tokens: int
-    ) -> tuple[LanguageModel, TokenBlocks]:
-        """Open the language model and the text of a place."""
-        description = dict(place)
-        if study is not None:
-            # Then the model and the text must be those of the study, to the bit.
-            description |= {name: study["stream"][name] for name in ("lm_digest", "data_digest")}
-        if place["max_train_tokens"] is None:
-            # A tenth of the documents is held out, so about this many tokens hold enough of them.
-            description["max_train_tokens"] = 10 * n_tokens
-        described_by = f"the study {self.like}"
-        lm = open_language_model(description, described_by=described_by)
-        if lm.centred and place["centred"] is None:
-            raise ValueError(
-                f"lm {place['lm']!r}: a LayerNorm model, and the SAE's config does not say whether its inputs lack "
-                "their mean over d_model; give --centred True or --centred False"
-            )
-        at_least_1("max_train_tokens", description["max_train_tokens"])
-        return lm, open_text(description, lm, described_by=described_by)
-
-    def _score(self, found: Sequence[SavedSAE], held_out: HeldOut, scored_study: ScoredStudy | None) -> None:
-        """Score SAEs one by one, and keep and print the scores of each as soon as they are known."""
-        for saved in found:
-            scores = score(saved.sae, held_out)
-            if scored_study is not None:
-                # None and not False: without the flag, nobody has said that they have not converged.
-                scored_study.keep(saved, scores, held_out, converged=True if self.converged else None)
-            if self.json:
-                print(json.dumps(scores.figures))
-                continue
-            if len(found) > 1:
-                print(saved.folder)
-            for name, value in scores.figures.items():
-                print(f"{name:24} {value:.6g}")
+            # None and not False: without the flag, nobody has said that they have not converged.
+            scored_study.keep(saved, scores, held_out, converged=True if options.converged else None)
+        if options.json:
+            print(json.dumps(scores.figures))
+            continue
+        if len(found) > 1:
+            print(saved.folder)
+        for name, value in scores.figures.items():
+            print(f"{name:24} {value:.6g}")

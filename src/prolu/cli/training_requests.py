@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Suppress, subcommand
 
-from prolu.activations.source import Source
-from prolu.cli.commands import prepare_dry_run, prepare_sweep
-from prolu.cli.drawing import LatentPageOptions
+from prolu.activations.options import Source
+from prolu.cli.flags import option_group, values_of
 from prolu.cli.job import Job
-from prolu.cli.options import option_group, values_of
+from prolu.cli.options import LatentPageOptions
 from prolu.studies.groups.engine import Engine
 from prolu.studies.recipes import DESCRIPTIONS, RECIPES, Recipe, recipe_named
 from prolu.studies.settings import SweepSettings
-from prolu.studies.sweep import with_seeds
 from prolu.training.config import Precision, RunConfig
 
 DATA_FIELDS = ("text_column", "data_config", "split", "eval_split")
@@ -98,6 +96,8 @@ class Train:
 
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
+        from prolu.cli.commands import prepare_sweep
+
         run = RunConfig(**values_of(RunConfig, self.essential, self.run))
         source = Source(**values_of(Source, self.essential, self.source))
         # A sweep of one run: there is no other training loop.
@@ -137,6 +137,8 @@ class Study:
 
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
+        from prolu.cli.commands import prepare_dry_run, prepare_sweep
+
         if self.json and not self.dry_run:
             raise ValueError("json: only with --dry-run")
         if self.dry_run:
@@ -161,6 +163,8 @@ class Study:
         if self.target_l0:
             recipe = recipe.at_targets(self.target_l0)
         if self.init_seeds:
+            from prolu.studies.sweep import with_seeds
+
             recipe = recipe.changed(lambda runs: with_seeds(runs, self.init_seeds))
         return recipe.changed(lambda runs: [replace(run, precision=self.precision) for run in runs])
 

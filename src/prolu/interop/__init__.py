@@ -1,6 +1,6 @@
 """SAEs and studies elsewhere: other libraries' formats, SAEBench, the Hugging Face hub.
 
-- this file: the table of formats, `export_files` and `import_sae`.
+- `exchange`: the table of formats, `export_files` and `import_sae`; `format_names`: the names of the formats.
 - `formats`: one file per format, the form that all of them share, and how files are read and round trips checked.
 - `saebench`: an SAE of ours as SAEBench's evaluations take it.
 - `sharing`, `model_card`: studies pushed to and pulled from the hub.
@@ -9,139 +9,12 @@ What a format cannot describe is refused and never approximated: an import compu
 not happen.
 """
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
-from prolu.interop.formats import dictionary_learning, own_format, saelens, sparsify
-from prolu.runtime.checks import one_of
-from prolu.runtime.files import check_can_be_folder, write_atomically
-from prolu.sae.autoencoder import SAE, read_provenance
+from prolu.runtime.late_import import names_of
 
-ExportFormat = Literal["prolu", "saelens", "dictionary_learning"]
-"""The formats that can be written."""
+if TYPE_CHECKING:
+    from prolu.interop.exchange import *  # noqa: F403
+    from prolu.interop.exchange import __all__ as __all__
 
-ImportFormat = Literal[ExportFormat, "sparsify"]
-"""The formats that can be read."""
-
-
-class Format(NamedTuple):
-    """How one library keeps an SAE in a folder."""
-
-    files: tuple[str, ...]
-    """The files by which a folder of this format is recognised."""
-    from_folder: Callable[[Path], tuple[SAE, dict[str, Any]]]
-    """Reads a folder: the SAE and its provenance. ValueError if the folder is damaged, or ours cannot compute what its
-    SAE computes."""
-    to_files: Callable[[SAE, Mapping[str, Any]], dict[str, bytes]] | None = None
-    """Writes an SAE with its provenance as the files of a folder, by name. ValueError if the format cannot describe the
-    SAE. None where the format is read only."""
-    undescribed_preparation: Callable[[SAE, Mapping[str, Any]], list[str]] = lambda sae, provenance: []
-    """Which preparation of inputs an SAE needs that the format cannot describe, in words."""
-
-
-FORMATS: dict[str, Format] = {
-    "prolu": Format(own_format.FILES, own_format.from_folder, own_format.to_files),
-    "saelens": Format(saelens.FILES, saelens.from_folder, saelens.to_files, saelens.undescribed_preparation),
-    "dictionary_learning": Format(
-        dictionary_learning.FILES,
-        dictionary_learning.from_folder,
-        dictionary_learning.to_files,
-        dictionary_learning.undescribed_preparation,
-    ),
-    "sparsify": Format(sparsify.FILES, sparsify.from_folder),
-}
-"""The formats, by the names that the command line uses. A new format is a file in `formats`, a line here and its name
-in one of the types above."""
-
-
-def export_files(run: str | Path, format: str, *, inputs_normalised: bool = False) -> dict[str, bytes]:
-    """Return a saved SAE as the files of another library's folder, by name.
-
-    Args:
-        run: The folder of a run.
-        format: saelens, dictionary_learning or prolu.
-        inputs_normalised: Whether to export an SAE even if the format cannot describe how its inputs must be prepared
-            (centred, scaled per token). The export then records what must be done.
-
-    Raises:
-        ValueError: There is no SAE in the folder or no such format, the format cannot describe the SAE, or
-            `inputs_normalised` is given where the format can describe everything.
-    """
-    writers = {name: one.to_files for name, one in FORMATS.items() if one.to_files}
-    to_files = writers[one_of("format", format, writers)]
-    sae = SAE.load(run)
-    provenance = read_provenance(run)
-    undescribed = FORMATS[format].undescribed_preparation(sae, provenance)
-    if undescribed and not inputs_normalised:
-        raise ValueError(
-            f"format {format!r}: it cannot describe that inputs must be {' and '.join(undescribed)} first; with "
-            "--inputs-normalised the SAE is exported all the same, with a record of what must be done"
-        )
-    if inputs_normalised and not undescribed:
-        raise ValueError(
-            f"inputs_normalised: {format!r} describes everything that must be done to inputs of this SAE; leave it out"
-        )
-    return to_files(sae, provenance)
-
-
-def import_sae(folder: str | Path, format: str = "auto") -> tuple[SAE, dict[str, Any]]:
-    """Return an SAE that another library saved, and its provenance as far as its folder tells.
-
-    Args:
-        folder: The other library's folder.
-        format: A name in `FORMATS`, or auto to recognise the format by the folder's files.
-
-    Raises:
-        ValueError: The folder is not of that format, is damaged, or its SAE computes something that ours cannot.
-    """
-    folder = Path(folder)
-    return FORMATS[_recognised(folder) if format == "auto" else _checked(folder, format)].from_folder(folder)
-
-
-def _recognised(folder: Path) -> str:
-    """Return the format of a folder, by its files.
-
-    Raises:
-        ValueError: The folder is of no format, or of several.
-    """
-    found = [name for name, one in FORMATS.items() if not _missing(folder, one)]
-    if not found:
-        known = "; ".join(f"{name}: {' and '.join(one.files)}" for name, one in FORMATS.items())
-        raise ValueError(f"{folder}: no SAE in a format that is known here, which have these files: {known}")
-    if len(found) > 1:
-        raise ValueError(f"{folder}: has the files of {' and of '.join(found)}; choose one with --format")
-    return found[0]
-
-
-def _checked(folder: Path, format: str) -> str:
-    """Return the name of a format, if it exists and the folder has its files.
-
-    Raises:
-        ValueError: It does not, or a file is missing.
-    """
-    one_of("format", format, ["auto", *FORMATS])
-    if missing := _missing(folder, FORMATS[format]):
-        raise ValueError(f"{folder}: has no {' and no '.join(missing)}, which a folder of {format} has")
-    return format
-
-
-def _missing(folder: Path, format: Format) -> list[str]:
-    return [file for file in format.files if not (folder / file).is_file()]
-
-
-def check_new(out: Path) -> None:
-    """Raise ValueError unless a folder does not exist yet or is empty."""
-    check_can_be_folder(out)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"out {str(out)!r}: not empty; choose another folder")
-
-
-def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a folder, each atomically and in the given order.
-
-    Formats list their config last, so that a folder with a config is complete even if writing was interrupted.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        write_atomically(out / name, content)
+__getattr__ = names_of("prolu.interop.exchange")

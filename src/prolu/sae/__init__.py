@@ -3,10 +3,17 @@
 - `autoencoder`: the SAE itself: encode, decode, save, load.
 - `weights`: the tensors of one SAE, one row per latent.
 - `scaling`: activations scaled to a fixed norm before they are encoded.
+- `choices`: names that configs choose from.
 - `penalties`: the sparsity penalties l1, sqrt_l1 and l0.
 - `nonlinearities`: ReLU, ProLU, Gated, JumpReLU, TopK and BatchTopK, one file each.
 """
 
-from prolu.sae.autoencoder import SAE, SAEConfig, read_config, read_provenance, weights_digest
+from typing import TYPE_CHECKING
 
-__all__ = ["SAE", "SAEConfig", "read_config", "read_provenance", "weights_digest"]
+from prolu.runtime.late_import import names_of
+
+if TYPE_CHECKING:
+    from prolu.sae.autoencoder import *  # noqa: F403
+    from prolu.sae.autoencoder import __all__ as __all__
+
+__getattr__ = names_of("prolu.sae.autoencoder")

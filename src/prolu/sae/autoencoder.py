@@ -17,9 +17,12 @@ from torch import Tensor
 from prolu.runtime.checks import at_least_1, check_type, one_of
 from prolu.runtime.files import read_json_object, write_atomically
 from prolu.runtime.hub import MAIN, HubError, fetch, place_of
+from prolu.sae.choices import NORMALISATIONS
 from prolu.sae.nonlinearities import activate, nonlinearity_named
-from prolu.sae.scaling import NORMALISATIONS, normalise
+from prolu.sae.scaling import normalise
 from prolu.sae.weights import Weights
+
+__all__ = ["SAE", "SAEConfig", "read_config", "read_provenance", "weights_digest"]
 
 WEIGHTS_FILE = "sae.safetensors"
 """The file with the tensors of a saved SAE."""

@@ -1,15 +1,10 @@
 """Activations scaled per token to norm sqrt(d_in), so that one learning rate and one penalty suit all tokens."""
 
 import math
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-Normalisation = Literal["per_token", "none"]
-"""How activations are scaled before an SAE sees them."""
-NORMALISATIONS = get_args(Normalisation)
 
 
 def normalise(acts: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch d_in"], Tensor]:

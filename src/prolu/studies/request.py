@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from prolu.activations.source import Source, open_streams
+from prolu.activations.options import Source
+from prolu.activations.source import open_streams
 from prolu.activations.stream import ActivationStream
 from prolu.evaluation.held_out import held_out_digest
 from prolu.runtime.mesh import ALONE, Mesh

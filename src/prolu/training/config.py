@@ -3,16 +3,17 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from prolu.runtime.checks import at_least_1, check_types
-from prolu.sae.autoencoder import SAEConfig, weights_digest
-from prolu.sae.nonlinearities import TAKES_L0, nonlinearity_named
-from prolu.sae.penalties import penalty_named
-from prolu.sae.scaling import Normalisation
-from prolu.training.resampling import Resampling, SecondMoment
+from prolu.sae.choices import TAKES_L0, Normalisation
 from prolu.training.schedule import Schedule
 from prolu.training.target_l0 import L0Controller
+
+# The command line makes its help from this file, so what needs PyTorch is imported where it is used.
+if TYPE_CHECKING:
+    from prolu.sae.autoencoder import SAEConfig
+    from prolu.training.resampling import Resampling
 
 StepKind = Literal["dense", "sparse", "sparse_torch"]
 """How a training step is computed."""
@@ -21,6 +22,9 @@ STEP_KINDS = get_args(StepKind)
 Precision = Literal["fp32", "tf32", "bf16"]
 """The inputs of matmuls: unchanged, cut to 10 bits of mantissa by the GPU (a CPU computes fp32), or rounded to bf16."""
 PRECISIONS = get_args(Precision)
+
+SecondMoment = Literal["mean", "zero"]
+"""What Adam's second moment of a resampled latent is set to: its mean over living latents, or 0."""
 
 CONTROLLED_FRACTION = 0.7
 """The fraction of the run after which the L0 controller freezes the coefficient."""
@@ -142,6 +146,9 @@ class RunConfig:
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
 
     def _check_sparsity(self) -> None:
+        from prolu.sae.nonlinearities import nonlinearity_named
+        from prolu.sae.penalties import penalty_named
+
         target = self.target_l0
         self._require(
             "target_l0", target is None or 0 < target < self.d_sae, "more than 0 and less than d_sae, or None"
@@ -164,6 +171,8 @@ class RunConfig:
             return
         self._require("initial_bias", self.initial_bias == 0, "0 with init_from, whose biases are kept")
         if self.init_digest is None:
+            from prolu.sae.autoencoder import weights_digest
+
             # Found now and not when training starts: what lies in a folder may change, the config of a run may not,
             # and the digest is part of the run's name.
             object.__setattr__(self, "init_digest", weights_digest(self.init_from))
@@ -211,8 +220,10 @@ class RunConfig:
         start = f"-from{self.init_digest[:8]}" if self.init_digest else ""
         return f"{nonlinearity}-{self.penalty}-{sparsity}-lr{self.lr:.4g}-d{self.d_sae}-s{self.init_seed}{start}"
 
-    def sae_config(self, d_in: int) -> SAEConfig:
+    def sae_config(self, d_in: int) -> "SAEConfig":
         """Return the config of the run's SAE for activations of width `d_in`."""
+        from prolu.sae.autoencoder import SAEConfig
+
         return SAEConfig(
             d_in=d_in, d_sae=self.d_sae, nonlinearity=self.resolved_nonlinearity, normalisation=self.normalisation
         )
@@ -256,8 +267,10 @@ class RunConfig:
             steps=max(1.0, INTEGRATION_FRACTION * n_steps),
         )
 
-    def resampling(self, batch_size: int) -> Resampling:
+    def resampling(self, batch_size: int) -> "Resampling":
         """Return the settings of resampling, in steps."""
+        from prolu.training.resampling import Resampling
+
         n_steps = self.n_steps(batch_size)
         return Resampling(
             steps=tuple(round(fraction * n_steps) for fraction in self.resample_fractions),

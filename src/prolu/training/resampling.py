@@ -5,7 +5,7 @@ This is section 5 of the method's document.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,10 +13,8 @@ from torch import Tensor
 
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.sae.weights import Weights
+from prolu.training.config import SecondMoment
 from prolu.training.moments import Moments
-
-SecondMoment = Literal["mean", "zero"]
-"""What Adam's second moment of a resampled latent is set to: its mean over living latents, or 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

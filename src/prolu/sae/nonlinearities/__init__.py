@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Callable
 
+from prolu.sae.choices import TAKES_L0
 from prolu.sae.nonlinearities.base import (
     Auxiliary,
     Gather,
@@ -73,9 +74,6 @@ WITH_ARGUMENTS: dict[str, Callable[..., Nonlinearity]] = {
 }
 """The nonlinearities with arguments, which are written in brackets after the name, as in `topk(32)`. Each entry makes
 one from its arguments as texts; their names are those that a message shows."""
-
-TAKES_L0 = ("topk", "batchtopk")
-"""The nonlinearities whose one argument is the L0 that is asked for, so that a target L0 needs no controller."""
 
 CALL = re.compile(r"(\w+)\(([^()]*)\)")
 """A name with arguments in brackets."""

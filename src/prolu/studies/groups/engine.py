@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from prolu.activations.source import Source
+from prolu.activations.options import Source
 from prolu.runtime.checks import at_least_1
 from prolu.studies.settings import SweepSettings
 

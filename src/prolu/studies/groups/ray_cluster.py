@@ -9,7 +9,7 @@ from typing import Any
 import ray  # pyright: ignore[reportMissingImports]
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError  # pyright: ignore[reportMissingImports]
 
-from prolu.activations.source import Source
+from prolu.activations.options import Source
 from prolu.runtime.files import first_line, locked
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter

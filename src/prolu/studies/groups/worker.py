@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from prolu.activations.options import Source
 from prolu.activations.resolving import absolute_path
-from prolu.activations.source import Source, open_streams
+from prolu.activations.source import open_streams
 from prolu.runtime.files import retry_while_busy
 from prolu.runtime.progress import listeners
 from prolu.studies.folder import PATH_FIELDS

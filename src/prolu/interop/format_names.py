@@ -1,0 +1,9 @@
+"""The names of the formats, in a file without PyTorch: the command line needs them for its help."""
+
+from typing import Literal
+
+ExportFormat = Literal["prolu", "saelens", "dictionary_learning"]
+"""The formats that can be written."""
+
+ImportFormat = Literal[ExportFormat, "sparsify"]
+"""The formats that can be read."""
