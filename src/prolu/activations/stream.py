@@ -16,6 +16,7 @@ from prolu.activations.transfer import Transfer
 from prolu.activations.windows import Place, Windows
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.mesh import ALONE, Mesh
+from prolu.runtime.progress import doing
 from prolu.runtime.rng import keyed_generator
 from prolu.sae.scaling import normalise, normalise_
 
@@ -190,10 +191,11 @@ class ActivationStream:
         # nor on the device nor on what was drawn before.
         generator = keyed_generator(self.seed, "rows", epoch, window)
         order = torch.randperm(len(chosen) * self._windows.rows_per_block, generator=generator)
-        if self.mesh.n_ranks == 1:
-            self._fill_(self._acts, self._norms, chosen)
-        else:
-            order = self._exchange(chosen, order)
+        with doing("reading activations"):
+            if self.mesh.n_ranks == 1:
+                self._fill_(self._acts, self._norms, chosen)
+            else:
+                order = self._exchange(chosen, order)
         self._expect_next(epoch, window)
         self._order = order.to(self.device)
         self._held = (epoch, window)

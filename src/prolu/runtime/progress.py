@@ -2,15 +2,21 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 15.0
 """The time between two lines of progress where standard error is not a terminal, in seconds."""
+
+WIDTH_OF_SAE_RATE = 100
+"""The columns from which on a terminal also shows the rate in SAE-tokens."""
 
 listeners: list[Callable[[str, int, int], None]] = []
 """Functions that every meter of this process calls when it advances, with the name of its work, the amount done and the
@@ -23,7 +29,8 @@ class Meter:
         with Meter("training", n_tokens, n_saes=18) as meter:
             meter.advance(512)
 
-    It writes to standard error, because standard output is for results, which may be piped into another program.
+    It writes to standard error, because standard output is for results, which may be piped into another program. A
+    meter that is started while another one runs has a line of its own below it, until it ends.
     """
 
     def __init__(self, what: str, n_tokens: int, n_saes: int = 1, *, unit: str = "tokens", shown: bool = True):
@@ -41,35 +48,32 @@ class Meter:
         self._n_saes = n_saes
         self._unit = unit
         self._done = 0
+        self._n_advances = 0
         self._start = time.monotonic()
         self._last_line = self._start
-        console = Console(stderr=True)
-        self._prints_lines = shown and not console.is_terminal
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            _Rate(n_saes, unit),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not shown or self._prints_lines,
-        )
-        self._task = self._bar.add_task(what, total=n_tokens)
+        is_terminal = Console(stderr=True).is_terminal
+        self._prints_lines = shown and not is_terminal
+        self._has_bar = shown and is_terminal
+        self._bar: TaskID | None = None
 
     def __enter__(self) -> "Meter":
-        self._bar.start()
+        if self._has_bar:
+            self._bar = _bars.open(self._what, self._total, self._n_saes, self._unit)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._bar is not None:
+            _bars.close(self._bar)
+            self._bar = None
 
     def advance(self, n_tokens: int) -> None:
         """Count tokens that are done, each once however many SAEs saw it."""
         self._done += n_tokens
-        self._bar.advance(self._task, n_tokens)
+        self._n_advances += 1
+        if self._bar is not None:
+            _bars.update(self._bar, advance=n_tokens)
         for listener in listeners:
             listener(self._what, self._done, self._total)
         now = time.monotonic()
@@ -80,7 +84,8 @@ class Meter:
     def forget(self, n_tokens: int) -> None:
         """Take tokens out of the total that were done earlier. Counted as done now, they would raise the rate."""
         self._total -= n_tokens
-        self._bar.update(self._task, total=self._total)
+        if self._bar is not None:
+            _bars.update(self._bar, total=self._total)
 
     @property
     def seconds(self) -> float:
@@ -93,24 +98,103 @@ class Meter:
         return self._done / max(self.seconds, 1e-9)  # the very first call may find the clock unmoved
 
     def _line(self, now: float) -> str:
-        seconds_left = (self._total - self._done) / max(self.tokens_per_second, 1e-9)
+        passed = f"{now - self._start:.0f} s passed"
         fraction = self._done / max(self._total, 1)
-        return (
-            f"{self._what} {fraction:.0%}  {_rates(self.tokens_per_second, self._n_saes, self._unit)}  "
-            f"{now - self._start:.0f} s passed, {seconds_left:.0f} s left"
-        )
+        if self._n_advances == 1:
+            # Before the first batch a window of activations is read: a rate that counts this would be far too low.
+            return f"{self._what} {fraction:.0%}  {passed}"
+        seconds_left = (self._total - self._done) / max(self.tokens_per_second, 1e-9)
+        rates = _rates(self.tokens_per_second, self._n_saes, self._unit)
+        return f"{self._what} {fraction:.0%}  {rates}  {passed}, {seconds_left:.0f} s left"
 
 
-class _Rate(ProgressColumn):
-    """The column of a progress bar that shows rates; rich's own know one unit only."""
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Show what the running work waits for, such as "compiling kernels", in place of its rate."""
+    _bars.note(what)
+    try:
+        yield
+    finally:
+        _bars.note("")
 
-    def __init__(self, n_saes: int, unit: str):
-        super().__init__()
-        self._n_saes = n_saes
-        self._unit = unit
+
+class _Bars:
+    """The bars of all meters that run in this process, each on a line of its own.
+
+    They share one display, because two displays know nothing of each other and write over each other's lines.
+    """
+
+    def __init__(self):
+        self._display: Progress | None = None
+        self._open: list[TaskID] = []
+
+    def open(self, what: str, total: int, n_saes: int, unit: str) -> TaskID:
+        """Add a bar, and return its number."""
+        if self._display is None:
+            self._display = _new_display()
+            self._display.start()
+        bar = self._display.add_task(what, total=total, n_saes=n_saes, unit=unit, note="")
+        self._open.append(bar)
+        return bar
+
+    def close(self, bar: TaskID) -> None:
+        """Take a bar away, or leave it as it is if it is the last one."""
+        assert self._display is not None
+        self._open.remove(bar)
+        if self._open:
+            self._display.remove_task(bar)
+            return
+        self._display.stop()
+        self._display = None
+
+    def update(self, bar: TaskID, **changes: float) -> None:
+        """Change the total of a bar, or advance it."""
+        assert self._display is not None
+        self._display.update(bar, **changes)  # pyright: ignore[reportArgumentType]
+
+    def note(self, text: str) -> None:
+        """Show a text in place of the newest bar's rate; an empty one shows the rate again."""
+        if self._display is not None:
+            # At once: what follows may keep the thread that draws from running.
+            self._display.update(self._open[-1], note=text, refresh=True)
+
+
+def _new_display() -> Progress:
+    console = Console(stderr=True)
+    shows_saes = console.width >= WIDTH_OF_SAE_RATE
+    # What is left of the line by the longest texts beside the bar, so that every bar stays on one line.
+    bar_width = min(40, max(4, console.width - (84 if shows_saes else 58)))
+    one_line = Column(no_wrap=True)
+    return Progress(
+        TextColumn("{task.description}", table_column=one_line.copy()),
+        BarColumn(bar_width),
+        TextColumn("{task.percentage:>3.0f}%", table_column=one_line.copy()),
+        _Pace(shows_saes=shows_saes, table_column=one_line.copy()),
+        console=console,
+    )
+
+
+class _Pace(ProgressColumn):
+    """The column of a progress bar that shows the rates and the time left; rich's own know one unit only."""
+
+    def __init__(self, *, shows_saes: bool, table_column: Column):
+        super().__init__(table_column)
+        self._shows_saes = shows_saes
 
     def render(self, task: Task) -> Text:
-        return Text(_rates(task.speed or 0.0, self._n_saes, self._unit))
+        if task.fields["note"]:
+            return Text(task.fields["note"])
+        elapsed = task.finished_time if task.finished else task.elapsed
+        speed = task.completed / max(elapsed or 0.0, 1e-9) if task.finished else task.speed
+        if speed is None or not task.completed:
+            return Text()  # nothing is known yet, and a rate of 0 would be wrong
+        seconds = elapsed if task.finished else task.time_remaining
+        rates = _rates(speed, task.fields["n_saes"] if self._shows_saes else 1, task.fields["unit"])
+        time_of = f", {timedelta(seconds=int(seconds))}" if seconds is not None else ""
+        return Text(f"{rates}{time_of}" + ("" if task.finished or not time_of else " left"))
+
+
+_bars = _Bars()
 
 
 def _rates(tokens_per_second: float, n_saes: int, unit: str) -> str:

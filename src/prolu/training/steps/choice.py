@@ -48,8 +48,10 @@ class Steps:
             return DenseStep(self._like, self._batch_size, self._mesh)
         # Imported only when needed: numba takes a second to import, and may be missing.
         if step_kind == "sparse" and has_numba() and on_cpu:
+            from prolu.training.steps.compilation import show_compilation
             from prolu.training.steps.sparse_numba import SparseNumbaStep
 
+            show_compilation()
             return SparseNumbaStep(self._like, self._batch_size, self._mesh)
         from prolu.training.steps.sparse_torch import SparseTorchStep
 

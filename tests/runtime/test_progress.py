@@ -1,0 +1,96 @@
+"""Progress: bars of work inside other work, and what a terminal shows of them."""
+
+import re
+import sys
+from contextlib import suppress
+
+import pytest
+from tests.support.terminal import screens, written_in_terminal
+
+from prolu.runtime import progress
+from prolu.runtime.progress import Meter, doing
+
+WORK = """
+import logging, sys, time
+from prolu.runtime.progress import Meter, doing
+
+with Meter("reading text", 3) as meter:
+    meter.advance(3)
+with Meter("training", 4000, n_saes=12) as training:
+    with doing("reading activations"):
+        time.sleep(0.15)
+    for part in range(4):
+        time.sleep(0.15)
+        with doing("compiling kernels"):
+            time.sleep(0.1)
+        training.advance(1000)
+        if part == 2:
+            print("prolu: one of the runs failed", file=sys.stderr, flush=True)
+        if part >= 2:
+            with Meter("evaluating", 50) as evaluating:
+                time.sleep(0.15)
+                evaluating.advance(50)
+                time.sleep(0.15)
+    with Meter("looking at latents of several hooks", 10, shown=False) as hidden:
+        hidden.advance(10)
+with Meter("looking at latents", 10) as latents:
+    latents.advance(5)
+"""
+NAMES = ("reading text", "training", "evaluating", "looking at latents")
+
+
+@pytest.mark.parametrize("width", [60, 80, 130])
+def test_no_line_holds_two_bars(width):
+    written = written_in_terminal([sys.executable, "-c", WORK], width)
+    shown = list(screens(written, width))
+    lines = {line for screen in shown for line in screen}
+    assert any("evaluating" in line for line in lines)
+    for line in lines:
+        assert len(line) <= width
+        assert line.count("%") <= 1
+        assert sum(name in line for name in NAMES) <= 1, line
+        assert not re.search(r"\b0 tokens/s", line), line
+        if "%" in line:
+            assert line.startswith(NAMES), line
+    assert any(line.startswith("training") and line.endswith("compiling kernels") for line in lines)
+    assert any(line.startswith("training") and line.endswith("reading activations") for line in lines)
+    assert any("SAE-tokens/s" in line for line in lines) == (width == 130)
+    last = [line for line in shown[-1] if line]
+    assert [re.match(r"[a-z ]+", line)[0].strip() for line in last] == ["reading text", "prolu", *NAMES[1::2]]
+    assert "one of the runs failed" in last[1]
+
+
+def test_one_display_for_work_in_work_and_a_new_one_afterwards(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, as rich sees it
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with Meter("training", 10) as outer:
+        display = progress._bars._display
+        assert display is not None
+        with suppress(KeyboardInterrupt), Meter("evaluating", 5) as inner:
+            assert progress._bars._display is display
+            assert len(display.tasks) == 2
+            inner.advance(2)
+            raise KeyboardInterrupt
+        assert [task.description for task in display.tasks] == ["training"]
+        with doing("compiling kernels"):
+            assert display.tasks[0].fields["note"] == "compiling kernels"
+        assert display.tasks[0].fields["note"] == ""
+        outer.advance(4)
+        outer.forget(2)
+        assert (display.tasks[0].completed, display.tasks[0].total) == (4, 8)
+    assert progress._bars._display is None
+
+
+def test_lines_where_there_is_no_terminal(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr("prolu.runtime.progress.time.monotonic", lambda: next(clock))
+    heard = []
+    monkeypatch.setattr(progress, "listeners", [lambda *facts: heard.append(facts)])
+    with Meter("training", 1000, n_saes=3) as meter, doing("compiling kernels"):
+        meter.advance(100)
+        meter.advance(400)
+    first, second = capsys.readouterr().err.splitlines()
+    # The first part waits for a window of activations, so nothing follows from it for the others.
+    assert re.fullmatch(r"training 10%  \d+ s passed", first)
+    assert re.fullmatch(r"training 50%  \d+ tokens/s, \d+ SAE-tokens/s  \d+ s passed, \d+ s left", second)
+    assert heard == [("training", 100, 1000), ("training", 500, 1000)]
