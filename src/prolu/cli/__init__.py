@@ -7,7 +7,7 @@
 - `flags`: how dataclasses become flags, and the names that other libraries give to our flags.
 - `commands`: what each command checks and does; of `report` in `drawing`, of `eval` in `scoring`.
 - `drawing`: pages of latents and reports.
-- `scoring`: saved SAEs scored on held-out text.
+- `scoring`: saved SAEs scored on held-out text; `score_table`: their scores side by side.
 - `job`: the work that a command hands back, and its exit codes.
 
 The requests and options import PyTorch, and what needs it, in their `prepare` only: `--help` must not wait for it.

@@ -71,7 +71,7 @@ class Scoring:
     """With --out: treat these SAEs as converged, although this cannot be verified here, so that they enter frontiers
     and comparisons."""
     json: bool = False
-    """Print one JSON object per SAE instead of a table."""
+    """Print one line per SAE, a JSON object with its scores, instead of a table with a column per SAE."""
 
     def prepare(self, runs: Sequence[Path]) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""

@@ -6,13 +6,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.source import open_language_model, open_text
 from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks
 from prolu.cli.job import Job
 from prolu.cli.options import Scoring
+from prolu.cli.score_table import score_table
 from prolu.evaluation.held_out import HeldOut, score
 from prolu.runtime.checks import at_least_1
+from prolu.runtime.progress import Meter
 from prolu.sae.autoencoder import SAE, read_provenance
 from prolu.studies.folder import read_study
 from prolu.studies.scored_study import SavedSAE, ScoredStudy, describe
@@ -145,16 +149,23 @@ def _opened(
 
 
 def _score(options: Scoring, found: Sequence[SavedSAE], held_out: HeldOut, scored_study: ScoredStudy | None) -> None:
-    """Score SAEs one by one, and keep and print the scores of each as soon as they are known."""
-    for saved in found:
-        scores = score(saved.sae, held_out)
-        if scored_study is not None:
-            # None and not False: without the flag, nobody has said that they have not converged.
-            scored_study.keep(saved, scores, held_out, converged=True if options.converged else None)
-        if options.json:
-            print(json.dumps(scores.figures))
-            continue
-        if len(found) > 1:
-            print(saved.folder)
-        for name, value in scores.figures.items():
-            print(f"{name:24} {value:.6g}")
+    """Score SAEs one by one, keep the scores of each as soon as they are known, and print all of them."""
+    table = []
+    with Meter("evaluating", held_out.n_tokens * len(found)) as meter:
+        for saved, name in zip(found, _names(found), strict=True):
+            scores = score(saved.sae, held_out)
+            if scored_study is not None:
+                # None and not False: without the flag, nobody has said that they have not converged.
+                scored_study.keep(saved, scores, held_out, converged=True if options.converged else None)
+            if options.json:
+                print(json.dumps(scores.figures), flush=True)
+            table.append((name, scores.figures))
+            meter.advance(held_out.n_tokens)
+    if not options.json:
+        print("\n".join(score_table(table, Console().width)))
+
+
+def _names(found: Sequence[SavedSAE]) -> list[str]:
+    """Return the names of SAEs for a table: those of their folders, or the whole paths if two have the same."""
+    names = [saved.run_id for saved in found]
+    return names if len(set(names)) == len(names) else [str(saved.folder) for saved in found]

@@ -171,6 +171,9 @@ def _new_display() -> Progress:
         TextColumn("{task.percentage:>3.0f}%", table_column=one_line.copy()),
         _Pace(shows_saes=shows_saes, table_column=one_line.copy()),
         console=console,
+        # While a bar is drawn, rich would write what is printed to the bar's console. That is right for a terminal, but
+        # results that are piped into another program must stay on standard output.
+        redirect_stdout=sys.stdout.isatty(),
     )
 
 
