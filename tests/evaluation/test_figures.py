@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
+from prolu.evaluation.comparison.claims import compare_families
 from prolu.evaluation.comparison.figures import draw_frontier, save_figure
 from prolu.evaluation.comparison.points import points
 from prolu.evaluation.comparison.styles import COLOURS, DASHES, MARKERS, colours, lines, pareto_points
-from prolu.evaluation.comparison.verdicts import verdict_table
 from prolu.report.page import DASHES as PAGE_DASHES
 from prolu.report.page import SYMBOLS, PageContent, page_data, render_page
 
@@ -127,7 +127,8 @@ def test_the_page_draws_what_the_statistics_say(tmp_path):
     stream = {"lm": "x", "hook": "y", "data": "</script><script>alert(1)</script>"}
     content = PageContent(
         name="<b>", records=records, configs={"<b>": {"runs": [{}] * 99, "stream": stream}}, curves={},
-        verdicts=verdict_table(Finished(tmp_path, records)), failures={"r": "<i>why</i>"}, pages={"0-8-0": 'a"b.html'},
+        comparison=compare_families([Finished(tmp_path, records)]), failures={"r": "<i>why</i>"},
+        pages={"0-8-0": 'a"b.html'},
     )  # fmt: skip
     data, found = page_data(content), points(records, "l0", "degradation")
     plane = data["planes"][0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prolu import SAE, LanguageModel, RunConfig, SAEConfig, load_blocks
-from prolu.evaluation.comparison.verdicts import LOWER
+from prolu.evaluation.comparison.wording import LOWER
 from prolu.report.latents.browser import PageSource, write_browser
 from prolu.report.latents.firings import HeldOutText
 from prolu.report.writer import write_report

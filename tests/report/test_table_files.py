@@ -8,6 +8,7 @@ from pyarrow import parquet
 from rich.console import Console
 
 from prolu import RunConfig, with_seeds
+from prolu.evaluation.comparison.claims import FamilyComparison, prolu_against_relu
 from prolu.evaluation.comparison.verdicts import Verdict
 from prolu.report.table_files import write_tables
 from prolu.report.terminal import print_summary
@@ -33,13 +34,14 @@ def test_all_results_are_one_table_in_two_formats(tmp_path):
 
 
 def test_the_terminal_shows_verdicts_and_why_there_are_none():
-    less = Verdict("prolu_ste + l1", "relu + l1", 20, -0.3, -0.4, -0.2, "lower CE increase", 3, 99, "init seeds")
+    less = Verdict("prolu_ste + l1", "relu + l1", 20, -0.3, -0.4, -0.2, "lower", 3, 99, "init seeds")
     nan = float("nan")
-    none = less._replace(l0=nan, change=nan, low=nan, high=nan, verdict="undecided", reason="one seed")
+    none = less._replace(l0=nan, change=nan, low=nan, high=nan, verdict="not tested", reason="one seed")
     out = io.StringIO()
-    print_summary(records(), "study", [less, none], Console(file=out, width=140))
-    assert "[-40.0%, -20.0%]" in out.getvalue()
-    assert "not tested: one seed" in out.getvalue()
+    compared = FamilyComparison([less, none], prolu_against_relu([less]), [])
+    print_summary(records(), "study", compared, Console(file=out, width=140))
+    assert "-40.0% to -20.0%" in out.getvalue()
+    assert "not tested (one seed)" in out.getvalue()
     assert "95% intervals over init seeds" in out.getvalue()
 
 

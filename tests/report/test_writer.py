@@ -46,7 +46,7 @@ def readings(monkeypatch):
 
     monkeypatch.setattr(results, "read_study", counted("config", study_folder.read_study))
     monkeypatch.setattr(results, "read_json_lines", counted("results", results.read_json_lines))
-    monkeypatch.setattr(writer, "verdict_table", counted("verdicts", writer.verdict_table))
+    monkeypatch.setattr(writer, "compare_families", counted("verdicts", writer.compare_families))
     monkeypatch.setattr(writer, "save_figure", lambda figure, *files: plt.close(figure))
     return counts
 
@@ -56,8 +56,8 @@ def test_a_report_says_what_it_drew(study, readings):
     assert drawn.page == study / "report.html"
     assert drawn.folders == [study]
     assert drawn.records == Results.load(study).records
-    assert drawn.verdicts == writer.verdicts_of([Results.load(study)])
-    assert {v.challenger for v in drawn.verdicts} == {"prolu_ste + l1"}
+    assert drawn.comparison.verdicts == Results.load(study).verdicts()
+    assert {v.challenger for v in drawn.comparison.verdicts} == {"prolu_ste + l1"}
 
 
 @pytest.mark.parametrize("flag", ["--latent-pages", "--features"])  # the second is the first's older name

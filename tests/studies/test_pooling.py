@@ -9,7 +9,7 @@ import pytest
 from prolu import ActivationStream, Results, RunConfig, load_blocks, run_sweep
 from prolu.activations.harvesting import Harvest
 from prolu.cli.entry_point import main
-from prolu.evaluation.comparison.claims import paper_claims, prolu_against_relu
+from prolu.evaluation.comparison.claims import compare_families
 from prolu.evaluation.comparison.frontiers import family
 from prolu.evaluation.comparison.points import points, summaries
 from prolu.evaluation.comparison.styles import pareto_points
@@ -134,11 +134,14 @@ def test_hooks_of_one_sweep_are_shown_together_and_compared_apart(tiny_lm, tiny_
     assert {family(r) for r in records} == {f"{h}: {f} + l1" for h in hooks for f in ("relu", "prolu_ste")}
     # Everything is what each hook by itself gives: families in numbers, frontiers, claims.
     assert [s.n_runs for s in summaries(records)[1]] == [4] * 4
-    for claims in (paper_claims, prolu_against_relu):
-        at_hooks = [(hook, claim) for hook, some in zip(hooks, alone, strict=True) for claim in claims(some)]
-        assert claims(records) == [c._replace(statement=f"{hook}: {c.statement}") for hook, c in at_hooks]
+    together = compare_families(found)
+    for part in ("against_relu", "paper"):
+        at_hooks = [
+            (h, claim) for h, one in zip(hooks, found, strict=True) for claim in getattr(compare_families([one]), part)
+        ]
+        assert getattr(together, part) == [c._replace(statement=f"{hook}: {c.statement}") for hook, c in at_hooks]
     best = sorted((p.x, p.y) for p in pareto_points(points(records)))
     assert best == sorted((p.x, p.y) for some in alone for p in pareto_points(points(some)))
     drawn = write_report(found, tmp_path / "all", hooks_apart=True)
-    assert {v.challenger for v in drawn.verdicts} == {f"{hook}: prolu_ste + l1" for hook in hooks}
+    assert {v.challenger for v in drawn.comparison.verdicts} == {f"{hook}: prolu_ste + l1" for hook in hooks}
     assert drawn.page.is_file()

@@ -92,5 +92,5 @@ def draw_report(studies: Sequence[Path | Results], out: Path | None = None) -> N
     from prolu.report.writer import write_report
 
     drawn = write_report(studies, out)
-    print_summary(drawn.records, " + ".join(map(str, drawn.folders)), drawn.verdicts)
+    print_summary(drawn.records, " + ".join(map(str, drawn.folders)), drawn.comparison)
     print(f"report: {drawn.page}")

@@ -68,8 +68,8 @@ class Scoring:
     """The folder of a study in which to keep the SAEs and their scores, or to which to add them. `prolu report STUDY
     OUT` shows them beside a trained study."""
     converged: bool = False
-    """With --out: treat these SAEs as converged, although this cannot be verified here, so that they enter frontiers
-    and comparisons."""
+    """With --out: treat these SAEs as converged, although this cannot be verified here, so that they enter
+    frontiers."""
     json: bool = False
     """Print one line per SAE, a JSON object with its scores, instead of a table with a column per SAE."""
 

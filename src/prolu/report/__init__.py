@@ -9,6 +9,6 @@
 
 from prolu.report.latents.pages import LatentPages
 from prolu.report.terminal import print_estimate, print_summary
-from prolu.report.writer import DrawnReport, verdicts_of, write_report
+from prolu.report.writer import DrawnReport, write_report
 
-__all__ = ["DrawnReport", "LatentPages", "print_estimate", "print_summary", "verdicts_of", "write_report"]
+__all__ = ["DrawnReport", "LatentPages", "print_estimate", "print_summary", "write_report"]

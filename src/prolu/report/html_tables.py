@@ -8,7 +8,17 @@ from typing import Any, Literal, NamedTuple
 from prolu.evaluation.comparison.claims import Claim
 from prolu.evaluation.comparison.frontiers import Record, family
 from prolu.evaluation.comparison.points import FamilySummary, summaries
-from prolu.evaluation.comparison.verdicts import HIGHER, LOWER, Verdict, rows_for_tables
+from prolu.evaluation.comparison.wording import (
+    HIGHER,
+    LOWER,
+    Verdict,
+    rows_for_tables,
+    shown_change,
+    shown_ground,
+    shown_interval,
+    shown_l0,
+    shown_verdict,
+)
 
 COLUMNS = {
     "family": "family",
@@ -31,9 +41,6 @@ N_TEXT_COLUMNS = 2
 
 HALF_WIDTH = 90
 """The width of the drawing of an interval from 0 to either end, in units of its SVG."""
-
-NOT_TESTED = "not tested"
-"""What stands in place of a verdict where there is no interval, so that nothing was tested."""
 
 Kind = Literal["good", "bad", "open"]
 """How a verdict or a claim is coloured: the names are classes of the style sheet."""
@@ -63,7 +70,7 @@ class VerdictRow(NamedTuple):
     drawing: Drawing | None
     verdict: str
     kind: Kind
-    why: str
+    ground: str
     """What the verdict rests on, or why there is none."""
     sentence: str
     """The whole comparison as a sentence, shown when one points at the row."""
@@ -107,24 +114,16 @@ def _reach(verdicts: Sequence[Verdict]) -> float:
 
 
 def _verdict_row(v: Verdict, reach: float) -> VerdictRow:
-    is_known = math.isfinite(v.change)
-    is_tested = math.isfinite(v.low)
-    seen = f"{v.n_seeds} seeds" + (f", {v.n_documents:,} {v.unit}s" if v.n_documents else "")
     return VerdictRow(
-        l0=f"{v.l0:.3g}" if math.isfinite(v.l0) else "",
-        change=f"{v.change:+.0%}" if is_known else "",
-        interval=f"{v.low:+.0%} to {v.high:+.0%}" if is_tested else "",
-        drawing=_drawing(v, reach) if is_known else None,
+        l0=shown_l0(v.l0) if math.isfinite(v.l0) else "",
+        change=shown_change(v),
+        interval=shown_interval(v),
+        drawing=_drawing(v, reach) if math.isfinite(v.change) else None,
         verdict=shown_verdict(v),
         kind=VERDICT_KINDS.get(v.verdict, "open"),
-        why=v.reason or seen,  # a reason is given only where there is no interval
+        ground=shown_ground(v),
         sentence=str(v),
     )
-
-
-def shown_verdict(v: Verdict) -> str:
-    """Return the verdict in words; without an interval it is "not tested", whatever the change looks like."""
-    return v.verdict if math.isfinite(v.low) else NOT_TESTED
 
 
 def _drawing(v: Verdict, reach: float) -> Drawing:
@@ -165,7 +164,7 @@ def _family_row(f: FamilySummary) -> tuple[str, ...]:
 
 
 class ClaimRow(NamedTuple):
-    """A statement of the paper, and what this study says about it."""
+    """A statement, and what this study says about it."""
 
     statement: str
     verdict: str
@@ -174,7 +173,7 @@ class ClaimRow(NamedTuple):
 
 
 def rows_of_claims(claims: Sequence[Claim]) -> list[ClaimRow]:
-    """Return the rows of the table that holds the paper's claims against the results of a study."""
+    """Return the rows of the table that holds claims against the results of a study."""
     return [ClaimRow(c.statement, c.verdict, CLAIM_KINDS.get(c.verdict, "open"), c.evidence) for c in claims]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from prolu.evaluation.comparison.claims import paper_claims
+from prolu.evaluation.comparison.claims import FamilyComparison
 from prolu.evaluation.comparison.frontiers import Record, family, study_names
 from prolu.evaluation.comparison.points import Point, points
 from prolu.evaluation.comparison.styles import (
@@ -22,7 +22,7 @@ from prolu.evaluation.comparison.styles import (
     marker,
     pareto_points,
 )
-from prolu.evaluation.comparison.verdicts import Verdict
+from prolu.evaluation.comparison.wording import covered
 from prolu.report.assets import render
 from prolu.report.html_tables import (
     COLUMNS,
@@ -70,7 +70,7 @@ class PageContent:
     """Each study's resolved config, by the study's name."""
     curves: Mapping[str, Sequence[Mapping[str, Any]]]
     """Training curves by run_id."""
-    verdicts: list[Verdict]
+    comparison: FamilyComparison
     failures: Mapping[str, str]
     """Why runs failed, by run_id."""
     pages: Mapping[str, str]
@@ -84,13 +84,14 @@ def render_page(content: PageContent) -> str:
         "page.html",
         name=content.name,
         facts=facts(content),
-        verdicts=table_of_verdicts(content.verdicts),
+        verdicts=table_of_verdicts(content.comparison.verdicts),
         half_width=HALF_WIDTH,
         n_runs=len(records),
-        n_unconverged=sum(not r["converged"] for r in records),
+        n_unconverged=sum(r["converged"] is False for r in records),
+        covered=covered(content.comparison.verdicts).capitalize(),
         families=table_of_families(records),
-        claims=rows_of_claims(paper_claims(records)),
-        subject="this study" if len(content.configs) == 1 else "these studies, each family by its own best runs",
+        claims=rows_of_claims([*content.comparison.against_relu, *content.comparison.paper]),
+        subject="this study" if len(content.configs) == 1 else "these studies",
         n_planes=len(PLANES),
         n_curves=len(CURVES),
         runs=rows_of_runs(records, content.pages),

@@ -8,11 +8,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prolu.evaluation.comparison.claims import Claim, paper_claims, prolu_against_relu
+from prolu.evaluation.comparison.claims import Claim, FamilyComparison
 from prolu.evaluation.comparison.frontiers import Record, family, pareto_best, study_names
 from prolu.evaluation.comparison.points import summaries
-from prolu.evaluation.comparison.verdicts import Verdict, rows_for_tables
-from prolu.report.html_tables import shown_verdict
+from prolu.evaluation.comparison.wording import (
+    Verdict,
+    covered,
+    rows_for_tables,
+    shown_change,
+    shown_ground,
+    shown_interval,
+    shown_l0,
+    shown_verdict,
+)
 from prolu.runtime.names import shown
 from prolu.studies.cost import DENSE_FRACTION, Estimate
 from prolu.studies.rates import TYPICAL_L0
@@ -29,14 +37,14 @@ CONVERGED = {True: "yes", False: "no", None: "?"}
 
 
 def print_summary(
-    records: Sequence[Record], title: str, found: Sequence[Verdict] = (), console: Console | None = None
+    records: Sequence[Record], title: str, found: FamilyComparison, console: Console | None = None
 ) -> None:
     """Print the runs of one study, or of several pooled, then families, verdicts and claims.
 
     Args:
         records: the results of the runs.
         title: what the table of runs is headed with: the study's name.
-        found: families compared at equal L0, as `verdict_table` gives them.
+        found: how the families compare, as `compare_families` gives it.
         console: where to print; by default the terminal.
     """
     pooled = study_names(records)
@@ -45,12 +53,12 @@ def print_summary(
     console = console or Console(width=max(MIN_WIDTH + longest_name, Console().width))
     console.print(runs_table(records, title))
     console.print(families_table(records))
-    if found:
-        console.print(verdicts_table(found))
-    console.print("ProLU against ReLU", style="bold")
-    _print_claims(console, prolu_against_relu(records, found))
-    console.print("The paper's claims", style="bold")
-    _print_claims(console, paper_claims(records))
+    if found.verdicts:
+        console.print(verdicts_table(found.verdicts))
+    for heading, claims in (("ProLU against ReLU", found.against_relu), ("The paper's claims", found.paper)):
+        if claims:
+            console.print(heading, style="bold")
+            _print_claims(console, claims)
 
 
 def runs_table(records: Sequence[Record], title: str) -> Table:
@@ -93,7 +101,7 @@ def families_table(records: Sequence[Record]) -> Table:
     (reference_l0, reference_ce_increase), found = summaries(records)
     table = _table(
         "Families",
-        f"hypervolume of converged runs in log L0 and nats, up to {reference_l0:.3g} and {reference_ce_increase:.3g}",
+        f"hypervolume of all runs in log L0 and nats, up to {reference_l0:.3g} and {reference_ce_increase:.3g}",
         left=["family"],
         right=["runs", "converged", "L0", "hypervolume"],
     )
@@ -109,25 +117,23 @@ def families_table(records: Sequence[Record]) -> Table:
 
 def verdicts_table(found: Sequence[Verdict]) -> Table:
     """Return a table with a line per comparison of a family with a baseline at one L0."""
-    covers = "; ".join(dict.fromkeys(v.covers for v in found))
     table = _table(
         "CE increase at equal L0",
-        f"95% intervals over {covers}; each is for its own comparison, so of twenty one misses on average",
+        covered(found),
         left=["family", "baseline"],
-        right=["L0", "CE increase\nvs. baseline", "95% interval", "seeds", f"{found[0].unit}s"],
+        right=["L0", "CE increase\nvs. baseline", "95% interval"],
     )
     table.add_column("verdict")
+    table.add_column("seeds, documents, and what qualifies it")
     for v in rows_for_tables(found):
-        verdict = shown_verdict(v)
         table.add_row(
             _plain(v.challenger),
             _plain(v.baseline),
-            "-" if math.isnan(v.l0) else f"{v.l0:.3g}",
-            "-" if math.isnan(v.change) else f"{v.change:+.1%}",
-            "-" if math.isnan(v.low) else escape(f"[{v.low:+.1%}, {v.high:+.1%}]"),  # else it is taken for markup
-            str(v.n_seeds),
-            str(v.n_documents) if v.n_documents else "-",
-            _plain(f"{verdict}: {v.reason}" if v.reason else verdict),
+            shown_l0(v.l0),
+            shown_change(v) or "-",
+            shown_interval(v) or "-",
+            shown_verdict(v),
+            _plain(shown_ground(v)),
         )
     return table
 

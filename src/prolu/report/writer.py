@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from prolu.evaluation.comparison.claims import FamilyComparison, compare_families
 from prolu.evaluation.comparison.figures import draw_frontier, draw_training_curves, save_figure
-from prolu.evaluation.comparison.frontiers import Record, at_hook, study_names
+from prolu.evaluation.comparison.frontiers import Record, study_names
 from prolu.evaluation.comparison.styles import PLANES
-from prolu.evaluation.comparison.verdicts import Verdict, verdict_table
 from prolu.evaluation.document_sums import read_documents_of
 from prolu.report.latents.pages import page_of
 from prolu.report.page import PageContent, render_page
@@ -34,8 +34,8 @@ class DrawnReport(NamedTuple):
     """The folders of the studies."""
     records: Sequence[Record]
     """The results of all runs; those of several studies are pooled."""
-    verdicts: list[Verdict]
-    """Families compared at equal L0."""
+    comparison: FamilyComparison
+    """Families compared at equal L0, and what that says about claims."""
 
 
 def write_report(
@@ -68,7 +68,7 @@ def write_report(
     # The page is written last, so that what it says to be beside it is there.
     page = place / PAGE_FILE
     write_atomically(page, render_page(content))
-    return DrawnReport(page, folders, records, content.verdicts)
+    return DrawnReport(page, folders, records, content.comparison)
 
 
 def check_studies(found: Sequence[Results], out: str | Path | None) -> None:
@@ -105,28 +105,10 @@ def _page_content(found: Sequence[Results], records: Sequence[Record], place: Pa
         records=records,
         configs={name: results.config for name, results in zip(names, found, strict=True)},
         curves={run_id: read_curve(run.folder) for run_id, run in runs.items()},
-        verdicts=verdicts_of(found),
+        comparison=compare_families(found),
         failures=failures,
         pages=pages,
     )
-
-
-def verdicts_of(found: Sequence[Results]) -> list[Verdict]:
-    """Return every family compared with its baselines at equal L0.
-
-    Studies at several hooks are compared hook by hook, and the challenger is named with the hook: SAEs at two hooks
-    reconstruct different activations, so their CE increases say nothing about each other.
-    """
-    by_hook: dict[str, list[Results]] = {}
-    for results in found:
-        by_hook.setdefault(results.config["stream"].get("hook", ""), []).append(results)
-    if len(by_hook) == 1:
-        return verdict_table(found)
-    return [
-        verdict._replace(challenger=at_hook(hook, verdict.challenger))
-        for hook, studies in by_hook.items()
-        for verdict in verdict_table(studies)
-    ]
 
 
 def default_place(folders: Sequence[Path]) -> Path:

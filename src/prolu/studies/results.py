@@ -117,13 +117,13 @@ class Results:
         """The seed of the order in which the study's runs saw activations."""
         return self.config["stream"].get("seed", 0)
 
-    def verdicts(self, l0s: Sequence[float] | None = None, *, unconverged: bool = False) -> list[Verdict]:
+    def verdicts(self, l0s: Sequence[float] | None = None, *, unconverged: bool = True) -> list[Verdict]:
         """Compare every family with `relu + l1` and `relu + sqrt_l1` at equal L0, with 95% intervals.
 
         Args:
-            l0s: The L0s to compare at. If None, they are the target L0s of the runs, or else three L0s inside the range
-                that both families reach.
-            unconverged: Whether runs that have not converged take part.
+            l0s: The L0s to compare at. If None, they are the target L0s of the runs, or else three L0s that both
+                families reach.
+            unconverged: Whether runs that have not converged take part. Verdicts count them.
         """
         return verdict_table(self, l0s, unconverged=unconverged)
 
@@ -149,23 +149,34 @@ class Results:
         in_order = sorted(best, key=lambda r: r[x])
         return Frontier(x, y, [Run(self.folder / r["run_id"], r) for r in in_order], self.runs)
 
-    def best(self, l0: float, nonlinearity: str | None = None) -> Run:
+    def best(self, l0: float, nonlinearity: str | None = None, *, unconverged: bool = False) -> Run:
         """Return the run with the lowest CE increase among those whose L0 is within a factor of 1.25 of `l0`.
 
-        If there is none, the run with the nearest L0 is returned. Whether runs have converged plays no part.
+        If there is none, the run with the nearest L0 is returned.
 
         Args:
             l0: The number of active latents per token.
             nonlinearity: The nonlinearity of the runs to look at; if None, all runs are looked at.
+            unconverged: Whether runs that have not converged are looked at too. SAEs of other libraries, of which it is
+                not known, always are.
 
         Raises:
-            ValueError: There is no finished run with this nonlinearity and an L0 above 0.
+            ValueError: There is no finished run with this nonlinearity and an L0 above 0, or none of them has
+                converged.
         """
         runs = [run for run in self.runs if nonlinearity in (None, run.record["nonlinearity"])]
         runs = [run for run in runs if run.record["l0"] > 0]  # a dead SAE has no log(L0)
+        which = "" if nonlinearity is None else f" with nonlinearity {nonlinearity!r}"
         if not runs:
-            which = "" if nonlinearity is None else f" with nonlinearity {nonlinearity!r}"
             raise ValueError(f"{self.folder}: no finished run{which} has an L0 above 0")
+        if not unconverged:
+            n_finished = len(runs)
+            runs = [run for run in runs if run.record["converged"] is not False]
+            if not runs:
+                raise ValueError(
+                    f"{self.folder}: none of the {n_finished} finished runs{which} has converged; best(l0={l0:g}, "
+                    "unconverged=True) takes one all the same, and a longer training (n_tokens) lets them converge"
+                )
 
         def distance(run: Run) -> float:
             return abs(math.log(run.record["l0"] / l0))
@@ -183,7 +194,7 @@ def pool(studies: Sequence[Results], *, hooks_apart: bool = False) -> list[dict[
     """Return the runs of several studies as one list.
 
     Each run's `study` names its study, and its `run_id` begins with that name, so that runs of equal settings in two
-    studies stay apart.
+    studies stay apart. Its `stream_seed` is the study's, since runs of two orders of the tokens are two replicates.
 
     Args:
         studies: The studies, all scored with the same language model, at the same hook and on the same tokens.
@@ -203,7 +214,9 @@ def pool(studies: Sequence[Results], *, hooks_apart: bool = False) -> list[dict[
     hooks = [results.config["stream"].get("hook", "") for results in studies]
     several = len(set(hooks)) > 1
     return [
-        record | {"study": name, "run_id": f"{name}/{record['run_id']}"} | ({"hook": hook} if several else {})
+        record
+        | {"study": name, "run_id": f"{name}/{record['run_id']}", "stream_seed": results.stream_seed}
+        | ({"hook": hook} if several else {})
         for name, hook, results in zip(names, hooks, studies, strict=True)
         for record in results.records
     ]

@@ -1,11 +1,13 @@
 """Families of SAEs compared at equal L0, with intervals.
 
-- `frontiers`: Pareto-best runs, groups of runs, curves of families, the convergence rule.
+- `frontiers`: Pareto-best runs, groups of runs, the convergence rule.
+- `curves`: a family's runs as one curve, the only interpolation there is.
 - `intervals`: the arithmetic of 95% intervals.
 - `points`: the points of a figure, which are means over seeds, and hypervolumes.
 - `same_text`: which studies may be compared.
-- `replicates`: runs by family and seed, and resamples of the held-out documents.
-- `verdicts`: which of two families has the lower CE increase, with a 95% interval.
+- `replicates`: the curves of every family and seed, and resamples of the held-out documents.
+- `verdicts`: which of two families has the lower CE increase, with a 95% interval: all numbers of a comparison.
+- `wording`, `reasons`: those numbers in words, and why there is none, the same wherever they are shown.
 - `claims`: the claims of the paper as sentences with numbers.
 - `styles`: planes, axis titles, colours and markers, for figures and the HTML page.
 - `figures`: the figures, drawn with matplotlib.

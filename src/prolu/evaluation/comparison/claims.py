@@ -1,15 +1,32 @@
-"""Claims that a study supports or not, as sentences with numbers: ProLU against ReLU, and the paper's own four."""
+"""Claims that a study supports or not, as sentences with numbers: ProLU against ReLU, and the paper's own four.
 
+A claim has no numbers of its own: it quotes the verdicts of `Comparisons`, which the table of verdicts shows too.
+"""
+
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
-
-from prolu.evaluation.comparison.frontiers import Comparison, Curve, Record, at_hook, by_hook, compare, curves, family
-from prolu.evaluation.comparison.verdicts import HIGHER, LOWER, UNDECIDED, Verdict
+from prolu.evaluation.comparison.frontiers import Record, at_hook, budget, family, grouped, replicate
+from prolu.evaluation.comparison.replicates import FinishedStudy
+from prolu.evaluation.comparison.verdicts import Comparisons
+from prolu.evaluation.comparison.wording import (
+    HIGHER,
+    LOWER,
+    NOT_DISTINGUISHABLE,
+    ONE_SEED,
+    Verdict,
+    listed,
+    percent,
+    qualifiers,
+    shown_l0,
+    still_moving,
+)
 
 HOLDS = "holds"
 FAILS = "does not hold"
+UNDECIDED = "undecided"
+NOT_TESTED = "not tested"
 
 L0_BOUNDARY = 25
 """The L0 at which the paper's best family changes. The paper states it with low to medium confidence."""
@@ -19,149 +36,178 @@ class Claim(NamedTuple):
     """A statement, whether it holds in a study, and why."""
 
     statement: str
-    verdict: Literal["holds", "does not hold", "undecided"]
+    verdict: Literal["holds", "does not hold", "undecided", "not tested"]
+    """Undecided where intervals over seeds contain 0 or contradict each other; not tested where there are none."""
     evidence: str
     """The numbers behind the verdict, as one sentence that can follow a semicolon."""
 
 
-def prolu_against_relu(records: Sequence[Record], found: Sequence[Verdict] = ()) -> list[Claim]:
+class FamilyComparison(NamedTuple):
+    """All that a study, or several together, say about how its families compare, at one hook or at several."""
+
+    verdicts: list[Verdict]
+    """Every family against its baselines, at equal L0."""
+    against_relu: list[Claim]
+    """The claims that a ProLU family has a lower CE increase than ReLU."""
+    paper: list[Claim]
+    """The four claims of Taggart 2024."""
+
+
+def compare_families(studies: Sequence[FinishedStudy]) -> FamilyComparison:
+    """Return how the families of some studies compare.
+
+    Studies at several hooks are compared hook by hook, and families and claims are named with the hook: SAEs at two
+    hooks reconstruct different activations, so their CE increases say nothing about each other.
+    """
+    by_hook = grouped(studies, lambda study: (study.config.get("stream") or {}).get("hook", ""))
+    found = FamilyComparison([], [], [])
+    for (hook,), some in by_hook.items():
+        comparisons = Comparisons(some)
+        table = comparisons.table()
+        claims = (prolu_against_relu(table), paper_claims(comparisons))
+        if len(by_hook) > 1:
+            table = [v._replace(challenger=at_hook(hook, v.challenger)) for v in table]
+            claims = tuple([c._replace(statement=at_hook(hook, c.statement)) for c in part] for part in claims)
+        found.verdicts.extend(table)
+        found.against_relu.extend(claims[0])
+        found.paper.extend(claims[1])
+    return found
+
+
+def prolu_against_relu(found: Sequence[Verdict]) -> list[Claim]:
     """Return, for each ProLU family, the claim that it has a lower CE increase than ReLU under the same penalty.
 
     Args:
-        records: the runs; those that have not converged decide nothing.
-        found: the result of `verdict_table` for these runs. Where it has intervals for a pair of families, they
-            decide; otherwise the curves through the converged runs do, without an interval.
+        found: the table of verdicts, as `verdict_table` returns it.
     """
-    claims: list[Claim] = []
-    for hook, some in by_hook(records).items():
-        prefix = at_hook(hook, "") if hook else ""
-        here = [
-            v._replace(challenger=v.challenger.removeprefix(prefix)) for v in found if v.challenger.startswith(prefix)
-        ]
-        claims += _named(
-            [
-                _better(f"{nonlinearity} + {penalty}", f"relu + {penalty}", some, here)
-                for penalty in ("l1", "sqrt_l1")
-                for nonlinearity in ("prolu_relu", "prolu_ste")
-                if any(family(r) == f"{nonlinearity} + {penalty}" for r in some)
-            ],
-            hook,
-        )
-    return claims
-
-
-def paper_claims(records: Sequence[Record]) -> list[Claim]:
-    """Return the four claims of Taggart 2024, decided by the converged runs.
-
-    Where a claim is undecided, its evidence also says what all runs, converged or not, would decide.
-    """
-    return [claim for hook, some in by_hook(records).items() for claim in _named(_paper_claims(some), hook)]
-
-
-def _named(claims: Sequence[Claim], hook: str) -> list[Claim]:
-    """Return claims whose statements name the hook that they are about, where there are several."""
-    return [claim._replace(statement=at_hook(hook, claim.statement)) if hook else claim for claim in claims]
-
-
-def _paper_claims(records: Sequence[Record]) -> list[Claim]:
-    decided = _claims(records)
-    of_all_runs = _claims([{**r, "converged": True} for r in records])
+    pairs = [
+        (f"{nonlinearity} + {penalty}", f"relu + {penalty}")
+        for penalty in ("l1", "sqrt_l1")
+        for nonlinearity in ("prolu_relu", "prolu_ste")
+    ]
+    by_pair = grouped(found, lambda v: v.challenger, lambda v: v.baseline)
     return [
-        claim._replace(evidence=f"{claim.evidence} All runs, converged or not: {so_far.verdict}; {so_far.evidence}")
-        if claim.verdict == UNDECIDED and so_far.evidence != claim.evidence
-        else claim
-        for claim, so_far in zip(decided, of_all_runs, strict=True)
+        _claim(f"{pair[0]} has a lower CE increase than {pair[1]} at equal L0", by_pair[pair])
+        for pair in pairs
+        if pair in by_pair
     ]
 
 
-def _claims(records: Sequence[Record]) -> list[Claim]:
+def paper_claims(comparisons: Comparisons) -> list[Claim]:
+    """Return the four claims of Taggart 2024, as far as the runs of some studies decide them."""
     return [
-        _best_family("prolu_ste + l1", records, 0, L0_BOUNDARY, f"below L0 {L0_BOUNDARY}"),
-        _best_family("prolu_relu + sqrt_l1", records, L0_BOUNDARY, np.inf, f"above L0 {L0_BOUNDARY}"),
-        _relu_on_l1_mse_frontier(records),
-        _higher_l1(records),
+        _best_family("prolu_ste + l1", comparisons, 0, L0_BOUNDARY, f"below L0 {L0_BOUNDARY}"),
+        _best_family("prolu_relu + sqrt_l1", comparisons, L0_BOUNDARY, math.inf, f"above L0 {L0_BOUNDARY}"),
+        _relu_on_l1_mse_frontier(comparisons),
+        _higher_l1(comparisons),
     ]
 
 
-def _better(challenger: str, baseline: str, records: Sequence[Record], found: Sequence[Verdict]) -> Claim:
-    """Return the claim that a challenger has a lower CE increase than a baseline."""
-    statement = f"{challenger} has a lower CE increase than {baseline} at equal L0"
-    with_interval = [v for v in found if (v.challenger, v.baseline) == (challenger, baseline) and np.isfinite(v.low)]
-    if with_interval:
-        # One L0 at which the interval contains 0, or two that contradict each other, leave the claim undecided.
-        kinds = {v.verdict for v in with_interval}
-        verdict = HOLDS if kinds == {LOWER} else FAILS if kinds == {HIGHER} else UNDECIDED
-        evidence = "; ".join(f"at L0 {v.l0:.3g} {v.in_numbers()}" for v in with_interval)
-        return Claim(statement, verdict, f"{evidence}.")
-    comparison = _compared(challenger, baseline, curves(records))
-    if isinstance(comparison, str):
-        of_all_runs = _compared(challenger, baseline, curves(records, unconverged=True))
-        if isinstance(of_all_runs, str):
-            return Claim(statement, UNDECIDED, comparison)
-        return Claim(statement, UNDECIDED, f"{comparison} All runs, converged or not: {_in_numbers(of_all_runs)}.")
-    verdict = HOLDS if comparison.largest < 0 else FAILS if comparison.smallest > 0 else UNDECIDED
-    mixed = "; the sign changes within the range" if verdict == UNDECIDED else ""
-    return Claim(statement, verdict, f"{_in_numbers(comparison)}{mixed}.")
+def _claim(statement: str, verdicts: Sequence[Verdict]) -> Claim:
+    """Return the claim that the CE increase is lower in all of some verdicts on one pair of families."""
+    with_number = [v for v in verdicts if math.isfinite(v.change)]
+    if not with_number:
+        reasons = dict.fromkeys(v.reason for v in verdicts)
+        return Claim(statement, NOT_TESTED, f"{'; '.join(reasons)}.")
+    common = _common_qualifiers(with_number)
+    changes = [f"at L0 {shown_l0(v.l0)} {v.in_numbers(leave_out=common)}" for v in with_number]
+    return Claim(statement, _together(with_number, LOWER, HIGHER), f"{'; '.join([*changes, *common])}.")
 
 
-def _in_numbers(found: Comparison) -> str:
-    mean = f"{found.change:+.0%} on average over L0 {found.low:.3g} to {found.high:.3g}"
-    return f"{mean}, where it lies between {found.smallest:+.0%} and {found.largest:+.0%} (no interval)"
+def _common_qualifiers(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return what qualifies all of some verdicts alike, which is said once then."""
+    return [q for q in qualifiers(verdicts[0]) if all(q in qualifiers(v) for v in verdicts[1:])]
 
 
-def _compared(challenger: str, baseline: str, by_family: dict[str, Curve]) -> Comparison | str:
-    """Return the comparison of two families, or a sentence that says why there is none."""
-    for name in (challenger, baseline):
-        if name not in by_family:
-            return f"{name} has fewer than two converged runs."
-    return compare(by_family[challenger], by_family[baseline]) or (
-        f"the converged runs of {challenger} and {baseline} have no L0 in common."
-    )
+def _together(
+    verdicts: Sequence[Verdict], confirming: str, refuting: str
+) -> Literal["holds", "does not hold", "undecided", "not tested"]:
+    """Return what several verdicts say together about one claim.
+
+    One L0 at which the interval contains 0, or two that contradict each other, leave the claim undecided.
+    """
+    kinds = {v.verdict for v in verdicts if v.is_tested}
+    if not kinds:
+        return NOT_TESTED
+    return HOLDS if kinds == {confirming} else FAILS if kinds == {refuting} else UNDECIDED
 
 
-def _best_family(name: str, records: Sequence[Record], low: float, high: float, where: str) -> Claim:
+def _best_family(name: str, comparisons: Comparisons, low: float, high: float, where: str) -> Claim:
     """Return the claim that a family has the lowest CE increase of all between two values of L0."""
     statement = f"{name} has the lowest CE increase {where}"
-    rivals = curves(records)
-    own = rivals.pop(name, None)
-    if own is None:
-        return Claim(statement, UNDECIDED, f"{name} has fewer than two converged runs.")
-    ranges = {rival: (max(c.x[0], own.x[0], low), min(c.x[-1], own.x[-1], high)) for rival, c in rivals.items()}
-    ranges = {rival: ends for rival, ends in ranges.items() if ends[0] < ends[1]}
-    if not ranges:
-        return Claim(statement, UNDECIDED, f"no other family has converged runs at the same L0 {where}.")
-    closest: tuple[float, str, float] | None = None
-    for rival, ends in ranges.items():
-        grid = np.geomspace(*ends, 33)
-        excess = own.at(grid) / rivals[rival].at(grid) - 1
-        i = int(excess.argmax())
-        if closest is None or excess[i] > closest[0]:
-            closest = (float(excess[i]), rival, float(grid[i]))
-    assert closest is not None
-    excess, rival, l0 = closest
-    if excess <= 0:
-        lower = f"at equal L0 it has a lower CE increase than each of {', '.join(ranges)}"
-        return Claim(statement, HOLDS, f"{lower}; the closest is {rival} ({excess:+.0%} at L0 {l0:.3g}).")
-    figures = f"{rivals[rival].at(l0):.3f} nats against {own.at(l0):.3f}"
-    return Claim(statement, FAILS, f"at L0 {l0:.3g} {rival} has a lower CE increase ({figures}).")
+    own = [r["l0"] for r in comparisons.records if family(r) == name]
+    bounds = where.replace("L0 ", "")
+    target = f"a target_l0 {bounds}"
+    if not own:
+        return Claim(statement, NOT_TESTED, f"there is no run of {name}; train one with {target}.")
+    found: dict[str, list[Verdict]] = {}
+    for rival in comparisons.families:
+        if rival != name:
+            verdicts = [comparisons.verdict(name, rival, l0) for l0 in comparisons.l0s(name, rival, low, high)]
+            found[rival] = [v for v in verdicts if math.isfinite(v.change)]
+    found = {rival: verdicts for rival, verdicts in found.items() if verdicts}
+    if not found:
+        others = [r["l0"] for r in comparisons.records if family(r) != name] or [math.nan]
+        return Claim(
+            statement,
+            NOT_TESTED,
+            f"{name} and another family cannot be read at the same L0 {bounds}: its runs have L0 {min(own):.3g} to "
+            f"{max(own):.3g}, those of others {min(others):.3g} to {max(others):.3g}; train both with {target}.",
+        )
+    by_rival = {rival: _together(verdicts, LOWER, HIGHER) for rival, verdicts in found.items()}
+    everything = [v for verdicts in found.values() for v in verdicts]
+    # The rival that comes closest, or beats it by most: its verdict is the one to look at.
+    closest = max(everything, key=lambda v: v.change)
+    quoted = f"{name} against {closest.baseline} at L0 {shown_l0(closest.l0)} {closest.in_numbers()}"
+    refuting = [v for v in everything if v.verdict == HIGHER]
+    tested = [v for v in everything if v.is_tested]
+    if refuting:
+        better = listed(list(dict.fromkeys(v.baseline for v in refuting)))
+        return Claim(statement, FAILS, f"lower is that of {better}; {quoted}.")
+    if not tested:
+        return Claim(statement, NOT_TESTED, f"{ONE_SEED}; the closest: {quoted}.")
+    if set(by_rival.values()) == {HOLDS}:
+        lower = f"lower than each of {listed(list(found))} at every L0 compared"
+        return Claim(statement, HOLDS, f"{lower}; the closest: {quoted}.")
+    return Claim(statement, UNDECIDED, f"the closest: {quoted}.")
 
 
-def _relu_on_l1_mse_frontier(records: Sequence[Record]) -> Claim:
-    """Return the claim that ReLU under L1 is Pareto-best in what its own loss is made of."""
+def _relu_on_l1_mse_frontier(comparisons: Comparisons) -> Claim:
+    """Return the claim that ReLU under L1 is Pareto-best in what its own loss is made of.
+
+    Nothing is read between runs here: a run is beaten by one of another family with the same seeds and budget.
+    """
     statement = "every run of relu + l1 is on the frontier of MSE against L1"
-    converged = [r for r in records if r["converged"]]
-    relu = [r for r in converged if family(r) == "relu + l1"]
-    others = [r for r in converged if family(r) != "relu + l1"]
-    if len(relu) < 2 or not others:
-        reason = "relu + l1 has fewer than two converged runs, or no other family has any."
-        return Claim(statement, UNDECIDED, reason)
-    # Other families only: of its own runs, whose seeds differ, one may well be a little worse than another.
-    beaten_by = [[o for o in others if _beats(o, r)] for r in relu]
-    n_beaten = sum(bool(better) for better in beaten_by)
+    groups = grouped(_with_stream_seeds(comparisons), replicate, budget).values()
+    groups = [some for some in groups if {"relu + l1"} < {family(r) for r in some}]
+    if not groups:
+        return Claim(
+            statement, NOT_TESTED, "no seed has runs of relu + l1 and of another family, trained on as many tokens."
+        )
+    runs = [r for some in groups for r in some]
+    relu = [r for r in runs if family(r) == "relu + l1"]
+    beaten_by = [[o for o in runs if family(o) != "relu + l1" and _is_beside(o, r) and _beats(o, r)] for r in relu]
+    n_beaten = sum(map(bool, beaten_by))
+    n_seeds = len(set(map(replicate, relu)))
+    moving = still_moving(sum(r["converged"] is False for r in runs), len(runs))
+    tail = (f", {n_seeds} seeds" if n_seeds > 1 else f", {ONE_SEED}") + (f"; {moving}" if moving else "")
     if not n_beaten:
-        return Claim(statement, HOLDS, f"no run of another family beats any of its {len(relu)}.")
+        verdict = HOLDS if n_seeds > 1 else NOT_TESTED
+        return Claim(statement, verdict, f"none of its {len(relu)} runs is beaten by a run of another family{tail}.")
     names = ", ".join(sorted({family(o) for better in beaten_by for o in better}))
-    return Claim(statement, FAILS, f"{n_beaten} of its {len(relu)} runs are beaten, by {names}.")
+    seeds_beaten = {replicate(r) for r, better in zip(relu, beaten_by, strict=True) if better}
+    verdict = NOT_TESTED if n_seeds < 2 else FAILS if len(seeds_beaten) == n_seeds else UNDECIDED
+    verb = "is" if n_beaten == 1 else "are"
+    return Claim(statement, verdict, f"{n_beaten} of its {len(relu)} runs {verb} beaten, by {names}{tail}.")
+
+
+def _with_stream_seeds(comparisons: Comparisons) -> list[Record]:
+    return [{**r, "stream_seed": study.stream_seed} for study in comparisons.studies for r in study.records]
+
+
+def _is_beside(a: Record, b: Record) -> bool:
+    """Return whether two runs have the same seeds and the same number of training tokens."""
+    return (replicate(a), budget(a)) == (replicate(b), budget(b))
 
 
 def _beats(a: Record, b: Record) -> bool:
@@ -169,20 +215,34 @@ def _beats(a: Record, b: Record) -> bool:
     return a["l1"] <= b["l1"] and a["mse"] <= b["mse"] and (a["l1"], a["mse"]) != (b["l1"], b["mse"])
 
 
-def _higher_l1(records: Sequence[Record]) -> Claim:
+def _higher_l1(comparisons: Comparisons) -> Claim:
     """Return the claim that ProLU SAEs suppress latents less than ReLU SAEs under the same penalty."""
     statement = "ProLU SAEs have a higher L1 than ReLU SAEs at equal L0"
-    by_family = curves(records, "l0", "l1")
-    found: dict[str, float] = {}
-    for name in by_family:
+    found: list[Verdict] = []
+    for name in comparisons.families:
         nonlinearity, _, penalty = name.partition(" + ")
-        if nonlinearity.startswith("prolu"):
-            comparison = _compared(name, f"relu + {penalty}", by_family)
-            if not isinstance(comparison, str):
-                found[name] = comparison.change
+        baseline = f"relu + {penalty}"
+        if nonlinearity.startswith("prolu") and baseline in comparisons.families:
+            found += [comparisons.verdict(name, baseline, l0, "l1") for l0 in comparisons.l0s(name, baseline)]
+    found = [v for v in found if math.isfinite(v.change)]
     if not found:
-        reason = "no ProLU family has converged runs at the same L0 as ReLU under the same penalty."
-        return Claim(statement, UNDECIDED, reason)
-    verdict = HOLDS if min(found.values()) > 0 else FAILS if max(found.values()) <= 0 else UNDECIDED
-    changes = ", ".join(f"{name} {change:+.0%}" for name, change in found.items())
-    return Claim(statement, verdict, f"L1 at equal L0, relative to ReLU under the same penalty: {changes}.")
+        return Claim(
+            statement,
+            NOT_TESTED,
+            "no ProLU family can be compared with ReLU under the same penalty at any L0; train both with the same "
+            "target_l0.",
+        )
+    changes: list[str] = []
+    for (name,), verdicts in grouped(found, lambda v: v.challenger).items():
+        common = _common_qualifiers(verdicts)
+        numbers = [f"{percent(v.change)} at L0 {shown_l0(v.l0)}{_about_l1(v, common)}" for v in verdicts]
+        changes.append(f"{name} {', '.join(numbers)}" + "".join(f"; {q}" for q in common))
+    seeds = "" if any(v.is_tested for v in found) else f"{ONE_SEED}; "
+    evidence = f"{seeds}L1 relative to ReLU under the same penalty: {'; '.join(changes)}."
+    return Claim(statement, _together(found, HIGHER, LOWER), evidence)
+
+
+def _about_l1(v: Verdict, common: Sequence[str]) -> str:
+    doubt = [NOT_DISTINGUISHABLE] if v.verdict == NOT_DISTINGUISHABLE else []
+    inside = [*doubt, *(q for q in qualifiers(v) if q not in common)]
+    return f" ({'; '.join(inside)})" if inside else ""

@@ -104,9 +104,8 @@ def _draw_line(axes: Axes, line: Sequence[Point], records: Sequence[Record], x: 
     shape = marker(first, study_names(records))
     converged = [p for p in line if p.converged]
     others = [p for p in line if not p.converged]
-    # A pale line through all points, and a strong one through the converged points only, which decide comparisons.
-    for part, alpha in ((line, 0.3), (converged, 0.85)):
-        axes.plot([p.x for p in part], [p.y for p in part], linestyle=dash, color=ink, linewidth=1.3, alpha=alpha)
+    # Through all points: comparisons use all runs, and hollow markers say which were still moving.
+    axes.plot([p.x for p in line], [p.y for p in line], linestyle=dash, color=ink, linewidth=1.3, alpha=0.85)
     seeds = [r for point in line if point.n_seeds > 1 for r in runs.values() if r["run_id"] in point.run_ids]
     axes.scatter([r[x] for r in seeds], [r[y] for r in seeds], s=7, color=ink, alpha=0.35, linewidths=0, zorder=2)
     for part, face in ((converged, ink), (others, "white")):

@@ -1,15 +1,8 @@
-"""The runs of a study, sorted: Pareto-best ones, groups that differ in their seed only, curves of families.
+"""The runs of a study, sorted: Pareto-best ones, groups that differ in their seed only, families, hooks, studies."""
 
-A curve reads a family's CE increase (or another figure) at any L0 between its runs, so that families can be compared at
-equal L0. These comparisons have no intervals; `verdicts` has.
-"""
-
-import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, NamedTuple, TypeVar
-
-import numpy as np
+from typing import Any, TypeVar
 
 from prolu.training.config import RunConfig, family_of
 
@@ -25,6 +18,12 @@ which a run counts as converged."""
 
 SETTING_FIELDS = tuple(f.name for f in fields(RunConfig) if f.name not in ("init_seed", "nonlinearity", "penalty"))
 """The fields of a run's config that tell the settings of one family apart."""
+
+SAME_VARIANT = ("coeff", "target_l0", "n_tokens", "step", "precision", "init_from")
+VARIANT_FIELDS = tuple(name for name in SETTING_FIELDS if name not in SAME_VARIANT)
+"""The fields of a run's config that put it on another curve of its family. The coefficient and the target L0 move it
+along the curve, how a step is computed changes its figures by rounding only, and a digest says better than a path what
+a run started from."""
 
 
 def is_converged(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
@@ -77,14 +76,6 @@ def at_hook(hook: str, name: str) -> str:
     return f"{hook}: {name}"
 
 
-def by_hook(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Return the runs at each hook as those of a study by itself, whose families are named without the hook."""
-    return {
-        hook: [{name: value for name, value in r.items() if name != "hook"} for r in some]
-        for (hook,), some in grouped(records, hook_of).items()
-    }
-
-
 def study_of(record: Record) -> str:
     """Return the name of the study that a run of several pooled studies is from; empty for a single study."""
     return str(record.get("study", ""))
@@ -93,6 +84,11 @@ def study_of(record: Record) -> str:
 def study_names(records: Sequence[Record]) -> list[str]:
     """Return the names of the studies that the runs are from, in order of appearance."""
     return list(dict.fromkeys(map(study_of, records)))
+
+
+def replicate(record: Record) -> tuple[Any, int | None]:
+    """Return the stream seed and the init seed of a run; the first is 0 where runs of a single study do not say it."""
+    return record.get("stream_seed", 0), init_seed(record)
 
 
 def init_seed(record: Record) -> int | None:
@@ -115,82 +111,19 @@ def setting(record: Record) -> tuple[str, ...]:
     return (study, str(target_l0), *(str(record.get(name)) for name in names))
 
 
+def budget(record: Record) -> int | None:
+    """Return the number of tokens that a run was trained on; None where it is not recorded."""
+    return record.get("n_tokens")
+
+
+def variant(record: Record) -> tuple[str, ...]:
+    """Return the hyperparameters of a run but for its budget, its seed and what moves it along its family's curve."""
+    return tuple(str(record.get(name)) for name in VARIANT_FIELDS)
+
+
 def grouped(items: Iterable[Item], *keys: Callable[[Item], Hashable]) -> dict[tuple[Any, ...], list[Item]]:
     """Return the items that agree in all keys together; groups, and the items in each, in order of appearance."""
     found: dict[tuple[Any, ...], list[Item]] = {}
     for item in items:
         found.setdefault(tuple(key(item) for key in keys), []).append(item)
     return found
-
-
-class Curve(NamedTuple):
-    """A family's points in ascending order of x, with y interpolated linearly in log x between them."""
-
-    x: np.ndarray
-    y: np.ndarray
-
-    def at(self, x: float | np.ndarray) -> np.ndarray:
-        """Return the interpolated y at x, which must lie between the first and the last point."""
-        return np.asarray(np.interp(np.log(x), np.log(self.x), self.y))
-
-
-def curve(records: Sequence[Record], x: str = "l0", y: str = "degradation") -> Curve:
-    """Return the curve through some runs, without those whose x is 0, for that has no logarithm."""
-    points = sorted((r[x], r[y]) for r in records if r[x] > 0 and math.isfinite(r[y]))
-    return Curve(np.array([p for p, _ in points]), np.array([q for _, q in points]))
-
-
-def curves(
-    records: Sequence[Record], x: str = "l0", y: str = "degradation", *, unconverged: bool = False
-) -> dict[str, Curve]:
-    """Return the curve of each family that has two or more points.
-
-    Runs that differ in their seed only are one point, their mean. Where several studies are pooled, a family is
-    represented by its Pareto-best points in L0 and CE increase: the others say nothing about what it can reach.
-
-    Args:
-        records: runs of one study, or of several.
-        x: the figure on the horizontal axis.
-        y: the figure on the vertical axis.
-        unconverged: whether runs that have not converged are used too.
-    """
-    used = [r for r in records if r["converged"] or unconverged]
-    by_family: dict[str, list[Record]] = {}
-    for (name, _), runs in grouped(used, family, setting).items():
-        by_family.setdefault(name, []).extend(_mean_of_seeds(runs, {x, y, "l0", "degradation"}))
-    if len(study_names(records)) > 1:
-        by_family = {name: pareto_best(rows) for name, rows in by_family.items()}
-    found = {name: curve(rows, x, y) for name, rows in by_family.items()}
-    return {name: c for name, c in found.items() if len(c.x) >= 2}
-
-
-def _mean_of_seeds(runs: Sequence[Record], names: set[str]) -> list[Record]:
-    """Return one record with the means of the named figures, or the runs themselves if their seeds do not differ."""
-    if len({r.get("init_seed") for r in runs}) < len(runs):
-        return list(runs)
-    means = {name: sum(r[name] for r in runs) / len(runs) for name in names}
-    return [{**runs[0], **means}]
-
-
-class Comparison(NamedTuple):
-    """How a challenger's y compares with a baseline's at equal x, over the range of x that both reach."""
-
-    low: float
-    high: float
-    """The ends of that range."""
-    change: float
-    """The mean of challenger / baseline - 1 over the range, in equal steps of log x."""
-    smallest: float
-    largest: float
-    """The least and the greatest value of challenger / baseline - 1 in the range."""
-
-
-def compare(challenger: Curve, baseline: Curve, n_points: int = 33) -> Comparison | None:
-    """Return the comparison of two curves at `n_points` values of x, or None where their ranges do not overlap."""
-    low = max(challenger.x[0], baseline.x[0])
-    high = min(challenger.x[-1], baseline.x[-1])
-    if low >= high:
-        return None
-    grid = np.geomspace(low, high, n_points)
-    change = challenger.at(grid) / baseline.at(grid) - 1
-    return Comparison(low, high, change.mean(), change.min(), change.max())

@@ -46,22 +46,30 @@ def half_width_of_difference(
 ) -> float:
     """Return half the width of the interval of mean(logs[0]) - mean(logs[1]), by the equations of `matched`.
 
+    With one replicate of either family there is no spread over seeds: the interval then covers documents only.
+
     Args:
-        logs: for each of the two families, one value per replicate, [n_replicates]; two replicates or more.
+        logs: for each of the two families, one value per replicate, [n_replicates].
         resampled: for each family, the same values in every resample of the documents, [n_resamples, n_replicates];
             None where the runs have no sums by document. The interval then covers seeds only.
         n_documents: the effective number of documents.
+
+    Returns:
+        Half the width; nan where nothing is covered, or where a value in some resample is not finite.
     """
+    has_seeds = min(map(len, logs)) > 1
     # Every part of the variance comes with its degrees of freedom: the two families' seeds, then the documents.
-    parts = [(float(x.var(ddof=1)) / len(x), len(x) - 1.0) for x in logs]
+    parts = [(float(x.var(ddof=1)) / len(x), len(x) - 1.0) for x in logs] if has_seeds else []
     if resampled is not None:
         if not all(np.isfinite(x).all() for x in resampled):
             return math.nan
         # Resampling m documents with replacement underestimates a variance by the factor (m - 1) / m.
         whole = (resampled[0].mean(1) - resampled[1].mean(1)).var(ddof=1) * n_documents / (n_documents - 1)
         # Replicates that disagree about documents do so on these documents too: the first two parts contain that.
-        shared = max(0.0, float(whole) - sum(_variance_of_disagreement(x) for x in resampled))
-        parts.append((shared, n_documents - 1))
+        contained = sum(_variance_of_disagreement(x) for x in resampled) if has_seeds else 0.0
+        parts.append((max(0.0, float(whole) - contained), n_documents - 1))
+    if not parts:
+        return math.nan
     variance = sum(part for part, _ in parts)
     if variance == 0:
         return 0.0

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 from prolu.evaluation.comparison.frontiers import (
     Record,
+    budget,
     family,
     grouped,
     hook_of,
-    init_seed,
     pareto_mask,
+    replicate,
     setting,
     study_of,
 )
@@ -81,14 +82,15 @@ def _point(name: str, runs: Sequence[Record], x: str, y: str) -> Point:
 
 
 def hypervolume(
-    records: Sequence[Record], reference: tuple[float, float], *, unconverged: bool = False
+    records: Sequence[Record], reference: tuple[float, float], *, unconverged: bool = True
 ) -> dict[str, Mean]:
     """Return, for each family, the area in the plane of log L0 and CE increase that its runs beat.
 
-    The area is bounded by the reference point; larger is better. It is in units of nats, for log L0 has none.
+    The area is bounded by the reference point; larger is better. It is in units of nats, for log L0 has none. Only runs
+    of the largest training budget count, since a longer training beats a better family.
 
     Args:
-        records: the runs.
+        records: the runs. Those of several studies come from `pool`, so that each has its stream seed.
         reference: L0 and CE increase of a point that is worse than all that is to count; runs beyond it add nothing.
         unconverged: whether runs that have not converged are used too.
 
@@ -97,10 +99,12 @@ def hypervolume(
     """
     if reference[0] <= 0:
         raise ValueError(f"reference L0 {reference[0]}: must be above 0")
-    used = [r for r in records if (r["converged"] or unconverged) and r["l0"] > 0]
+    longest = max((n for r in records if (n := budget(r)) is not None), default=None)
+    of_budget = [r for r in records if budget(r) in (longest, None)]
+    used = [r for r in of_budget if (r["converged"] or unconverged) and r["l0"] > 0]
     areas: dict[str, list[float]] = {}
-    # An area per seed, then their mean: the frontier of all seeds together would grow with their number.
-    for (name, _), runs in grouped(used, family, init_seed).items():
+    # An area per replicate, then their mean: the frontier of all seeds together would grow with their number.
+    for (name, _), runs in grouped(used, family, replicate).items():
         areas.setdefault(name, []).append(_area(runs, math.log(reference[0]), reference[1]))
     return {name: mean_over_seeds(by_seed) for name, by_seed in areas.items()}
 
@@ -130,7 +134,7 @@ class FamilySummary(NamedTuple):
     l0_range: tuple[float, float]
     """The least and the greatest L0 of all its runs."""
     hypervolume: Mean | None
-    """The hypervolume of its converged runs; None if there are none."""
+    """The hypervolume of its runs of the largest training budget; None if there are none."""
 
 
 def summaries(records: Sequence[Record]) -> tuple[tuple[float, float], list[FamilySummary]]:

@@ -7,28 +7,19 @@ spread shows what seeds do; the resamples of documents show what the choice of h
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from operator import itemgetter
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from prolu.evaluation.comparison.frontiers import Record, family, grouped, init_seed, pareto_best
+from prolu.evaluation.comparison.curves import Curve, curve_of
+from prolu.evaluation.comparison.frontiers import Record, budget, family, grouped, replicate, variant
 from prolu.evaluation.comparison.same_text import ScoredStudy, check_comparable
 from prolu.evaluation.document_sums import DocumentSums, read_documents_of
 from prolu.runtime.rng import keyed_generator
 
 N_RESAMPLES = 2000
 """The number of times that the documents are resampled."""
-
-MAX_EXTRAPOLATION = 0.05
-"""The distance in log L0 up to which a curve is read beyond its ends, since runs with a target L0 end near it only."""
-
-SINGLE_SETTING_TOLERANCE = 0.02
-"""The distance in log L0 up to which the CE increase of a family with one setting is used unchanged.
-
-One point has no slope along which it could be extrapolated.
-"""
 
 
 @runtime_checkable
@@ -94,65 +85,25 @@ class DocumentResamples:
             return np.log(l0), np.log(ce_increase)
 
 
-class Replicate(NamedTuple):
-    """A family's Pareto-best runs under one stream seed and one init seed, in ascending order of L0."""
+class Curves(NamedTuple):
+    """The curves of some studies, and what they are made of."""
 
-    stream_seed: int
-    init_seed: int | None
-    log_l0: np.ndarray
-    log_ce_increase: np.ndarray
-    rows: list[int]
-    """The columns of these runs in `DocumentResamples.logs`."""
-
-    @property
-    def l0_range(self) -> tuple[float, float]:
-        """The least and the greatest L0 of its runs."""
-        return math.exp(self.log_l0[0]), math.exp(self.log_l0[-1])
-
-    def reaches(self, l0: float) -> bool:
-        """Return whether its curve may be read at this L0."""
-        beyond = MAX_EXTRAPOLATION if len(self.rows) > 1 else SINGLE_SETTING_TOLERANCE
-        return bool(self.log_l0[0] - beyond <= math.log(l0) <= self.log_l0[-1] + beyond)
-
-    def read(self, l0: float, log_l0: np.ndarray, log_ce_increase: np.ndarray) -> np.ndarray:
-        """Return the log CE increase at an L0, interpolated linearly in log L0, [..., n_runs] to [...].
-
-        Beyond the curve's ends it is extrapolated along the line from the first run to the last.
-
-        Args:
-            l0: where to read.
-            log_l0: log L0 of this replicate's runs, on all documents or in every resample of them.
-            log_ce_increase: their log CE increase, likewise.
-        """
-        at = math.log(l0)
-        last = len(self.rows) - 1
-        if last == 0:
-            return np.asarray(log_ce_increase[..., 0])
-        # self.log_l0, over all documents, decides between which runs to read, so that every resample reads the same
-        # piece of the curve, even where it moves the runs past the L0.
-        if self.log_l0[0] <= at <= self.log_l0[-1]:
-            i = min(int(np.searchsorted(self.log_l0, at, "right")) - 1, last - 1)
-            j = i + 1
-            anchor = i
-        else:
-            # The whole curve's slope: two neighbours may lie so close that theirs is mostly noise.
-            i = 0
-            j = last
-            anchor = 0 if at < self.log_l0[0] else last
-        slope = (log_ce_increase[..., j] - log_ce_increase[..., i]) / (log_l0[..., j] - log_l0[..., i])
-        return np.asarray(log_ce_increase[..., anchor] + slope * (at - log_l0[..., anchor]))
+    by_family: dict[str, list[Curve]]
+    """The curves of each family: one for every replicate, budget and variant."""
+    runs: list[Record]
+    """The runs that have a place on a curve; `Curve.rows` counts in these."""
+    left_out: list[Record]
+    """The runs that have none, since their L0 or CE increase is not above 0."""
+    resamples: DocumentResamples | None
+    """The resampled documents of all runs; None unless all have sums over the same documents."""
 
 
-def replicates(
-    studies: Sequence[FinishedStudy], *, unconverged: bool = False
-) -> tuple[dict[str, list[Replicate]], DocumentResamples | None]:
-    """Return the replicates of every family, and the resampled documents of all runs.
-
-    The second is None unless all runs have sums over the same documents. Runs whose L0 or CE increase is not above 0
-    have no logarithm and are left out.
+def curves_of(studies: Sequence[FinishedStudy], y: str = "degradation", *, unconverged: bool = True) -> Curves:
+    """Return the curves of every family through all its runs.
 
     Args:
         studies: studies with the same language model, hook and held-out tokens.
+        y: the figure on the vertical axis, by its name in results.jsonl. Only the CE increase has sums by document.
         unconverged: whether runs that have not converged are used too.
 
     Raises:
@@ -160,26 +111,27 @@ def replicates(
     """
     check_comparable(studies)
     used: list[tuple[FinishedStudy, Record]] = []
+    left_out: list[Record] = []
     for study in studies:
         stream_seed = study.stream_seed
         for r in study.records:
-            if (r["converged"] or unconverged) and r["l0"] > 0 and r["degradation"] > 0:
+            if not (unconverged or r["converged"]):
+                continue
+            if has_place(r, y):
                 used.append((study, {**r, "stream_seed": stream_seed, "row": len(used)}))
-    groups = grouped([r for _, r in used], family, itemgetter("stream_seed"), init_seed)
-    by_family: dict[str, list[Replicate]] = {}
-    for (name, stream_seed, seed), runs in groups.items():
-        by_family.setdefault(name, []).append(_replicate(stream_seed, seed, runs))
-    return by_family, _document_resamples(used)
+            else:
+                left_out.append(r)
+    runs = [r for _, r in used]
+    by_family: dict[str, list[Curve]] = {}
+    for (name, seeds, n_tokens, settings), some in grouped(runs, family, replicate, budget, variant).items():
+        points = [(r["l0"], r[y], r["row"]) for r in some]
+        by_family.setdefault(name, []).append(curve_of(points, seeds, n_tokens, settings))
+    return Curves(by_family, runs, left_out, _document_resamples(used) if y == "degradation" else None)
 
 
-def _replicate(stream_seed: int, seed: int | None, runs: Sequence[Record]) -> Replicate:
-    # A run that is worse than another in both figures says nothing about what its family can reach.
-    ordered = sorted((r["l0"], r["degradation"], r["row"]) for r in pareto_best(runs))
-    # Pareto-best runs of equal L0 are equal in both figures: one stays, since a curve cannot be read between them.
-    distinct = [point for i, point in enumerate(ordered) if i == 0 or point[0] > ordered[i - 1][0]]
-    log_l0 = np.log([l0 for l0, _, _ in distinct])
-    log_ce_increase = np.log([ce_increase for _, ce_increase, _ in distinct])
-    return Replicate(stream_seed, seed, log_l0, log_ce_increase, [row for _, _, row in distinct])
+def has_place(record: Record, y: str = "degradation") -> bool:
+    """Return whether a run has a place on a curve: a logarithm of its L0, and one of its y."""
+    return all(isinstance(record.get(name), int | float) and 0 < record[name] < math.inf for name in ("l0", y))
 
 
 def _document_resamples(used: Sequence[tuple[FinishedStudy, Record]]) -> DocumentResamples | None:

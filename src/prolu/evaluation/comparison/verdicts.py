@@ -1,69 +1,37 @@
-"""Verdicts: which of two families has the lower CE increase at an equal L0, with a 95% interval."""
+"""Verdicts: which of two families has the lower CE increase at an equal L0, with a 95% interval.
+
+Every number of a comparison comes from `Comparisons`, whoever asks: `matched`, tables, sentences and claims.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import Literal, NamedTuple
+from functools import cache
 
 import numpy as np
 
+from prolu.evaluation.comparison import reasons
+from prolu.evaluation.comparison.curves import Curve
 from prolu.evaluation.comparison.frontiers import family
 from prolu.evaluation.comparison.intervals import half_width_of_difference
-from prolu.evaluation.comparison.replicates import DocumentResamples, FinishedStudy, Replicate, replicates
+from prolu.evaluation.comparison.replicates import Curves, DocumentResamples, FinishedStudy, curves_of
+from prolu.evaluation.comparison.wording import (
+    HIGHER,
+    LOWER,
+    NOT_DISTINGUISHABLE,
+    NOT_TESTED,
+    ONE_SEED,
+    Verdict,
+    listed,
+    rows_for_tables,
+)
 
-LOWER = "lower CE increase"
-HIGHER = "higher CE increase"
-UNDECIDED = "undecided"
+__all__ = ["HIGHER", "LOWER", "Comparisons", "Verdict", "matched", "rows_for_tables", "verdict_table"]
 
 BASELINES = ("relu + l1", "relu + sqrt_l1")
 """The paper's baselines. Every other family is compared with both, and the second with the first."""
 
-
-class Verdict(NamedTuple):
-    """How the CE increase of a challenger compares with that of a baseline at one L0."""
-
-    challenger: str
-    baseline: str
-    l0: float
-    change: float
-    """The relative change of CE increase, challenger / baseline - 1; nan if it cannot be computed."""
-    low: float
-    high: float
-    """The ends of its 95% interval; nan with fewer than two seeds of either family."""
-    verdict: Literal["lower CE increase", "higher CE increase", "undecided"]
-    """Which CE increase the challenger has; undecided where the interval contains 0 or is missing."""
-    n_seeds: int
-    """The number of replicates of the family that has fewer."""
-    n_documents: int
-    """The number of held-out documents; 0 where runs have no sums by document: the interval then covers seeds only."""
-    covers: str
-    """The kinds of variation that the interval covers, in words."""
-    unit: str = "document"
-    """What `n_documents` counts: documents, or token blocks where documents are not known."""
-    reason: str = ""
-    """Why there is no interval, where there is none."""
-    n_unconverged: int = 0
-    """The number of runs used although they have not converged, because that was asked for."""
-
-    def __str__(self) -> str:
-        head = f"{self.challenger} against {self.baseline} at L0 {self.l0:.3g}: "
-        if math.isfinite(self.low):
-            return f"{head}change of CE increase {self.in_numbers()}"
-        change = "" if math.isnan(self.change) else f"change of CE increase {self.change:+.0%}, "
-        tail = f"; {self._unconverged()}" if self.n_unconverged else ""
-        return f"{head}{change}{self.verdict}: {self.reason}{tail}"
-
-    def in_numbers(self) -> str:
-        """Return the change with its interval, as in `-31% (95% interval -35% to -27%, 3 seeds, 214 documents)`."""
-        documents = f"{self.n_documents} {self.unit}s" if self.n_documents else "documents not recorded"
-        parts = [f"95% interval {self.low:+.0%} to {self.high:+.0%}", f"{self.n_seeds} seeds", documents]
-        if self.n_unconverged:
-            parts.append(self._unconverged())
-        undecided = f", {UNDECIDED}" if self.verdict == UNDECIDED else ""
-        return f"{self.change:+.0%} ({', '.join(parts)}){undecided}"
-
-    def _unconverged(self) -> str:
-        return f"{self.n_unconverged} unconverged runs included"
+N_PLACES = 65
+"""The number of places in the range of two families at which it is looked whether both can be read."""
 
 
 def matched(
@@ -72,13 +40,15 @@ def matched(
     baseline: str,
     l0: float,
     *,
-    unconverged: bool = False,
+    unconverged: bool = True,
+    n_tokens: int | None = None,
 ) -> Verdict:
     """Return the change of CE increase from a baseline to a challenger at one L0, with a 95% interval.
 
-    A replicate is a (stream seed, init seed). In each, a family's curve goes through those of its runs that no
-    other of its runs there beats, linear in (log L0, log CE increase), and is read at `l0`. With d the log CE increase
-    that was read, change = exp(mean d_challenger - mean d_baseline) - 1, where the means are over replicates.
+    A replicate is a (stream seed, init seed). In each, a family's curve goes through all its runs of one training
+    budget, monotone between neighbours in (log L0, log CE increase) (Fritsch and Carlson's, scipy's PCHIP), and is read
+    at `l0`, if a run lies within a factor of 1.5. With d the log CE increase that was read, change = exp(mean
+    d_challenger - mean d_baseline) - 1, where the means are over replicates.
 
     The interval covers init seeds and held-out documents together. It covers stream seeds (the order of training
     tokens) only where studies at several of them are pooled, and never the choice of language model, hook, training
@@ -92,21 +62,28 @@ def matched(
     same for every run, less what the replicates' own disagreement about documents contributes to it, since s^2 contains
     that already. m is the effective number of documents, (sum w)^2 / sum w^2 with w their numbers of tokens.
 
+    With one seed of either family, the interval covers held-out documents only, and the verdict is "not tested".
+
     Args:
         studies: one study, or several with the same language model, hook and held-out tokens.
         challenger: a family, for example `prolu_ste + l1`.
         baseline: another family.
         l0: the L0 at which the two are compared.
-        unconverged: whether runs that have not converged are used too.
+        unconverged: whether runs that have not converged are used too. The verdict counts them.
+        n_tokens: the number of training tokens of the runs that are compared; by default the largest that both
+            families have.
 
     Raises:
-        ValueError: several studies were scored with different models, at different hooks or on different tokens.
+        ValueError: several studies were scored with different models, at different hooks or on different tokens; or
+            `l0` is not above 0.
     """
-    return _Comparisons(studies, unconverged=unconverged).verdict(challenger, baseline, l0)
+    if not 0 < l0 < math.inf:
+        raise ValueError(f"l0 {l0}: must be a number above 0")
+    return Comparisons(studies, unconverged=unconverged).verdict(challenger, baseline, l0, n_tokens=n_tokens)
 
 
 def verdict_table(
-    studies: FinishedStudy | Sequence[FinishedStudy], l0s: Sequence[float] | None = None, *, unconverged: bool = False
+    studies: FinishedStudy | Sequence[FinishedStudy], l0s: Sequence[float] | None = None, *, unconverged: bool = True
 ) -> list[Verdict]:
     """Return the verdicts of every family against `relu + l1` and `relu + sqrt_l1`.
 
@@ -115,31 +92,145 @@ def verdict_table(
     Args:
         studies: one study, or several with the same language model, hook and held-out tokens.
         l0s: the L0s at which families are compared; by default the runs' target L0s, or without these three values
-            inside the range that both families reach.
-        unconverged: whether runs that have not converged are used too.
+            that both families reach.
+        unconverged: whether runs that have not converged are used too. Verdicts count them.
 
     Raises:
         ValueError: several studies were scored with different models, at different hooks or on different tokens.
     """
-    comparisons = _Comparisons(studies, unconverged=unconverged)
-    return [
-        comparisons.verdict(challenger, baseline, l0)
-        for challenger, baseline in _pairs(comparisons.families)
-        for l0 in (comparisons.l0s(challenger, baseline) if l0s is None else l0s)
-    ]
+    return Comparisons(studies, unconverged=unconverged).table(l0s)
 
 
-def rows_for_tables(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Return the verdicts, with a pair of families that has no number at any L0 cut to one row with L0 nan."""
-    rows: list[Verdict] = []
-    for _, group in groupby(verdicts, key=lambda v: (v.challenger, v.baseline)):
-        same = list(group)
-        if all(math.isnan(v.change) for v in same):
-            reasons = {v.reason for v in same}
-            reason = reasons.pop() if len(reasons) == 1 else "none of the L0s compared is in the range of both"
-            same = [same[0]._replace(l0=math.nan, reason=reason)]
-        rows += same
-    return rows
+class Comparisons:
+    """The families of some studies, prepared once for any number of comparisons."""
+
+    def __init__(self, studies: FinishedStudy | Sequence[FinishedStudy], *, unconverged: bool = True):
+        self.studies = list(studies) if isinstance(studies, Sequence) else [studies]
+        self.records = [r for study in self.studies for r in study.records]
+        self.families = list(dict.fromkeys(map(family, self.records)))
+        self._unconverged = unconverged
+        self._targets = sorted({r["target_l0"] for r in self.records if r.get("target_l0") is not None})
+        self._curves = cache(self._curves_of)
+
+    def _curves_of(self, y: str) -> Curves:
+        return curves_of(self.studies, y, unconverged=self._unconverged)
+
+    def table(self, l0s: Sequence[float] | None = None) -> list[Verdict]:
+        """Return the verdicts of every family against its baselines, as `verdict_table` does."""
+        return [
+            self.verdict(challenger, baseline, l0)
+            for challenger, baseline in _pairs(self.families)
+            for l0 in (self.l0s(challenger, baseline) or [math.nan] if l0s is None else l0s)
+        ]
+
+    def l0s(self, challenger: str, baseline: str, low: float = 0, high: float = math.inf) -> list[float]:
+        """Return the L0s between two bounds at which two families are compared by default.
+
+        These are the target L0s of the runs, or else three that both families reach, a quarter, a half and three
+        quarters of the way through what they reach together; none if they have no L0 in common.
+        """
+        if self._targets:
+            return [target for target in self._targets if low < target < high]
+        both, _ = self._at_budget((challenger, baseline), "degradation", None)
+        if not all(both):
+            return []
+        by_family = [[curve.l0_range for curve in some] for some in both]
+        common = _inner([ends for ranges in by_family for ends in ranges])
+        reached = _inner([reasons.outer(ranges) for ranges in by_family])
+        # Where every replicate takes part, or else where one of each family does.
+        for ends, enough in ((common, all), (reached, any)):
+            start = max(ends[0], low)
+            end = min(ends[1], high)
+            if start < end:
+                places = np.geomspace(start, end, N_PLACES)
+                read = [x for x in places if all(enough(c.reaches(x) for c in some) for some in both)]
+                if read:
+                    last = len(read) - 1
+                    return list(dict.fromkeys(float(f"{read[round(part * last / 4)]:.3g}") for part in (1, 2, 3)))
+        return []
+
+    def verdict(
+        self, challenger: str, baseline: str, l0: float, y: str = "degradation", n_tokens: int | None = None
+    ) -> Verdict:
+        """Return the verdict on two families at one L0, about their CE increase or another figure."""
+        pair = (challenger, baseline)
+        resamples = self._curves(y).resamples
+        curves, notes = self._at_budget(pair, y, n_tokens)
+        reaching = [_reaching(some, l0) for some in curves]
+        runs = [self._curves(y).runs[i] for some in curves for curve in some for row in curve.rows for i in row]
+        found = Verdict(
+            challenger=challenger,
+            baseline=baseline,
+            l0=l0,
+            change=math.nan,
+            low=math.nan,
+            high=math.nan,
+            verdict=NOT_TESTED,
+            n_seeds=min(map(len, reaching)),
+            n_documents=resamples.n_documents if resamples else 0,
+            covers=_covers(reaching, resamples),
+            unit=resamples.unit if resamples else "document",
+            n_unconverged=sum(r["converged"] is False for r in runs),
+            n_runs=len(runs),
+            notes=notes,
+        )
+        if not all(reaching):
+            return found._replace(reason=self._why_no_number(pair, l0, y, curves, n_tokens))
+        return _measured(found, reaching, resamples)
+
+    def _at_budget(
+        self, pair: tuple[str, str], y: str, n_tokens: int | None
+    ) -> tuple[list[list[Curve]], tuple[str, ...]]:
+        """Return the curves of two families at one training budget, and what must be said about what is left out."""
+        by_family = self._curves(y).by_family
+        both = [by_family.get(name, []) for name in pair]
+        budgets = [{c.n_tokens for c in some if c.n_tokens is not None} for some in both]
+        common = budgets[0] & budgets[1]
+        notes = [note for name in dict.fromkeys(pair) for note in self._about_runs(name, y)]
+        if n_tokens is not None:
+            taken = [n_tokens, n_tokens]
+        elif common:
+            taken = [max(common)] * 2
+        elif any(c.n_tokens is None for some in both for c in some):
+            # An SAE of another library does not say how long it was trained; that is no reason to compare nothing.
+            taken = [max(some, default=None) for some in budgets]
+            if taken[0] != taken[1]:
+                notes.append("how long some were trained is not known")
+        else:
+            return [[], []], tuple(notes)
+        kept = [[c for c in some if c.n_tokens == n] for some, n in zip(both, taken, strict=True)]
+        others = sorted((budgets[0] | budgets[1]) - set(taken))
+        if others:
+            notes.append(f"runs on {listed([f'{n:,}' for n in others])} tokens are other curves")
+        notes += [note for name, some in zip(pair, kept, strict=True) if (note := reasons.about_variants(name, some))]
+        return kept, tuple(notes)
+
+    def _about_runs(self, name: str, y: str) -> Iterator[str]:
+        """Yield what must be said of a family's runs that have no place on a curve."""
+        without = [r for r in self._curves(y).left_out if family(r) == name]
+        if without:
+            runs = "1 run" if len(without) == 1 else f"{len(without)} runs"
+            yield f"{runs} of {name} left out: no L0 and CE increase above 0"
+        unknown = sum(r["converged"] is None for r in self._curves(y).runs if family(r) == name)
+        if unknown:
+            yield f"whether {unknown} of {name} converged is not known"
+
+    def _why_no_number(
+        self, pair: tuple[str, str], l0: float, y: str, curves: Sequence[Sequence[Curve]], n_tokens: int | None
+    ) -> str:
+        """Return why two families cannot be compared at this L0, and how they could be."""
+        kind = "run" if self._unconverged else "converged run"
+        by_family = self._curves(y).by_family
+        for name in pair:
+            if name not in by_family:
+                return reasons.no_run(kind, name, has_runs=name in self.families)
+        if not all(curves):
+            return reasons.no_common_budget(kind, {name: by_family[name] for name in pair}, n_tokens)
+        by_name = dict(zip(pair, curves, strict=True))
+        if math.isnan(l0):
+            return reasons.no_common_l0(kind, by_name)
+        out = [reasons.out_of_reach(kind, name, some, l0) for name, some in by_name.items() if not _reaching(some, l0)]
+        return "; ".join(out)
 
 
 def _pairs(families: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -151,92 +242,55 @@ def _pairs(families: Sequence[str]) -> Iterator[tuple[str, str]]:
                 yield name, baseline
 
 
-class _Comparisons:
-    """The families of some studies, prepared once for any number of comparisons."""
-
-    def __init__(self, studies: FinishedStudy | Sequence[FinishedStudy], *, unconverged: bool):
-        found = list(studies) if isinstance(studies, Sequence) else [studies]
-        records = [r for study in found for r in study.records]
-        self.families = list(dict.fromkeys(map(family, records)))
-        self._replicates, self._resamples = replicates(found, unconverged=unconverged)
-        self._kind_of_run = "run" if unconverged else "converged run"
-        self._families_of_unconverged = [family(r) for r in records if not r["converged"]] if unconverged else []
-        self._targets = sorted({r["target_l0"] for r in records if r.get("target_l0") is not None})
-
-    def l0s(self, challenger: str, baseline: str) -> list[float]:
-        """Return the L0s at which two families are compared by default; one nan if they have no L0 in common."""
-        if self._targets:
-            return self._targets
-        if challenger not in self._replicates or baseline not in self._replicates:
-            return [math.nan]
-        ranges = [r.l0_range for name in (challenger, baseline) for r in self._replicates[name]]
-        low = max(a for a, _ in ranges)
-        high = min(b for _, b in ranges)
-        if low >= high:
-            return [math.nan]
-        return [float(f"{x:.3g}") for x in np.geomspace(low, high, 5)[1:4]]
-
-    def verdict(self, challenger: str, baseline: str, l0: float) -> Verdict:
-        """Return the verdict on two families at one L0."""
-        pair = (challenger, baseline)
-        reaching = [[r for r in self._replicates.get(name, []) if r.reaches(l0)] for name in pair]
-        found = self._undecided(pair, l0, reaching)
-        if reason := self._why_no_number(pair, l0, reaching):
-            return found._replace(reason=reason)
-        logs = [np.array([float(r.read(l0, r.log_l0, r.log_ce_increase)) for r in some]) for some in reaching]
-        log_change = float(logs[0].mean() - logs[1].mean())
-        found = found._replace(change=math.expm1(log_change))
-        if found.n_seeds < 2:
-            return found._replace(reason="one seed, so no interval")
-        if self._resamples is None:
-            half = half_width_of_difference(logs, None, math.inf)
-        else:
-            resampled = [_read_resamples(some, l0, self._resamples) for some in reaching]
-            half = half_width_of_difference(logs, resampled, self._resamples.n_effective)
-        if not math.isfinite(half):
-            return found._replace(reason="in some resample of the documents a CE increase is not above 0")
-        # The interval is symmetric in the log, where the error of a ratio is additive.
-        low = math.expm1(log_change - half)
-        high = math.expm1(log_change + half)
-        return found._replace(low=low, high=high, verdict=LOWER if high < 0 else HIGHER if low > 0 else UNDECIDED)
-
-    def _undecided(self, pair: tuple[str, str], l0: float, reaching: Sequence[Sequence[Replicate]]) -> Verdict:
-        """Return a verdict without numbers."""
-        return Verdict(
-            challenger=pair[0],
-            baseline=pair[1],
-            l0=l0,
-            change=math.nan,
-            low=math.nan,
-            high=math.nan,
-            verdict=UNDECIDED,
-            n_seeds=min(map(len, reaching)),
-            n_documents=self._resamples.n_documents if self._resamples else 0,
-            covers=_covers(reaching, self._resamples),
-            unit=self._resamples.unit if self._resamples else "document",
-            n_unconverged=sum(map(self._families_of_unconverged.count, pair)),
-        )
-
-    def _why_no_number(self, pair: tuple[str, str], l0: float, reaching: Sequence[Sequence[Replicate]]) -> str:
-        """Return the reason why the families cannot be compared at this L0; empty if they can."""
-        for name, some in zip(pair, reaching, strict=True):
-            if name not in self._replicates:
-                return f"no {self._kind_of_run} of {name} has a CE increase above 0"
-            if not some and not math.isnan(l0):
-                return f"L0 {l0:.3g} is outside the range of {name}"
-        return "their ranges of L0 do not overlap" if math.isnan(l0) else ""
-
-
-def _covers(reaching: Sequence[Sequence[Replicate]], resamples: DocumentResamples | None) -> str:
-    parts = ["init seeds"]
-    if len({r.stream_seed for some in reaching for r in some}) > 1:
-        parts.append("stream seeds")
+def _measured(found: Verdict, reaching: Sequence[Sequence[Curve]], resamples: DocumentResamples | None) -> Verdict:
+    """Return a verdict with its numbers, from curves that all reach its L0."""
+    l0 = found.l0
+    logs = [np.array([curve.read(l0) for curve in some]) for some in reaching]
+    log_change = float(logs[0].mean() - logs[1].mean())
+    tolerance = math.hypot(*(float(np.mean([curve.tolerance(l0) for curve in some])) for some in reaching))
+    found = found._replace(change=math.expm1(log_change), tolerance=math.expm1(tolerance))
     if resamples is None:
-        return " and ".join(parts)
-    return ", ".join(parts) + f" and held-out {resamples.unit}s"
+        half = half_width_of_difference(logs, None, math.inf)
+    else:
+        resampled = [np.stack([c.read_resamples(l0, resamples.logs) for c in some], axis=1) for some in reaching]
+        half = half_width_of_difference(logs, resampled, resamples.n_effective)
+    if not math.isfinite(half):
+        reason = ONE_SEED if found.n_seeds < 2 else "in some resample of the documents a CE increase is not above 0"
+        return found._replace(reason=reason)
+    # The interval is symmetric in the log, where the error of a ratio is additive.
+    low = math.expm1(log_change - half)
+    high = math.expm1(log_change + half)
+    if found.n_seeds < 2:
+        return found._replace(low=low, high=high, reason=ONE_SEED)
+    return found._replace(low=low, high=high, verdict=LOWER if high < 0 else HIGHER if low > 0 else NOT_DISTINGUISHABLE)
 
 
-def _read_resamples(some: Sequence[Replicate], l0: float, resamples: DocumentResamples) -> np.ndarray:
-    """Return the log CE increase of some replicates at an L0 in every resample, [n_resamples, n_replicates]."""
-    log_l0, log_ce_increase = resamples.logs
-    return np.stack([r.read(l0, log_l0[:, r.rows], log_ce_increase[:, r.rows]) for r in some], axis=1)
+def _reaching(curves: Sequence[Curve], l0: float) -> list[Curve]:
+    """Return a family's curves at an L0: one per replicate, of the variant that is read there.
+
+    That is the variant with the most replicates there, and of several the one with the lowest value.
+    """
+    if math.isnan(l0):
+        return []
+    by_variant: dict[tuple[str, ...], list[Curve]] = {}
+    for curve in curves:
+        if curve.reaches(l0):
+            by_variant.setdefault(curve.variant, []).append(curve)
+    return min(by_variant.values(), key=lambda some: (-len(some), np.mean([c.read(l0) for c in some])), default=[])
+
+
+def _inner(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the range that lies in all of some ranges; its end is below its start if none does."""
+    return max(a for a, _ in ranges), min(b for _, b in ranges)
+
+
+def _covers(reaching: Sequence[Sequence[Curve]], resamples: DocumentResamples | None) -> str:
+    documents = [f"held-out {resamples.unit}s"] if resamples else []
+    if min(map(len, reaching)) < 2:
+        return f"{documents[0]} only, not seeds" if documents else "nothing"
+    parts = ["init seeds"]
+    if len({c.replicate[0] for some in reaching for c in some}) > 1:
+        parts.append("stream seeds")
+    if documents:
+        return ", ".join(parts) + f" and {documents[0]}"
+    return " and ".join(parts)

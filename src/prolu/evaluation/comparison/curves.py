@@ -1,0 +1,165 @@
+"""A family's runs as one curve in (log L0, log CE increase), read between its runs and nowhere else.
+
+This is the only interpolation of the project: `matched`, the tables, the sentences, the claims, the page and the
+terminal all take their numbers from curves like these.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+FURTHEST = 1.5
+"""The ratio of an L0 to that of the nearest run, up to which a curve is read between two runs."""
+
+BEYOND_THE_ENDS = math.log(1.05)
+"""The distance in log L0 up to which a curve is read beyond its ends, since runs with a target L0 end near it only."""
+
+SINGLE_RUN_TOLERANCE = math.log(1.02)
+"""The distance in log L0 up to which the CE increase of a single run is used unchanged: it has no slope."""
+
+TOLERANCE = 0.43
+"""The error of the interpolation in the log of the CE increase, as a multiple of the product of the distances in log L0
+to the runs on both sides. Nine of ten errors are smaller, by `benchmarks/interpolation.py`: docs, What the error bars
+mean."""
+
+
+def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the slopes at the knots of the monotone curve of Fritsch and Carlson, as scipy's PCHIP has them.
+
+    Args:
+        x: the knots in ascending order, [n_knots]; two or more.
+        y: the values there, [..., n_knots]; several curves may share their knots.
+    """
+    h = np.diff(x)
+    chord = np.diff(y) / h
+    if len(x) == 2:
+        return np.repeat(chord, 2, axis=-1)
+    left = chord[..., :-1]
+    right = chord[..., 1:]
+    before = 2 * h[1:] + h[:-1]
+    after = h[1:] + 2 * h[:-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        harmonic = (before + after) / (before / left + after / right)
+    # A knot above or below both its neighbours is an extremum of the curve too, so that the curve goes no further.
+    inner = np.where(left * right > 0, harmonic, 0.0)
+    first = _end_slope(h[0], h[1], chord[..., 0], chord[..., 1])
+    last = _end_slope(h[-1], h[-2], chord[..., -1], chord[..., -2])
+    return np.concatenate([first[..., None], inner, last[..., None]], axis=-1)
+
+
+def _end_slope(h: float, next_h: float, chord: np.ndarray, next_chord: np.ndarray) -> np.ndarray:
+    """Return the slope at an end: that of the parabola through three knots, cut so that the curve stays monotone."""
+    slope = ((2 * h + next_h) * chord - h * next_chord) / (h + next_h)
+    slope = np.where(np.sign(slope) != np.sign(chord), 0.0, slope)
+    too_steep = (np.sign(chord) != np.sign(next_chord)) & (np.abs(slope) > 3 * np.abs(chord))
+    return np.where(too_steep, 3 * chord, slope)
+
+
+def interpolated(x: np.ndarray, y: np.ndarray, at: float) -> np.ndarray:
+    """Return the monotone curve through (x, y) at one place between its first knot and its last, as [...].
+
+    It is a cubic between two knots and stays between their values, so a gap adds no bump of its own.
+    """
+    i = min(int(np.searchsorted(x, at, "right")) - 1, len(x) - 2)
+    h = x[i + 1] - x[i]
+    t = (at - x[i]) / h
+    d = slopes(x, y)
+    # Hermite's cubic, as the chord and what the slopes at both ends add to it. Its ends are then exactly the knots.
+    chord = (y[..., i + 1] - y[..., i]) / h
+    bend = (1 - t) * (d[..., i] - chord) - t * (d[..., i + 1] - chord)
+    on_chord = (1 - t) * y[..., i] + t * y[..., i + 1]
+    return np.asarray(on_chord + h * t * (1 - t) * bend)
+
+
+class Curve(NamedTuple):
+    """The runs of one family, replicate, training budget and choice of other hyperparameters, in order of L0."""
+
+    replicate: tuple[int, int | None]
+    """The stream seed and the init seed."""
+    n_tokens: int | None
+    """The number of training tokens; None where it is not recorded."""
+    variant: tuple[str, ...]
+    """The hyperparameters but for those that move a run along the curve: coefficient, target L0 and k."""
+    log_l0: np.ndarray
+    """The knots, [n_knots]. Runs of equal L0 are one knot."""
+    log_y: np.ndarray
+    """The log of the CE increase, or of another figure, at the knots."""
+    rows: tuple[tuple[int, ...], ...]
+    """The runs of each knot, as columns of `DocumentResamples.logs`."""
+
+    @property
+    def l0_range(self) -> tuple[float, float]:
+        """The least and the greatest L0 of its runs."""
+        return math.exp(self.log_l0[0]), math.exp(self.log_l0[-1])
+
+    def nearest(self, l0: float) -> float:
+        """Return the L0 of the run that is nearest to an L0."""
+        return math.exp(self.log_l0[np.abs(self.log_l0 - math.log(l0)).argmin()])
+
+    def reaches(self, l0: float) -> bool:
+        """Return whether the curve may be read at an L0."""
+        at = math.log(l0)
+        if len(self.log_l0) == 1:
+            return bool(abs(at - self.log_l0[0]) <= SINGLE_RUN_TOLERANCE)
+        if not self.log_l0[0] <= at <= self.log_l0[-1]:
+            return bool(self.log_l0[0] - BEYOND_THE_ENDS <= at <= self.log_l0[-1] + BEYOND_THE_ENDS)
+        # The last digits of a logarithm must not decide about a distance of exactly 1.5.
+        return bool(np.abs(self.log_l0 - at).min() <= math.log(FURTHEST) * (1 + 1e-9))
+
+    def read(self, l0: float) -> float:
+        """Return the log of the figure at an L0 that the curve reaches."""
+        return float(self._read(l0, self.log_y))
+
+    def read_resamples(self, l0: float, logs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """Return the log of the CE increase at an L0 in every resample of the documents, [n_resamples].
+
+        A resample moves a run in L0 too. What counts is how far it moves off the curve, so the move along the curve, by
+        the curve's own slope, is taken off the move in CE increase. To first order that is the curve through the moved
+        runs, and it is defined even where two runs close to each other change their order.
+
+        Args:
+            l0: where to read.
+            logs: the log of L0 and of the CE increase of all runs in every resample, [n_resamples, n_runs] each.
+        """
+        log_l0, log_y = (np.stack([some[:, row].mean(1) for row in map(list, self.rows)], axis=1) for some in logs)
+        slope = slopes(self.log_l0, self.log_y) if len(self.log_l0) > 1 else np.zeros(1)
+        return self._read(l0, log_y - slope * (log_l0 - self.log_l0))
+
+    def _read(self, l0: float, log_y: np.ndarray) -> np.ndarray:
+        at = math.log(l0)
+        x = self.log_l0
+        if len(x) == 1:
+            return np.asarray(log_y[..., 0])
+        if x[0] <= at <= x[-1]:
+            return interpolated(x, log_y, at)
+        # The whole curve's slope: two neighbours may lie so close that theirs is mostly noise.
+        end = 0 if at < x[0] else -1
+        return np.asarray(log_y[..., end] + (log_y[..., -1] - log_y[..., 0]) / (x[-1] - x[0]) * (at - x[end]))
+
+    def tolerance(self, l0: float) -> float:
+        """Return the error in the log that reading at this L0 may add, by `TOLERANCE`; 0 at a run."""
+        distance = np.sort(np.abs(self.log_l0 - math.log(l0)))
+        if len(distance) == 1:
+            return float(distance[0])  # a CE increase is about inversely proportional to L0
+        before = self.log_l0[self.log_l0 <= math.log(l0)]
+        after = self.log_l0[self.log_l0 > math.log(l0)]
+        if len(before) and len(after):
+            return float(TOLERANCE * (math.log(l0) - before[-1]) * (after[0] - math.log(l0)))
+        return float(TOLERANCE * distance[0] * distance[1])
+
+
+def curve_of(
+    points: Sequence[tuple[float, float, int]],
+    replicate: tuple[int, int | None],
+    n_tokens: int | None,
+    variant: tuple[str, ...],
+) -> Curve:
+    """Return the curve through points (L0, y, row), with runs of equal L0 as one knot at the mean of their log y."""
+    knots: dict[float, list[tuple[float, int]]] = {}
+    for l0, y, row in sorted(points):
+        knots.setdefault(l0, []).append((math.log(y), row))
+    log_y = [sum(y for y, _ in same) / len(same) for same in knots.values()]
+    rows = tuple(tuple(row for _, row in same) for same in knots.values())
+    return Curve(replicate, n_tokens, variant, np.log(list(knots)), np.array(log_y), rows)

@@ -1,0 +1,67 @@
+"""Why two families cannot be compared at an L0, and how they could be, in words."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from prolu.evaluation.comparison.curves import FURTHEST, Curve
+from prolu.evaluation.comparison.frontiers import VARIANT_FIELDS
+from prolu.evaluation.comparison.wording import listed
+
+
+def no_run(kind: str, name: str, *, has_runs: bool) -> str:
+    """Return that a family has no run at all, or none with a place on a curve.
+
+    Args:
+        kind: what kind of run is looked for: `run`, or `converged run`.
+        name: the family.
+        has_runs: whether it has runs of which none has a place.
+    """
+    return f"no {kind} of {name}" + (" has an L0 and a CE increase above 0" if has_runs else "")
+
+
+def no_common_budget(kind: str, curves: Mapping[str, Sequence[Curve]], n_tokens: int | None) -> str:
+    """Return that two families were not trained on equal numbers of tokens, or not on the number that was asked for."""
+    budgets = {name: sorted({c.n_tokens for c in some if c.n_tokens is not None}) for name, some in curves.items()}
+    if n_tokens is not None:
+        without = [name for name, some in budgets.items() if n_tokens not in some]
+        return f"no {kind} of {listed(without)} on {n_tokens:,} tokens"
+    trained = [f"{name} on {listed([f'{n:,}' for n in some])}" for name, some in budgets.items()]
+    return f"trained on different numbers of tokens, {' and '.join(trained)}; train both on as many"
+
+
+def no_common_l0(kind: str, curves: Mapping[str, Sequence[Curve]]) -> str:
+    """Return that two families have no L0 at which both can be read."""
+    ranges = [f"{name} (L0 {_range(some)})" for name, some in curves.items()]
+    return (
+        f"the {kind}s of {' and '.join(ranges)} have no L0 in common; train either with a target_l0 in the range of "
+        "the other"
+    )
+
+
+def out_of_reach(kind: str, name: str, curves: Sequence[Curve], l0: float) -> str:
+    """Return that a family cannot be read at an L0, which lies in a gap between its runs or beyond their ends."""
+    nearest = min((c.nearest(l0) for c in curves), key=lambda x: abs(math.log(x / l0)))
+    if max(nearest / l0, l0 / nearest) > FURTHEST:
+        where = f"no {kind} of {name} within a factor of {FURTHEST} of L0 {l0:.3g}: the nearest is at L0 {nearest:.3g}"
+    else:
+        where = f"L0 {l0:.3g} is outside the range of {name}, L0 {_range(curves)}"
+    return f"{where}; train one with target_l0={l0:.3g}"
+
+
+def about_variants(name: str, curves: Sequence[Curve]) -> str:
+    """Return what must be said of a family whose runs differ in more than their coefficient; empty if they do not."""
+    variants = {c.variant for c in curves}
+    if len(variants) < 2:
+        return ""
+    differing = [field for i, field in enumerate(VARIANT_FIELDS) if len({v[i] for v in variants}) > 1]
+    return f"of {name}, the best of {len(variants)} settings of {listed(differing)} at this L0"
+
+
+def outer(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the range that contains all of some ranges."""
+    return min(a for a, _ in ranges), max(b for _, b in ranges)
+
+
+def _range(curves: Sequence[Curve]) -> str:
+    low, high = outer([c.l0_range for c in curves])
+    return f"{low:.3g} to {high:.3g}" if low < high else f"{low:.3g}"

@@ -1,0 +1,161 @@
+"""A comparison in words: verdicts, and how tables, sentences, the page and the terminal write their numbers alike."""
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+LOWER = "lower"
+HIGHER = "higher"
+NOT_DISTINGUISHABLE = "not distinguishable"
+NOT_TESTED = "not tested"
+
+ONE_SEED = "one seed"
+"""The reason for which nothing was tested where a family has one seed."""
+
+
+class Verdict(NamedTuple):
+    """How the CE increase of a challenger compares with that of a baseline at one L0."""
+
+    challenger: str
+    baseline: str
+    l0: float
+    change: float
+    """The relative change of CE increase, challenger / baseline - 1; nan if it cannot be computed."""
+    low: float
+    high: float
+    """The ends of its 95% interval; nan if there is none. With one seed of either family, the interval covers held-out
+    documents only, and decides nothing."""
+    verdict: Literal["lower", "higher", "not distinguishable", "not tested"]
+    """Which CE increase the challenger has, where there is an interval over seeds: not distinguishable if it contains
+    0. Not tested where there is none."""
+    n_seeds: int
+    """The number of replicates of the family that has fewer."""
+    n_documents: int
+    """The number of held-out documents; 0 where runs have no sums by document, so that no interval covers them."""
+    covers: str
+    """The kinds of variation that the interval covers, in words."""
+    unit: str = "document"
+    """What `n_documents` counts: documents, or token blocks where documents are not known."""
+    reason: str = ""
+    """Why nothing was tested, where nothing was."""
+    n_unconverged: int = 0
+    """The number of runs of both families that were still moving when their training ended, by the convergence rule."""
+    n_runs: int = 0
+    """The number of runs in the curves of both families."""
+    tolerance: float = 0.0
+    """The relative error that reading the curves between their runs may add to `change`; 0 where both have runs at this
+    L0."""
+    notes: tuple[str, ...] = ()
+    """What else must be known, such as runs that were left out."""
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether there is an interval over seeds, so that the verdict is about more than these runs."""
+        return self.verdict != NOT_TESTED
+
+    def __str__(self) -> str:
+        head = f"{self.challenger} against {self.baseline} at L0 {shown_l0(self.l0)}: "
+        if math.isnan(self.change):
+            return f"{head}{NOT_TESTED}: {self.reason}"
+        return f"{head}change of CE increase {self.in_numbers()}"
+
+    def in_numbers(self, leave_out: Sequence[str] = ()) -> str:
+        """Return the change with its interval, as in `-31.2% (95% interval -35.1% to -26.8%, 3 seeds, 214 documents)`.
+
+        What qualifies it follows in the brackets, and after them whether the interval contains 0 or is none over seeds.
+
+        Args:
+            leave_out: qualifiers that are said elsewhere.
+        """
+        seeds = f"{self.n_seeds} seeds" if self.n_seeds > 1 else ONE_SEED
+        documents = f"{self.n_documents} {self.unit}s" if self.n_documents else "documents not recorded"
+        parts = [seeds, documents]
+        if math.isfinite(self.low):
+            over = "" if self.is_tested else f" over held-out {self.unit}s"
+            parts.insert(0, f"95% interval{over} {shown_interval(self)}")
+        else:
+            parts.insert(0, "no interval")
+        ending = {NOT_DISTINGUISHABLE: f", {NOT_DISTINGUISHABLE}", NOT_TESTED: f", {NOT_TESTED} over seeds"}
+        if self.verdict == NOT_TESTED and self.reason not in ("", ONE_SEED):
+            parts.append(self.reason)
+        inside = "; ".join([", ".join(parts), *(q for q in qualifiers(self) if q not in leave_out)])
+        return f"{percent(self.change)} ({inside}){ending.get(self.verdict, '')}"
+
+
+def percent(change: float) -> str:
+    """Return a relative change as it is written everywhere, such as `-31.2%`."""
+    rounded = round(100 * change, 1)
+    return f"{rounded:+.1f}%" if rounded else "0.0%"
+
+
+def shown_l0(l0: float) -> str:
+    """Return an L0 as it is written everywhere; a dash where there is none."""
+    return "-" if math.isnan(l0) else f"{l0:.3g}"
+
+
+def shown_change(v: Verdict) -> str:
+    """Return the change of a verdict; empty if it has none."""
+    return "" if math.isnan(v.change) else percent(v.change)
+
+
+def shown_interval(v: Verdict) -> str:
+    """Return the interval of a verdict, as in `-35.1% to -26.8%`; empty if it has none."""
+    return f"{percent(v.low)} to {percent(v.high)}" if math.isfinite(v.low) else ""
+
+
+def shown_verdict(v: Verdict) -> str:
+    """Return a verdict in a few words, such as `lower` or `not tested (one seed)`."""
+    return f"{NOT_TESTED} ({ONE_SEED})" if v.reason == ONE_SEED else v.verdict
+
+
+def shown_ground(v: Verdict) -> str:
+    """Return what a verdict rests on: its seeds and documents, or why there is no number, and what qualifies it."""
+    if math.isnan(v.change):
+        return v.reason
+    ground = f"{v.n_seeds} seeds" if v.n_seeds > 1 else "not tested over seeds"
+    documents = [f"{v.n_documents:,} {v.unit}s"] if v.n_documents else []
+    reason = [v.reason] if v.reason not in ("", ONE_SEED) else []
+    return "; ".join([", ".join([ground, *documents]), *reason, *qualifiers(v)])
+
+
+def qualifiers(v: Verdict) -> list[str]:
+    """Return what qualifies the number of a verdict: runs still moving, the tolerance of the curves, runs left out."""
+    found = [moving] if (moving := still_moving(v.n_unconverged, v.n_runs)) else []
+    # Where the interval contains 0, nobody takes the difference for a finding.
+    if abs(v.change) < v.tolerance and v.verdict != NOT_DISTINGUISHABLE:
+        found.append(f"less than the {v.tolerance:.1%} by which reading between runs may be wrong")
+    return [*found, *v.notes]
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence, as in `a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def still_moving(n_unconverged: int, n_runs: int) -> str:
+    """Return how many runs had not converged, as in `7 of 12 runs were still moving`; empty if all had."""
+    verb = "was" if n_unconverged == 1 else "were"
+    return f"{n_unconverged} of {n_runs} runs {verb} still moving" if n_unconverged else ""
+
+
+def rows_for_tables(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Return the verdicts, with a pair of families that has no number at any L0 cut to one row with L0 nan."""
+    rows: list[Verdict] = []
+    for _, group in groupby(verdicts, key=lambda v: (v.challenger, v.baseline)):
+        same = list(group)
+        if all(math.isnan(v.change) for v in same):
+            reasons = list(dict.fromkeys(v.reason for v in same))
+            same = [same[0]._replace(l0=math.nan, reason="; ".join(reasons))]
+        rows += same
+    return rows
+
+
+def covered(verdicts: Sequence[Verdict]) -> str:
+    """Return what the intervals of some verdicts cover, as a caption of their table."""
+    kinds = list(dict.fromkeys(v.covers for v in verdicts if math.isfinite(v.low)))
+    if not kinds:
+        return "no intervals: not tested over seeds"
+    if not any(v.is_tested for v in verdicts):
+        return f"95% intervals over {'; '.join(kinds)}: not tested over seeds"
+    return f"95% intervals over {'; '.join(kinds)}; each is for its own comparison, so of twenty one misses on average"
