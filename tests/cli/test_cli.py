@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import prolu
+from prolu.activations.resolving import check_is_there
 from prolu.cli.entry_point import main
+from prolu.training.starting_weights import starting_weights
 from prolu.training.steps.dense import DenseStep
 
 TINY_TRAIN = ["--d-sae", "40", "--n-tokens", "3840", "--batch-size", "64", "--ctx", "32", "--coeff", "0.02"]
@@ -193,3 +195,74 @@ def test_help_may_be_cut_off_by_its_reader():
     help_text.stdout.close()
     assert help_text.stderr.read() == ""
     assert help_text.wait() == 0
+
+
+def test_a_study_in_place_of_a_run_and_the_reverse(tiny_stream, tmp_path, monkeypatch, capsys):
+    runs = prolu.grid(prolu.RunConfig(d_sae=24, n_tokens=640, nonlinearity="relu"), coeff=[0.01 * i for i in range(8)])
+    prolu.run_sweep(runs, tiny_stream, tmp_path / "study", eval_tokens=320, progress=False)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    first, *_, last = sorted(str(path.parent) for path in Path("study").glob("*/sae.safetensors"))
+    for command in (
+        ["eval", "study"],
+        ["export", "study", "--format", "saelens", "--out", "x"],
+        ["eval", first, "study"],
+    ):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert f"study: this is a study, and not one SAE; its runs are {first}, " in said
+        assert said.endswith(", and 2 more\n")
+        assert last not in said
+    with pytest.raises(ValueError, match=r"this is a study, and not one SAE; its runs are .*relu"):
+        prolu.SAE.load("study")
+    for run, study in ((first, "study"), (str(tmp_path / last), str(tmp_path / "study"))):
+        assert main(["report", run]) == 2
+        assert (
+            f"{run}: this is the folder of one SAE, and not of a study; its study is {study}\n"
+            in capsys.readouterr().err
+        )
+    monkeypatch.chdir(first)
+    assert main(["report", "."]) == 2
+    assert f"its study is {tmp_path / 'study'}\n" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="not of a study"):
+        prolu.Results.load(".")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def small_sae():
+    config = prolu.RunConfig(d_sae=8, nonlinearity="relu")
+    return prolu.SAE(config.sae_config(4), starting_weights(config, 4))
+
+
+def test_an_sae_of_no_study_and_a_study_without_finished_runs(tmp_path, capsys):
+    small_sae().save(tmp_path / "alone")
+    assert main(["report", str(tmp_path / "alone")]) == 2
+    assert capsys.readouterr().err.endswith("this is the folder of one SAE, and not of a study\n")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.json").write_text('{"stream": {}, "runs": []}')
+    assert main(["eval", str(tmp_path / "new")]) == 2
+    assert "none of its runs has finished yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data", ["missing.txt", "no.jsonl.gz", "./here", "/no/such/folder", "~/x", "a/b/c.parquet"])
+@pytest.mark.parametrize("command", ["train", "harvest", "eval", "sweep demo"])
+def test_a_missing_file_is_said_before_a_model_is_looked_for(tmp_path, monkeypatch, capsys, data, command):
+    def ask(*_, **__):
+        raise AssertionError("the hub was asked first")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("prolu.activations.model_loading.is_reachable", ask)
+    monkeypatch.setattr("prolu.runtime.hub.is_reachable", ask)
+    small_sae().save(tmp_path / "run", {"hook": "blocks.0.hook_resid_pre", "ctx": 32})
+    place = ["run"] if command == "eval" else ["--out", "new"]
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*command.split(), *place, "--lm", "gpt2", "--data", data]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"prolu: data {data!r}: neither a file")
+    assert "no such file" in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["squad", "user/data", "user/data.json", "builtin"])
+def test_what_may_be_on_the_hub_is_not_called_missing(name):
+    check_is_there(name)

@@ -31,6 +31,9 @@ CLEARLY_LARGER = 10
 NOT_DATA = {"dataset_info.json", "state.json", "dataset_dict.json"}
 """The names of files that `datasets` writes beside the rows."""
 
+NOT_FOUND = "neither a file, a folder, 'builtin', nor a dataset that the hub provides"
+"""What is wrong with a name under which there is nothing."""
+
 
 def shards_of(source: Any, config: str, split: str) -> Sequence[Shard]:
     """Return the shards of a split of a source.
@@ -74,6 +77,20 @@ def plain_source(source: Any) -> Any:
 
 def _looks_like_a_file(text: str) -> bool:
     return ending_of(text) in FILE_FORMATS and not re.search(r"\s", text)
+
+
+def check_is_there(source: Any) -> None:
+    """Raise ValueError if a name can only be that of a file or folder on this machine, and there is none.
+
+    It costs nothing, so it comes before a language model is opened, or the hub is asked, for half a minute where there
+    is no network.
+    """
+    if not isinstance(source, str) or os.path.exists(source):
+        return
+    # What looks like user/repo may be a dataset on the hub, whatever its ending.
+    is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
+    if is_path or ("/" not in source and _looks_like_a_file(source)):
+        raise ValueError(f"data {source!r}: {NOT_FOUND} (no such file or folder)")
 
 
 def name_of(source: Any) -> Any:
@@ -156,6 +173,7 @@ def _splits_of_saved_dataset(source: str) -> dict[str, list[Shard]]:
 
 def _splits_of_repository(source: str, config: str) -> dict[str, list[Shard]]:
     """Return the splits of a folder of files, of a cloned repository, or of a dataset on the hub."""
+    check_is_there(source)
     folder = Path(source)
     card = _configs_of_card(folder) if os.path.isdir(source) else None
     if card == []:  # a folder without a card: its files tell the splits
@@ -246,9 +264,7 @@ def _declared_files(source: str, config: str) -> Mapping[Any, Iterable[Any]]:
                 return dict(load_dataset_builder(place, chosen, cache_dir=cache).config.data_files or {})  # pyright: ignore[reportArgumentType, reportCallIssue]
     except Exception as problem:  # the hub client raises many kinds; each means that the dataset cannot be had
         reason = first_line(problem)
-        what = "neither a file, a folder, 'builtin', nor a dataset that the hub provides"
-        if is_folder:
-            what = "its card cannot be resolved"
+        what = "its card cannot be resolved" if is_folder else NOT_FOUND
         raise ValueError(f"data {source!r}: {what} ({reason})") from None
     listed = ", ".join(names)
     if config:

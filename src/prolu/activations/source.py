@@ -10,6 +10,7 @@ from prolu.activations.harvesting import Harvest
 from prolu.activations.language_model import BATCH_TOKENS, DTYPES, LanguageModel
 from prolu.activations.options import HarvestSource, Source
 from prolu.activations.packing import load_blocks
+from prolu.activations.resolving import check_is_there
 from prolu.activations.store import ActivationStore
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks
@@ -60,6 +61,7 @@ def open_source(
         ValueError: the model or the text cannot be read, or is not the one described.
         KeyError: the description lacks a field.
     """
+    check_is_there(description["data"])
     lm = open_language_model(description, described_by=described_by, device=device)
     blocks = open_text(description, lm, described_by=described_by, folder=folder, held_out_only=held_out_only)
     return lm, blocks

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from prolu.activations.options import HarvestSource, Source
+from prolu.activations.resolving import check_is_there
 from prolu.activations.source import describe_options, first_hook, open_language_model, open_text
 from prolu.activations.store import STORE_FILE, TOKENS_FOLDER
 from prolu.activations.store_writer import HarvestRequest, check_disk, check_store_folder, harvest, store_bytes
@@ -110,6 +111,7 @@ def prepare_harvest(request: HarvestSource, out: Path) -> Job:
     torch.set_num_threads(at_least_1("threads", request.threads))
     check_store_folder(out)
     description = describe_options(request, request.n_tokens)
+    check_is_there(request.data)
     lm = open_language_model(description)
     widths = [lm.at(hook).d_in for hook in request.hook]
     # A store that was begun takes part of this space already, and has been checked when it was begun.

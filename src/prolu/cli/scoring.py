@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from prolu.activations.language_model import LanguageModel
+from prolu.activations.resolving import check_is_there
 from prolu.activations.source import open_language_model, open_text
 from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks
 from prolu.cli.job import Job
@@ -138,6 +139,7 @@ def _opened(
         # A tenth of the documents is held out, so about this many tokens hold enough of them.
         description["max_train_tokens"] = 10 * n_tokens
     described_by = f"the study {options.like}"
+    check_is_there(description["data"])
     lm = open_language_model(description, described_by=described_by)
     if lm.centred and place["centred"] is None:
         raise ValueError(

@@ -24,6 +24,9 @@ from prolu.sae.weights import Weights
 
 __all__ = ["SAE", "SAEConfig", "read_config", "read_provenance", "weights_digest"]
 
+NAMED_RUNS = 6
+"""The number of runs that a message lists at most."""
+
 WEIGHTS_FILE = "sae.safetensors"
 """The file with the tensors of a saved SAE."""
 
@@ -236,6 +239,11 @@ def read_provenance(folder: str | Path) -> dict[str, Any]:
 
 def _read_facts(file: Path) -> dict[str, Any]:
     facts = read_json_object(file, "saved SAE")
-    if "sae" not in facts:
+    if "sae" in facts:
+        return facts
+    if not {"stream", "runs"} <= facts.keys():
         raise ValueError(f"{file}: must be the config of an SAE, which has an entry 'sae'")
-    return facts
+    runs = sorted(str(path.parent) for path in file.parent.glob(f"*/{WEIGHTS_FILE}"))
+    more = [f"and {len(runs) - NAMED_RUNS} more"] if len(runs) > NAMED_RUNS else []
+    which = f"its runs are {', '.join([*runs[:NAMED_RUNS], *more])}" if runs else "none of its runs has finished yet"
+    raise ValueError(f"{file.parent}: this is a study, and not one SAE; {which}")

@@ -109,6 +109,10 @@ def read_study(folder: Path) -> dict[str, Any]:
     """
     file = folder / STUDY_FILE
     study = read_json_object(file, "study")
+    if "sae" in study:
+        around = folder.parent if folder.name else folder.absolute().parent
+        inside = f"; its study is {around}" if (around / RESULTS_FILE).is_file() else ""
+        raise ValueError(f"{folder}: this is the folder of one SAE, and not of a study{inside}")
     check_study(file, study)
     return study
 
