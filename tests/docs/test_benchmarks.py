@@ -1,5 +1,6 @@
 """The benchmark scripts run and write what they promise; what they measure is not judged here."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from prolu.evaluation.comparison.curves import TOLERANCE
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -29,3 +32,26 @@ def test_the_gpu_benchmark_says_when_there_is_none():
     done = subprocess.run([sys.executable, BENCHMARKS / "gpu.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.strip() == "this machine has no GPU that torch can use"
+
+
+def test_the_stated_tolerance_of_the_curves_is_the_one_that_is_measured():
+    spec = importlib.util.spec_from_file_location("interpolation_benchmark", BENCHMARKS / "interpolation.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    found = benchmark.measured()
+    curve = found["monotone curve"]["all"]
+    assert curve["n"] == 60  # two of the four runs of each of 30 curves
+    assert round(curve["rate, 90%"], 2) == TOLERANCE
+    assert abs(curve["mean"]) < 0.02 < abs(found["log-log chord"]["all"]["mean"]) < found["linear"]["all"]["mean"]
+    # The figures that the guide states.
+    guide = (BENCHMARKS.parent / "docs" / "guide" / "statistics.md").read_text()
+    for name, by_gap in found.items():
+        for gap, e in by_gap.items():
+            if gap == "all":
+                cells = (f"{e['mean']:+.1%}", *(f"{e[key]:.1%}" for key in ("median", "90%", "max")))
+                assert f"| {name} | {' | '.join(cells)} |" in guide
+    exactly = benchmark.left_out([(l0, l0**-1.3) for l0 in (8.0, 16.0, 30.0, 70.0)])
+    assert len(exactly) == 2
+    for one in exactly:
+        assert one.errors[1:] == pytest.approx((0, 0), abs=1e-12)
+        assert one.errors[0] > 0.1

@@ -19,7 +19,7 @@ BEYOND_THE_ENDS = math.log(1.05)
 SINGLE_RUN_TOLERANCE = math.log(1.02)
 """The distance in log L0 up to which the CE increase of a single run is used unchanged: it has no slope."""
 
-TOLERANCE = 0.43
+TOLERANCE = 0.41
 """The error of the interpolation in the log of the CE increase, as a multiple of the product of the distances in log L0
 to the runs on both sides. Nine of ten errors are smaller, by `benchmarks/interpolation.py`: docs, What the error bars
 mean."""
