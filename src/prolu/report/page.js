@@ -72,6 +72,9 @@ function draw(id, traces, look) {
 // ---- a figure shows means over seeds, or, where one seed is chosen, the runs themselves
 const markersOf = (items, family, study) => items.map((p) => symbol(family, study) + (p.converged ? "" : "-open"));
 
+// The curves that comparisons read. Among the converged points alone they would be others.
+const curvesOf = (plane) => (shown.converged ? [] : plane.lines.filter((line) => shown.families.has(line.family)));
+
 function meansOf(plane) {
   const points = plane.points.filter((p) => shown.families.has(p.family) && (!shown.converged || p.converged));
   const best = points.filter((p) => p.best);
@@ -80,15 +83,17 @@ function meansOf(plane) {
   const seeds = points.filter((p) => p.n > 1).flatMap((p) => p.runs.map((id) => runsById.get(id)));
   const small = grouped(seeds).map((runs) => ({ x: runs.map((r) => r[plane.x]), y: runs.map((r) => r[plane.y]), mode: "markers",
     marker: { size: 5, color: ink(runs[0].family), opacity: 0.45 }, text: runs.map(aboutRun), hovertemplate: "%{text}<extra></extra>" }));
+  const curves = curvesOf(plane).map((line) => ({ x: line.x, y: line.y, mode: "lines", hoverinfo: "skip",
+    line: { color: ink(line.family), dash: data.families[line.family].dash, width: 1.6 } }));
   const lines = grouped(points).map((line) => {
     const [{ family, study }] = line;
     const colour = ink(family);
     const bar = (halves) => ({ type: "data", array: halves.map((half) => half ?? 0), color: colour, thickness: 1.1, width: 3, visible: halves.some((half) => half !== null) });
-    return { x: line.map((p) => p.x), y: line.map((p) => p.y), mode: "lines+markers", line: { color: colour, dash: data.families[family].dash, width: 1.6 },
+    return { x: line.map((p) => p.x), y: line.map((p) => p.y), mode: "lines+markers", line: { color: colour, dash: data.families[family].dash, width: curves.length ? 0 : 1.6 },
       error_x: bar(line.map((p) => p.dx)), error_y: bar(line.map((p) => p.dy)), marker: { size: 9, color: colour, symbol: markersOf(line, family, study) },
       text: line.map((p) => aboutPoint(p, plane)), hovertemplate: "%{text}<extra></extra>" };
   });
-  return [rings, ...small, ...lines];
+  return [rings, ...curves, ...small, ...lines];
 }
 
 function runsOf(plane) {

@@ -19,6 +19,8 @@ from prolu.evaluation.comparison.styles import (
     colours,
     families,
     far_apart,
+    joining,
+    lines,
     marker,
     pareto_points,
 )
@@ -187,6 +189,18 @@ def _plane(records: Sequence[Record], x: str, y: str) -> dict[str, Any]:
         "xlabel": LABELS.get(x, x),
         "ylabel": LABELS.get(y, y),
         "points": [_point(p) | {"best": p.run_ids in best} for p in found],
+        "lines": [_joining(line, x, y) for line in lines(found)] if (x, y) == ("l0", "degradation") else [],
+    }
+
+
+def _joining(line: Sequence[Point], x: str, y: str) -> dict[str, Any]:
+    """Return the curve that comparisons read, for the script to draw: straight lines would say otherwise."""
+    places = joining(line, x, y)
+    return {
+        "family": line[0].family,
+        "study": line[0].study,
+        "x": [_number(a) for a, _ in places],
+        "y": [_number(b) for _, b in places],
     }
 
 

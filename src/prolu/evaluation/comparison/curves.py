@@ -6,6 +6,7 @@ terminal all take their numbers from curves like these.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -163,3 +164,17 @@ def curve_of(
     log_y = [sum(y for y, _ in same) / len(same) for same in knots.values()]
     rows = tuple(tuple(row for _, row in same) for same in knots.values())
     return Curve(replicate, n_tokens, variant, np.log(list(knots)), np.array(log_y), rows)
+
+
+def drawn(points: Sequence[tuple[float, float]], n_steps: int = 12) -> list[tuple[float, float]]:
+    """Return the curve through points (L0, y) as a fine line for figures, so that a reader reads what comparisons read.
+
+    Points of which one has no logarithm are returned as they are.
+    """
+    if not all(0 < value < math.inf for point in points for value in point):
+        return list(points)
+    curve = curve_of([(x, y, row) for row, (x, y) in enumerate(points)], (0, 0), None, ())
+    places = [np.linspace(a, b, n_steps, endpoint=False) for a, b in pairwise(curve.log_l0)]
+    x = np.concatenate([*places, curve.log_l0[-1:]])
+    y = [interpolated(curve.log_l0, curve.log_y, at) for at in x] if len(curve.log_l0) > 1 else curve.log_y
+    return [(math.exp(a), math.exp(b)) for a, b in zip(x, y, strict=True)]

@@ -28,6 +28,7 @@ from prolu.evaluation.comparison.styles import (
     colour,
     families,
     far_apart,
+    joining,
     lines,
     marker,
     pareto_points,
@@ -105,7 +106,7 @@ def _draw_line(axes: Axes, line: Sequence[Point], records: Sequence[Record], x: 
     converged = [p for p in line if p.converged]
     others = [p for p in line if not p.converged]
     # Through all points: comparisons use all runs, and hollow markers say which were still moving.
-    axes.plot([p.x for p in line], [p.y for p in line], linestyle=dash, color=ink, linewidth=1.3, alpha=0.85)
+    axes.plot(*zip(*joining(line, x, y), strict=True), linestyle=dash, color=ink, linewidth=1.3, alpha=0.85)
     seeds = [r for point in line if point.n_seeds > 1 for r in runs.values() if r["run_id"] in point.run_ids]
     axes.scatter([r[x] for r in seeds], [r[y] for r in seeds], s=7, color=ink, alpha=0.35, linewidths=0, zorder=2)
     for part, face in ((converged, ink), (others, "white")):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.typing import LineStyleType
 
+from prolu.evaluation.comparison.curves import drawn
 from prolu.evaluation.comparison.frontiers import Record, family, grouped, pareto_mask
 from prolu.evaluation.comparison.points import Point
 
@@ -102,6 +103,12 @@ def pareto_points(found: Sequence[Point]) -> list[Point]:
         mask = pareto_mask([p.x for p in converged], [p.y for p in converged])
         best += [p for p, is_best in zip(converged, mask, strict=True) if is_best]
     return best
+
+
+def joining(line: Sequence[Point], x: str, y: str) -> list[tuple[float, float]]:
+    """Return the line that joins the points of a family: where families are compared, the curve that is read there."""
+    places = [(p.x, p.y) for p in line]
+    return drawn(places) if (x, y) == ("l0", "degradation") and places else places
 
 
 def far_apart(found: Sequence[Point]) -> bool:

@@ -113,10 +113,10 @@ def shown_ground(v: Verdict) -> str:
     """Return what a verdict rests on: its seeds and documents, or why there is no number, and what qualifies it."""
     if math.isnan(v.change):
         return v.reason
-    ground = f"{v.n_seeds} seeds" if v.n_seeds > 1 else "not tested over seeds"
+    seeds = f"{v.n_seeds} seeds" if v.n_seeds > 1 else ONE_SEED
     documents = [f"{v.n_documents:,} {v.unit}s"] if v.n_documents else []
     reason = [v.reason] if v.reason not in ("", ONE_SEED) else []
-    return "; ".join([", ".join([ground, *documents]), *reason, *qualifiers(v)])
+    return "; ".join([", ".join([seeds, *documents]), *reason, *qualifiers(v)])
 
 
 def qualifiers(v: Verdict) -> list[str]:
