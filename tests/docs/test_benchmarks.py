@@ -34,10 +34,17 @@ def test_the_gpu_benchmark_says_when_there_is_none():
     assert done.stderr.strip() == "this machine has no GPU that torch can use"
 
 
+def loaded(name):
+    """A benchmark's module; benchmarks are scripts, not a package."""
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_stated_tolerance_of_the_curves_is_the_one_that_is_measured():
-    spec = importlib.util.spec_from_file_location("interpolation_benchmark", BENCHMARKS / "interpolation.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = loaded("interpolation")
     found = benchmark.measured()
     curve = found["monotone curve"]["all"]
     assert curve["n"] == 60  # two of the four runs of each of 30 curves
@@ -55,3 +62,12 @@ def test_the_stated_tolerance_of_the_curves_is_the_one_that_is_measured():
     for one in exactly:
         assert one.errors[1:] == pytest.approx((0, 0), abs=1e-12)
         assert one.errors[0] > 0.1
+
+
+def test_the_findings_are_what_the_library_says():
+    findings = loaded("findings")
+    page = (findings.FINDINGS / "comparison.md").read_text()
+    rows = [findings.row_of(name, verdicts) for name, verdicts in findings.comparisons().items()]
+    assert len(rows) == 18
+    for row in rows:
+        assert row in page

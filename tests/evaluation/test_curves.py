@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
 
-from prolu.evaluation.comparison.curves import TOLERANCE, curve_of, interpolated, slopes
+from prolu.evaluation.comparison.curves import TOLERANCE, curve_of, drawn, interpolated, slopes
 
 KNOTS = st.lists(st.floats(0.05, 2), min_size=1, max_size=7)
 VALUES = st.lists(st.one_of(st.floats(-3, 3), st.just(0.5)), min_size=8, max_size=8)
@@ -89,3 +89,16 @@ def test_documents_that_move_all_runs_up_move_the_reading_up():
     curve = through((8.0, 0.6), (16.0, 0.35), (30.0, 0.2))
     read = curve.read_resamples(20, (np.tile(curve.log_l0, (3, 1)), curve.log_y + np.array([[0.0], [0.1], [-0.2]])))
     assert read == pytest.approx(curve.read(20) + np.array([0, 0.1, -0.2]))
+
+
+def test_figures_draw_the_curve_that_is_read():
+    points = [(8.0, 0.6), (16.0, 0.35), (30.0, 0.1), (64.0, 0.09)]
+    curve = through(*points)
+    line = drawn(points)
+    assert len(line) == 3 * 12 + 1
+    assert all(math.exp(curve.read(l0)) == pytest.approx(y) for l0, y in line)
+    assert line[::12] == [pytest.approx(point) for point in points]
+    assert drawn(points[:1]) == [pytest.approx(points[0])]
+    assert drawn([(8.0, 0.6), (8.0, 0.6)]) == [pytest.approx((8.0, 0.6))]
+    without_log = [(8.0, 0.6), (16.0, -0.01)]
+    assert drawn(without_log) == without_log

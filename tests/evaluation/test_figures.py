@@ -135,6 +135,8 @@ def test_the_page_draws_what_the_statistics_say(tmp_path):
     assert [(p["x"], p["y"]) for p in plane["points"]] == [(p.x, p.y) for p in found]
     assert [p["dy"] for p in plane["points"]] == pytest.approx([p.y_half_width for p in found], rel=1e-4)
     assert {tuple(p["runs"]) for p in plane["points"] if p["best"]} == {p.run_ids for p in pareto_points(found)}
+    assert [len(line["x"]) for line in plane["lines"]] == [2 * 12 + 1] * 10  # curves through three points each
+    assert data["planes"][1]["lines"] == []
     page = render_page(content)
     assert "alert(1)</script>" not in page
     assert "<i>why" not in page
