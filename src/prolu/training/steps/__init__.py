@@ -10,6 +10,7 @@ All kinds of steps give the same numbers from the same state, up to rounding; `d
 - `sparse_numba`: the fast sparse step on a CPU; `pair_finder` finds its pairs, `latent_sorter` sorts them by latent.
 - `numba_pairs`, `numba_rows`, `numba_threads`: the kernels of these three, and on how many threads they run.
 - `compilation`: shows on the terminal that kernels are being compiled.
+- `jit`: how kernels are compiled, and where they are kept.
 - `cuda`: the dense step on a GPU, compiled and captured in a graph.
 - `choice`, `crossovers.json`: which kind of step is used when.
 """

@@ -14,21 +14,12 @@ Every sum runs over one token's or one latent's pairs in a fixed order, never ov
 get. So results do not depend on the number of threads.
 """
 
-from collections.abc import Callable
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-
-def jit(**options: Any) -> Callable[[Callable], Callable]:
-    """Return a decorator that turns a Python function into a kernel, compiled by numba.
-
-    The compiled kernel is kept on the disk for later processes. While it runs, other Python threads can run too (it
-    releases the GIL). `options` are those of `numba.njit`. Kernels are `no_type_check`, because the type checker of the
-    tests must not wrap what numba compiles.
-    """
-    return njit(cache=True, nogil=True, error_model="numpy", **options)
+from prolu.training.steps.jit import jit
 
 
 @jit(parallel=True)

@@ -9,7 +9,7 @@ from typing import Any, no_type_check
 import numpy as np
 from numba import prange
 
-from prolu.training.steps.numba_pairs import jit
+from prolu.training.steps.jit import jit
 
 FAST: Any = {"reassoc", "contract", "nsz", "arcp"}
 """Lets the compiler reorder the sums of one row for vector units. Infinities and NaN keep their meaning ("ninf" and
