@@ -161,6 +161,10 @@ def test_other_hyperparameters_are_other_curves_of_which_the_best_is_read(tmp_pa
 def test_an_impossible_l0_is_refused(tmp_path, l0):
     with pytest.raises(ValueError, match=r"^l0 .*: must be a number above 0$"):
         matched(two(tmp_path), STE, RELU, l0)
+    with pytest.raises(ValueError, match=r"^l0 .*: must be a number above 0$"):
+        verdict_table(two(tmp_path), [20, l0])
+    with pytest.raises(ValueError, match=r"^l0 .*: must be a number above 0$"):
+        Results(tmp_path, two(tmp_path).records).best(l0)
 
 
 # ---- seeds

@@ -82,6 +82,8 @@ class VerdictGroup(NamedTuple):
     challenger: str
     baseline: str
     rows: list[VerdictRow]
+    ground: str
+    """What all rows rest on, said once; empty if it differs between them."""
 
 
 class VerdictTable(NamedTuple):
@@ -95,10 +97,11 @@ def table_of_verdicts(verdicts: Sequence[Verdict]) -> VerdictTable:
     """Return a row per comparison at one L0, grouped by family and baseline."""
     reach = _reach(verdicts)
     # `verdicts` has the comparisons of a pair one after the other, as groupby needs.
-    groups = [
-        VerdictGroup(*pair, [_verdict_row(v, reach) for v in same])
-        for pair, same in groupby(rows_for_tables(verdicts), key=lambda v: (v.challenger, v.baseline))
-    ]
+    groups: list[VerdictGroup] = []
+    for (challenger, baseline), same in groupby(rows_for_tables(verdicts), key=lambda v: (v.challenger, v.baseline)):
+        rows = [_verdict_row(v, reach) for v in same]
+        grounds = {row.ground for row in rows}
+        groups.append(VerdictGroup(challenger, baseline, rows, grounds.pop() if len(grounds) == 1 else ""))
     return VerdictTable(groups, f"{reach:.0%}")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from prolu.evaluation.comparison.frontiers import Record, family, pareto_best
 from prolu.evaluation.comparison.same_text import check_comparable
-from prolu.evaluation.comparison.verdicts import Verdict, verdict_table
+from prolu.evaluation.comparison.verdicts import Verdict, check_l0, verdict_table
 from prolu.runtime.checks import one_of
 from prolu.runtime.files import read_json_lines
 from prolu.sae.autoencoder import SAE
@@ -161,9 +161,10 @@ class Results:
                 not known, always are.
 
         Raises:
-            ValueError: There is no finished run with this nonlinearity and an L0 above 0, or none of them has
-                converged.
+            ValueError: There is no finished run with this nonlinearity and an L0 above 0, none of them has converged,
+                or `l0` is not above 0.
         """
+        check_l0(l0)
         runs = [run for run in self.runs if nonlinearity in (None, run.record["nonlinearity"])]
         runs = [run for run in runs if run.record["l0"] > 0]  # a dead SAE has no log(L0)
         which = "" if nonlinearity is None else f" with nonlinearity {nonlinearity!r}"

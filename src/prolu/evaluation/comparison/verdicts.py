@@ -77,8 +77,7 @@ def matched(
         ValueError: several studies were scored with different models, at different hooks or on different tokens; or
             `l0` is not above 0.
     """
-    if not 0 < l0 < math.inf:
-        raise ValueError(f"l0 {l0}: must be a number above 0")
+    check_l0(l0)
     return Comparisons(studies, unconverged=unconverged).verdict(challenger, baseline, l0, n_tokens=n_tokens)
 
 
@@ -96,9 +95,18 @@ def verdict_table(
         unconverged: whether runs that have not converged are used too. Verdicts count them.
 
     Raises:
-        ValueError: several studies were scored with different models, at different hooks or on different tokens.
+        ValueError: several studies were scored with different models, at different hooks or on different tokens; or
+            one of `l0s` is not above 0.
     """
+    for l0 in l0s or ():
+        check_l0(l0)
     return Comparisons(studies, unconverged=unconverged).table(l0s)
+
+
+def check_l0(l0: float) -> None:
+    """Raise ValueError unless an L0 is a number above 0, which it needs to be to have a logarithm."""
+    if not 0 < l0 < math.inf:
+        raise ValueError(f"l0 {l0}: must be a number above 0")
 
 
 class Comparisons:
@@ -109,6 +117,7 @@ class Comparisons:
         self.records = [r for study in self.studies for r in study.records]
         self.families = list(dict.fromkeys(map(family, self.records)))
         self._unconverged = unconverged
+        self._families_of_kind = {family(r) for r in self.records if unconverged or r["converged"]}
         self._targets = sorted({r["target_l0"] for r in self.records if r.get("target_l0") is not None})
         self._curves = cache(self._curves_of)
 
@@ -223,7 +232,7 @@ class Comparisons:
         by_family = self._curves(y).by_family
         for name in pair:
             if name not in by_family:
-                return reasons.no_run(kind, name, has_runs=name in self.families)
+                return reasons.no_run(kind, name, has_runs=name in self._families_of_kind)
         if not all(curves):
             return reasons.no_common_budget(kind, {name: by_family[name] for name in pair}, n_tokens)
         by_name = dict(zip(pair, curves, strict=True))
