@@ -80,7 +80,7 @@ def test_a_plain_book_is_split_by_passages(tokenizer, tmp_path):
 
 
 def test_reading_stops_when_there_is_enough(tokenizer, stories_file):
-    few = load_blocks(str(stories_file), tokenizer, ctx=32, max_train_tokens=2000)
+    few = load_blocks(str(stories_file), tokenizer, ctx=32, max_train_tokens=2000, held_out_pool=320)
     assert few.n_documents < 200
     assert few.train.size >= 1900
 
@@ -89,9 +89,12 @@ def test_reading_goes_on_until_there_is_a_block_to_evaluate_on(tokenizer):
     texts = [f"{i} a ball went up the tree " * 9 for i in range(2000)]
     train, held_out = ([text for text in texts if is_held_out(text) is side] for side in (False, True))
     rows = Dataset.from_dict({"text": [*train[:500], held_out[0], *train[500:]]})
-    blocks = load_blocks(rows, tokenizer, ctx=16, max_train_tokens=2000)
-    assert 500 < blocks.n_documents < 600
-    assert 0 < blocks.held_out.size < 200
+    for pool in (0, 1):
+        blocks = load_blocks(rows, tokenizer, ctx=16, max_train_tokens=2000, held_out_pool=pool)
+        assert 500 < blocks.n_documents < 600
+        assert 0 < blocks.held_out.size < 200
+        # Without a pool, as in earlier versions, all that is read on the way is trained on.
+        assert (blocks.train.size > 10_000) is (pool == 0)
     only_train = Dataset.from_dict({"text": train})
     with pytest.raises(ValueError, match="0 held-out tokens"):
         load_blocks(only_train, tokenizer, ctx=16, max_train_tokens=2000)
@@ -222,7 +225,7 @@ def test_wrong_splits_are_refused(tokenizer, pretokenised, split, eval_split, wo
 
 def test_another_tokenizers_ids_are_refused(tokenizer, tmp_path):
     Dataset.from_dict({"input_ids": [[1, 300, 2, 3]]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="token ids from 1 to 300: the tokenizer has 300"):
+    with pytest.raises(ValueError, match="token ids from 1 to 300: the tokenizer has the ids 0-299"):
         load_blocks(str(tmp_path / "a.parquet"), tokenizer, ctx=2, text_column="input_ids")
 
 
@@ -262,7 +265,7 @@ def test_a_stream_is_read_only_as_far_as_it_is_needed(tokenizer):
             yield {"text": f"{i} a ball went up the tree " * 9}
 
     stream = IterableDataset.from_generator(rows)
-    assert load_blocks(stream, tokenizer, ctx=16, max_train_tokens=5000).train.size >= 4900
+    assert load_blocks(stream, tokenizer, ctx=16, max_train_tokens=5000, held_out_pool=500).train.size >= 4900
     assert len(read) < 3000
 
 
@@ -407,3 +410,68 @@ def test_a_folder_from_before_documents_were_kept_is_read(tokenizer, stories_fil
     del index["documents"]
     (tmp_path / "a" / "blocks.json").write_text(json.dumps(index))
     assert read_blocks(tmp_path / "a").held_out_documents is None
+
+
+def packed_by_hand(rows, ctx, bos):
+    """Blocks of rows of ids: rows that fill blocks by themselves, all others joined with a BOS before them."""
+    blocks = []
+    tail = []
+    for row in rows:
+        if len(row) % ctx == 0:
+            blocks += [row[i : i + ctx] for i in range(0, len(row), ctx)]
+            continue
+        tail += row if row[0] == bos else [bos, *row]
+        while len(tail) >= ctx:
+            blocks.append(tail[:ctx])
+            tail = tail[ctx:]
+    return [[bos, *block[1:]] for block in blocks], tail
+
+
+@pytest.mark.parametrize("lengths", ["short", "ragged", "one over", "with BOS", "some whole"])
+@pytest.mark.parametrize("saves", [2**20, 100])
+def test_rows_that_do_not_fill_blocks_are_joined_as_documents_are(tokenizer, tmp_path, monkeypatch, lengths, saves):
+    monkeypatch.setattr(packer, "TOKENS_BETWEEN_SAVES", saves)
+    g = np.random.default_rng(1)
+    sizes = {
+        "short": 1 + np.arange(300) % 15, "ragged": g.integers(1, 100, 300), "one over": np.full(300, 17),
+        "with BOS": g.integers(1, 100, 300), "some whole": np.where(np.arange(300) % 3, 40, 32),
+    }[lengths]  # fmt: skip
+    rows = [g.permutation(np.arange(1, 290))[:n].tolist() for n in sizes]
+    if lengths == "with BOS":
+        rows = [[0, *row[1:]] for row in rows]
+    data = Dataset.from_dict({"ids": rows})
+    request = {"ctx": 16, "text_column": "ids", "split": "train[:250]", "eval_split": "train[250:]"}
+    held_out, rest = packed_by_hand(rows[250:], 16, 0)
+    train, rest_of_train = packed_by_hand(rows[:250], 16, 0)
+    for folder in (None, tmp_path / "blocks"):
+        blocks = load_blocks(data, tokenizer, folder=folder, **request)
+        assert blocks.train.tolist() == train
+        assert blocks.held_out.tolist() == held_out
+        assert blocks.n_tokens_dropped == len(rest) + len(rest_of_train) < 32
+    copy_blocks(blocks, tmp_path / "copy")
+    assert read_blocks(tmp_path / "copy").n_tokens_dropped == blocks.n_tokens_dropped
+    # The document of every held-out token: that of a BOS is the one before which it was put.
+    for block, documents in zip(blocks.held_out[:, 1:], blocks.held_out_documents[:, 1:], strict=True):
+        assert all(id == 0 or id in rows[document] for id, document in zip(block, documents, strict=True))
+    # The rule of earlier versions drops what does not fill a block.
+    before = load_blocks(data, tokenizer, held_out_pool=0, **request | {"ctx": 8})
+    assert before.train.size == sum(len(row) // 8 * 8 for row in rows[:250])
+
+
+def test_a_killed_packing_of_ragged_rows_ends_with_the_same_blocks(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(packer, "TOKENS_BETWEEN_SAVES", 300)
+    g = np.random.default_rng(2)
+    rows = [g.permutation(np.arange(1, 290))[:n].tolist() for n in np.where(np.arange(600) % 4, 23, 32)]
+    data = Dataset.from_dict({"ids": rows})
+    request = {"ctx": 16, "text_column": "ids", "max_train_tokens": 4000, "held_out_pool": 600}
+    wanted = load_blocks(data, tokenizer, **request)
+    n = len(disk_operations(lambda: load_blocks(data, tokenizer, folder=tmp_path / "whole", **request)))
+    assert n > 6
+    for at in range(1, n, 3):
+        folder = tmp_path / str(at)
+        dies_at_disk_operation(at, lambda folder=folder: load_blocks(data, tokenizer, folder=folder, **request))
+        # Another pool than the one that it was begun with does not matter.
+        pool = 9000 if (folder / "blocks.json").exists() else 600
+        blocks = load_blocks(data, tokenizer, folder=folder, **request | {"held_out_pool": pool})
+        assert blocks.digest() == wanted.digest()
+        assert np.array_equal(blocks.held_out_documents, wanted.held_out_documents)

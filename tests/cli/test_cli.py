@@ -85,7 +85,7 @@ def test_bad_requests(source, tmp_path, monkeypatch, capsys, change, words):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    flags = [*source, *TINY_TRAIN, "--out", "new"]
+    flags = [*source, *TINY_TRAIN, "--eval-tokens", "320", "--out", "new"]
     options = dict(zip(flags[::2], flags[1::2], strict=True)) | change
     try:
         code = main(["train", *(part for pair in options.items() for part in pair)])
@@ -177,7 +177,8 @@ def test_five_files_lie_between_a_command_and_a_gradient(source, tmp_path, monke
         return plain(self, *args, **kwargs)
 
     monkeypatch.setattr(DenseStep, "gradients", seen)
-    assert main(["train", *source, *TINY_TRAIN, "--step", "dense", "--out", str(tmp_path / "a")]) == 0
+    command = ["train", *source, *TINY_TRAIN, "--eval-tokens", "320", "--step", "dense", "--out", str(tmp_path / "a")]
+    assert main(command) == 0
     road = ["cli/entry_point.py", "studies/sweep.py", "training/trainer.py", "training/steps/base.py"]
     assert stacks[0] == road, stacks[0]  # and the fifth, training/steps/dense.py, which holds the gradients
 

@@ -8,6 +8,7 @@ In the order of the data:
 - `documents`: the texts of a split, some of which are held out.
 - `packing`, `packer`: which text is read and where its blocks go, and documents made into blocks.
 - `token_blocks`: the blocks, in memory or in a folder.
+- `tokenizers`: the BOS of a tokenizer, and the range of its ids.
 - `language_model`, `hooks`: a language model, and the places in it where activations are read.
 - `model_loading`: the weights and tokenizer of a language model, from a folder or the hub.
 - `harvesting`, `store`, `store_writer`: activations of blocks, computed now, read from the disk or written there.

@@ -15,7 +15,7 @@ from torch import Tensor
 from prolu.activations import builtin
 from prolu.activations.hooks import Site, centre, hooked, locate, reads_centred, skipped
 from prolu.activations.model_loading import load_model, model_digest
-from prolu.activations.token_blocks import bos_token_id
+from prolu.activations.tokenizers import bos_token_id, n_token_ids
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The number formats by name: of a model's arithmetic, and of activations that are kept."""
@@ -145,7 +145,7 @@ class LanguageModel:
         largest = int(tokens.max())
         if smallest < 0 or largest >= self.n_token_ids:
             wrong = smallest if smallest < 0 else largest
-            text = self.tokenizer.convert_ids_to_tokens(wrong) if 0 <= wrong < len(self.tokenizer) else None
+            text = self.tokenizer.convert_ids_to_tokens(wrong) if 0 <= wrong < n_token_ids(self.tokenizer) else None
             known_as = f", its tokenizer's {text!r}," if text else ""
             raise ValueError(
                 f"token id {wrong}{known_as} is not one of {self.name}, whose embedding has the rows "

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prolu.activations.documents import Document
-from prolu.activations.token_blocks import DOCUMENT_DTYPE, BlocksFolder, bos_token_id
+from prolu.activations.token_blocks import DOCUMENT_DTYPE, BlocksFolder
+from prolu.activations.tokenizers import bos_token_id, n_token_ids, token_dtype
 
 TRAIN = False
 HELD_OUT = True
@@ -26,12 +27,6 @@ PARSED = "parsed"
 becomes that token."""
 
 
-def token_dtype(tokenizer: Any) -> np.dtype:
-    """Return the number format of the blocks of a tokenizer."""
-    # Two bytes per token where they are enough: 400M tokens of GPT-2 are then 0.8 GB.
-    return np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-
-
 class PackingProgress(NamedTuple):
     """What a packer must know to resume, beside the whole blocks on the disk: `progress` in a folder's index."""
 
@@ -45,6 +40,11 @@ class PackingProgress(NamedTuple):
     """The document of each token in the held-out tail; None in a folder begun before documents were kept."""
     n_rows_left_out: int = 0
     """The number of rows without text, which were left out; known when all is packed."""
+
+    @property
+    def n_tokens_dropped(self) -> int:
+        """The number of tokens that do not fill a block, on both sides together."""
+        return sum(map(len, self.tails))
 
     @classmethod
     def read(cls, noted: Mapping[str, Any]) -> "PackingProgress":
@@ -63,35 +63,64 @@ class PackingProgress(NamedTuple):
 
 
 class _BlockQueue:
-    """Token ids, or document numbers, end to end: pieces join at the end, whole blocks leave at the front."""
+    """Token ids, or document numbers, which are cut into blocks.
+
+    A piece is joined to what does not fill a block yet, or is cut by itself. Blocks leave in the order in which they
+    become whole, however often they are taken.
+    """
 
     def __init__(self, ctx: int, dtype: np.dtype, tail: Sequence[int]):
         self._ctx = ctx
+        self._blocks = [np.empty((0, ctx), dtype)]
         self._pieces = [np.array(tail, dtype)]
 
-    def append(self, piece: np.ndarray) -> None:
-        self._pieces.append(piece)
+    def append(self, piece: np.ndarray, *, by_itself: bool) -> None:
+        """Join a piece to what does not fill a block yet or, if it fills whole blocks, cut it by itself."""
+        if by_itself:
+            self._cut()  # what was joined before became whole before
+            self._blocks.append(piece.reshape(-1, self._ctx))
+        else:
+            self._pieces.append(piece)
 
     def take_blocks(self) -> np.ndarray:
         """Return all whole blocks, [n, ctx]; what does not fill a block stays."""
-        joined = np.concatenate(self._pieces)
-        n_whole = len(joined) // self._ctx * self._ctx
-        # A copy, because a view of the tail would keep all of `joined` in memory.
-        self._pieces = [joined[n_whole:].copy()]
-        return joined[:n_whole].reshape(-1, self._ctx)
+        self._cut()
+        blocks = np.concatenate(self._blocks)
+        self._blocks = [blocks[:0].copy()]  # a copy, because a view would keep all of `blocks` in memory
+        return blocks
 
     def tail(self) -> list[int]:
-        return np.concatenate(self._pieces).tolist()
+        """Return what does not fill a block."""
+        self._cut()
+        return self._pieces[0].tolist()
+
+    def _cut(self) -> None:
+        if len(self._pieces) == 1:
+            return
+        joined = np.concatenate(self._pieces)
+        n_whole = len(joined) // self._ctx * self._ctx
+        self._blocks.append(joined[:n_whole].reshape(-1, self._ctx))
+        # A copy, because a view of the tail would keep all of `joined` in memory.
+        self._pieces = [joined[n_whole:].copy()]
 
 
 class Packer:
     """Turns documents into blocks of `ctx` token ids on either side, in memory or in a folder.
 
-    All documents on a side are joined end to end and cut into blocks. With a folder, whole blocks move there from time
-    to time, and packing that was interrupted is resumed from them.
+    All documents on a side are joined end to end and cut into blocks, except rows of token ids that fill whole blocks:
+    these are cut by themselves. With a folder, whole blocks move there from time to time, and packing that was
+    interrupted is resumed from them.
     """
 
-    def __init__(self, tokenizer: Any, ctx: int, folder: BlocksFolder | None, special_tokens: str = AS_TEXT):
+    def __init__(
+        self,
+        tokenizer: Any,
+        ctx: int,
+        folder: BlocksFolder | None,
+        special_tokens: str = AS_TEXT,
+        *,
+        drop_ends_of_rows: bool = False,
+    ):
         """Prepare a packer, with the progress that the folder notes.
 
         Args:
@@ -99,11 +128,15 @@ class Packer:
             ctx: The number of tokens per block.
             folder: Where to write the blocks; None keeps them in memory until they are taken.
             special_tokens: `AS_TEXT` or `PARSED`.
+            drop_ends_of_rows: Whether all rows of token ids are cut by themselves, and what does not fill a block is
+                dropped: the rule of earlier versions, whose folders and studies are still resumed.
         """
         self._tokenizer = tokenizer
-        self._ctx = ctx
+        self.ctx = ctx
         self._bos = bos_token_id(tokenizer)
         self._dtype = token_dtype(tokenizer)
+        self._n_token_ids = n_token_ids(tokenizer)
+        self._drop_ends_of_rows = drop_ends_of_rows
         self._folder = folder
         self._as_text = special_tokens == AS_TEXT
         progress = PackingProgress.read({} if folder is None else folder.progress)
@@ -126,25 +159,30 @@ class Packer:
         batches = _batched(documents, DOCUMENTS_PER_CALL)
         return islice(batches, self._n_calls[eval_split], None)
 
-    def add(self, documents: Sequence[Document], sides: Sequence[bool], *, eval_split: bool) -> None:
+    def add(self, documents: Sequence[Document], sides: Sequence[bool | None], *, eval_split: bool) -> None:
         """Add a batch of documents, each on its side, and save from time to time.
+
+        A document whose side is None is counted, and left out.
 
         Raises:
             ValueError: the tokenizer does not have some of the token ids.
         """
+        numbered = enumerate(zip(documents, sides, strict=True), self.n_documents)
+        kept = [(number, document.content, side) for number, (document, side) in numbered if side is not None]
         # All texts of a batch in one call, because a fast tokenizer works on them in parallel.
-        texts = [document.content for document in documents if isinstance(document.content, str)]
+        texts = [content for _, content, _ in kept if isinstance(content, str)]
         encoded: Iterator[list[int]] = iter(())
         if texts:  # a tokenizer does not take an empty list
             encoded = iter(self._encoded(texts))
-        for number, (document, side) in enumerate(zip(documents, sides, strict=True), self.n_documents):
-            if isinstance(document.content, str):
+        for number, content, side in kept:
+            if isinstance(content, str):
                 piece = np.array([self._bos, *next(encoded)], dtype=self._dtype)
+                by_itself = False
             else:
-                piece = self._cut_row(document.content)
-            self._queues[side].append(piece)
+                piece, by_itself = self._row(content)
+            self._queues[side].append(piece, by_itself=by_itself)
             if side == HELD_OUT and self._documents is not None:
-                self._documents.append(np.full(len(piece), number, DOCUMENT_DTYPE))
+                self._documents.append(np.full(len(piece), number, DOCUMENT_DTYPE), by_itself=by_itself)
             self.n_tokens[side] += len(piece)
             self._n_unsaved += len(piece)
         self.n_documents += len(documents)
@@ -160,27 +198,39 @@ class Packer:
         )  # fmt: skip
         return found["input_ids"]
 
-    def _cut_row(self, ids: np.ndarray) -> np.ndarray:
-        """Return as much of a row of token ids as fills whole blocks, so that no block spans two rows."""
-        ids = ids[: len(ids) // self._ctx * self._ctx]
-        n_known = len(self._tokenizer)
-        if len(ids) and not 0 <= ids.min() <= ids.max() < n_known:
-            raise ValueError(
-                f"token ids from {ids.min()} to {ids.max()}: the tokenizer has {n_known}, so another one wrote them"
-            )
-        return ids.astype(self._dtype)
+    def _row(self, ids: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Return the tokens of a row of ids, and whether they are cut by themselves.
 
-    def has_block(self, side: bool) -> bool:
-        """Return whether a side has enough text for one block."""
-        return self.n_tokens[side] >= self._ctx
+        A row that fills whole blocks is, so that no block spans two rows. Any other is a document, which is joined to
+        others with a BOS before it, as a text is.
+        """
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self._n_token_ids:
+            raise ValueError(
+                f"token ids from {ids.min()} to {ids.max()}: the tokenizer has the ids 0-{self._n_token_ids - 1}, so "
+                "another one wrote them"
+            )
+        n_over = len(ids) % self.ctx
+        if self._drop_ends_of_rows:
+            ids = ids[: len(ids) - n_over]
+        elif n_over and ids[0] != self._bos:
+            ids = np.concatenate(([self._bos], ids))
+        return ids.astype(self._dtype), self._drop_ends_of_rows or not n_over
+
+    def blocks_of(self, n_tokens: int) -> int:
+        """Return the number of blocks that hold this many tokens."""
+        return -(-n_tokens // self.ctx)
+
+    def n_blocks(self, side: bool) -> int:
+        """Return the number of whole blocks on a side."""
+        return self.n_tokens[side] // self.ctx
 
     def check(self, source: Any) -> None:
         """Raise ValueError if a side does not have even one block."""
         for name, side in (("training", TRAIN), ("held-out", HELD_OUT)):
-            if not self.has_block(side):
+            if not self.n_blocks(side):
                 raise ValueError(
                     f"data {source!r}: {self.n_documents} documents give {self.n_tokens[side]} {name} tokens, "
-                    f"fewer than one block of {self._ctx}; pass more text or a smaller --ctx"
+                    f"fewer than one block of {self.ctx}; pass more text or a smaller --ctx"
                 )
 
     def save(self) -> None:
@@ -204,6 +254,11 @@ class Packer:
         # A block begins in the middle of a document in general, and a language model expects BOS first.
         blocks[:, 0] = self._bos
         return blocks
+
+    @property
+    def n_tokens_dropped(self) -> int:
+        """The number of tokens so far that do not fill a block, on both sides together."""
+        return self._progress().n_tokens_dropped
 
     def take_documents(self) -> np.ndarray | None:
         """Return the documents of the tokens of held-out blocks since the last call; None if they are not kept."""

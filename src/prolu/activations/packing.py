@@ -1,22 +1,29 @@
 """Text to token blocks: which text is read, how much of it, and where its blocks go."""
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prolu.activations.documents import HELD_OUT_FRACTION, Documents, is_held_out
-from prolu.activations.packer import AS_TEXT, HELD_OUT, PARSED, TRAIN, Packer, token_dtype
+from prolu.activations.packer import AS_TEXT, HELD_OUT, PARSED, TRAIN, Packer
 from prolu.activations.resolving import absolute_paths, plain_source
 from prolu.activations.text_rows import Rows
-from prolu.activations.token_blocks import BlocksFolder, TokenBlocks, bos_token_id, holds_blocks, read_blocks
+from prolu.activations.token_blocks import BlocksFolder, TokenBlocks, holds_blocks, read_blocks
+from prolu.activations.tokenizers import bos_token_id, token_dtype, tokenizer_digest
 from prolu.runtime.checks import one_of
 from prolu.runtime.progress import Meter
 
 logger = logging.getLogger(__name__)
 
+POOL_PER_SCORED_TOKEN = 8
+"""The number of held-out tokens in the pool for each that is scored. So the scored blocks come from many documents,
+and few pools are larger than the held-out tenth of a text that is long enough to train on."""
+
+HELD_OUT_POOL = POOL_PER_SCORED_TOKEN * 32_768
+"""The number of held-out tokens in the pool where it is not known how many are scored: enough for the usual number."""
+
 MAX_EVAL_SPLIT_TOKENS = 2**20
-"""The number of tokens to read of a split for evaluation: a little more than the paper's 819,200."""
+"""The number of tokens that earlier versions read of a split for evaluation."""
 
 
 def load_blocks(
@@ -31,15 +38,20 @@ def load_blocks(
     eval_split: str = "",
     special_tokens: str = AS_TEXT,
     held_out_fraction: float = HELD_OUT_FRACTION,
+    held_out_pool: int = HELD_OUT_POOL,
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> TokenBlocks:
     """Read text, or token ids, and cut it into blocks of `ctx` tokens.
 
     Texts are tokenised, joined with BOS between them and cut into blocks; a tail that is shorter than a block is
-    dropped. Rows that are token ids already are cut one by one: a row of 256 gives two blocks of 128. The first token
-    of every block is overwritten with BOS. A mask beside them (`attention_mask`) says which of the ids are text; rows
-    that seem to be padded and have none are refused. Rows without text are left out, counted and reported.
+    dropped. Rows of token ids that fill whole blocks are cut one by one: a row of 256 gives two blocks of 128. Rows of
+    any other length are joined with BOS between them, as texts are. The first token of every block is overwritten with
+    BOS. A mask beside the ids (`attention_mask`) says which of them are text; rows that seem to be padded and have no
+    mask are refused. Rows without text are left out, counted and reported.
+
+    Which tokens are scored does not depend on `max_train_tokens`: they are chosen among the first `held_out_pool`
+    tokens of the held-out documents.
 
     Args:
         source: `builtin` (the interpreter's own standard library), a .txt, .jsonl, .parquet or .arrow file, a list of
@@ -48,7 +60,7 @@ def load_blocks(
             which are then read as they are. Paths may be `str` or `Path`.
         tokenizer: a fast transformers tokenizer.
         ctx: the number of tokens per block.
-        max_train_tokens: reading stops when there are this many tokens to train on, and one block to evaluate on.
+        max_train_tokens: no more is read to train on when there are this many tokens.
         text_column: the column that holds the text, or the token ids, where there are columns.
         data_config: the configuration of the dataset, where it has several, as its card lists them.
         split: the rows to train on: a split, or a slice of one, as in `train[0:40%]`.
@@ -56,6 +68,10 @@ def load_blocks(
         special_tokens: what becomes of the name of a special token, such as `<|endoftext|>`, inside a text: `text`, or
             `parsed` into that token.
         held_out_fraction: the fraction of the documents of `split` to evaluate on, where `eval_split` is empty.
+        held_out_pool: the number of held-out tokens to read at least, if the text has as many. The command line reads
+            eight times as many as are scored. 0 reads the text as versions did that had no such pool, which resumes
+            their studies: reading ends with the training tokens, and what does not fill a block of a row of token ids
+            is dropped.
         folder: where to write the blocks, which are then memory-mapped; writing that was interrupted is resumed.
         progress: whether to show the rate and the time left.
 
@@ -70,11 +86,15 @@ def load_blocks(
     if isinstance(source, str) and holds_blocks(source):
         return _finished_blocks(source, tokenizer, ctx)
     one_of("special_tokens", special_tokens, (AS_TEXT, PARSED))
+    if held_out_pool < 0:
+        raise ValueError(f"held_out_pool {held_out_pool}: must be 0 or more")
     rows = Rows(source, split, data_config)
     eval_rows = Rows(source, eval_split, data_config) if eval_split else None
     if eval_rows is not None and rows.overlaps(eval_rows):
         raise ValueError(f"eval_split {eval_split!r}: overlaps split {split!r}, so what is trained on would be scored")
-    text = _Text(rows, eval_rows, text_column, max_train_tokens, held_out_fraction, special_tokens)
+    text = _Text(
+        rows, eval_rows, text_column, max_train_tokens, float(held_out_fraction), held_out_pool, special_tokens
+    )
     if folder is None:
         return _pack_in_memory(text, tokenizer, ctx, shown=progress)
     return _pack_into_folder(text, tokenizer, ctx, Path(folder), shown=progress)
@@ -90,9 +110,11 @@ class _Text(NamedTuple):
     column: str
     """The column that holds the text or the token ids."""
     max_train_tokens: int
-    """The number of training tokens after which reading stops."""
+    """The number of training tokens after which no more are read."""
     held_out_fraction: float
     """The fraction of the documents of `rows` that are held out, where there are no rows for evaluation."""
+    held_out_pool: int
+    """The number of held-out tokens to read at least; 0 for the rule of earlier versions."""
     special_tokens: str
     """Whether the name of a special token in the text is read as text, or parsed into that token."""
 
@@ -107,7 +129,13 @@ class _Text(NamedTuple):
             "eval_split": "" if self.eval_rows is None else self.eval_rows.split,
             "max_train_tokens": self.max_train_tokens,
             "special_tokens": self.special_tokens,
+            "held_out_fraction": self.held_out_fraction,
+            "held_out_pool": self.held_out_pool,
         }
+
+    def packer(self, tokenizer: Any, ctx: int, folder: BlocksFolder | None) -> Packer:
+        """Return a packer for this text."""
+        return Packer(tokenizer, ctx, folder, self.special_tokens, drop_ends_of_rows=not self.held_out_pool)
 
 
 def _finished_blocks(folder: str, tokenizer: Any, ctx: int) -> TokenBlocks:
@@ -123,7 +151,7 @@ def _finished_blocks(folder: str, tokenizer: Any, ctx: int) -> TokenBlocks:
 
 
 def _pack_in_memory(text: _Text, tokenizer: Any, ctx: int, *, shown: bool) -> TokenBlocks:
-    packer = Packer(tokenizer, ctx, None, text.special_tokens)
+    packer = text.packer(tokenizer, ctx, None)
     _pack(packer, text, shown=shown)
     return TokenBlocks(
         train=packer.take_blocks(TRAIN),
@@ -131,6 +159,7 @@ def _pack_in_memory(text: _Text, tokenizer: Any, ctx: int, *, shown: bool) -> To
         held_out_documents=packer.take_documents(),
         n_documents=packer.n_documents,
         n_rows_left_out=packer.n_rows_left_out,
+        n_tokens_dropped=packer.n_tokens_dropped,
         **text.describe(),
     )
 
@@ -140,25 +169,19 @@ def _pack_into_folder(text: _Text, tokenizer: Any, ctx: int, folder: Path, *, sh
     # or two tokenizers, in one folder.
     made = text.describe() | {
         "ctx": ctx,
-        "held_out_fraction": text.held_out_fraction,
         "tokenizer": tokenizer_digest(tokenizer),
         "files": [rows.fingerprint() for rows in (text.rows, text.eval_rows) if rows is not None],
     }
     with BlocksFolder(folder, made, token_dtype(tokenizer)) as on_disk:
         if not on_disk.finished:
-            packer = Packer(tokenizer, ctx, on_disk, on_disk.made["special_tokens"])
-            _pack(packer, text, shown=shown)
+            # A folder that was begun by an earlier version, or for another number of scored tokens, is finished so.
+            as_begun = {name: on_disk.made[name] for name in ("special_tokens", "held_out_pool")}
+            begun = text._replace(**as_begun)
+            packer = begun.packer(tokenizer, ctx, on_disk)
+            _pack(packer, begun, shown=shown)
             packer.save()
             on_disk.finish()
     return read_blocks(folder)
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Return the SHA-256 digest, in hexadecimal, of the vocabulary and rules of a fast tokenizer (its tokenizer.json).
-
-    Tokenizers with the same digest give the same tokens.
-    """
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def _pack(packer: Packer, text: _Text, *, shown: bool) -> None:
@@ -171,8 +194,9 @@ def _pack(packer: Packer, text: _Text, *, shown: bool) -> None:
     _pack_training_split(packer, text, read[0], shown=shown)
     if text.eval_rows is not None:
         read.append(Documents(text.eval_rows, text.column))
+        wanted = packer.blocks_of(text.held_out_pool or MAX_EVAL_SPLIT_TOKENS)
         for documents in packer.missing(read[1], eval_split=True):
-            if packer.n_tokens[HELD_OUT] >= MAX_EVAL_SPLIT_TOKENS:
+            if packer.n_blocks(HELD_OUT) >= wanted:
                 break
             packer.add(documents, [HELD_OUT] * len(documents), eval_split=True)
     packer.check(text.rows.source)
@@ -189,15 +213,25 @@ def _pack(packer: Packer, text: _Text, *, shown: bool) -> None:
 
 def _pack_training_split(packer: Packer, text: _Text, read: Documents, *, shown: bool) -> None:
     """Pack the split to train on; without a split for evaluation, some of its documents are held out."""
-    with Meter("reading text", text.max_train_tokens, shown=shown) as meter:
-        meter.advance(packer.n_tokens[TRAIN])
+    holds_out = text.eval_rows is None and text.held_out_fraction > 0
+    # At least a block, which the rule of earlier versions wanted too.
+    wanted = max(1, packer.blocks_of(text.held_out_pool)) if holds_out else 0
+    total = text.max_train_tokens + wanted * packer.ctx
+    with Meter("reading text", total, shown=shown) as meter:
+        done = 0
         for documents in packer.missing(read, eval_split=False):
-            # Reading goes on beyond the limit until there is a block to score on, if it has to come from here.
-            held_out_elsewhere = text.eval_rows is not None or not text.held_out_fraction
-            enough_held_out = held_out_elsewhere or packer.has_block(HELD_OUT)
-            if packer.n_tokens[TRAIN] >= text.max_train_tokens and enough_held_out:
+            n_train, n_held_out = packer.n_tokens
+            read_before = done
+            done = min(n_train, text.max_train_tokens) + min(n_held_out, wanted * packer.ctx)
+            meter.advance(done - read_before)
+            enough_to_train_on = n_train >= text.max_train_tokens
+            # Reading goes on until there is enough to score on, if that has to come from here.
+            if enough_to_train_on and packer.n_blocks(HELD_OUT) >= wanted:
                 break
-            before = packer.n_tokens[TRAIN]
-            sides = [text.eval_rows is None and is_held_out(d.key, text.held_out_fraction) for d in documents]
+            # Only held-out documents are packed then, so that what is trained on does not depend on the pool.
+            training_side = None if enough_to_train_on and text.held_out_pool else TRAIN
+            sides = [
+                HELD_OUT if holds_out and is_held_out(document.key, text.held_out_fraction) else training_side
+                for document in documents
+            ]
             packer.add(documents, sides, eval_split=False)
-            meter.advance(packer.n_tokens[TRAIN] - before)

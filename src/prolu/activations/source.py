@@ -9,7 +9,7 @@ import torch
 from prolu.activations.harvesting import Harvest
 from prolu.activations.language_model import BATCH_TOKENS, DTYPES, LanguageModel
 from prolu.activations.options import HarvestSource, Source
-from prolu.activations.packing import load_blocks
+from prolu.activations.packing import HELD_OUT_POOL, load_blocks
 from prolu.activations.resolving import check_is_there
 from prolu.activations.store import ActivationStore
 from prolu.activations.stream import ActivationStream
@@ -17,12 +17,15 @@ from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks
 from prolu.runtime.mesh import ALONE, Mesh
 
 
-def describe_options(options: Source | HarvestSource, n_tokens: int) -> dict[str, Any]:
+def describe_options(
+    options: Source | HarvestSource, n_tokens: int, held_out_pool: int = HELD_OUT_POOL
+) -> dict[str, Any]:
     """Return the language model and text of some options in the words of a study's `stream`, for `open_source`.
 
     Args:
         options: what the command line asks for.
         n_tokens: the number of training tokens to read.
+        held_out_pool: the number of held-out tokens among which those that are scored are chosen.
     """
     return {
         "lm": options.lm,
@@ -36,6 +39,7 @@ def describe_options(options: Source | HarvestSource, n_tokens: int) -> dict[str
         "eval_split": options.eval_split,
         "special_tokens": options.special_tokens,
         "max_train_tokens": n_tokens,
+        "held_out_pool": held_out_pool,
         "ctx": options.ctx,
     }
 
@@ -46,7 +50,7 @@ def open_source(
     described_by: str = "its description",
     device: str | torch.device = "cpu",
     folder: Path | None = None,
-    held_out_only: bool = False,
+    held_out_tokens: int | None = None,
 ) -> tuple[LanguageModel, TokenBlocks]:
     """Open the language model and the text that a description names.
 
@@ -55,7 +59,7 @@ def open_source(
         described_by: where the description was found, for error messages, such as "the study runs/a".
         device: where the language model runs.
         folder: where to keep the token blocks; by default they are held in memory.
-        held_out_only: whether only the held-out blocks will be used.
+        held_out_tokens: as in `open_text`.
 
     Raises:
         ValueError: the model or the text cannot be read, or is not the one described.
@@ -63,7 +67,7 @@ def open_source(
     """
     check_is_there(description["data"])
     lm = open_language_model(description, described_by=described_by, device=device)
-    blocks = open_text(description, lm, described_by=described_by, folder=folder, held_out_only=held_out_only)
+    blocks = open_text(description, lm, described_by=described_by, folder=folder, held_out_tokens=held_out_tokens)
     return lm, blocks
 
 
@@ -105,22 +109,30 @@ def open_text(
     *,
     described_by: str = "its description",
     folder: Path | None = None,
-    held_out_only: bool = False,
+    held_out_tokens: int | None = None,
 ) -> TokenBlocks:
     """Read the text of a description as token blocks for a language model.
 
-    The fields `data`, `ctx`, `text_column`, `split`, `eval_split` and `max_train_tokens` are needed; `special_tokens`
-    and `data_config` are as in version 0.1.0 where they are missing, and `data_digest` is respected where it is given,
-    unless only the held-out blocks will be used.
+    The fields `data`, `ctx`, `text_column`, `split`, `eval_split` and `max_train_tokens` are needed; those of
+    `LATER_FACTS` are as in version 0.1.0 where they are missing, and `data_digest` is respected where it is given,
+    unless only held-out tokens will be used.
+
+    Args:
+        description: the `stream` part of a study's config.json.
+        lm: the language model that will read the text.
+        described_by: where the description was found, for error messages.
+        folder: where to keep the token blocks; by default they are held in memory.
+        held_out_tokens: the number of held-out tokens that will be looked at, if no training tokens will be used.
 
     Raises:
         ValueError: the text cannot be read, or its tokens are not those described.
         KeyError: the description lacks a field.
     """
     max_train_tokens = description["max_train_tokens"]
-    if held_out_only and description["eval_split"]:
-        # A split for evaluation stays the same however little is read of the training split. Without one, documents
-        # are held out as the training text is read, so all of that must be read again.
+    in_the_pool = held_out_tokens is not None and held_out_tokens <= description.get("held_out_pool", 0)
+    if in_the_pool or (held_out_tokens is not None and description["eval_split"]):
+        # The pool, and a split for evaluation, stay the same however little is read to train on. Other documents are
+        # held out as the training text is read, so all of that must be read again.
         max_train_tokens = description["ctx"]
     blocks = load_blocks(
         description["data"],
@@ -134,18 +146,21 @@ def open_text(
         folder=folder,
         progress=True,
     )
-    digest = None if held_out_only else description.get("data_digest")
+    digest = None if held_out_tokens is not None else description.get("data_digest")
     if digest is not None and blocks.digest() != digest:
         raise ValueError(f"data {description['data']!r}: its tokens are not those of {described_by}")
     return blocks
 
 
-def open_streams(source: Source, n_tokens: int, batch_size: int, mesh: Mesh = ALONE) -> list[ActivationStream]:
+def open_streams(
+    source: Source, n_tokens: int, held_out_pool: int, batch_size: int, mesh: Mesh = ALONE
+) -> list[ActivationStream]:
     """Return one stream for each hook of a source; all of them share one harvest or one store.
 
     Args:
         source: what the command line asks for.
         n_tokens: the number of training tokens to read.
+        held_out_pool: the number of held-out tokens among which those that are scored are chosen.
         batch_size: the number of tokens per batch.
         mesh: the processes that train together on each stream.
 
@@ -155,7 +170,7 @@ def open_streams(source: Source, n_tokens: int, batch_size: int, mesh: Mesh = AL
     device = _device(source.device)
     if source.store is None:
         hooks = source.hook
-        lm, blocks = open_source(describe_options(source, n_tokens), device=device, folder=source.tokens)
+        lm, blocks = open_source(describe_options(source, n_tokens, held_out_pool), device=device, folder=source.tokens)
         activations = Harvest(lm, blocks, hooks, source.acts_dtype)
     else:
         activations = ActivationStore(source.store)

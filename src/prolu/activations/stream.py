@@ -1,5 +1,6 @@
 """Activations in shuffled batches: `stream[i]` is a pure function of the stream's seed and i."""
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from prolu.runtime.progress import doing
 from prolu.runtime.rng import keyed_generator
 from prolu.sae.scaling import normalise, normalise_
 
+logger = logging.getLogger(__name__)
+
 
 class Batch(NamedTuple):
     """One batch of activations from shuffled token positions."""
@@ -39,6 +42,8 @@ class ActivationStream:
 
     The number of a batch is thus all that a checkpoint must keep of a stream, and all runs of a study see the same
     batches.
+
+    A stream of a short text begins anew when the text ends, and says so once, unless `tells_repeats` is set to False.
     """
 
     def __init__(
@@ -95,6 +100,8 @@ class ActivationStream:
         self.window_tokens = self._windows.n_blocks * blocks.ctx
         self.batches_per_epoch = self._windows.batches_per_epoch
 
+        self.tells_repeats = mesh.is_first
+        """Whether it will be said, once, when the text is read a second time."""
         self._held: tuple[int, int] | None = None  # (epoch, window) of the rows in the buffers
         self._to_device = Transfer(device)
         n_rows = self._windows.n_rows_held(mesh)
@@ -119,6 +126,10 @@ class ActivationStream:
         """
         return len(self.blocks.train) * self._windows.rows_per_block - self.batches_per_epoch * self.batch_size
 
+    def epochs(self, n_tokens: int) -> float:
+        """Return how many times the text is seen in the batches of `n_tokens` tokens."""
+        return n_tokens // self.batch_size / self.batches_per_epoch
+
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the stream's numbers."""
         return self._facts | {
@@ -136,6 +147,12 @@ class ActivationStream:
     def __getitem__(self, index: int) -> Batch:
         # What is held now decides only whether the window must be filled again, never what is in it.
         epoch, window, row = self.place(index)
+        if epoch and self.tells_repeats:
+            self.tells_repeats = False
+            logger.warning(
+                "from batch %s on, the text is read again: it has %s training tokens, and one pass gives %s batches",
+                f"{index:,}", f"{self.blocks.train.size:,}", f"{self.batches_per_epoch:,}",
+            )  # fmt: skip
         self._hold(epoch, window)
         n_data = self.mesh.n_data
         rows = self._order[row // n_data : (row + self.batch_size) // n_data]

@@ -35,10 +35,12 @@ FACTS = {
     "max_train_tokens": int,
     "special_tokens": str,
     "data_config": str,
+    "held_out_fraction": float | int,
+    "held_out_pool": int,
 }
 """The facts that an index keeps about its text, with their types."""
 
-LATER_FACTS = {"special_tokens": "parsed", "data_config": ""}
+LATER_FACTS = {"special_tokens": "parsed", "data_config": "", "held_out_fraction": 0.1, "held_out_pool": 0}
 """The facts that version 0.1.0 did not keep yet, with what was always so then. They are compared only where they are
 kept, since the digest of the tokens says whether they mattered."""
 
@@ -67,11 +69,18 @@ class TokenBlocks:
     special_tokens: str = "text"
     """Whether the name of a special token in the text was read as text, or parsed into that token."""
     max_train_tokens: int
-    """The number of training tokens at which reading stopped."""
+    """The number of training tokens after which no more were read."""
+    held_out_fraction: float = 0.1
+    """The fraction of the documents of `split` that are held out, where there is no `eval_split`."""
+    held_out_pool: int = 0
+    """The number of held-out tokens, the first of the text, among which those that are scored are chosen; 0 if they are
+    chosen among all that were read."""
     n_documents: int
     """The number of documents read, on both sides together."""
     n_rows_left_out: int = 0
     """The number of rows that were read and had no text, so that they are no documents."""
+    n_tokens_dropped: int = 0
+    """The number of tokens that were read and did not fill a block, on both sides together."""
     held_out_documents: np.ndarray | None = None
     """The number of the document of every held-out token, [n_blocks, ctx]; a BOS keeps the document of the token that
     it overwrote. None for blocks that were written before this was kept."""
@@ -116,6 +125,8 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
             # A bool is an int to isinstance, and no number of tokens.
             if isinstance(value, bool) or not isinstance(value, FACTS[name]):
                 raise TypeError
+        if facts["held_out_pool"] < 0:
+            raise TypeError
         documents = None
         documents_digest = index.get("documents")
         if documents_digest is not None:
@@ -126,6 +137,7 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
             held_out_documents=documents,
             n_documents=index["progress"]["n_documents"],
             n_rows_left_out=index["progress"].get("n_rows_left_out", 0),
+            n_tokens_dropped=_n_tokens_dropped(index["progress"]),
             **facts,
         )
     except (KeyError, TypeError, IndexError, AttributeError):
@@ -136,6 +148,11 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
     if documents_digest is not None and _sha256([folder / DOCUMENTS_FILE]) != documents_digest:
         raise ValueError(f"{folder / DOCUMENTS_FILE}: not what was written (SHA-256)")
     return blocks
+
+
+def _n_tokens_dropped(progress: Mapping[str, Any]) -> int:
+    # A copy of blocks has no tails, and keeps their length.
+    return progress.get("n_tokens_dropped", sum(map(len, progress.get("tails", ()))))
 
 
 def _sha256(files: Sequence[Path]) -> str:
@@ -163,7 +180,7 @@ def copy_blocks(blocks: TokenBlocks, folder: Path) -> None:
             return
         _copy_side(copy, blocks.train, False, None)
         _copy_side(copy, blocks.held_out, True, blocks.held_out_documents)
-        copy.note({"n_documents": blocks.n_documents, "n_rows_left_out": blocks.n_rows_left_out})
+        copy.note({name: getattr(blocks, name) for name in ("n_documents", "n_rows_left_out", "n_tokens_dropped")})
         copy.finish()
 
 
@@ -256,6 +273,11 @@ class BlocksFolder:
             # A folder of an earlier version is finished as it was begun, and does not say more than it did.
             self._not_kept = LATER_FACTS.keys() - made.keys()
             self.made |= {name: LATER_FACTS[name] for name in self._not_kept}
+            # A folder keeps the pool that it was begun with, since what is asked for follows from the number of tokens
+            # to score on: another study of the same text may ask for another, and need no other blocks.
+            self.made["held_out_pool"] = made.get("held_out_pool", LATER_FACTS["held_out_pool"])
+            if type(self.made["held_out_pool"]) is not int:
+                raise TypeError
             held = {name: made.get(name) for name in made.keys() | (self.made.keys() - self._not_kept)}
         except (KeyError, TypeError, AttributeError):
             raise ValueError(f"{self._folder / BLOCKS_FILE}: not an index of token blocks") from None
@@ -307,11 +329,3 @@ class BlocksFolder:
             "progress": self.progress,
         }
         write_atomically(self._folder / BLOCKS_FILE, json.dumps(index) + "\n")
-
-
-def bos_token_id(tokenizer: Any) -> int:
-    """Return the token that begins every block: BOS, or EOS for a tokenizer that has no BOS."""
-    for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
-            return token_id
-    raise ValueError("the tokenizer has neither a BOS nor an EOS token to begin a block with")

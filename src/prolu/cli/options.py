@@ -9,6 +9,7 @@ from tyro.conf import arg
 
 from prolu.cli.job import Job
 from prolu.runtime.checks import at_least_1
+from prolu.studies.settings import MIN_EVAL_FRACTION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,13 @@ class Scoring:
     ctx: int | None = None
     """The number of tokens per block."""
     max_train_tokens: int | None = None
-    """Without --eval-split: the number of training tokens to read while documents are held out. By default as many as
-    the SAE was trained on, or ten times as many as are scored."""
+    """The number of training tokens to read beside the held-out ones. It changes what is scored only for SAEs of
+    studies whose config.json has no held_out_pool. By default as many as the SAE was trained on, or for another text
+    one block."""
     eval_tokens: int | None = None
     """The number of held-out tokens to score on. By default 32,768, or with --like as many as the study."""
+    min_eval_fraction: float = MIN_EVAL_FRACTION
+    """With --eval-tokens: the least fraction of them that the text must have."""
     centred: bool | None = None
     """Whether the SAE takes activations minus their mean over d_model. Needed for an SAE of a LayerNorm model whose
     config does not say so."""

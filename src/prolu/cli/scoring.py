@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from prolu.activations.language_model import LanguageModel
+from prolu.activations.packing import POOL_PER_SCORED_TOKEN
 from prolu.activations.resolving import check_is_there
 from prolu.activations.source import open_language_model, open_text
 from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks
@@ -19,6 +20,7 @@ from prolu.evaluation.held_out import HeldOut, score
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.progress import Meter
 from prolu.sae.autoencoder import SAE, read_provenance
+from prolu.studies.amounts import check_eval_tokens, tell_eval_tokens
 from prolu.studies.folder import read_study
 from prolu.studies.scored_study import SavedSAE, ScoredStudy, describe
 
@@ -65,6 +67,10 @@ def prepare_scoring(options: Scoring, runs: Sequence[Path]) -> Job:
     usual_tokens = EVAL_TOKENS if study is None else study["eval_tokens"]
     n_tokens = at_least_1("eval_tokens", usual_tokens if options.eval_tokens is None else options.eval_tokens)
     lm, blocks = _opened(options, place, study, n_tokens)
+    # Only what is asked for here is refused: the number of a study stands, and the usual one is a wish.
+    if options.eval_tokens is not None:
+        check_eval_tokens(blocks, n_tokens, options.min_eval_fraction)
+    tell_eval_tokens(blocks, n_tokens)
     for one in found:
         if lm.d_in != one.sae.config.d_in:
             raise ValueError(
@@ -101,6 +107,9 @@ def _place(options: Scoring, saved: SavedSAE, study: Mapping[str, Any] | None) -
         if options.data:
             # The splits of the training's text have no meaning for another text.
             known |= {name: usual for name, usual in OF_ONE_TEXT.items() if name != "text_column"}
+        if options.data or "max_train_tokens" not in known:
+            # The pool of another text follows from the number of tokens to score on, see `_opened`.
+            known |= {"max_train_tokens": None, "held_out_pool": None}
     else:
         _check_fits(options, saved, study, given)
         known = dict(study["stream"])
@@ -136,8 +145,12 @@ def _opened(
         # Then the model and the text must be those of the study, to the bit.
         description |= {name: study["stream"][name] for name in ("lm_digest", "data_digest")}
     if place["max_train_tokens"] is None:
-        # A tenth of the documents is held out, so about this many tokens hold enough of them.
-        description["max_train_tokens"] = 10 * n_tokens
+        description["max_train_tokens"] = place["ctx"]
+    if place["held_out_pool"] is None:
+        description["held_out_pool"] = POOL_PER_SCORED_TOKEN * n_tokens
+    elif place["held_out_pool"] and study is None:
+        # More may be asked for here than in the training.
+        description["held_out_pool"] = max(place["held_out_pool"], n_tokens)
     described_by = f"the study {options.like}"
     check_is_there(description["data"])
     lm = open_language_model(description, described_by=described_by)

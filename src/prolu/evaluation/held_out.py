@@ -34,12 +34,16 @@ that it would dominate figures of raw activations.
 def choose_blocks(blocks: TokenBlocks, n_tokens: int) -> np.ndarray:
     """Return the numbers, in ascending order, of the held-out blocks that hold `n_tokens` tokens (or all there are).
 
-    The choice depends on the blocks alone, so all SAEs that are scored on them are scored on the same tokens. Fewer
+    They are chosen among the first `held_out_pool` tokens, or the first `n_tokens` if that is more: so the choice does
+    not depend on how much was read, and all SAEs that are scored on one text are scored on the same tokens. Fewer
     tokens are a subset of more.
     """
+    n_blocks = math.ceil(n_tokens / blocks.ctx)
+    n_in_pool = len(blocks.held_out)
+    if blocks.held_out_pool:
+        n_in_pool = min(n_in_pool, max(n_blocks, math.ceil(blocks.held_out_pool / blocks.ctx)))
     # The same key wherever held-out blocks are chosen: the pages of latents show the text that the scores are of.
-    order = torch.randperm(len(blocks.held_out), generator=keyed_generator("held-out"))
-    n_blocks = min(math.ceil(n_tokens / blocks.ctx), len(order))
+    order = torch.randperm(n_in_pool, generator=keyed_generator("held-out"))
     return order[:n_blocks].sort().values.numpy()
 
 

@@ -39,7 +39,10 @@ def check_folder(out: Path, study: Mapping[str, Any], batch_size: int) -> None:
         # The digest of the tokens, which is compared, says whether what an earlier version did not keep mattered.
         unknown = name.removeprefix("stream.") in LATER_FACTS and name not in flat_held
         if flat_held.get(name) != flat_asked.get(name) and not unknown and not _may_differ(name):
-            raise _another_study(out, name, flat_held.get(name), flat_asked.get(name), "choose another folder")
+            advice = "choose another folder"
+            if name == "stream.data_digest" and "stream.held_out_pool" not in flat_held:
+                advice += ", or load_blocks(..., held_out_pool=0) if an earlier version began this study"
+            raise _another_study(out, name, flat_held.get(name), flat_asked.get(name), advice)
 
 
 def _differ_in_length(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -50,11 +53,11 @@ def _differ_in_length(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 def _may_differ(name: str) -> bool:
     """Return whether a field may differ.
 
-    Versions are only recorded, another path may lead to the same data, and the digest of the held-out tokens, which
-    studies of version 0.1.0 lack, follows from the data's digest and the number of tokens to score on.
+    Versions are only recorded, another path may lead to the same data, and the digest of the held-out tokens and the
+    amounts of text, which studies of version 0.1.0 lack, follow from all else.
     """
     return (
-        name.startswith("versions")
+        name.startswith(("versions", "amounts"))
         or name == "held_out_digest"
         # One path, or one of several files. Not what only begins so: `stream.data_digest` must be the same.
         or any(name == path or name.startswith(f"{path}.") for path in (f"stream.{field}" for field in PATH_FIELDS))

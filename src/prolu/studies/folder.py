@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from prolu.activations.token_blocks import LATER_FACTS
 from prolu.runtime.files import (
     check_can_be_folder,
     read_json_object,
@@ -122,15 +123,18 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in ("prolu", "torch", "transformers")}
 
 
-def tokens_to_read(folders: Sequence[Path], asked: int) -> int:
-    """Return how many training tokens of the text are read: those of the studies that are there, else those asked for.
+def text_to_read(folders: Sequence[Path], n_tokens: int, held_out_pool: int) -> tuple[int, int]:
+    """Return how many training tokens, and how many held-out tokens at least, are read of the text.
 
-    A study that is extended keeps the text that it was begun with, and with it the order of its stream.
+    They are those of the studies that are there, else those asked for: a study that is resumed or extended keeps the
+    text that it was begun with, and with it the order of its stream and the tokens that are scored.
     """
     for folder in folders:
         if holds_study(folder):
-            asked = read_study(folder)["stream"].get("max_train_tokens", asked)
-    return asked
+            stream = read_study(folder)["stream"]
+            n_tokens = stream.get("max_train_tokens", n_tokens)
+            held_out_pool = stream.get("held_out_pool", LATER_FACTS["held_out_pool"])
+    return n_tokens, held_out_pool
 
 
 def read_results(out: Path) -> list[dict[str, Any]]:

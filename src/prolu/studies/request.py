@@ -9,17 +9,22 @@ from typing import Any
 import torch
 
 from prolu.activations.options import Source
+from prolu.activations.packing import POOL_PER_SCORED_TOKEN
 from prolu.activations.source import open_streams
 from prolu.activations.stream import ActivationStream
+from prolu.activations.token_blocks import LATER_FACTS
 from prolu.evaluation.held_out import held_out_digest
 from prolu.runtime.mesh import ALONE, Mesh
+from prolu.studies.amounts import check_epochs, check_eval_tokens, study_amounts, tell_amounts
 from prolu.studies.extension import check_folder
 from prolu.studies.folder import (
     GROUPS_FOLDER,
     begin_folder,
     check_parent,
     finished_runs,
-    tokens_to_read,
+    holds_study,
+    read_study,
+    text_to_read,
     versions,
 )
 from prolu.studies.recipes import Recipe
@@ -50,6 +55,7 @@ class StudyRequest:
             "stream": stream.describe(),
             "eval_tokens": self.settings.eval_tokens,
             "held_out_digest": held_out_digest(stream.blocks, self.settings.eval_tokens),
+            "amounts": study_amounts(self.runs, stream, self.settings.eval_tokens),
             "n_threads": stream.mesh.n_threads or torch.get_num_threads(),
             "crossovers": {str(d_sae): crossover_density("cpu", stream.d_in, d_sae) for d_sae in widths},
             "runs": [asdict(run) for run in self.runs],
@@ -115,25 +121,35 @@ def open_requests(
     """
     several = len(source.hook) > 1
     folders = [out / hook for hook in source.hook] if several else [out]
-    streams = open_streams(source, tokens_to_read(folders, recipe.n_tokens), recipe.batch_size, mesh)
+    held_out_pool = POOL_PER_SCORED_TOKEN * settings.eval_tokens
+    amounts = text_to_read(folders, recipe.n_tokens, held_out_pool)
+    streams = open_streams(source, *amounts, recipe.batch_size, mesh)
     if several:
         return requests_at_hooks(recipe.runs_at, streams, out, settings)
     (stream,) = streams
     return [StudyRequest(recipe.runs_at(stream.d_in), stream, out, settings)]
 
 
-def prepare_folders(requests: Sequence[StudyRequest], *, in_groups: bool = False) -> None:
+def prepare_folders(requests: Sequence[StudyRequest], *, in_groups: bool = False, is_group: bool = False) -> None:
     """Check requests and, only if all of them are good, create each study's folder with its config.
+
+    Args:
+        requests: what is asked for.
+        in_groups: whether the runs of the study are trained in groups.
+        is_group: whether this is a group of a study that was begun, and whose amounts of text were found good then.
 
     Raises:
         ValueError: as `run_sweep`.
     """
-    check_requests(requests, in_groups=in_groups)
+    check_requests(requests, in_groups=in_groups, is_group=is_group)
+    new = [request for request in requests if not holds_study(request.out)]
+    if new and not is_group:
+        tell_amounts(new[0].runs, new[0].stream, new[0].settings)  # at all hooks they are the same
     for request in requests:
         begin_folder(request.out, request.description)
 
 
-def check_requests(requests: Sequence[StudyRequest], *, in_groups: bool = False) -> None:
+def check_requests(requests: Sequence[StudyRequest], *, in_groups: bool = False, is_group: bool = False) -> None:
     """Raise ValueError unless each study can be trained into its folder, by one process or in groups."""
     for request in requests:
         check_runs(request.runs, request.stream.batch_size)
@@ -143,10 +159,35 @@ def check_requests(requests: Sequence[StudyRequest], *, in_groups: bool = False)
                 starting_weights(run, request.stream.d_in)
         request.settings.check()
         check_folder(request.out, request.description, request.stream.batch_size)
+        if not is_group:
+            _check_text(request)
         if not in_groups and (request.out / GROUPS_FOLDER).exists():
             raise ValueError(
                 f"out {str(request.out)!r}: its runs are trained in groups; resume it as it was begun, with "
                 "--engine ray or --group"
+            )
+
+
+def _check_text(request: StudyRequest) -> None:
+    """Raise ValueError if a study that begins, or is extended, asks for far more text than there is."""
+    request.stream.tells_repeats = False  # here it is said before training
+    blocks = request.stream.blocks
+    settings = request.settings
+    if not holds_study(request.out):
+        check_epochs(request.runs, request.stream, settings.max_epochs)
+        check_eval_tokens(blocks, settings.eval_tokens, settings.min_eval_fraction)
+        return
+    # What was begun is finished, whatever would be refused today.
+    held = read_study(request.out)
+    if max(run.n_tokens for run in request.runs) > max((run.get("n_tokens", 0) for run in held["runs"]), default=0):
+        check_epochs(request.runs, request.stream, settings.max_epochs)
+    if "held_out_pool" not in held["stream"]:
+        # A study of an earlier version: the same text may be there, and the scored tokens chosen in another way.
+        as_then = replace(blocks, held_out_pool=LATER_FACTS["held_out_pool"])
+        if held_out_digest(as_then, settings.eval_tokens) != request.description["held_out_digest"]:
+            raise ValueError(
+                f"out {str(request.out)!r}: its runs are scored on other held-out tokens, because an earlier version "
+                "began it; read its text with load_blocks(..., held_out_pool=0)"
             )
 
 

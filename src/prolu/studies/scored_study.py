@@ -18,6 +18,7 @@ from prolu.evaluation.held_out import HeldOut, Scores, held_out_digest
 from prolu.runtime.files import through_json
 from prolu.runtime.names import check_inside, plain_name
 from prolu.sae.autoencoder import SAE, WEIGHTS_FILE
+from prolu.studies.amounts import text_amounts
 from prolu.studies.folder import (
     PATH_FIELDS,
     holds_study,
@@ -52,6 +53,7 @@ def describe(lm: LanguageModel, blocks: TokenBlocks, n_tokens: int) -> dict[str,
         "stream": describe_activations(lm, blocks) | {"hook": lm.hook},
         "eval_tokens": n_tokens,
         "held_out_digest": held_out_digest(blocks, n_tokens),
+        "amounts": text_amounts(blocks, n_tokens),
         "n_threads": torch.get_num_threads(),
         "runs": [],
         "versions": versions(),

@@ -26,7 +26,7 @@ from prolu.studies.checkpoints import Clock
 from prolu.studies.folder import failures, finished_runs, read_study, tidy, write_study
 from prolu.studies.request import StudyRequest, prepare_folders, requests_at_hooks
 from prolu.studies.results import Results
-from prolu.studies.settings import SweepSettings
+from prolu.studies.settings import MAX_EPOCHS, MIN_EVAL_FRACTION, SweepSettings
 from prolu.studies.stopping import one_sentence
 from prolu.studies.study_in_training import SharedBuffers, StudyInTraining
 from prolu.studies.trackers import Trackers
@@ -115,6 +115,8 @@ def run_sweep(
     checkpoint_seconds: float | None = None,
     keep_state: bool = False,
     trackers: Sequence[str] = (),
+    max_epochs: float = MAX_EPOCHS,
+    min_eval_fraction: float = MIN_EVAL_FRACTION,
     progress: bool = True,
 ) -> Results:
     """Train all runs on one stream, score each when it ends, and write the study's folder.
@@ -134,16 +136,18 @@ def run_sweep(
             than 3% of the time.
         keep_state: keep the Adam moments of finished runs, so that they can be extended to more tokens.
         trackers: also send training curves to `wandb`, `tensorboard` or both. They do not change any result.
+        max_epochs: how many times a run may see its text at most.
+        min_eval_fraction: the least fraction of `eval_tokens` that the text must have.
         progress: show rates and the time left.
 
     Raises:
-        ValueError: two runs are alike, a run is shorter than a batch, or the folder holds something else or is in use
-            by another process. Nothing is written then.
+        ValueError: two runs are alike, a run is shorter than a batch, there is much less text than is asked for, or
+            the folder holds something else or is in use by another process. Nothing is written then.
         SweepFailedError: every run failed.
         SweepStoppedError: the disk is full, or a file cannot be read any more. It is an OSError.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written.
     """
-    settings = _settings(eval_tokens, checkpoint_seconds, keep_state, trackers)
+    settings = _settings(eval_tokens, checkpoint_seconds, keep_state, trackers, max_epochs, min_eval_fraction)
     request = StudyRequest(list(runs), stream, Path(out), settings, progress)
     stream.mesh.first_rank_first(lambda: prepare_folders([request]))
     with one_sentence():
@@ -160,6 +164,8 @@ def run_sweeps(
     checkpoint_seconds: float | None = None,
     keep_state: bool = False,
     trackers: Sequence[str] = (),
+    max_epochs: float = MAX_EPOCHS,
+    min_eval_fraction: float = MIN_EVAL_FRACTION,
     progress: bool = True,
 ) -> dict[str, Results]:
     """Train the same runs at several hooks, side by side; streams that share a source read each window once.
@@ -175,6 +181,8 @@ def run_sweeps(
         checkpoint_seconds: as in `run_sweep`.
         keep_state: as in `run_sweep`.
         trackers: as in `run_sweep`.
+        max_epochs: as in `run_sweep`.
+        min_eval_fraction: as in `run_sweep`.
         progress: as in `run_sweep`.
 
     Returns:
@@ -186,7 +194,7 @@ def run_sweeps(
         SweepStoppedError: as in `run_sweep`.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint is written at every hook.
     """
-    settings = _settings(eval_tokens, checkpoint_seconds, keep_state, trackers)
+    settings = _settings(eval_tokens, checkpoint_seconds, keep_state, trackers, max_epochs, min_eval_fraction)
     requests = requests_at_hooks(runs, streams, Path(out), settings, progress=progress)
     requests[0].stream.mesh.first_rank_first(lambda: prepare_folders(requests))
     with one_sentence():
@@ -195,11 +203,18 @@ def run_sweeps(
 
 
 def _settings(
-    eval_tokens: int, checkpoint_seconds: float | None, keep_state: bool, trackers: Sequence[str]
+    eval_tokens: int,
+    checkpoint_seconds: float | None,
+    keep_state: bool,
+    trackers: Sequence[str],
+    max_epochs: float,
+    min_eval_fraction: float,
 ) -> SweepSettings:
     minutes = None if checkpoint_seconds is None else checkpoint_seconds / 60
     return SweepSettings(
         eval_tokens=eval_tokens,
+        max_epochs=max_epochs,
+        min_eval_fraction=min_eval_fraction,
         checkpoint_minutes=minutes,
         keep_state=keep_state,
         tracker=tuple(trackers),  # pyright: ignore[reportArgumentType]  # `check` looks at the names

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prolu.activations.language_model import LanguageModel
+from prolu.activations.tokenizers import n_token_ids
 from prolu.sae.autoencoder import SAE
 
 PROBE = 1024.0
@@ -38,7 +39,7 @@ def unembedding_of(lm: LanguageModel) -> Unembedding | None:
     if head is None or head.weight.shape[1] != lm.d_in:
         return None
     # Some models pad W_U beyond the tokenizer's vocabulary; no token has those logits.
-    matrix = head.weight.float().cpu().T[:, : len(lm.tokenizer)]
+    matrix = head.weight.float().cpu().T[:, : n_token_ids(lm.tokenizer)]
     norm = _final_norm(lm, head)
     if norm is None:
         return Unembedding(matrix, removes_mean=False)

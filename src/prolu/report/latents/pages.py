@@ -67,7 +67,8 @@ class LatentPages:
         folder = self.results.folder
         try:
             description = self.results.config["stream"]
-            lm, blocks = open_source(description, described_by=f"the study {folder}", held_out_only=True)
+            described_by = f"the study {folder}"
+            lm, blocks = open_source(description, described_by=described_by, held_out_tokens=self.n_tokens)
         except KeyError as problem:
             raise ValueError(f"{folder}: its config has no {problem}, so no pages of latents can be made") from None
         except ValueError as problem:

@@ -174,7 +174,7 @@ def _opened(request: StudyRequest, group: StudyRequest, index: int) -> bool:
         all_gathered = not (request.out / GROUPS_FOLDER / GROUPS_FILE).is_file()
         if not group.runs or all_gathered or is_done(request.out, index):
             return False
-        prepare_folders([group])
+        prepare_folders([group], is_group=True)
         for run in group.runs:  # one that failed before is resumed from its last good state
             if (request.out / run.run_id).exists() and not (group.out / run.run_id).exists():
                 rename_folder(request.out / run.run_id, group.out / run.run_id)

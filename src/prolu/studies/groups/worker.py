@@ -126,7 +126,9 @@ def work_on(task: GroupTask, board: Any) -> None:
     messages.addHandler(voice)
     listeners.append(voice.hear)
     try:
-        (stream,) = open_streams(task.source, task.stream["max_train_tokens"], task.batch_size)
+        described = task.stream
+        amounts = (described["max_train_tokens"], described["held_out_pool"])
+        (stream,) = open_streams(task.source, *amounts, task.batch_size)
         for name, value in stream.describe().items():
             if name not in PATH_FIELDS and value != task.stream[name]:
                 raise ValueError(f"{name} is {task.stream[name]!r} where the sweep began, {value!r} on this node")

@@ -1,0 +1,111 @@
+"""How much text a study asks for and how much there is: recorded, said, and refused where they are far apart."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from prolu.activations.stream import ActivationStream
+from prolu.activations.token_blocks import TokenBlocks
+from prolu.evaluation.held_out import choose_blocks
+from prolu.studies.settings import SweepSettings
+from prolu.training.config import RunConfig
+
+logger = logging.getLogger(__name__)
+
+WORTH_SAYING = 0.01
+"""The fraction of the tokens from which on it is said that they are dropped. A few always are, at the ends."""
+
+
+def text_amounts(blocks: TokenBlocks, eval_tokens: int) -> dict[str, Any]:
+    """Return what was read of a text, and what of it is scored when `eval_tokens` tokens are asked for.
+
+    Keys:
+        documents, rows_left_out: the documents that were read, and the rows that had no text.
+        tokens_dropped: tokens that were read and do not fill a block.
+        train_tokens, held_out_tokens: the tokens in blocks on each side.
+        eval_tokens: the held-out tokens that SAEs are scored on.
+    """
+    return {
+        "documents": blocks.n_documents,
+        "rows_left_out": blocks.n_rows_left_out,
+        "tokens_dropped": blocks.n_tokens_dropped,
+        "train_tokens": blocks.train.size,
+        "held_out_tokens": blocks.held_out.size,
+        "eval_tokens": n_scored(blocks, eval_tokens),
+    }
+
+
+def study_amounts(runs: Sequence[RunConfig], stream: ActivationStream, eval_tokens: int) -> dict[str, Any]:
+    """Return the amounts of text in a study, `amounts` in its config.json. They follow from all else that is there.
+
+    Keys beside those of `text_amounts`:
+        tokens_dropped_per_epoch: training tokens at the ends of windows, which do not fill a batch.
+        epochs: how many times the longest run sees its text.
+    """
+    longest = max((run.n_tokens for run in runs), default=0)
+    return text_amounts(stream.blocks, eval_tokens) | {
+        "tokens_dropped_per_epoch": stream.dropped_tokens_per_epoch,
+        "epochs": stream.epochs(longest),
+    }
+
+
+def n_scored(blocks: TokenBlocks, asked: int) -> int:
+    """Return how many held-out tokens are scored when `asked` are asked for."""
+    return len(choose_blocks(blocks, asked)) * blocks.ctx
+
+
+def check_epochs(runs: Sequence[RunConfig], stream: ActivationStream, most: float) -> None:
+    """Raise ValueError if the longest run would see its text more often than `most` times."""
+    longest = max(run.n_tokens for run in runs)
+    epochs = stream.epochs(longest)
+    if epochs > most:
+        raise ValueError(
+            f"n_tokens {longest}: the text has {stream.blocks.train.size:,} training tokens, which would be seen "
+            f"{epochs:.1f} times, more than max_epochs {most:g}; use more text or fewer tokens, or allow it with "
+            "--max-epochs (max_epochs in Python)"
+        )
+
+
+def check_eval_tokens(blocks: TokenBlocks, asked: int, least_fraction: float) -> None:
+    """Raise ValueError if the text has less than this fraction of the evaluation tokens asked for."""
+    found = n_scored(blocks, asked)
+    if found < least_fraction * asked:
+        raise ValueError(
+            f"eval_tokens {asked}: the text has only {found:,} held-out tokens to score on, less than "
+            f"min_eval_fraction {least_fraction:g} of them; use more text or ask for fewer, or allow it with "
+            "--min-eval-fraction (min_eval_fraction in Python)"
+        )
+
+
+def tell_eval_tokens(blocks: TokenBlocks, asked: int) -> None:
+    """Say if fewer tokens will be scored than were asked for."""
+    found = n_scored(blocks, asked)
+    if found < asked:
+        logger.warning(
+            "SAEs are scored on %s held-out tokens, not on %s: the text has no more", f"{found:,}", f"{asked:,}"
+        )
+
+
+def tell_amounts(runs: Sequence[RunConfig], stream: ActivationStream, settings: SweepSettings) -> None:
+    """Say where the text of a study that begins is shorter than what is asked of it, or is not used in full."""
+    longest = max(run.n_tokens for run in runs)
+    n_train = stream.blocks.train.size
+    if stream.epochs(longest) > 1:
+        logger.warning(
+            "the text has %s training tokens, so runs of %s tokens see it %.1f times",
+            f"{n_train:,}", f"{longest:,}", stream.epochs(longest),
+        )  # fmt: skip
+    n_read = n_train + stream.blocks.held_out.size + stream.blocks.n_tokens_dropped
+    if stream.blocks.n_tokens_dropped > WORTH_SAYING * n_read:
+        logger.warning(
+            "%s of the %s tokens of the text are dropped, because they do not fill a block of %s at the end of the "
+            "training text or of the held-out text",
+            f"{stream.blocks.n_tokens_dropped:,}", f"{n_read:,}", stream.blocks.ctx,
+        )  # fmt: skip
+    dropped = stream.dropped_tokens_per_epoch
+    if dropped > WORTH_SAYING * n_train:
+        logger.warning(
+            "%s of %s training tokens are left out of every epoch, because they do not fill a batch of %s at the end "
+            "of a window", f"{dropped:,}", f"{n_train:,}", f"{stream.batch_size:,}",
+        )  # fmt: skip
+    tell_eval_tokens(stream.blocks, settings.eval_tokens)
