@@ -201,6 +201,7 @@ def test_activations_that_are_not_finite_stop_the_sweep_in_one_sentence(tiny_lm,
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits_130(tiny_lm_folder, stories_file, tmp_path, number):
     size = {"d_sae": 64, "n_tokens": 64_000_000, "batch_size": 64, "eval_tokens": 320, "checkpoint_minutes": 0.01}
+    size["max_epochs"] = 1e6  # it would train for hours, on little text
     flags = text_flags(tiny_lm_folder, stories_file, **size, out=tmp_path / "a")
     process = subprocess.Popen([sys.executable, "-m", "prolu", "train", *flags], stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(tmp_path.glob("a/checkpoints/step-*")))

@@ -43,14 +43,14 @@ def source(tiny_lm_folder, stories_file):
 
 
 def task_of(source, out, index, runs):
-    (stream,) = open_streams(source, 2560, 64)
+    (stream,) = open_streams(source, 2560, 2560, 64)
     task = GroupTask(portable(source), 64, stream.describe(), out, SETTINGS, index, runs)
     return pickle.loads(pickle.dumps(task))
 
 
 def test_workers_train_what_one_process_does_and_say_how_far_they_are(source, tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "SECONDS_BETWEEN_LOOKS", 0.0)
-    (stream,) = open_streams(source, 2560, 64)
+    (stream,) = open_streams(source, 2560, 2560, 64)
     run_sweep(RUNS, stream, tmp_path / "a", eval_tokens=320, progress=False)
     request, board, seen = StudyRequest(RUNS, stream, tmp_path / "b", SETTINGS), ProgressBoard(), []
     monkeypatch.setattr(board, "tell", lambda *words: seen.append(words))
@@ -71,7 +71,7 @@ def test_tokens_of_a_group():
 
 def test_what_a_worker_says_is_told_and_what_it_fails_of_is_raised(source, tmp_path):
     board = ProgressBoard()
-    (stream,) = open_streams(source, 2560, 64)
+    (stream,) = open_streams(source, 2560, 2560, 64)
     runs = [*RUNS, RunConfig(d_sae=40, n_tokens=2560, lr=1e30)]
     begin(StudyRequest(runs, stream, tmp_path / "a", SETTINGS), 1)
     task = task_of(source, tmp_path / "a", 0, runs)
@@ -98,11 +98,11 @@ def test_a_signal_at_a_worker_is_no_end(source, tmp_path, monkeypatch):
 def test_paths_are_absolute_and_written_blocks_are_taken_as_they_are(source, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(source.data).parent)
     relative = replace(source, data="stories.txt", tokens=Path("tokens"))
-    (stream,) = open_streams(relative, 2560, 64)
-    (there,) = open_streams(portable(relative), 2560, 64)
+    (stream,) = open_streams(relative, 2560, 2560, 64)
+    (there,) = open_streams(portable(relative), 2560, 2560, 64)
     assert there.describe() == stream.describe()
     monkeypatch.chdir(tmp_path)
-    (there,) = open_streams(portable(replace(source, data=str(stream.blocks.source))), 2560, 64)
+    (there,) = open_streams(portable(replace(source, data=str(stream.blocks.source))), 2560, 2560, 64)
     assert there.describe()["data_digest"] == stream.describe()["data_digest"]
     assert portable(Source()).lm == portable(Source()).data == "builtin"
 
