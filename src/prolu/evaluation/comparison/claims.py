@@ -14,6 +14,7 @@ from prolu.evaluation.comparison.wording import (
     HIGHER,
     LOWER,
     NOT_DISTINGUISHABLE,
+    NOT_OVER_SEEDS,
     ONE_SEED,
     Verdict,
     listed,
@@ -116,7 +117,8 @@ def _claim(statement: str, verdicts: Sequence[Verdict]) -> Claim:
 
 def _common_qualifiers(verdicts: Sequence[Verdict]) -> list[str]:
     """Return what qualifies all of some verdicts alike, which is said once then."""
-    return [q for q in qualifiers(verdicts[0]) if all(q in qualifiers(v) for v in verdicts[1:])]
+    common = [q for q in qualifiers(verdicts[0]) if all(q in qualifiers(v) for v in verdicts[1:])]
+    return common if any(v.is_tested for v in verdicts) else [*common, NOT_OVER_SEEDS]
 
 
 def _together(
@@ -234,11 +236,12 @@ def _higher_l1(comparisons: Comparisons) -> Claim:
         )
     changes: list[str] = []
     for (name,), verdicts in grouped(found, lambda v: v.challenger).items():
-        common = _common_qualifiers(verdicts)
+        common = [q for q in _common_qualifiers(verdicts) if q != NOT_OVER_SEEDS]
         numbers = [f"{percent(v.change)} at L0 {shown_l0(v.l0)}{_about_l1(v, common)}" for v in verdicts]
         changes.append(f"{name} {', '.join(numbers)}" + "".join(f"; {q}" for q in common))
-    seeds = "" if any(v.is_tested for v in found) else f"{ONE_SEED}; "
-    evidence = f"{seeds}L1 relative to ReLU under the same penalty: {'; '.join(changes)}."
+    if not any(v.is_tested for v in found):
+        changes.append(NOT_OVER_SEEDS)
+    evidence = f"L1 relative to ReLU under the same penalty: {'; '.join(changes)}."
     return Claim(statement, _together(found, HIGHER, LOWER), evidence)
 
 

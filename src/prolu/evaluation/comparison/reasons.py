@@ -1,11 +1,11 @@
-"""Why two families cannot be compared at an L0, and how they could be, in words."""
+"""What an interval covers, why two families cannot be compared at an L0, and how they could be, in words."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 from prolu.evaluation.comparison.curves import FURTHEST, Curve
 from prolu.evaluation.comparison.frontiers import VARIANT_FIELDS
-from prolu.evaluation.comparison.wording import listed
+from prolu.evaluation.comparison.wording import NOT_OVER_SEEDS, listed
 
 
 def no_run(kind: str, name: str, *, has_runs: bool) -> str:
@@ -38,13 +38,23 @@ def no_common_l0(kind: str, curves: Mapping[str, Sequence[Curve]]) -> str:
     )
 
 
-def out_of_reach(kind: str, name: str, curves: Sequence[Curve], l0: float) -> str:
-    """Return that a family cannot be read at an L0, which lies in a gap between its runs or beyond their ends."""
+def out_of_reach(kind: str, name: str, curves: Sequence[Curve], l0: float, *, missed: bool) -> str:
+    """Return that a family cannot be read at an L0, which lies in a gap between its runs or beyond their ends.
+
+    Args:
+        kind: what kind of run is looked for: `run`, or `converged run`.
+        name: the family.
+        curves: its curves, none of which reaches the L0.
+        l0: the L0.
+        missed: whether the family has runs with this target L0, which did not get there.
+    """
     nearest = min((c.nearest(l0) for c in curves), key=lambda x: abs(math.log(x / l0)))
     if max(nearest / l0, l0 / nearest) > FURTHEST:
         where = f"no {kind} of {name} within a factor of {FURTHEST} of L0 {l0:.3g}: the nearest is at L0 {nearest:.3g}"
     else:
         where = f"L0 {l0:.3g} is outside the range of {name}, L0 {_range(curves)}"
+    if missed:
+        return f"{where}, although it was a target; train longer, or start from another coefficient"
     return f"{where}; train one with target_l0={l0:.3g}"
 
 
@@ -55,6 +65,21 @@ def about_variants(name: str, curves: Sequence[Curve]) -> str:
         return ""
     differing = [field for i, field in enumerate(VARIANT_FIELDS) if len({v[i] for v in variants}) > 1]
     return f"of {name}, the best of {len(variants)} settings of {listed(differing)} at this L0"
+
+
+def covers(reaching: Sequence[Sequence[Curve]], unit: str) -> str:
+    """Return what an interval covers.
+
+    Args:
+        reaching: the curves of both families, one per replicate.
+        unit: what a document is; empty where no sums by document are known.
+    """
+    if min(map(len, reaching)) < 2:
+        return f"held-out {unit}s only, {NOT_OVER_SEEDS}" if unit else f"nothing, {NOT_OVER_SEEDS}"
+    parts = ["init seeds"]
+    if len({c.replicate[0] for some in reaching for c in some}) > 1:
+        parts.append("stream seeds")
+    return f"{', '.join(parts)} and held-out {unit}s" if unit else " and ".join(parts)
 
 
 def outer(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -151,11 +151,12 @@ class Comparisons:
             start = max(ends[0], low)
             end = min(ends[1], high)
             if start < end:
-                places = np.geomspace(start, end, N_PLACES)
+                # Rounded before it is asked whether they can be read, so that what is shown is what was read.
+                places = [float(f"{x:.3g}") for x in np.geomspace(start, end, N_PLACES)]
                 read = [x for x in places if all(enough(c.reaches(x) for c in some) for some in both)]
                 if read:
                     last = len(read) - 1
-                    return list(dict.fromkeys(float(f"{read[round(part * last / 4)]:.3g}") for part in (1, 2, 3)))
+                    return list(dict.fromkeys(read[round(part * last / 4)] for part in (1, 2, 3)))
         return []
 
     def verdict(
@@ -164,6 +165,7 @@ class Comparisons:
         """Return the verdict on two families at one L0, about their CE increase or another figure."""
         pair = (challenger, baseline)
         resamples = self._curves(y).resamples
+        unit = resamples.unit if resamples else "document"
         curves, notes = self._at_budget(pair, y, n_tokens)
         reaching = [_reaching(some, l0) for some in curves]
         runs = [self._curves(y).runs[i] for some in curves for curve in some for row in curve.rows for i in row]
@@ -177,8 +179,8 @@ class Comparisons:
             verdict=NOT_TESTED,
             n_seeds=min(map(len, reaching)),
             n_documents=resamples.n_documents if resamples else 0,
-            covers=_covers(reaching, resamples),
-            unit=resamples.unit if resamples else "document",
+            covers=reasons.covers(reaching, unit if resamples else ""),
+            unit=unit,
             n_unconverged=sum(r["converged"] is False for r in runs),
             n_runs=len(runs),
             notes=notes,
@@ -238,8 +240,9 @@ class Comparisons:
         by_name = dict(zip(pair, curves, strict=True))
         if math.isnan(l0):
             return reasons.no_common_l0(kind, by_name)
-        out = [reasons.out_of_reach(kind, name, some, l0) for name, some in by_name.items() if not _reaching(some, l0)]
-        return "; ".join(out)
+        missed = {family(r) for r in self.records if r.get("target_l0") == l0}
+        out = [name for name, some in by_name.items() if not _reaching(some, l0)]
+        return "; ".join(reasons.out_of_reach(kind, name, by_name[name], l0, missed=name in missed) for name in out)
 
 
 def _pairs(families: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -291,15 +294,3 @@ def _reaching(curves: Sequence[Curve], l0: float) -> list[Curve]:
 def _inner(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Return the range that lies in all of some ranges; its end is below its start if none does."""
     return max(a for a, _ in ranges), min(b for _, b in ranges)
-
-
-def _covers(reaching: Sequence[Sequence[Curve]], resamples: DocumentResamples | None) -> str:
-    documents = [f"held-out {resamples.unit}s"] if resamples else []
-    if min(map(len, reaching)) < 2:
-        return f"{documents[0]} only, not seeds" if documents else "nothing"
-    parts = ["init seeds"]
-    if len({c.replicate[0] for some in reaching for c in some}) > 1:
-        parts.append("stream seeds")
-    if documents:
-        return ", ".join(parts) + f" and {documents[0]}"
-    return " and ".join(parts)

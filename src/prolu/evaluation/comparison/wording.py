@@ -10,6 +10,8 @@ HIGHER = "higher"
 NOT_DISTINGUISHABLE = "not distinguishable"
 NOT_TESTED = "not tested"
 
+NOT_OVER_SEEDS = "not tested over seeds"
+
 ONE_SEED = "one seed"
 """The reason for which nothing was tested where a family has one seed."""
 
@@ -76,11 +78,11 @@ class Verdict(NamedTuple):
             parts.insert(0, f"95% interval{over} {shown_interval(self)}")
         else:
             parts.insert(0, "no interval")
-        ending = {NOT_DISTINGUISHABLE: f", {NOT_DISTINGUISHABLE}", NOT_TESTED: f", {NOT_TESTED} over seeds"}
+        ending = {NOT_DISTINGUISHABLE: NOT_DISTINGUISHABLE, NOT_TESTED: NOT_OVER_SEEDS}.get(self.verdict)
         if self.verdict == NOT_TESTED and self.reason not in ("", ONE_SEED):
             parts.append(self.reason)
         inside = "; ".join([", ".join(parts), *(q for q in qualifiers(self) if q not in leave_out)])
-        return f"{percent(self.change)} ({inside}){ending.get(self.verdict, '')}"
+        return f"{percent(self.change)} ({inside})" + ("" if ending in (None, *leave_out) else f", {ending}")
 
 
 def percent(change: float) -> str:
@@ -123,7 +125,8 @@ def qualifiers(v: Verdict) -> list[str]:
     """Return what qualifies the number of a verdict: runs still moving, the tolerance of the curves, runs left out."""
     found = [moving] if (moving := still_moving(v.n_unconverged, v.n_runs)) else []
     # Where the interval contains 0, nobody takes the difference for a finding.
-    if abs(v.change) < v.tolerance and v.verdict != NOT_DISTINGUISHABLE:
+    # A tolerance that rounds to nothing is that of a run at this L0.
+    if abs(v.change) < v.tolerance and v.tolerance >= 0.0005 and v.verdict != NOT_DISTINGUISHABLE:
         found.append(f"less than the {v.tolerance:.1%} by which reading between runs may be wrong")
     return [*found, *v.notes]
 
@@ -155,7 +158,7 @@ def covered(verdicts: Sequence[Verdict]) -> str:
     """Return what the intervals of some verdicts cover, as a caption of their table."""
     kinds = list(dict.fromkeys(v.covers for v in verdicts if math.isfinite(v.low)))
     if not kinds:
-        return "no intervals: not tested over seeds"
+        return f"no intervals, {NOT_OVER_SEEDS}"
     if not any(v.is_tested for v in verdicts):
-        return f"95% intervals over {'; '.join(kinds)}: not tested over seeds"
+        return f"95% intervals over {'; '.join(kinds)}"
     return f"95% intervals over {'; '.join(kinds)}; each is for its own comparison, so of twenty one misses on average"
