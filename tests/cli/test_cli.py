@@ -37,7 +37,7 @@ def test_train_report_eval(source, tmp_path, capsys):
     ]
     assert main(train) == 0
     shown = capsys.readouterr().out
-    assert "1 SAEs" in shown
+    assert "one SAE, prolu_ste + l1" in " ".join(shown.split())
     assert "report.html" in shown
     (record,) = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert main(["report", str(out)]) == 0

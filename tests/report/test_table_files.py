@@ -1,17 +1,12 @@
-"""Results as tables, and the terminal's verdicts."""
+"""Results as tables."""
 
-import io
 import json
 
 import pyarrow.csv
 from pyarrow import parquet
-from rich.console import Console
 
 from prolu import RunConfig, with_seeds
-from prolu.evaluation.comparison.claims import FamilyComparison, prolu_against_relu
-from prolu.evaluation.comparison.verdicts import Verdict
 from prolu.report.table_files import write_tables
-from prolu.report.terminal import print_summary
 
 
 def records():
@@ -31,18 +26,6 @@ def test_all_results_are_one_table_in_two_formats(tmp_path):
         assert table["n_tokens"].to_pylist() == [None, 7]
         assert json.loads(table["resampled"][0].as_py()) == [{"step": 3}]
         assert table["converged"].to_pylist() == [True, True]
-
-
-def test_the_terminal_shows_verdicts_and_why_there_are_none():
-    less = Verdict("prolu_ste + l1", "relu + l1", 20, -0.3, -0.4, -0.2, "lower", 3, 99, "init seeds")
-    nan = float("nan")
-    none = less._replace(l0=nan, change=nan, low=nan, high=nan, verdict="not tested", reason="one seed")
-    out = io.StringIO()
-    compared = FamilyComparison([less, none], prolu_against_relu([less]), [])
-    print_summary(records(), "study", compared, Console(file=out, width=140))
-    assert "-40.0% to -20.0%" in out.getvalue()
-    assert "not tested (one seed)" in out.getvalue()
-    assert "95% intervals over init seeds" in out.getvalue()
 
 
 def test_seeds_multiply_runs():

@@ -66,4 +66,4 @@ def test_the_command_reads_a_study_once(study, readings, capsys, flag):
     assert readings == {"config": 1, "results": 1, "verdicts": 1}
     shown = capsys.readouterr().out
     assert "4 SAEs" in shown
-    assert f"report: {study / 'report.html'}" in shown
+    assert f"report:   {study / 'report.html'}" in shown

@@ -170,7 +170,7 @@ def prepare_dry_run(recipe: Recipe, source: Source, settings: SweepSettings, *, 
     )
 
     def job() -> None:
-        from prolu.report.terminal import print_estimate
+        from prolu.report.estimate import print_estimate
 
         if as_json:
             description = {"hooks": source.hook, "runs": [asdict(run) for run in runs], "estimate": cost.describe()}

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPageOptions) -> Job:
+def prepare_report(
+    folders: Sequence[Path], out: Path | None, latents: LatentPageOptions, *, all_verdicts: bool = False
+) -> Job:
     """Write the missing pages of latents, and draw the report of one study, or of several together."""
     from prolu.report.writer import check_studies
 
@@ -37,7 +39,7 @@ def prepare_report(folders: Sequence[Path], out: Path | None, latents: LatentPag
     def job() -> None:
         for pages, missing, lm, blocks in todo:
             pages.write(missing, lm, blocks)
-        draw_report(found, out)
+        draw_report(found, out, all_verdicts=all_verdicts)
 
     return [job]
 
@@ -86,11 +88,10 @@ def draw_reports(studies: Sequence[Results], out: Path) -> None:
     print(f"all hooks: {write_report(studies, out, hooks_apart=True).page}")
 
 
-def draw_report(studies: Sequence[Path | Results], out: Path | None = None) -> None:
+def draw_report(studies: Sequence[Path | Results], out: Path | None = None, *, all_verdicts: bool = False) -> None:
     """Write the report of one study, or of several together, and print its summary."""
     from prolu.report.terminal import print_summary
     from prolu.report.writer import write_report
 
     drawn = write_report(studies, out)
-    print_summary(drawn.records, " + ".join(map(str, drawn.folders)), drawn.comparison)
-    print(f"report: {drawn.page}")
+    print_summary(drawn, all_verdicts=all_verdicts)

@@ -113,13 +113,16 @@ class Report:
     out: Path | None = None
     """The folder to write the report to. By default the study's own folder, or for several studies a folder `pooled`
     beside the first of them."""
+    verdicts: bool = False
+    """Print every comparison with its interval, the families in numbers, and the evidence for each claim. Without it,
+    intervals are printed if there are any."""
     latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
 
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         from prolu.cli.drawing import prepare_report
 
-        return prepare_report(self.studies, self.out, self.latents)
+        return prepare_report(self.studies, self.out, self.latents, all_verdicts=self.verdicts)
 
 
 @dataclass(frozen=True, kw_only=True)

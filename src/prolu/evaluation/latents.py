@@ -1,16 +1,18 @@
 """Figures of each latent: how often and how strongly it is active, where it points, how it responds to scale."""
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from prolu.evaluation.metrics import CodeSums
-from prolu.runtime.files import write_atomically
+from prolu.runtime.files import first_line, write_atomically
 from prolu.sae.autoencoder import SAE
 from prolu.sae.scaling import normalise
 
@@ -60,6 +62,29 @@ class LatentFigures(NamedTuple):
         kept = {name: t.float().contiguous() for name, t in self._asdict().items() if name != "negative_bias"}
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / LATENTS_FILE, save(kept))
+
+
+def density_quartiles(folder: Path) -> tuple[float, float, float] | None:
+    """Return the quartiles of the densities of a saved run's latents, of those that were active on any token.
+
+    Returns:
+        None if no latent was active, or the folder has no file of the latents, as those of the first version.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    file = folder / LATENTS_FILE
+    if not file.is_file():
+        return None
+    try:
+        density = load_file(file)["density"].double().flatten()
+    except (OSError, SafetensorError, struct.error, ValueError, KeyError) as problem:
+        raise ValueError(f"{file}: not a readable file of latents ({first_line(problem)})") from None
+    alive = density[density > 0]
+    if not len(alive):
+        return None
+    lower, median, upper = alive.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=alive.dtype)).tolist()
+    return lower, median, upper
 
 
 def latent_figures(sae: SAE, code: CodeSums) -> LatentFigures:

@@ -2,13 +2,16 @@
 
 - `writer`: writes the report of a study, or of several together, into a folder.
 - `page`: the HTML page; `html_tables`: its tables; `assets`: its templates, styles and scripts.
-- `terminal`: what the commands print.
+- `terminal`: the summary that the commands print; `estimate`: what a study will cost; `console`: tables and sentences
+  that fit a terminal.
+- `headline`: the few numbers of one SAE.
 - `table_files`: all results as CSV and Parquet.
 - `latents`: pages of latents.
 """
 
+from prolu.report.estimate import print_estimate
 from prolu.report.latents.pages import LatentPages
-from prolu.report.terminal import print_estimate, print_summary
+from prolu.report.terminal import print_summary
 from prolu.report.writer import DrawnReport, write_report
 
 __all__ = ["DrawnReport", "LatentPages", "print_estimate", "print_summary", "write_report"]

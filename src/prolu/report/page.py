@@ -26,6 +26,7 @@ from prolu.evaluation.comparison.styles import (
 )
 from prolu.evaluation.comparison.wording import covered
 from prolu.report.assets import render
+from prolu.report.headline import PageHeadline
 from prolu.report.html_tables import (
     COLUMNS,
     HALF_WIDTH,
@@ -77,6 +78,8 @@ class PageContent:
     """Why runs failed, by run_id."""
     pages: Mapping[str, str]
     """The addresses of pages of latents, relative to this page, by run_id."""
+    headline: PageHeadline | None
+    """The numbers of the SAE if the page shows a single one. Comparisons and claims have nothing to say then."""
 
 
 def render_page(content: PageContent) -> str:
@@ -85,6 +88,7 @@ def render_page(content: PageContent) -> str:
     return render(
         "page.html",
         name=content.name,
+        headline=content.headline,
         facts=facts(content),
         verdicts=table_of_verdicts(content.comparison.verdicts),
         half_width=HALF_WIDTH,
@@ -116,16 +120,21 @@ def facts(content: PageContent) -> list[str]:
         n_converged = sum(bool(r["converged"]) for r in runs)
         # Results of older versions do not have every field.
         n_seeds = len({r.get("init_seed") for r in runs})
+        n_families = len(families(runs))
         n_tokens = runs[0].get("n_tokens")
         lm, hook, data = (stream.get(field, "not recorded") for field in ("lm", "hook", "data"))
         text = data if n_tokens is None else f"{n_tokens:,} training tokens of {data}"
         sentences.append(
-            f"{prefix}{len(runs)} of {len(config['runs'])} SAEs finished, {n_converged} of them converged; "
-            f"{len(families(runs))} families, {n_seeds} init seed{'s' if n_seeds > 1 else ''}. "
+            f"{prefix}{len(runs)} of {_counted(len(config['runs']), 'SAE')} finished, {n_converged} of them converged; "
+            f"{_counted(n_families, 'family', 'families')}, {_counted(n_seeds, 'init seed')}. "
             f"Activations of {lm} at {hook}, {text}, scored on {runs[0]['eval_tokens']:,} "
             "held-out tokens."
         )
     return sentences
+
+
+def _counted(n: int, one: str, several: str = "") -> str:
+    return f"{n} {one}" if n == 1 else f"{n} {several or one + 's'}"
 
 
 def page_data(content: PageContent) -> dict[str, Any]:

@@ -1,19 +1,21 @@
-"""What the commands print: the summary of a study, and the estimate of what a study will cost."""
+"""What the commands print of a study: its runs, how its families compare, and where the files are."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from prolu.evaluation.comparison.claims import Claim, FamilyComparison
 from prolu.evaluation.comparison.frontiers import Record, family, pareto_best, study_names
 from prolu.evaluation.comparison.points import summaries
 from prolu.evaluation.comparison.wording import (
+    ONE_SEED,
     Verdict,
     covered,
+    percent,
     rows_for_tables,
     shown_change,
     shown_ground,
@@ -21,188 +23,271 @@ from prolu.evaluation.comparison.wording import (
     shown_l0,
     shown_verdict,
 )
-from prolu.runtime.names import shown
-from prolu.studies.cost import DENSE_FRACTION, Estimate
-from prolu.studies.rates import TYPICAL_L0
-from prolu.training.config import RunConfig
+from prolu.report.console import INDENT, Column, fits, print_place, print_sentence, print_table
+from prolu.report.headline import CONVERGED, headline
+from prolu.report.writer import DrawnReport
+from prolu.sae.autoencoder import WEIGHTS_FILE
+from prolu.studies.results import Results
 
-MIN_WIDTH = 116
-"""The columns that the tables need; a narrower terminal wraps their lines instead of losing digits."""
+NARROW = 80
+"""The columns below which the table of runs has the figures only that every comparison needs."""
 
-MARKS = {"holds": "[green]holds[/green]", "does not hold": "[red]does not hold[/red]"}
+COLOURS = {"holds": "green", "does not hold": "red"}
 """The verdicts on claims that have a colour."""
 
-CONVERGED = {True: "yes", False: "no", None: "?"}
-"""Whether a run has converged; None if that is not known, as of an SAE that another library trained."""
 
-
-def print_summary(
-    records: Sequence[Record], title: str, found: FamilyComparison, console: Console | None = None
-) -> None:
-    """Print the runs of one study, or of several pooled, then families, verdicts and claims.
+def print_summary(drawn: DrawnReport, *, all_verdicts: bool = False, console: Console | None = None) -> None:
+    """Print a summary of one study, or of several together, that fits the terminal.
 
     Args:
-        records: the results of the runs.
-        title: what the table of runs is headed with: the study's name.
-        found: how the families compare, as `compare_families` gives it.
+        drawn: the report, from whose numbers the summary is made.
+        all_verdicts: whether every comparison is printed with its interval and grounds. Without it, they are where
+            there are intervals over seeds, and else a line per family.
         console: where to print; by default the terminal.
     """
-    pooled = study_names(records)
-    longest_name = max(map(len, pooled)) if len(pooled) > 1 else 0
-    # A table of pooled studies has a column more, as wide as the longest name.
-    console = console or Console(width=max(MIN_WIDTH + longest_name, Console().width))
-    console.print(runs_table(records, title))
-    console.print(families_table(records))
-    if found.verdicts:
-        console.print(verdicts_table(found.verdicts))
-    for heading, claims in (("ProLU against ReLU", found.against_relu), ("The paper's claims", found.paper)):
-        if claims:
-            console.print(heading, style="bold")
-            _print_claims(console, claims)
+    console = console or Console()
+    if len(drawn.runs) == 1:
+        _print_one_sae(console, drawn)
+    else:
+        _print_heading(console, drawn)
+        console.print()
+        _print_runs(console, drawn.records)
+        _print_comparison(console, drawn.comparison, drawn.records, all_verdicts=all_verdicts)
+    console.print()
+    _print_places(console, drawn)
 
 
-def runs_table(records: Sequence[Record], title: str) -> Table:
-    """Return a table with a line per run, by family and L0."""
-    is_pooled = len(study_names(records)) > 1
-    table = _table(
-        f"{_plain(title)}: {len(records)} SAEs",
-        "CE increase in nats per token; * no other converged run is better in both L0 and it",
-        left=["family", "study"] if is_pooled else ["family"],
-        right=["coeff", "L0", "CE increase", "recovered", "MSE", "L1", "dead", "converged"],
-    )
-    frontier = {r["run_id"] for r in pareto_best([r for r in records if r["converged"]])}
+def _print_one_sae(console: Console, drawn: DrawnReport) -> None:
+    run = drawn.runs[0]
+    facts = [f"one SAE, {family(run.record)}", *_trained_on(drawn), CONVERGED[run.record["converged"]]]
+    print_sentence(console, f"{_title(drawn)}: {', '.join(facts)}", indent="", style="bold")
+    console.print()
+    figures = headline(run)
+    names, values, meanings = zip(*figures, strict=True)
+    columns = [Column("", names, is_text=True), Column("", values), Column("", meanings, is_text=True)]
+    print_table(console, columns, has_head=False)
+
+
+def _print_heading(console: Console, drawn: DrawnReport) -> None:
+    n_converged = sum(r["converged"] is True for r in drawn.records)
+    facts = [f"{len(drawn.records)} SAEs", *_trained_on(drawn), f"{n_converged} converged"]
+    print_sentence(console, f"{_title(drawn)}: {', '.join(facts)}", indent="", style="bold")
+    verdicts = drawn.comparison.verdicts
+    if any(v.reason == ONE_SEED for v in verdicts) and not any(v.is_tested for v in verdicts):
+        print_sentence(
+            console,
+            "One seed: differences are not findings. For intervals: sweep --init-seeds 0 1 2",
+            indent="",
+        )
+
+
+def _title(drawn: DrawnReport) -> str:
+    return " + ".join(map(str, drawn.folders))
+
+
+def _trained_on(drawn: DrawnReport) -> list[str]:
+    """Return the language model with its hook, and the numbers of training tokens, as far as they are known."""
+    stream = drawn.studies[0].config["stream"]
+    model = Path(str(stream.get("lm", ""))).name
+    place = f"{model} {stream.get('hook', '')}".strip()
+    budgets = sorted({r["n_tokens"] for r in drawn.records if r.get("n_tokens")})
+    tokens = " to ".join(dict.fromkeys(_millions(n) for n in (budgets[0], budgets[-1]))) if budgets else ""
+    return [fact for fact in (place, f"{tokens} tokens" if tokens else "") if fact]
+
+
+def _millions(n: int) -> str:
+    return f"{n / 1e6:.3g}M" if n >= 1e6 else f"{n:,}"
+
+
+def _print_runs(console: Console, records: Sequence[Record]) -> None:
+    """Print a table with a line per run, by family and L0, and what its marks mean."""
+    moving, best = _marks(console)
     order = list(dict.fromkeys(family(r) for r in records))
-    last = ""
     # Families in the order of their first run, which is the order in which they were asked for.
-    for r in sorted(records, key=lambda r: (order.index(family(r)), r["l0"])):
-        name = family(r)
-        if last and name != last:
-            table.add_section()
-        star = " *" if r["run_id"] in frontier else ""
-        study = [_plain(r["study"])] if is_pooled else []
-        table.add_row(
-            "" if name == last else _plain(name),
-            *study,
-            "-" if r["coeff"] is None else f"{r['coeff']:.3g}",
-            f"{r['l0']:.1f}",
-            f"{r['degradation']:.3f}{star}",
-            f"{r['recovered']:.1%}",
-            f"{r['mse']:.4f}",
-            f"{r['l1']:.1f}",
-            f"{r['dead_fraction']:.1%}",
-            CONVERGED[r["converged"]],
-        )
-        last = name
-    return table
-
-
-def families_table(records: Sequence[Record]) -> Table:
-    """Return a table with a line per family: its runs and its hypervolume, with the 95% interval over init seeds."""
-    (reference_l0, reference_ce_increase), found = summaries(records)
-    table = _table(
-        "Families",
-        f"hypervolume of all runs in log L0 and nats, up to {reference_l0:.3g} and {reference_ce_increase:.3g}",
-        left=["family"],
-        right=["runs", "converged", "L0", "hypervolume"],
-    )
-    for f in found:
-        volume = "-"
-        if f.hypervolume is not None:
-            half = f.hypervolume.half_width
-            volume = f"{f.hypervolume.mean:.3f}" + (f" \u00b1 {half:.3f}" if math.isfinite(half) else "")
-        low, high = f.l0_range
-        table.add_row(_plain(f.family), str(f.n_runs), str(f.n_converged), f"{low:.1f} to {high:.1f}", volume)
-    return table
-
-
-def verdicts_table(found: Sequence[Verdict]) -> Table:
-    """Return a table with a line per comparison of a family with a baseline at one L0."""
-    table = _table(
-        "CE increase at equal L0",
-        covered(found),
-        left=["family", "baseline"],
-        right=["L0", "CE increase\nvs. baseline", "95% interval"],
-    )
-    table.add_column("verdict")
-    table.add_column("seeds, documents, and what qualifies it")
-    for v in rows_for_tables(found):
-        table.add_row(
-            _plain(v.challenger),
-            _plain(v.baseline),
-            shown_l0(v.l0),
-            shown_change(v) or "-",
-            shown_interval(v) or "-",
-            shown_verdict(v),
-            _plain(shown_ground(v)),
-        )
-    return table
-
-
-def _table(title: str, caption: str | None, left: Sequence[str], right: Sequence[str]) -> Table:
-    """Return an empty table with columns of text, aligned on the left, before columns of numbers."""
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in left:
-        table.add_column(name, no_wrap=True)
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def _plain(text: str) -> str:
-    """Return text as it is shown, in which nothing is taken for markup of rich or for a command of the terminal."""
-    return escape(shown(text))
-
-
-def _print_claims(console: Console, claims: list[Claim]) -> None:
-    for claim in claims:
-        # Soft wrap: the terminal breaks the line, so that a sentence is copied as one.
-        verdict = MARKS.get(claim.verdict, claim.verdict)
-        sentence = f"  {_plain(claim.statement)}: {verdict}; {_plain(claim.evidence)}"
-        console.print(sentence, highlight=False, soft_wrap=True)
-
-
-def print_estimate(runs: Sequence[RunConfig], cost: Estimate, console: Console | None = None) -> None:
-    """Print what would be trained, a line per family and learning rate, and what it would cost."""
-    console = console or Console(width=max(MIN_WIDTH + 20, Console().width))
-    at_hooks = f" at each of {cost.n_hooks} hooks" if cost.n_hooks > 1 else ""
-    table = _table(
-        f"{len(runs)} runs{at_hooks}", None, left=["family"], right=["coefficients", "lr", "d_sae", "new norm"]
-    )
-    coefficients: dict[tuple[str, str, str, str], list[str]] = {}
-    # Runs that differ only in coefficient (or seed) share a line.
-    for run in runs:
-        norm = f"{run.resample_encoder_norm:g}" if run.resample_fractions else "-"
-        line = (run.family, f"{run.lr:g}", f"{run.d_sae:,}", norm)
-        coefficients.setdefault(line, []).append(f"{run.coeff:.3g}")
-    for (name, *others), coeffs in coefficients.items():
-        table.add_row(name, "  ".join(coeffs), *others)
-    console.print(table)
-    console.print(
-        "  new norm: the norm of a resampled latent's encoder column, as a fraction of the mean over living latents\n",
-        highlight=False,
-    )
-    for name, text in _cost_lines(cost):
-        console.print(f"  {name:16} {text}", highlight=False)
-
-
-def _cost_lines(cost: Estimate) -> list[tuple[str, str]]:
-    rates = cost.rates
-    memory = cost.memory / 1e9
-    state = cost.checkpoint / 1e9
-    steps = f"dense step {rates.dense_step:.3g} s, sparse step {rates.sparse_step:.3g} s at L0 {TYPICAL_L0}"
-    return [
-        ("steps", f"{cost.steps_per_run:,} per run, on {cost.tokens:,} tokens ({cost.sae_tokens:,} SAE-tokens)"),
-        ("FLOPs", f"{cost.flops_training:.2g} for the SAEs, {cost.flops_language_model:.2g} for the language model"),
-        ("memory", f"{memory:.3g} GB, of which {state:.3g} GB are the weights and Adam moments of the runs"),
-        ("disk", f"{cost.disk / 1e9:.3g} GB for the SAEs; a checkpoint of the whole study takes {state:.3g} GB"),
-        ("time", f"{_duration(cost.seconds)} on this CPU for all runs, if {DENSE_FRACTION:.0%} of the steps are dense"),
-        ("measured here", f"{steps}, {rates.flops / 1e9:.3g} GFLOP/s"),
+    rows = sorted(records, key=lambda r: (order.index(family(r)), r["l0"]))
+    names = [family(r) for r in rows]
+    firsts = [name if i == 0 or names[i - 1] != name else "" for i, name in enumerate(names)]
+    frontier = {r["run_id"] for r in pareto_best([r for r in records if r["converged"]])}
+    columns = [
+        Column("family", firsts, is_text=True),
+        Column("L0", _marked([f"{r['l0']:.1f}" for r in rows], [r["converged"] is False for r in rows], moving)),
+        Column(
+            "CE increase",
+            _marked([f"{r['degradation']:.3f}" for r in rows], [r["run_id"] in frontier for r in rows], best),
+        ),
+        Column("recovered", [f"{r['recovered']:.1%}" for r in rows]),
+        Column("MSE", [f"{r['mse']:.4f}" for r in rows], is_optional=True),
+        Column("dead", [f"{r['dead_fraction']:.1%}" for r in rows], is_optional=True),
+        Column("coeff", ["-" if r["coeff"] is None else f"{r['coeff']:.3g}" for r in rows], is_optional=True),
     ]
+    if len(study_names(records)) > 1:
+        columns.insert(1, Column("study", [r["study"] for r in rows], is_text=True))
+    print_table(console, [c for c in columns if console.width >= NARROW or not c.is_optional])
+    meanings = {best: (bool(frontier), "no converged run is better in both")}
+    meanings[moving] = (any(r["converged"] is False for r in records), "still moving when training ended")
+    if any(r["converged"] is None for r in records):
+        meanings["no mark:"] = (True, "converged, or not known")
+    said = [f"{mark} {meaning}" for mark, (is_used, meaning) in meanings.items() if is_used]
+    if said:
+        print_sentence(console, "; ".join(said))
 
 
-def _duration(seconds: float) -> str:
-    # A unit is used from twice its size on, because "1.2 hours" says less than "72.0 minutes".
-    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
+def _marks(console: Console) -> tuple[str, str]:
+    """Return the marks of runs that were still moving, and of the frontier."""
+    # Not every terminal, and not every file that output is sent to, has a circle.
+    return ("\u25cb" if console.encoding.lower().startswith("utf") else "o"), "*"
+
+
+def _marked(cells: Sequence[str], is_marked: Sequence[bool], mark: str) -> list[str]:
+    """Return cells with a mark behind some; the numbers stay aligned."""
+    if not any(is_marked):
+        return list(cells)
+    return [f"{cell} {mark if one else ' '}" for cell, one in zip(cells, is_marked, strict=True)]
+
+
+def _print_comparison(
+    console: Console, found: FamilyComparison, records: Sequence[Record], *, all_verdicts: bool
+) -> None:
+    """Print how families compare with their baselines, and what that says about claims."""
+    has_intervals = any(v.is_tested for v in found.verdicts)
+    if found.verdicts:
+        console.print()
+        if has_intervals or all_verdicts:
+            _print_verdicts(console, found.verdicts)
+        else:
+            _print_changes(console, found.verdicts)
+    if all_verdicts:
+        console.print()
+        _print_families(console, records)
+    claims = [*found.against_relu, *found.paper] if has_intervals or all_verdicts else found.paper
+    # The claims are about ProLU; a study without it has nothing to say about them.
+    if any(family(r).startswith("prolu") for r in records):
+        _print_claims(console, claims, with_evidence=all_verdicts)
+
+
+def _print_changes(console: Console, verdicts: Sequence[Verdict]) -> None:
+    """Print a line per family, with its change of CE increase against each baseline over all L0s compared."""
+    moving, _ = _marks(console)
+    with_number = [v for v in verdicts if math.isfinite(v.change)]
+    print_sentence(console, "CE increase against ReLU at equal L0", indent="", style="bold")
+    baselines = list(dict.fromkeys(v.baseline for v in with_number))
+    together = _changes(with_number, baselines, moving)
+    if together and fits(console, together):
+        print_table(console, together)
+    else:
+        for baseline in baselines:
+            print_table(console, _changes(with_number, [baseline], moving))
+    if any(v.n_unconverged for v in with_number):
+        print_sentence(console, f"{moving} with runs that were still moving when training ended")
+    without = {}
+    for v in rows_for_tables(verdicts):
+        if math.isnan(v.change):
+            without.setdefault(v.reason, []).append(f"{v.challenger} with {v.baseline}")
+    for reason, pairs in without.items():
+        print_sentence(console, f"not compared: {', '.join(dict.fromkeys(pairs))}: {reason}")
+
+
+def _changes(verdicts: Sequence[Verdict], baselines: Sequence[str], moving: str) -> list[Column]:
+    """Return the table of changes against some baselines; empty if there is nothing to show."""
+    rows: dict[str, list[Verdict]] = {}
+    for v in verdicts:
+        if v.baseline in baselines:
+            rows.setdefault(v.challenger, []).append(v)
+    if not rows:
+        return []
+    columns = [Column("family", list(rows), is_text=True)]
+    for baseline in baselines:
+        pairs = [[v for v in some if v.baseline == baseline] for some in rows.values()]
+        cells = [_range([v.change for v in pair], percent) for pair in pairs]
+        columns.append(
+            Column(f"against {baseline}", _marked(cells, [any(v.n_unconverged for v in p) for p in pairs], moving))
+        )
+    columns.append(Column("at L0", [_range([v.l0 for v in some], shown_l0) for some in rows.values()]))
+    return columns
+
+
+def _range(values: Sequence[float], written: Callable[[float], str]) -> str:
+    """Return the least and the greatest of some values, as they are written; a dash if there are none."""
+    ends = dict.fromkeys(written(end) for end in (min(values), max(values))) if values else ["-"]
+    return " to ".join(ends)
+
+
+def _print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
+    """Print all comparisons by pair of families, a line for each L0, and below them what they rest on."""
+    print_sentence(console, "CE increase at equal L0", indent="", style="bold")
+    print_sentence(console, f"{covered(verdicts)}.")
+    rows = rows_for_tables(verdicts)
+    for (challenger, baseline), group in groupby(rows, key=lambda v: (v.challenger, v.baseline)):
+        pair = list(group)
+        print_sentence(console, f"{challenger} against {baseline}")
+        for ground, some in groupby(pair, key=shown_ground):
+            measured = [v for v in some if math.isfinite(v.change)]
+            for v in measured:
+                parts = (f"L0 {shown_l0(v.l0):>5}", f"{shown_change(v):>7}", f"{shown_interval(v):18}")
+                print_sentence(console, "  ".join([*parts, shown_verdict(v)]), indent=3 * INDENT)
+            print_sentence(console, ground, indent=(5 if measured else 3) * INDENT)
+
+
+def _print_families(console: Console, records: Sequence[Record]) -> None:
+    """Print a line per family: its runs and its hypervolume, with the 95% interval over init seeds."""
+    (reference_l0, reference_ce_increase), found = summaries(records)
+    volumes = []
+    for f in found:
+        half = f.hypervolume.half_width if f.hypervolume is not None else math.nan
+        volume = "-" if f.hypervolume is None else f"{f.hypervolume.mean:.3f}"
+        volumes.append(volume + (f" +- {half:.3f}" if math.isfinite(half) else ""))
+    columns = [
+        Column("family", [f.family for f in found], is_text=True),
+        Column("runs", [str(f.n_runs) for f in found]),
+        Column("converged", [str(f.n_converged) for f in found]),
+        Column("L0", [f"{f.l0_range[0]:.1f} to {f.l0_range[1]:.1f}" for f in found], is_optional=True),
+        Column("hypervolume", volumes),
+    ]
+    print_sentence(console, "Families", indent="", style="bold")
+    print_table(console, columns)
+    print_sentence(
+        console,
+        f"hypervolume of all runs in log L0 and nats, up to {reference_l0:.3g} and {reference_ce_increase:.3g}",
+    )
+
+
+def _print_claims(console: Console, claims: Sequence[Claim], *, with_evidence: bool) -> None:
+    """Print claims with their verdicts; in one line if none of them was tested and no evidence is asked for."""
+    verdicts = {claim.verdict for claim in claims}
+    if not claims:
+        return
+    if len(verdicts) == 1 and not with_evidence:
+        print_sentence(console, f"paper's claims: {verdicts.pop()} (see the report)")
+        return
+    console.print()
+    print_sentence(console, "ProLU against ReLU, and the paper's claims", indent="", style="bold")
+    for claim in claims:
+        evidence = f"; {claim.evidence}" if with_evidence else ""
+        print_sentence(console, f"{claim.verdict}: {claim.statement}{evidence}", style=COLOURS.get(claim.verdict, ""))
+
+
+def _print_places(console: Console, drawn: DrawnReport) -> None:
+    """Print where the report and the pages of latents are, and how an SAE is loaded."""
+    print_place(console, "report", str(drawn.page))
+    if drawn.latent_pages:
+        first, *others = drawn.latent_pages
+        print_place(console, "latents", f"{first}{f' (+{len(others)})' if others else ''}")
+    if len(drawn.runs) == 1:
+        run = drawn.runs[0]
+        print_place(console, "weights", str(run.folder / WEIGHTS_FILE))
+        print_place(console, "python", f"prolu.SAE.load({_quoted(run.folder)})")
+    else:
+        print_place(console, "python", _how_to_load(drawn.studies[0]))
+
+
+def _how_to_load(results: Results) -> str:
+    """Return the Python that loads the best SAE of a study in the middle of the range of L0."""
+    of_study = f"prolu.Results.load({_quoted(results.folder)})"
+    l0s = sorted(r["l0"] for r in results.records if r["converged"] is not False and r["l0"] > 0)
+    if not l0s:
+        return f"{of_study}.runs[0].load()"
+    return f"{of_study}.best(l0={l0s[len(l0s) // 2]:.2g}).load()"
+
+
+def _quoted(folder: Path) -> str:
+    return json.dumps(str(folder), ensure_ascii=False)

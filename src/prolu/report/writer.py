@@ -1,5 +1,6 @@
 """Writes the report of one study, or of several together, into a folder: figures, the HTML page, tables."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +12,16 @@ from prolu.evaluation.comparison.figures import draw_frontier, draw_training_cur
 from prolu.evaluation.comparison.frontiers import Record, study_names
 from prolu.evaluation.comparison.styles import PLANES
 from prolu.evaluation.document_sums import read_documents_of
+from prolu.evaluation.latents import density_quartiles
+from prolu.report.headline import CONVERGED, PageHeadline, headline
 from prolu.report.latents.pages import page_of
 from prolu.report.page import PageContent, render_page
 from prolu.report.table_files import write_tables
 from prolu.runtime.files import write_atomically
 from prolu.runtime.names import check_inside
+from prolu.sae.autoencoder import WEIGHTS_FILE
 from prolu.studies.records import RESULTS_FILE, check_reported, read_curve
-from prolu.studies.results import Results, records_of
+from prolu.studies.results import Results, Run, records_of
 
 FIGURES_FOLDER = "figures"
 PAGE_FILE = "report.html"
@@ -30,12 +34,27 @@ class DrawnReport(NamedTuple):
 
     page: Path
     """The HTML page."""
-    folders: list[Path]
-    """The folders of the studies."""
+    studies: list[Results]
+    """The studies."""
     records: Sequence[Record]
     """The results of all runs; those of several studies are pooled."""
     comparison: FamilyComparison
     """Families compared at equal L0, and what that says about claims."""
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of the studies, as they were given."""
+        return [results.folder for results in self.studies]
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of all studies, in the order of the records."""
+        return [run for results in self.studies for run in results.runs]
+
+    @property
+    def latent_pages(self) -> list[Path]:
+        """The pages of latents that there are."""
+        return [page for run in self.runs if (page := page_of(run))]
 
 
 def write_report(
@@ -68,7 +87,7 @@ def write_report(
     # The page is written last, so that what it says to be beside it is there.
     page = place / PAGE_FILE
     write_atomically(page, render_page(content))
-    return DrawnReport(page, folders, records, content.comparison)
+    return DrawnReport(page, found, records, content.comparison)
 
 
 def check_studies(found: Sequence[Results], out: str | Path | None) -> None:
@@ -81,6 +100,7 @@ def check_studies(found: Sequence[Results], out: str | Path | None) -> None:
         for run in results.runs:
             read_curve(run.folder)
             read_documents_of(run.folder)
+            density_quartiles(run.folder)
 
 
 def _page_content(found: Sequence[Results], records: Sequence[Record], place: Path) -> PageContent:
@@ -90,12 +110,7 @@ def _page_content(found: Sequence[Results], records: Sequence[Record], place: Pa
     runs_in_order = [run for results in found for run in results.runs]
     # Pooled records have other run_ids than those in their study's folder, but the same order.
     runs = {record["run_id"]: run for record, run in zip(records, runs_in_order, strict=True)}
-    pages = {}
-    for run_id, run in runs.items():
-        if page := page_of(run):
-            # Relative, so that the links hold when the folder is moved or served. Quoted, so that a name is never taken
-            # for more than a path, such as a query or a fragment.
-            pages[run_id] = quote(Path(os.path.relpath(page, place)).as_posix())
+    pages = {run_id: _address(page, place) for run_id, run in runs.items() if (page := page_of(run))}
     failures = {}
     for name, results in zip(names, found, strict=True):
         prefix = f"{name}/" if is_pooled else ""
@@ -108,7 +123,26 @@ def _page_content(found: Sequence[Results], records: Sequence[Record], place: Pa
         comparison=compare_families(found),
         failures=failures,
         pages=pages,
+        headline=_headline(runs_in_order[0], place) if len(runs_in_order) == 1 else None,
     )
+
+
+def _headline(run: Run, place: Path) -> PageHeadline:
+    page = page_of(run)
+    return PageHeadline(
+        name=f"{run.record['run_id']}, {CONVERGED[run.record['converged']]}",
+        figures=headline(run),
+        weights=_address(run.folder / WEIGHTS_FILE, place),
+        page=_address(page, place) if page else "",
+        folder=json.dumps(Path(os.path.relpath(run.folder, place)).as_posix(), ensure_ascii=False),
+    )
+
+
+def _address(file: Path, place: Path) -> str:
+    """Return the address of a file for a page in the folder `place`."""
+    # Relative, so that the links hold when the folder is moved or served. Quoted, so that a name is never taken for
+    # more than a path, such as a query or a fragment.
+    return quote(Path(os.path.relpath(file, place)).as_posix())
 
 
 def default_place(folders: Sequence[Path]) -> Path:
