@@ -119,7 +119,7 @@ def train_ours(name: str, l0: float, acts: torch.Tensor, held_out: torch.Tensor)
         for part in held_out.split(4096):
             latents = sae.encode_normalised(part)
             code.update(latents)
-            recon.update(part, sae.decode(latents))
+            recon.update(part, sae.decode_normalised(latents))
     return {"l0": code.figures()["l0"], "mse": recon.mse, "seconds": seconds}
 
 

@@ -80,7 +80,7 @@ def train(case: Case, mesh: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any
     state = {name: t.clone() for name, t in trainer.whole_state().items()}
     sae = trainer.whole_sae()
     if sae is not None:
-        state["recon"] = sae.decode(sae.encode_normalised(activations(case, 5))).detach()
+        state["recon"] = sae.decode_normalised(sae.encode_normalised(activations(case, 5))).detach()
     facts = {"seen": seen, "resampled": resampled, "line": line, "counters": trainer.state.counters()}
     return state, facts | {"sent": dict(mesh.bytes_sent)}
 

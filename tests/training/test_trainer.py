@@ -8,6 +8,7 @@ import torch
 
 from prolu import RunConfig, Trainer
 from prolu.sae.autoencoder import SAEConfig
+from prolu.sae.scaling import normalise
 from prolu.training.schedule import Schedule
 from prolu.training.starting_weights import initial_weights
 from support.synthetic import sparse_activations
@@ -137,3 +138,26 @@ def test_activations_may_be_strided_and_carry_gradients(step):
         ends.append(trainer.state.weights.tensors())
     for other in ends[1:]:
         assert all(torch.equal(a, b) for a, b in zip(ends[0], other, strict=True))
+
+
+def test_rows_that_are_not_scaled_are_trained_on_with_a_warning(caplog):
+    scaled = normalise(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))[0]
+    scaled[3] = 0
+    Trainer(RunConfig(d_sae=16, n_tokens=640), 8, 64).step(scaled)
+    assert not caplog.text
+    trainer = Trainer(RunConfig(d_sae=16, n_tokens=640), 8, 64)
+    for _ in range(2):
+        trainer.step(3 * scaled)
+    assert caplog.text.count("the trainer expects rows scaled to norm sqrt(d_in) = 2.828") == 1
+    caplog.clear()
+    Trainer(RunConfig(d_sae=16, n_tokens=640, normalisation="none"), 8, 64).step(3 * scaled)
+    assert not caplog.text
+
+
+def test_a_step_beyond_the_last_is_refused():
+    trainer = Trainer(RunConfig(d_sae=16, n_tokens=128), 8, 64)
+    acts = normalise(torch.randn(64, 8))[0]
+    trainer.step(acts)
+    trainer.step(acts)
+    with pytest.raises(ValueError, match="the run has 2 steps"):
+        trainer.step(acts)

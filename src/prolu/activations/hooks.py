@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 
@@ -82,11 +81,6 @@ def reads_centred(model: Any) -> bool:
     """Return whether whatever reads the residual stream of a transformers model first removes its mean."""
     architecture = architecture_of(model)
     return architecture is not None and architecture.layer_norm
-
-
-def centre(acts: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """Return activations minus their mean over d, token by token."""
-    return acts - acts.mean(-1, keepdim=True)
 
 
 def locate(model: Any, hook: str) -> Location:

@@ -5,17 +5,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from prolu.activations import builtin
-from prolu.activations.hooks import Site, centre, hooked, locate, reads_centred, skipped
+from prolu.activations.hooks import Site, hooked, locate, reads_centred, skipped
 from prolu.activations.model_loading import load_model, model_digest
 from prolu.activations.tokenizers import bos_token_id, n_token_ids
+from prolu.sae.scaling import centre
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The number formats by name: of a model's arithmetic, and of activations that are kept."""
@@ -35,6 +37,10 @@ class Predictions(NamedTuple):
     """The input of the unembedding at every position but the last; None if the logits are not linear in it."""
     logits: Float[Tensor, "rows ctx n_vocabulary"]
     """The logits at every position, in the model's number format."""
+
+
+TokenIds = Int[Tensor, "n ctx"] | Int[Tensor, " ctx"] | np.ndarray | Sequence[int] | Sequence[Sequence[int]]
+"""Token ids of several rows of one length, or of one row."""
 
 
 class _StopError(Exception):
@@ -158,16 +164,46 @@ class LanguageModel:
             self._digests.append(model_digest(self._model))
         return self._digests[0]
 
-    def activations(self, tokens: str | np.ndarray | Int[Tensor, "n ctx"]) -> Float[Tensor, "*n ctx d_in"]:
+    @overload
+    def activations(self, tokens: str | TokenIds) -> Tensor: ...
+    @overload
+    def activations(self, tokens: Sequence[str]) -> list[Tensor]: ...
+    def activations(self, tokens: str | TokenIds | Sequence[str]) -> Tensor | list[Tensor]:
         """Return the activations at the hook in float32; the forward pass stops there.
 
         Args:
-            tokens: token ids [n, ctx], or a text (BOS is put before it, and the result is [ctx, d_in]).
+            tokens: token ids [n, ctx] or [ctx], as a tensor, an array or lists of numbers; or a text, before which BOS
+                is put (`tokens` returns the strings beside its activations); or a list of texts.
+
+        Returns:
+            A tensor [n, ctx, d_in], or [ctx, d_in] for one row or one text; for a list of texts a list of such
+            tensors, because texts differ in length.
+
+        Raises:
+            ValueError: they are not token ids of this model, or there are more than it takes.
         """
         if isinstance(tokens, str):
-            ids = self.tokenizer(tokens, add_special_tokens=False)["input_ids"]
-            return self.activations(torch.tensor([[self.bos, *ids]]))[0]
-        return torch.cat([self.activations_at([self.hook], part)[0] for part in self._batches(tokens)])
+            return self.activations(self._ids_of(tokens))
+        if isinstance(tokens, list | tuple):
+            texts = [text for text in tokens if isinstance(text, str)]
+            if texts and len(texts) == len(tokens):
+                return [self.activations(self._ids_of(text)) for text in texts]
+        ids = _as_ids(tokens)
+        found = torch.cat([self.activations_at([self.hook], part)[0] for part in self._batches(torch.atleast_2d(ids))])
+        return found if ids.ndim == 2 else found[0]
+
+    def tokens(self, text: str) -> list[str]:
+        """Return the strings of the tokens of a text, BOS included: one for each row of `activations(text)`.
+
+        Where a character is spread over several tokens, the last of them has it and the others are empty, so that the
+        strings joined are the text behind BOS.
+        """
+        decoder = DecodeStream(skip_special_tokens=False)
+        ids = self._ids_of(text).tolist()
+        return [decoder.step(self.tokenizer.backend_tokenizer, token) or "" for token in ids]
+
+    def _ids_of(self, text: str) -> Tensor:
+        return torch.tensor([self.bos, *self.tokenizer(text, add_special_tokens=False)["input_ids"]])
 
     def activations_at(self, hooks: Sequence[str], tokens: Int[Tensor, "n ctx"]) -> list[Float[Tensor, "n ctx d_in"]]:
         """Return the activations at several hooks in float32, from one pass that stops at the last of them."""
@@ -286,6 +322,24 @@ class LanguageModel:
             # `acts.to` takes the model's tensor and returns `acts` in that tensor's number format and on its device.
             changes.enter_context(hooked(self._model, self._site, acts.to))
             yield
+
+
+def _as_ids(tokens: Any) -> Tensor:
+    """Return token ids as a tensor of one or two dimensions.
+
+    Raises:
+        ValueError: they are no such ids.
+    """
+    try:
+        ids = tokens if isinstance(tokens, Tensor) else torch.from_numpy(np.asarray(tokens))
+        if ids.ndim in (1, 2) and ids.numel() and not (ids.is_floating_point() or ids.dtype == torch.bool):
+            return ids.long()
+    except (ValueError, TypeError):  # lists of several lengths, or of something else than numbers
+        pass
+    shape = f" of shape {tuple(tokens.shape)}" if hasattr(tokens, "shape") else ""
+    raise ValueError(
+        f"tokens: a {type(tokens).__name__}{shape}; must be a text, a list of texts, or token ids [ctx] or [n, ctx]"
+    )
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -230,7 +230,7 @@ def _reconstruct(sae: SAE, held_out: HeldOut) -> _Reconstruction:
         # An SAE without per-token scaling gets the factor 1, as a token of norm sqrt(d_in) does.
         x, norms = normalise(raw) if is_scaled else (raw, raw.new_full(raw.shape[:-1], math.sqrt(d_in)))
         latents = sae.encode_normalised(x)
-        out = sae.decode(latents)
+        out = sae.decode_normalised(latents)
         raw_out = out * (norms / math.sqrt(d_in))[..., None]
         recon[rows] = raw_out
         l0[rows] = active_as_numbers(latents).sum(-1).cpu()

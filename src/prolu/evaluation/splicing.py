@@ -6,17 +6,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from prolu.activations.hooks import centre, hooked, locate, reads_centred
+from prolu.activations.hooks import hooked, locate, reads_centred
 from prolu.sae.autoencoder import SAE
+from prolu.sae.scaling import centre
 
 
 @contextmanager
 def splice(model: torch.nn.Module, sae: SAE, hook: str, *, keep_error: bool = False) -> Iterator[None]:
     """Replace the activations at a hook by the SAE's reconstruction, in every forward pass inside the `with` block.
 
-    All positions are replaced, as in an evaluation: x becomes x_hat(x - mean x) in a model with LayerNorms and x_hat(x)
-    in any other. The SAE computes in its own number format and on its own device; its output is converted to the
-    model's. Several SAEs can be nested, at one hook or at several. Gradients flow through the SAE.
+    All positions are replaced, as in an evaluation: x becomes x_hat(x - mean x) if the SAE was trained on centred
+    activations, as in a model with LayerNorms, and x_hat(x) if not. The SAE computes in its own number format and on
+    its own device; its output is converted to the model's. Several SAEs can be nested, at one hook or at several.
+    Gradients flow through the SAE.
 
     Args:
         model: a transformers causal language model, for example `LanguageModel.model`. Its key-value cache may be used.
@@ -29,7 +31,8 @@ def splice(model: torch.nn.Module, sae: SAE, hook: str, *, keep_error: bool = Fa
         ValueError: The model has no such hook, or its width is not the SAE's.
     """
     site = locate(model, hook).site
-    centred = reads_centred(model)
+    # An SAE that was never saved does not know what it was trained on: what a LanguageModel hands out by default.
+    centred = sae.provenance.get("centred", reads_centred(model))
 
     def replaced(acts: Tensor) -> Tensor:
         x = acts.to(sae.W_dec)

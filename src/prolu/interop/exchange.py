@@ -92,7 +92,11 @@ def import_sae(folder: str | Path, format: str = "auto") -> tuple[SAE, dict[str,
         ValueError: The folder is not of that format, is damaged, or its SAE computes something that ours cannot.
     """
     folder = Path(folder)
-    return FORMATS[_recognised(folder) if format == "auto" else _checked(folder, format)].from_folder(folder)
+    chosen = FORMATS[_recognised(folder) if format == "auto" else _checked(folder, format)]
+    sae, provenance = chosen.from_folder(folder)
+    # So that it knows its hook, and whether its input must be centred, before it is saved as well.
+    sae.provenance = dict(provenance)
+    return sae, provenance
 
 
 def _recognised(folder: Path) -> str:

@@ -4,7 +4,6 @@ SAEBench hands an SAE raw activations, takes raw reconstructions from it, and re
 attribute `cfg`. Written against sae-bench 0.6.0, of which nothing is imported here.
 """
 
-import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,9 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prolu.activations.hooks import centre
-from prolu.sae.autoencoder import SAE, read_provenance
-from prolu.sae.scaling import normalise
+from prolu.sae.autoencoder import SAE
+from prolu.sae.latents import Latents, RowScale
 
 NORM_TOLERANCE = 1e-5
 """How far the norm of a decoder row may be from 1. SAEBench's own check allows the same."""
@@ -81,13 +79,12 @@ class SAEBenchSAE(torch.nn.Module):
     latents must be decoded before other activations are encoded.
     """
 
-    def __init__(self, sae: SAE, cfg: SAEBenchConfig, *, centred: bool):
+    def __init__(self, sae: SAE, cfg: SAEBenchConfig):
         """Wrap an SAE.
 
         Args:
             sae: The SAE.
             cfg: Its description.
-            centred: Whether the mean over d_in is subtracted from its inputs.
 
         Raises:
             ValueError: A row of W_dec does not have norm 1, on which SAEBench's scores per latent rely.
@@ -98,10 +95,8 @@ class SAEBenchSAE(torch.nn.Module):
             raise ValueError(f"W_dec: rows have norms {norms.min():.6g} to {norms.max():.6g}, SAEBench needs norm 1")
         self.sae = sae
         self.cfg = cfg
-        self._centred = centred
-        # The scale and the mean of each token of the last `encode`, which `decode` restores.
-        self._scale: Tensor | float = 1.0
-        self._mean: Tensor | float = 0.0
+        # Those of the tokens of the last `encode`, which `decode` restores.
+        self._row_scale = RowScale(1.0, 0.0)
 
     @classmethod
     def load(cls, run: str | Path, model_name: str = "", *, device: str = "cpu") -> "SAEBenchSAE":
@@ -117,7 +112,7 @@ class SAEBenchSAE(torch.nn.Module):
             ValueError: There is no SAE in the folder, or its config lacks something that SAEBench must know.
         """
         sae = SAE.load(run).to(device)
-        provenance = read_provenance(run)
+        provenance = sae.provenance
         if missing := {"lm", "hook", "ctx", "data", "centred"} - provenance.keys():
             raise ValueError(f"{run}: the provenance in its config lacks {', '.join(sorted(missing))}")
         hook = re.fullmatch(r"blocks\.(\d+)\.hook_\w+", provenance["hook"])
@@ -138,7 +133,7 @@ class SAEBenchSAE(torch.nn.Module):
             dataset_path=provenance["data"],
             training_tokens=provenance.get("run", {}).get("n_tokens", 0),
         )
-        return cls(sae, cfg, centred=provenance["centred"])
+        return cls(sae, cfg)
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
@@ -178,18 +173,11 @@ class SAEBenchSAE(torch.nn.Module):
 
     def encode(self, acts: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Return the latents of raw activations."""
-        acts = acts.to(self.dtype)
-        mean = 0.0
-        scale = 1.0
-        if self._centred:
-            mean = acts.mean(-1, keepdim=True)
-            acts = centre(acts)
-        if self.sae.config.normalisation == "per_token":
-            acts, norms = normalise(acts)
-            scale = (norms / math.sqrt(self.cfg.d_in))[..., None]
-        self._scale = scale
-        self._mean = mean
-        return self.sae.encode_normalised(acts)
+        latents = self.sae.encode(acts.to(self.dtype))
+        assert isinstance(latents, Latents)
+        self._row_scale = latents.row_scale
+        # A plain tensor, because SAEBench's code does with it what it does with any other SAE's.
+        return latents.as_subclass(Tensor)
 
     def decode(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
         """Return the raw reconstruction of latents, with the scale and the mean of the last `encode`.
@@ -197,12 +185,12 @@ class SAEBenchSAE(torch.nn.Module):
         Raises:
             ValueError: The last `encode` was of another number of tokens, so these latents cannot be of its tokens.
         """
-        for kept in (self._scale, self._mean):
+        for kept in self._row_scale:
             if isinstance(kept, Tensor) and kept.shape[:-1] != latents.shape[:-1]:
                 raise ValueError(
                     f"latents of shape {tuple(latents.shape)}: the last encode was of {tuple(kept.shape[:-1])} tokens"
                 )
-        return self.sae.decode(latents) * self._scale + self._mean
+        return self._row_scale.restore(self.sae.decode_normalised(latents))
 
     def forward(self, acts: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Return the reconstruction of raw activations."""

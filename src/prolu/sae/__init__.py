@@ -1,8 +1,9 @@
 """The method: what a sparse autoencoder is, from its nonlinearity to its weights on the disk.
 
 - `autoencoder`: the SAE itself: encode, decode, save, load.
+- `latents`: what `encode` returns, which knows the scale of each row.
 - `weights`: the tensors of one SAE, one row per latent.
-- `scaling`: activations scaled to a fixed norm before they are encoded.
+- `scaling`: activations centred and scaled to a fixed norm before they are encoded.
 - `choices`: names that configs choose from.
 - `penalties`: the sparsity penalties l1, sqrt_l1 and l0.
 - `nonlinearities`: ReLU, ProLU, Gated, JumpReLU, TopK and BatchTopK, one file each.

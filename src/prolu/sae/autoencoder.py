@@ -4,10 +4,12 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
@@ -18,14 +20,18 @@ from prolu.runtime.checks import at_least_1, check_type, one_of
 from prolu.runtime.files import read_json_object, write_atomically
 from prolu.runtime.hub import MAIN, HubError, fetch, place_of
 from prolu.sae.choices import NORMALISATIONS
+from prolu.sae.latents import Latents, RowScale
 from prolu.sae.nonlinearities import activate, nonlinearity_named
-from prolu.sae.scaling import normalise
+from prolu.sae.scaling import centre, normalise
 from prolu.sae.weights import Weights
 
 __all__ = ["SAE", "SAEConfig", "read_config", "read_provenance", "weights_digest"]
 
 NAMED_RUNS = 6
 """The number of runs that a message lists at most."""
+
+Activations = Float[Tensor, "*batch d_in"] | Float[np.ndarray, "*batch d_in"] | Sequence[Any]
+"""What an SAE takes: a tensor, an array, or nested lists of numbers."""
 
 WEIGHTS_FILE = "sae.safetensors"
 """The file with the tensors of a saved SAE."""
@@ -62,14 +68,17 @@ class SAE(torch.nn.Module):
     Activations are [..., d_in] and latents [..., d_sae], with any leading dimensions; W_enc is [d_in, d_sae] and W_dec
     [d_sae, d_in].
 
-    `encode` and `forward` take activations as they come from the language model, and scale them. Methods whose names
-    end in `_normalised` take scaled activations. All of them are differentiable; the nonlinearity brings its own
-    gradient, which may be synthetic.
+    `encode`, `decode` and `forward` are about activations as they come from the language model: `encode` centres them,
+    if the SAE was trained on centred ones, and scales them, and `decode` takes its reconstruction back to where the
+    activations came from. Methods whose names end in `_normalised` work on activations that have been centred and
+    scaled already. All of them are differentiable; the nonlinearity brings its own gradient, which may be synthetic.
     """
 
-    def __init__(self, config: SAEConfig, weights: Weights):
+    def __init__(self, config: SAEConfig, weights: Weights, provenance: Mapping[str, Any] | None = None):
         super().__init__()
         self.config = config
+        self.provenance: dict[str, Any] = dict(provenance or {})
+        """Where the SAE comes from: `lm`, `hook`, `centred` and more, as far as it is known."""
         # A view: the memory stays latent-major, as the kernels of training need it.
         self.W_enc = torch.nn.Parameter(weights.encoder.T)
         self.W_dec = torch.nn.Parameter(weights.decoder)
@@ -85,44 +94,135 @@ class SAE(torch.nn.Module):
         own = {name: getattr(self, name).data for name in self._nonlinearity.parameter_names}
         return Weights(self.W_enc.data.T, self.W_dec.data, self.b_dec.data, own)
 
-    def encode(self, acts: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """Return the latents f of activations as they come from the language model."""
-        x, _ = self._scaled(acts)
-        return self.encode_normalised(x)
+    @property
+    def d_in(self) -> int:
+        """The width of the activations."""
+        return self.config.d_in
+
+    @property
+    def d_sae(self) -> int:
+        """The number of latents."""
+        return self.config.d_sae
+
+    @property
+    def lm(self) -> str:
+        """The language model that the SAE was trained on, by name or folder; empty if it is not known."""
+        return self.provenance.get("lm", "")
+
+    @property
+    def hook(self) -> str:
+        """The hook that the SAE was trained at; empty if it is not known."""
+        return self.provenance.get("hook", "")
+
+    @property
+    def centred(self) -> bool:
+        """Whether the SAE was trained on activations without their mean over d_in, as in models with LayerNorms."""
+        return self.provenance.get("centred") is True
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the weights are on."""
+        return self.W_enc.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the weights."""
+        return self.W_enc.dtype
+
+    def extra_repr(self) -> str:
+        """Return what the SAE is and where it comes from, on one line."""
+        place = f", {self.hook} of {self.lm}" if self.hook else ""
+        return f"{self.config.nonlinearity}, {self.d_in} -> {self.d_sae}{place}"
+
+    def encode(self, acts: Activations) -> Float[Tensor, "*batch d_sae"]:
+        """Return the latents f of activations as they come from the language model.
+
+        The result is a `Latents`, a tensor that keeps the scale and mean of each row for `decode`.
+
+        Args:
+            acts: a tensor, a NumPy array or nested lists of numbers, [..., d_in].
+
+        Raises:
+            ValueError: the shape, number format or device is not the SAE's.
+        """
+        x, row_scale = self._scaled(acts)
+        return Latents.of(self.encode_normalised(x), row_scale)
 
     def encode_normalised(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """Return the latents f of activations that have been scaled already."""
+        """Return the latents f of activations that have been centred and scaled already."""
         own = {name: getattr(self, name) for name in self._nonlinearity.parameter_names}
         return activate(self._nonlinearity, (x - self.b_dec) @ self.W_enc, own)
 
-    def decode(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
-        """Return the reconstruction f W_dec + b_dec, still scaled."""
+    def decode(
+        self, latents: Float[Tensor, "*batch d_sae"], *, like: Tensor | np.ndarray | Sequence[Any] | None = None
+    ) -> Float[Tensor, "*batch d_in"]:
+        """Return the reconstruction of activations as they come from the language model: of x, for `encode(x)`.
+
+        Args:
+            latents: what `encode` returned, edited or not; or any tensor, together with `like`.
+            like: the activations whose scale and mean each row gets; needed only for latents that `encode` did not
+                return, or that an operation has taken out of their rows, and only by an SAE that scales its input.
+
+        Raises:
+            ValueError: the scale of the rows is not known, or is that of other rows.
+        """
+        recon = self.decode_normalised(latents.as_subclass(Tensor))
+        if like is not None:
+            return self._scaled(like)[1].restore(recon)
+        if isinstance(latents, Latents) and hasattr(latents, "row_scale"):
+            return latents.row_scale.restore(recon)
+        if self.config.normalisation == "none" and not self.centred:
+            return recon
+        raise ValueError(
+            "latents: a plain tensor does not know the scale of its rows, which this SAE took from its input; pass "
+            "what `encode` returned, or like=acts, or use decode_normalised"
+        )
+
+    def decode_normalised(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
+        """Return the reconstruction f W_dec + b_dec, still centred and scaled."""
         return latents @ self.W_dec + self.b_dec
 
-    def forward(self, acts: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """Return the reconstruction of activations as they come from the language model, in their own scale."""
-        x, scale_back = self._scaled(acts)
-        return self.decode(self.encode_normalised(x)) * scale_back
+    def forward(self, acts: Activations) -> Float[Tensor, "*batch d_in"]:
+        """Return the reconstruction of activations as they come from the language model."""
+        x, row_scale = self._scaled(acts)
+        return row_scale.restore(self.decode_normalised(self.encode_normalised(x)))
 
-    def _scaled(self, acts: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Return activations in the space that the SAE works in, and the factor that takes a reconstruction back."""
-        if acts.shape[-1:] != (self.config.d_in,):
-            raise ValueError(f"acts of shape {tuple(acts.shape)}: the last dimension must be d_in = {self.config.d_in}")
+    def _scaled(self, acts: Activations) -> tuple[Tensor, RowScale]:
+        """Return activations in the space that the SAE works in, and what takes a reconstruction back."""
+        acts = self._checked(acts)
+        mean: Tensor | float = 0.0
+        scale: Tensor | float = 1.0
+        if self.centred:
+            mean = acts.mean(-1, keepdim=True)
+            acts = centre(acts)
+        if self.config.normalisation == "per_token":
+            acts, norms = normalise(acts)
+            scale = (norms / math.sqrt(self.d_in))[..., None]
+        return acts, RowScale(scale, mean)
+
+    def _checked(self, acts: Activations) -> Tensor:
+        if not isinstance(acts, Tensor | np.ndarray):
+            # Numbers in lists have no format of their own.
+            try:
+                acts = torch.from_numpy(np.asarray(acts, dtype=np.float64)).to(self.W_enc)
+            except (ValueError, TypeError):
+                raise ValueError("acts: must be a tensor, an array, or lists of numbers of one length") from None
+        if isinstance(acts, np.ndarray):
+            acts = torch.from_numpy(acts)
+        if acts.shape[-1:] != (self.d_in,):
+            raise ValueError(f"acts of shape {tuple(acts.shape)}: the last dimension must be d_in = {self.d_in}")
         # A lower precision is promoted in the matmul without a loss; a higher one would be lost without a word.
-        if torch.promote_types(acts.dtype, self.W_enc.dtype) != self.W_enc.dtype or not acts.is_floating_point():
-            raise ValueError(f"acts are {acts.dtype}, the SAE is {self.W_enc.dtype}: convert one to the other")
-        if acts.device != self.W_enc.device:
-            raise ValueError(f"acts are on {acts.device}, the SAE on {self.W_enc.device}: move one to the other")
-        if self.config.normalisation == "none":
-            return acts, 1.0
-        x, norms = normalise(acts)
-        return x, (norms / math.sqrt(self.config.d_in))[..., None]
+        if not acts.is_floating_point() or torch.promote_types(acts.dtype, self.dtype) != self.dtype:
+            raise ValueError(f"acts are {acts.dtype}, the SAE is {self.dtype}: convert one to the other")
+        if acts.device != self.device:
+            raise ValueError(f"acts are on {acts.device}, the SAE on {self.device}: move one to the other")
+        return acts
 
     def files(self, provenance: dict[str, Any] | None = None) -> dict[str, bytes]:
         """Return what `save` writes: the content of each file, by name."""
         # safetensors stores no strides, and W_enc is a transposed view.
         tensors = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
-        facts = {"sae": asdict(self.config), "provenance": provenance or {}}
+        facts = {"sae": asdict(self.config), "provenance": self.provenance if provenance is None else provenance}
         return {WEIGHTS_FILE: save(tensors), CONFIG_FILE: (json.dumps(facts, indent=1) + "\n").encode()}
 
     def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
@@ -130,7 +230,7 @@ class SAE(torch.nn.Module):
 
         Args:
             folder: where the files are written.
-            provenance: where the SAE comes from (model, hook, run), for `config.json`.
+            provenance: where the SAE comes from (model, hook, run), for `config.json`; by default what it knows itself.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +271,8 @@ class SAE(torch.nn.Module):
                 raise ValueError(f"{file}: {name} holds values that are not finite")
         own = {name: tensors[name] for name in own_names}
         # The file has W_enc in its public shape; in memory it lies latent by latent.
-        return cls(config, Weights(tensors["W_enc"].T.contiguous(), tensors["W_dec"], tensors["b_dec"], own))
+        weights = Weights(tensors["W_enc"].T.contiguous(), tensors["W_dec"], tensors["b_dec"], own)
+        return cls(config, weights, read_provenance(folder))
 
     @classmethod
     def from_hub(cls, place: str, revision: str = MAIN) -> "SAE":

@@ -1,10 +1,15 @@
-"""Activations scaled per token to norm sqrt(d_in), so that one learning rate and one penalty suit all tokens."""
+"""Activations centred, and scaled per token to norm sqrt(d_in), so that one learning rate and penalty suit all."""
 
 import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+def centre(acts: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    """Return activations minus their mean over d, token by token."""
+    return acts - acts.mean(-1, keepdim=True)
 
 
 def normalise(acts: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch d_in"], Tensor]:

@@ -1,5 +1,7 @@
 """One SAE in training: `Trainer.step` makes one update."""
 
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -20,6 +22,11 @@ from prolu.training.starting_weights import starting_weights
 from prolu.training.steps import AdamConfig, Objective, Steps, StepStats, Update, crossover_density, next_step_kind
 from prolu.training.steps.base import gather_of
 from prolu.training.trainer_state import TrainerState
+
+logger = logging.getLogger(__name__)
+
+NORM_TOLERANCE = 0.01
+"""The relative distance of a norm from sqrt(d_in) that activations in bf16 or fp16 may have."""
 
 
 class StepReport(NamedTuple):
@@ -76,6 +83,7 @@ class Trainer:
         self._objective = Objective(trained, penalty_named(config.penalty), config.coeff, trained.auxiliary)
         weights = part_of(starting_weights(config, d_in, dtype), mesh).map(lambda t: t.to(device))
         self.state = TrainerState.start(weights, config)
+        self._saw_scale = config.normalisation == "none"
         self.crossover = 0.0
         if config.precision == "fp32" and not needs_dense(config, mesh):
             self.crossover = crossover_density(torch.device(device).type, d_in, config.d_sae)
@@ -84,11 +92,19 @@ class Trainer:
     def step(self, acts: Float[Tensor, "batch d_in"]) -> StepReport:
         """Make one update on normalised activations; on a mesh, on this rank's rows of the batch.
 
+        Each row must be scaled to norm sqrt(d_in), as `ActivationStream` does, unless the config says
+        `normalisation="none"`; rows of other norms are trained on after a warning.
+
         Raises:
-            ValueError: there are no activations, or their width, dtype or device is not the SAE's.
+            ValueError: there are no activations, their width, dtype or device is not the SAE's, or all steps of the
+                config have been made.
         """
         acts = self._checked(acts)
         state = self.state
+        if state.n_updates == self.n_steps:
+            raise ValueError(
+                f"step {self.n_steps + 1}: the run has {self.n_steps} steps, n_tokens // batch_size, and all are made"
+            )
         lr = self.config.lr * self._schedule.factor(state.n_updates)
         update = Update(state.n_updates, lr, self._adam)
         stats = self.steps[state.step].update_(state.weights, state.moments, acts, self._objective_now(), update)
@@ -144,11 +160,17 @@ class Trainer:
         return self.state._replace(n_updates=n_updates, step=step_kind, l0_controller=controller)
 
     def _checked(self, acts: Tensor) -> Tensor:
+        if not isinstance(acts, Tensor):
+            raise ValueError(f"acts: a {type(acts).__name__}; pass a tensor, as torch.from_numpy makes of an array")
         like = self.state.weights.encoder
         if acts.ndim != 2 or acts.shape[1] != like.shape[1] or not len(acts):
             raise ValueError(f"acts of shape {tuple(acts.shape)}: must be [batch, d_in] with d_in = {like.shape[1]}")
         if acts.dtype != like.dtype or acts.device != like.device:
             raise ValueError(f"acts are {acts.dtype} on {acts.device}: the trainer is {like.dtype} on {like.device}")
+        if not self._saw_scale:
+            # Once, because on a GPU a reading waits until the device is done.
+            self._saw_scale = True
+            _warn_if_not_scaled(acts)
         return acts.detach().contiguous()
 
     @property
@@ -175,7 +197,7 @@ class Trainer:
         """Return the SAE's reconstruction of normalised activations; on a mesh with the latents of all ranks."""
         if self._mesh.n_latent == 1:
             sae = self.sae()
-            return sae.decode(sae.encode_normalised(x)).detach()
+            return sae.decode_normalised(sae.encode_normalised(x)).detach()
         weights = self.state.weights
         m = (x - weights.b_dec) @ weights.encoder.T
         active = active_mask(self._nonlinearity, m, weights.own, gather_of(self._mesh))
@@ -236,3 +258,17 @@ class Trainer:
             # It decides when a step changes its kind, and so its rounding.
             "crossover": self.crossover,
         }
+
+
+def _warn_if_not_scaled(acts: Tensor) -> None:
+    norms = torch.linalg.vector_norm(acts, dim=1)
+    norms = norms[norms > 0]  # a row of zeros stays one
+    expected = math.sqrt(acts.shape[1])
+    if len(norms) and ((norms / expected - 1).abs() > NORM_TOLERANCE).any():
+        logger.warning(
+            "acts have norms from %.4g to %.4g, and are trained on as they are; the trainer expects rows scaled to "
+            "norm sqrt(d_in) = %.4g, or a config with normalisation='none'",
+            norms.min(),
+            norms.max(),
+            expected,
+        )

@@ -16,6 +16,7 @@ from prolu.evaluation.held_out import choose_blocks
 from prolu.report.latents.accumulators import Histogram, KeptFirings
 from prolu.runtime.rng import keyed_generator
 from prolu.sae.autoencoder import SAE
+from prolu.sae.scaling import normalise
 
 ENTRIES_PER_PASS = 2**22
 """How many activations of latents are held at once: 16 MB in fp32. One token block is always held whole."""
@@ -155,7 +156,9 @@ def encoded(sae: SAE, text: HeldOutText) -> Iterator[tuple[int, Tensor]]:
     for first in range(0, len(text.acts), n_blocks):
         raw = text.acts[first : first + n_blocks].to(device=sae.W_dec.device, dtype=sae.W_dec.dtype)
         with torch.no_grad():
-            latents = sae.encode(raw).float().cpu()
+            # The language model has centred them already, where it does that.
+            x = normalise(raw)[0] if sae.config.normalisation == "per_token" else raw
+            latents = sae.encode_normalised(x).float().cpu()
         latents[:, 0] = 0
         yield first, latents
 
