@@ -12,8 +12,9 @@ from prolu.evaluation.comparison.verdicts import Verdict, matched, verdict_table
 from prolu.evaluation.held_out import HeldOut, evaluate
 from prolu.evaluation.splicing import splice
 from prolu.interop.sharing import pull, push
-from prolu.sae.autoencoder import SAE, SAEConfig
+from prolu.sae.autoencoder import SAE
 from prolu.sae.nonlinearities import ProLU, prolu
+from prolu.sae.saved_sae import SAEConfig
 from prolu.studies.results import Results
 from prolu.studies.sweep import grid, run_sweep, run_sweeps, with_seeds
 from prolu.training.config import RunConfig

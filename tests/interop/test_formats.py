@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from prolu import SAE, SAEConfig
 from prolu.cli.entry_point import main
 from prolu.interop import FORMATS, ExportFormat, ImportFormat, check_new, export_files, import_sae, write_folder
-from prolu.sae.autoencoder import read_provenance
 from prolu.sae.nonlinearities import nonlinearity_named
 from prolu.sae.nonlinearities.base import activate
+from prolu.sae.saved_sae import read_provenance
 from prolu.training.starting_weights import initial_weights
 from support.foreign_saes import BROKEN, D_IN, D_SAE, write_dictionary_learning, write_saelens, write_sparsify
 
@@ -39,6 +39,10 @@ def make(code, normalisation="per_token", seed=0):
 
 
 def acts(n=500):
+    return 3 * torch.randn(n, D_IN, generator=torch.Generator().manual_seed(9)) + 0.5
+
+
+def centred_acts(n=500):
     """Rows whose mean is 0 without rounding, so that an SAE of centred activations leaves them as they are."""
     x = (192 * torch.randn(n, D_IN, generator=torch.Generator().manual_seed(9))).round() / 64
     x[:, -1] = -x[:, :-1].sum(1)
@@ -115,7 +119,7 @@ def differences(ours, theirs):
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("format", THEIRS)
 def test_their_code_computes_what_ours_does_and_the_way_back_gives_the_bits(tmp_path, format, code, normalisation):
-    sae, x = make(code, normalisation), acts()
+    sae, x = make(code, normalisation), centred_acts()
     scaled = format == "dictionary_learning" and normalisation == "per_token"
     made = BARE if format == "dictionary_learning" and normalisation == "none" else MADE
     folder = exported(sae, format, tmp_path, made, inputs_normalised=scaled)
@@ -136,7 +140,7 @@ def test_their_code_computes_what_ours_does_and_the_way_back_gives_the_bits(tmp_
 
 @pytest.mark.parametrize("code", CODES)
 def test_without_the_file_beside_the_latents_are_the_same(tmp_path, code):
-    sae, x = make(code), acts()
+    sae, x = make(code), centred_acts()
     folder = exported(sae, "saelens", tmp_path)
     (folder / "prolu.safetensors").unlink()
     back, made = import_sae(folder)
@@ -154,7 +158,7 @@ def test_without_the_file_beside_the_latents_are_the_same(tmp_path, code):
 
 @pytest.mark.parametrize("code", ["prolu_ste", "jumprelu"])
 def test_what_was_changed_there_is_not_taken_for_ours(tmp_path, code):
-    folder, x = exported(make(code), "saelens", tmp_path), acts()
+    folder, x = exported(make(code), "saelens", tmp_path), centred_acts()
     tensors = load_file(folder / "sae_weights.safetensors")
     save_file(tensors | {"b_enc": tensors["b_enc"] + 0.25}, folder / "sae_weights.safetensors")
     back, made = import_sae(folder)
@@ -298,7 +302,7 @@ def test_prepared_inputs_are_recorded(tmp_path):
 
 @pytest.mark.parametrize("code", CODES)
 def test_prepared_inputs_are_not_forgotten_where_the_rest_is(tmp_path, code):
-    sae, x = make(code), acts()
+    sae, x = make(code), centred_acts()
     folder = exported(sae, "dictionary_learning", tmp_path, inputs_normalised=True)
     (folder / "prolu.safetensors").unlink()
     config = json.loads((folder / "config.json").read_text())

@@ -71,6 +71,7 @@ MOVING = {
     "mean of rows": lambda f: f.mean(0, keepdim=True).expand_as(f),
     "two rows swapped": lambda f: torch.stack([f[1], f[0], f[2]]),
     "gathered": lambda f: f.index_select(0, torch.tensor([1, 1, 0])),
+    "permuted, and converted like them": lambda f: f[torch.tensor([2, 0, 1])].to(f),
     "product": lambda f: torch.eye(3, dtype=f.dtype) @ f,
 }
 
@@ -95,8 +96,14 @@ def test_what_may_move_rows_is_not_decoded_with_their_scales(edit):
 def test_latents_of_other_rows_are_not_mixed():
     sae = some_sae()
     mixed = sae.encode(raw(3)) + sae.encode(2 * raw(3) + 1)
-    with pytest.raises(ValueError, match="like=acts"):
-        sae.decode(mixed)
+    into = sae.encode(raw(3))
+    into += sae.encode(2 * raw(3) + 1)
+    set_from = sae.encode(raw(3)).detach()
+    set_from[:] = sae.encode(2 * raw(3) + 1).detach()
+    copied = sae.encode(raw(3)).detach().copy_(sae.encode(2 * raw(3) + 1).detach())
+    for latents in (mixed, into, set_from, copied, torch.add(sae.encode(raw(3)), other=sae.encode(raw(3)))):
+        with pytest.raises(ValueError, match="like=acts"):
+            sae.decode(latents)
     with pytest.raises(ValueError, match="must be activations of the same rows"):
         sae.decode(torch.zeros(2, 40, dtype=torch.float64), like=raw(3))
 
@@ -140,6 +147,8 @@ def test_arrays_and_lists_are_taken():
     assert torch.equal(sae.encode(x.numpy()).as_subclass(torch.Tensor), expected)
     assert torch.equal(sae.encode(x.tolist()).as_subclass(torch.Tensor), expected)
     assert torch.equal(sae(x.numpy()), sae(x))
+    assert torch.equal(sae.encode(x.numpy()[::-1]).as_subclass(torch.Tensor), expected.flip(0))
+    assert torch.equal(sae.decode(expected.tolist(), like=x), sae(x))
 
 
 @pytest.mark.parametrize(
@@ -147,8 +156,11 @@ def test_arrays_and_lists_are_taken():
     [
         (np.zeros((3, D_IN)), "acts are torch.float64, the SAE is torch.float32"),
         (np.zeros((3, D_IN + 1), np.float32), "the last dimension must be d_in = 16"),
-        ([[1.0] * D_IN, [1.0]], "acts: must be a tensor, an array, or lists of numbers of one length"),
+        ([[1.0] * D_IN, [1.0]], "acts: must be a tensor, an array of numbers, or lists of one length"),
         (["a text"], "acts: must be a tensor"),
+        (np.array([["a"] * D_IN]), "acts: must be a tensor"),
+        (np.array([[None] * D_IN]), "acts: must be a tensor"),
+        (np.ones((2, D_IN), int), "acts are torch.int64"),
     ],
 )
 def test_what_cannot_be_encoded_is_refused_in_a_sentence(acts, words):
@@ -165,4 +177,6 @@ def test_an_sae_knows_where_it_comes_from(tmp_path):
     assert repr(loaded) == "SAE(prolu_ste, 16 -> 40, blocks.6.hook_resid_pre of gpt2)"
     loaded.save(tmp_path / "again")
     assert SAE.load(tmp_path / "again").provenance == loaded.provenance
+    loaded.save(tmp_path / "noted", {"note": "mine"})
+    assert SAE.load(tmp_path / "noted").provenance == loaded.provenance | {"note": "mine"}
     assert not some_sae(centred=False).centred

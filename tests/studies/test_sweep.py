@@ -170,7 +170,7 @@ class Identity(torch.nn.Module):
 
     def __init__(self, d_in):
         super().__init__()
-        from prolu.sae.autoencoder import SAEConfig
+        from prolu.sae.saved_sae import SAEConfig
         from prolu.sae.weights import Weights
 
         eye = torch.eye(d_in)

@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from prolu.sae.autoencoder import SAEConfig
+from prolu.sae.saved_sae import SAEConfig
 from prolu.sae.weights import Weights
 from prolu.training.starting_weights import initial_weights
 

@@ -68,7 +68,7 @@ from prolu.sae.penalties import PENALTIES
 from prolu.training.moments import Moments
 from prolu.training.steps import AdamConfig, Objective
 from prolu.training.steps.cuda import _fused_update_, _gradients
-from prolu.sae.autoencoder import SAEConfig
+from prolu.sae.saved_sae import SAEConfig
 from prolu.training.starting_weights import initial_weights
 x = torch.randn(40, 24, dtype=torch.float64)
 for name in NONLINEARITIES:

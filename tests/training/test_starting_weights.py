@@ -10,7 +10,7 @@ import torch
 from prolu import SAE, RunConfig, SAEConfig, Trainer, grid
 from prolu.cli.entry_point import main
 from prolu.evaluation.comparison.frontiers import family
-from prolu.sae.autoencoder import WEIGHTS_FILE
+from prolu.sae.saved_sae import WEIGHTS_FILE
 from prolu.studies.request import check_runs
 from prolu.training.starting_weights import initial_weights, starting_weights
 from support.commands import text_flags

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prolu import RunConfig, Trainer
-from prolu.sae.autoencoder import SAEConfig
+from prolu.sae.saved_sae import SAEConfig
 from prolu.sae.scaling import normalise
 from prolu.training.schedule import Schedule
 from prolu.training.starting_weights import initial_weights

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from prolu.activations import builtin
 from prolu.activations.hooks import Site, hooked, locate, reads_centred, skipped
 from prolu.activations.model_loading import load_model, model_digest
-from prolu.activations.tokenizers import bos_token_id, n_token_ids
+from prolu.activations.tokenizers import as_token_ids, bos_token_id, n_token_ids, token_strings
 from prolu.sae.scaling import centre
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -188,7 +187,7 @@ class LanguageModel:
             texts = [text for text in tokens if isinstance(text, str)]
             if texts and len(texts) == len(tokens):
                 return [self.activations(self._ids_of(text)) for text in texts]
-        ids = _as_ids(tokens)
+        ids = as_token_ids(tokens)
         found = torch.cat([self.activations_at([self.hook], part)[0] for part in self._batches(torch.atleast_2d(ids))])
         return found if ids.ndim == 2 else found[0]
 
@@ -198,9 +197,7 @@ class LanguageModel:
         Where a character is spread over several tokens, the last of them has it and the others are empty, so that the
         strings joined are the text behind BOS.
         """
-        decoder = DecodeStream(skip_special_tokens=False)
-        ids = self._ids_of(text).tolist()
-        return [decoder.step(self.tokenizer.backend_tokenizer, token) or "" for token in ids]
+        return token_strings(self.tokenizer, self._ids_of(text).tolist())
 
     def _ids_of(self, text: str) -> Tensor:
         return torch.tensor([self.bos, *self.tokenizer(text, add_special_tokens=False)["input_ids"]])
@@ -322,24 +319,6 @@ class LanguageModel:
             # `acts.to` takes the model's tensor and returns `acts` in that tensor's number format and on its device.
             changes.enter_context(hooked(self._model, self._site, acts.to))
             yield
-
-
-def _as_ids(tokens: Any) -> Tensor:
-    """Return token ids as a tensor of one or two dimensions.
-
-    Raises:
-        ValueError: they are no such ids.
-    """
-    try:
-        ids = tokens if isinstance(tokens, Tensor) else torch.from_numpy(np.asarray(tokens))
-        if ids.ndim in (1, 2) and ids.numel() and not (ids.is_floating_point() or ids.dtype == torch.bool):
-            return ids.long()
-    except (ValueError, TypeError):  # lists of several lengths, or of something else than numbers
-        pass
-    shape = f" of shape {tuple(tokens.shape)}" if hasattr(tokens, "shape") else ""
-    raise ValueError(
-        f"tokens: a {type(tokens).__name__}{shape}; must be a text, a list of texts, or token ids [ctx] or [n, ctx]"
-    )
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

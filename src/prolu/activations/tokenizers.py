@@ -1,9 +1,13 @@
-"""Facts about a tokenizer: its BOS, the range of its ids, and a digest of its rules."""
+"""Token ids: a tokenizer's BOS, range and digest, the strings of ids, and ids in any form as a tensor."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
 
 
 def bos_token_id(tokenizer: Any) -> int:
@@ -34,3 +38,30 @@ def tokenizer_digest(tokenizer: Any) -> str:
     Tokenizers with the same digest give the same tokens.
     """
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Return the string of each token of a text.
+
+    Where a character is spread over several tokens, the last of them has it and the others are empty.
+    """
+    decoder = DecodeStream(skip_special_tokens=False)
+    return [decoder.step(tokenizer.backend_tokenizer, token) or "" for token in ids]
+
+
+def as_token_ids(tokens: Any) -> Tensor:
+    """Return token ids as a tensor of one or two dimensions.
+
+    Raises:
+        ValueError: they are no such ids.
+    """
+    try:
+        ids = tokens if isinstance(tokens, Tensor) else torch.from_numpy(np.asarray(tokens))
+        if ids.ndim in (1, 2) and ids.numel() and not (ids.is_floating_point() or ids.dtype == torch.bool):
+            return ids.long()
+    except (ValueError, TypeError):  # lists of several lengths, or of something else than numbers
+        pass
+    shape = f" of shape {tuple(tokens.shape)}" if hasattr(tokens, "shape") else ""
+    raise ValueError(
+        f"tokens: a {type(tokens).__name__}{shape}; must be a text, a list of texts, or token ids [ctx] or [n, ctx]"
+    )

@@ -19,7 +19,8 @@ from prolu.cli.score_table import score_table
 from prolu.evaluation.held_out import HeldOut, score
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.progress import Meter
-from prolu.sae.autoencoder import SAE, read_provenance
+from prolu.sae.autoencoder import SAE
+from prolu.sae.saved_sae import read_provenance
 from prolu.studies.amounts import check_eval_tokens, tell_eval_tokens
 from prolu.studies.folder import read_study
 from prolu.studies.scored_study import SavedSAE, ScoredStudy, describe

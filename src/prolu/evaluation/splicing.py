@@ -32,7 +32,7 @@ def splice(model: torch.nn.Module, sae: SAE, hook: str, *, keep_error: bool = Fa
     """
     site = locate(model, hook).site
     # An SAE that was never saved does not know what it was trained on: what a LanguageModel hands out by default.
-    centred = sae.provenance.get("centred", reads_centred(model))
+    centred = sae.centred if "centred" in sae.provenance else reads_centred(model)
 
     def replaced(acts: Tensor) -> Tensor:
         x = acts.to(sae.W_dec)

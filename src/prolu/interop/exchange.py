@@ -8,7 +8,8 @@ from prolu.interop.format_names import ExportFormat, ImportFormat
 from prolu.interop.formats import dictionary_learning, own_format, saelens, sparsify
 from prolu.runtime.checks import one_of
 from prolu.runtime.files import check_can_be_folder, write_atomically
-from prolu.sae.autoencoder import SAE, read_provenance
+from prolu.sae.autoencoder import SAE
+from prolu.sae.saved_sae import read_provenance
 
 __all__ = [
     "FORMATS",

@@ -19,7 +19,8 @@ from prolu.interop.model_card import card_of
 from prolu.runtime.files import check_can_be_folder, json_lines, read_json_object, remove, rename_folder, write_flushed
 from prolu.runtime.hub import MAIN, Head, HubError, Place, Sent, fetch, look, place_of, send
 from prolu.runtime.names import plain_name
-from prolu.sae.autoencoder import CONFIG_FILE, SAE, WEIGHTS_FILE
+from prolu.sae.autoencoder import SAE
+from prolu.sae.saved_sae import CONFIG_FILE, WEIGHTS_FILE
 from prolu.studies.folder import STUDY_FILE, read_study
 from prolu.studies.records import CURVES_FILE, RESULTS_FILE, read_curve
 from prolu.studies.results import Results, records_of

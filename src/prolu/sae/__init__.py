@@ -1,6 +1,7 @@
 """The method: what a sparse autoencoder is, from its nonlinearity to its weights on the disk.
 
 - `autoencoder`: the SAE itself: encode, decode, save, load.
+- `saved_sae`: the files of a saved SAE, and how they are read.
 - `latents`: what `encode` returns, which knows the scale of each row.
 - `weights`: the tensors of one SAE, one row per latent.
 - `scaling`: activations centred and scaled to a fixed norm before they are encoded.

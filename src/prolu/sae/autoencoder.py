@@ -1,65 +1,42 @@
 """The sparse autoencoder: initialise, encode, decode, save, load."""
 
-import hashlib
 import json
 import math
-import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from prolu.runtime.checks import at_least_1, check_type, one_of
-from prolu.runtime.files import read_json_object, write_atomically
+from prolu.runtime.files import write_atomically
 from prolu.runtime.hub import MAIN, HubError, fetch, place_of
-from prolu.sae.choices import NORMALISATIONS
+from prolu.runtime.names import shown
 from prolu.sae.latents import Latents, RowScale
 from prolu.sae.nonlinearities import activate, nonlinearity_named
+from prolu.sae.saved_sae import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    SAEConfig,
+    read_config,
+    read_provenance,
+    read_weights,
+    weights_digest,
+)
 from prolu.sae.scaling import centre, normalise
 from prolu.sae.weights import Weights
 
 __all__ = ["SAE", "SAEConfig", "read_config", "read_provenance", "weights_digest"]
 
-NAMED_RUNS = 6
-"""The number of runs that a message lists at most."""
+Activations = Float[Tensor, "*batch d_in"] | np.ndarray | Sequence[Any]
+"""What an SAE encodes: a tensor, an array, or nested lists of numbers."""
 
-Activations = Float[Tensor, "*batch d_in"] | Float[np.ndarray, "*batch d_in"] | Sequence[Any]
-"""What an SAE takes: a tensor, an array, or nested lists of numbers."""
-
-WEIGHTS_FILE = "sae.safetensors"
-"""The file with the tensors of a saved SAE."""
-
-CONFIG_FILE = "config.json"
-"""The file that says what a saved SAE computes, and where it comes from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SAEConfig:
-    """What an SAE computes: its shape, its nonlinearity and the scaling of its input."""
-
-    d_in: int
-    """The width of the activations."""
-    d_sae: int
-    """The number of latents."""
-    nonlinearity: str = "prolu_ste"
-    """The activation function: relu, prolu_relu, prolu_ste, gated, jumprelu, thresholded, or one with arguments, as in
-    topk(32), batchtopk(32), jumprelu(0.03), prolu(0.5,1,0)."""
-    normalisation: str = "per_token"
-    """How activations are scaled: per_token scales each to norm sqrt(d_in) before it is encoded, and its reconstruction
-    back; none leaves both as they are."""
-
-    def __post_init__(self):
-        at_least_1("d_in", self.d_in)
-        at_least_1("d_sae", self.d_sae)
-        nonlinearity_named(self.nonlinearity)
-        one_of("normalisation", self.normalisation, NORMALISATIONS)
+Codes = Float[Tensor, "*batch d_sae"] | np.ndarray | Sequence[Any]
+"""What an SAE decodes."""
 
 
 class SAE(torch.nn.Module):
@@ -107,12 +84,17 @@ class SAE(torch.nn.Module):
     @property
     def lm(self) -> str:
         """The language model that the SAE was trained on, by name or folder; empty if it is not known."""
-        return self.provenance.get("lm", "")
+        return self._known("lm")
 
     @property
     def hook(self) -> str:
         """The hook that the SAE was trained at; empty if it is not known."""
-        return self.provenance.get("hook", "")
+        return self._known("hook")
+
+    def _known(self, name: str) -> str:
+        # From a file that somebody else may have written.
+        value = self.provenance.get(name)
+        return shown(value) if isinstance(value, str) else ""
 
     @property
     def centred(self) -> bool:
@@ -154,19 +136,22 @@ class SAE(torch.nn.Module):
         return activate(self._nonlinearity, (x - self.b_dec) @ self.W_enc, own)
 
     def decode(
-        self, latents: Float[Tensor, "*batch d_sae"], *, like: Tensor | np.ndarray | Sequence[Any] | None = None
+        self, latents: Codes, *, like: Tensor | np.ndarray | Sequence[Any] | None = None
     ) -> Float[Tensor, "*batch d_in"]:
         """Return the reconstruction of activations as they come from the language model: of x, for `encode(x)`.
 
         Args:
-            latents: what `encode` returned, edited or not; or any tensor, together with `like`.
+            latents: what `encode` returned, edited or not; or any tensor, array or lists, together with `like`.
             like: the activations whose scale and mean each row gets; needed only for latents that `encode` did not
                 return, or that an operation has taken out of their rows, and only by an SAE that scales its input.
 
         Raises:
             ValueError: the scale of the rows is not known, or is that of other rows.
         """
-        recon = self.decode_normalised(latents.as_subclass(Tensor))
+        plain = self._as_tensor("latents", latents).as_subclass(Tensor)
+        if plain.shape[-1:] != (self.d_sae,):
+            raise ValueError(f"latents of shape {tuple(plain.shape)}: the last dimension must be d_sae = {self.d_sae}")
+        recon = self.decode_normalised(plain)
         if like is not None:
             return self._scaled(like)[1].restore(recon)
         if isinstance(latents, Latents) and hasattr(latents, "row_scale"):
@@ -200,15 +185,8 @@ class SAE(torch.nn.Module):
             scale = (norms / math.sqrt(self.d_in))[..., None]
         return acts, RowScale(scale, mean)
 
-    def _checked(self, acts: Activations) -> Tensor:
-        if not isinstance(acts, Tensor | np.ndarray):
-            # Numbers in lists have no format of their own.
-            try:
-                acts = torch.from_numpy(np.asarray(acts, dtype=np.float64)).to(self.W_enc)
-            except (ValueError, TypeError):
-                raise ValueError("acts: must be a tensor, an array, or lists of numbers of one length") from None
-        if isinstance(acts, np.ndarray):
-            acts = torch.from_numpy(acts)
+    def _checked(self, acts: Any) -> Tensor:
+        acts = self._as_tensor("acts", acts)
         if acts.shape[-1:] != (self.d_in,):
             raise ValueError(f"acts of shape {tuple(acts.shape)}: the last dimension must be d_in = {self.d_in}")
         # A lower precision is promoted in the matmul without a loss; a higher one would be lost without a word.
@@ -218,11 +196,22 @@ class SAE(torch.nn.Module):
             raise ValueError(f"acts are on {acts.device}, the SAE on {self.device}: move one to the other")
         return acts
 
+    def _as_tensor(self, name: str, values: Any) -> Tensor:
+        if isinstance(values, Tensor):
+            return values
+        try:
+            if isinstance(values, np.ndarray):
+                return torch.from_numpy(np.ascontiguousarray(values))
+            # Numbers in lists have no format of their own.
+            return torch.from_numpy(np.asarray(values, dtype=np.float64)).to(self.W_enc)
+        except (ValueError, TypeError):
+            raise ValueError(f"{name}: must be a tensor, an array of numbers, or lists of one length") from None
+
     def files(self, provenance: dict[str, Any] | None = None) -> dict[str, bytes]:
         """Return what `save` writes: the content of each file, by name."""
         # safetensors stores no strides, and W_enc is a transposed view.
         tensors = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
-        facts = {"sae": asdict(self.config), "provenance": self.provenance if provenance is None else provenance}
+        facts = {"sae": asdict(self.config), "provenance": self.provenance | (provenance or {})}
         return {WEIGHTS_FILE: save(tensors), CONFIG_FILE: (json.dumps(facts, indent=1) + "\n").encode()}
 
     def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
@@ -230,7 +219,7 @@ class SAE(torch.nn.Module):
 
         Args:
             folder: where the files are written.
-            provenance: where the SAE comes from (model, hook, run), for `config.json`; by default what it knows itself.
+            provenance: where the SAE comes from (model, hook, run), for `config.json`, besides what it knows itself.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,34 +234,7 @@ class SAE(torch.nn.Module):
             ValueError: A file is missing or malformed, or a tensor is missing, of the wrong shape, or not finite.
         """
         config = read_config(Path(folder) / CONFIG_FILE)
-        file = Path(folder) / WEIGHTS_FILE
-        try:
-            tensors = load_file(file)
-        except (OSError, SafetensorError, struct.error) as problem:
-            raise ValueError(f"{file}: not a readable safetensors file ({problem})") from None
-        # Which tensors the file must hold depends on the nonlinearity, so the config was read first.
-        own_names = nonlinearity_named(config.nonlinearity).parameter_names
-        shapes = {
-            "W_enc": (config.d_in, config.d_sae),
-            "W_dec": (config.d_sae, config.d_in),
-            "b_dec": (config.d_in,),
-        }
-        shapes |= dict.fromkeys(own_names, (config.d_sae,))
-        if tensors.keys() != shapes.keys():
-            raise ValueError(f"{file}: holds the tensors {sorted(tensors)}, and must hold {sorted(shapes)}")
-        for name, shape in shapes.items():
-            tensor = tensors[name]
-            if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-                raise ValueError(
-                    f"{file}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, and must be floats of {shape}"
-                )
-            # A single NaN would reach every reconstruction, and scores of NaN explain nothing.
-            if not tensor.isfinite().all():
-                raise ValueError(f"{file}: {name} holds values that are not finite")
-        own = {name: tensors[name] for name in own_names}
-        # The file has W_enc in its public shape; in memory it lies latent by latent.
-        weights = Weights(tensors["W_enc"].T.contiguous(), tensors["W_dec"], tensors["b_dec"], own)
-        return cls(config, weights, read_provenance(folder))
+        return cls(config, read_weights(Path(folder) / WEIGHTS_FILE, config), read_provenance(folder))
 
     @classmethod
     def from_hub(cls, place: str, revision: str = MAIN) -> "SAE":
@@ -293,58 +255,3 @@ class SAE(torch.nn.Module):
         if not (folder / WEIGHTS_FILE).is_file():
             raise HubError(f"{where}: no SAE there (no {WEIGHTS_FILE}); name its folder, as in user/repo/RUN_ID")
         return cls.load(folder)
-
-
-def weights_digest(folder: str | Path) -> str:
-    """Return the SHA-256 digest, in hexadecimal, of the file of weights that `SAE.save` wrote.
-
-    Raises:
-        ValueError: There is no such file.
-        OSError: The file cannot be read.
-    """
-    file = Path(folder) / WEIGHTS_FILE
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{file}: no such file; a saved SAE has {CONFIG_FILE} and {WEIGHTS_FILE}") from None
-
-
-def read_config(file: Path) -> SAEConfig:
-    """Return the config in a file that `SAE.save` wrote.
-
-    Raises:
-        ValueError: There is no such file, or it does not hold such a config.
-    """
-    facts = _read_facts(file)["sae"]
-    known = {field.name: field.type for field in fields(SAEConfig)}
-    # All of them, defaults too: a file without one was not written by `save`, and a default would be a guess.
-    if not isinstance(facts, dict) or facts.keys() != known.keys():
-        raise ValueError(f"{file}: 'sae' must have the fields {', '.join(known)} and no others")
-    try:
-        for name, value in facts.items():
-            check_type(name, value, known[name])
-        return SAEConfig(**facts)
-    except ValueError as problem:
-        raise ValueError(f"{file}: {problem}") from None
-
-
-def read_provenance(folder: str | Path) -> dict[str, Any]:
-    """Return the `provenance` that `SAE.save` wrote; an empty dictionary if there is none.
-
-    Raises:
-        ValueError: There is no SAE in that folder.
-    """
-    provenance = _read_facts(Path(folder) / CONFIG_FILE).get("provenance", {})
-    return provenance if isinstance(provenance, dict) else {}
-
-
-def _read_facts(file: Path) -> dict[str, Any]:
-    facts = read_json_object(file, "saved SAE")
-    if "sae" in facts:
-        return facts
-    if not {"stream", "runs"} <= facts.keys():
-        raise ValueError(f"{file}: must be the config of an SAE, which has an entry 'sae'")
-    runs = sorted(str(path.parent) for path in file.parent.glob(f"*/{WEIGHTS_FILE}"))
-    more = [f"and {len(runs) - NAMED_RUNS} more"] if len(runs) > NAMED_RUNS else []
-    which = f"its runs are {', '.join([*runs[:NAMED_RUNS], *more])}" if runs else "none of its runs has finished yet"
-    raise ValueError(f"{file.parent}: this is a study, and not one SAE; {which}")

@@ -71,11 +71,17 @@ class Latents(Tensor):
     ) -> Any:
         with DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
-        # An operation in place returns its operand, which has its scale already.
-        if type(result) is not Tensor or func.__name__ not in KEEPS_ROWS:
-            return result
-        operands = [a for a in args if isinstance(a, Latents) and hasattr(a, "row_scale")]
+        operands = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Latents) and hasattr(a, "row_scale")]
         # Two different sets of rows have two scales, neither of which is that of a sum.
         if not operands or any(a.row_scale is not operands[0].row_scale for a in operands):
+            if args and isinstance(args[0], Latents) and (result is args[0] or func.__name__ == "__setitem__"):
+                vars(args[0]).pop("row_scale", None)
+            return result
+        # An operation in place returns its operand, which has its scale already. What is converted is the first one.
+        if (
+            type(result) is not Tensor
+            or func.__name__ not in KEEPS_ROWS
+            or (func.__name__ == "to" and args[0] is not operands[0])
+        ):
             return result
         return Latents.of(result, operands[0].row_scale) if result.shape == operands[0].shape else result

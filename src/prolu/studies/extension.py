@@ -7,7 +7,7 @@ from typing import Any
 
 from prolu.activations.token_blocks import LATER_FACTS
 from prolu.runtime.files import through_json
-from prolu.sae.autoencoder import CONFIG_FILE
+from prolu.sae.saved_sae import CONFIG_FILE
 from prolu.studies.checkpoints import CHECKPOINTS_FOLDER
 from prolu.studies.folder import FINAL_FOLDER, PATH_FIELDS, holds_study, read_study
 from prolu.training.config import RunConfig

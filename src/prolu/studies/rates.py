@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from prolu.sae.autoencoder import SAEConfig
 from prolu.sae.nonlinearities import nonlinearity_named
 from prolu.sae.penalties import penalty_named
+from prolu.sae.saved_sae import SAEConfig
 from prolu.training.config import RunConfig
 from prolu.training.moments import Moments
 from prolu.training.starting_weights import initial_weights

@@ -17,7 +17,8 @@ from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.held_out import HeldOut, Scores, held_out_digest
 from prolu.runtime.files import through_json
 from prolu.runtime.names import check_inside, plain_name
-from prolu.sae.autoencoder import SAE, WEIGHTS_FILE
+from prolu.sae.autoencoder import SAE
+from prolu.sae.saved_sae import WEIGHTS_FILE
 from prolu.studies.amounts import text_amounts
 from prolu.studies.folder import (
     PATH_FIELDS,

@@ -12,7 +12,7 @@ from prolu.training.target_l0 import L0Controller
 
 # The command line makes its help from this file, so what needs PyTorch is imported where it is used.
 if TYPE_CHECKING:
-    from prolu.sae.autoencoder import SAEConfig
+    from prolu.sae.saved_sae import SAEConfig
     from prolu.training.resampling import Resampling
 
 StepKind = Literal["dense", "sparse", "sparse_torch"]
@@ -171,7 +171,7 @@ class RunConfig:
             return
         self._require("initial_bias", self.initial_bias == 0, "0 with init_from, whose biases are kept")
         if self.init_digest is None:
-            from prolu.sae.autoencoder import weights_digest
+            from prolu.sae.saved_sae import weights_digest
 
             # Found now and not when training starts: what lies in a folder may change, the config of a run may not,
             # and the digest is part of the run's name.
@@ -222,7 +222,7 @@ class RunConfig:
 
     def sae_config(self, d_in: int) -> "SAEConfig":
         """Return the config of the run's SAE for activations of width `d_in`."""
-        from prolu.sae.autoencoder import SAEConfig
+        from prolu.sae.saved_sae import SAEConfig
 
         return SAEConfig(
             d_in=d_in, d_sae=self.d_sae, nonlinearity=self.resolved_nonlinearity, normalisation=self.normalisation

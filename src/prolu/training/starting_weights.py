@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from prolu.runtime.rng import keyed_generator
-from prolu.sae.autoencoder import SAE, SAEConfig, weights_digest
+from prolu.sae.autoencoder import SAE
 from prolu.sae.nonlinearities import nonlinearity_named
+from prolu.sae.saved_sae import SAEConfig, weights_digest
 from prolu.sae.weights import Weights, normalise_rows_
 from prolu.training.config import RunConfig
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from prolu.sae.autoencoder import SAE, SAEConfig
+from prolu.sae.autoencoder import SAE
 from prolu.sae.nonlinearities import (
     BatchTopK,
     Gated,
@@ -29,6 +29,7 @@ from prolu.sae.nonlinearities import (
     TopK,
     nonlinearity_named,
 )
+from prolu.sae.saved_sae import SAEConfig
 from prolu.sae.weights import Weights
 
 PARAMETERS = {

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prolu.sae.autoencoder import CONFIG_FILE, SAE, WEIGHTS_FILE, read_provenance
+from prolu.sae.autoencoder import SAE
+from prolu.sae.saved_sae import CONFIG_FILE, WEIGHTS_FILE, read_provenance
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
 

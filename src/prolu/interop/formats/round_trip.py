@@ -24,8 +24,9 @@ from torch import Tensor
 
 from prolu.interop.formats.checked_reading import read_safetensors
 from prolu.interop.formats.common_form import CommonForm, common_form_of, sae_with
-from prolu.sae.autoencoder import SAE, SAEConfig
+from prolu.sae.autoencoder import SAE
 from prolu.sae.nonlinearities import GeneralisedProLU, nonlinearity_named
+from prolu.sae.saved_sae import SAEConfig
 
 RECORD_KEY = "prolu"
 """The key of the other library's config under which an export puts its record."""

@@ -14,7 +14,7 @@ from prolu.evaluation.held_out import choose_blocks
 from prolu.report.latents.browser import FEATURES_FOLDER, INDEX_FILE, PageSource, was_made, write_browser
 from prolu.report.latents.firings import HeldOutText
 from prolu.runtime.progress import Meter
-from prolu.sae.autoencoder import WEIGHTS_FILE, read_provenance
+from prolu.sae.saved_sae import WEIGHTS_FILE, read_provenance
 from prolu.studies.results import Results, Run
 
 Which = Literal["frontier", "all", "none"]
