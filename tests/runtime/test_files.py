@@ -1,3 +1,5 @@
+import json
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import pytest
 from prolu.runtime.files import (
     FolderBusyError,
     first_line,
+    json_text,
     locked,
     read_json_lines,
     read_json_object,
@@ -113,3 +116,14 @@ def test_a_folder_in_place_of_a_json_file_is_refused(tmp_path):
 )
 def test_first_line(problem, line):
     assert first_line(problem) == line
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    value = {"a": [1.5, math.nan, (math.inf, 2)], "b": {"c": -math.inf}, "d": "NaN", "e": True}
+    expected = {"a": [1.5, None, [None, 2]], "b": {"c": None}, "d": "NaN", "e": True}
+    assert json.loads(json_text(value, indent=1)) == expected == through_json(value)
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(value))  # as early versions wrote it
+    assert read_json_object(old, "study") == expected
+    old.write_text(json.dumps(value) + "\n")
+    assert read_json_lines(old) == [expected]

@@ -54,7 +54,9 @@ def check_same_study(made, found, wanted):
     assert len(names) > 8
     for name in sorted(names):
         if to_the_bit:
-            assert (found / name).read_bytes() == (wanted / name).read_bytes(), name
+            # That version wrote NaN, which JSON does not have, for what is null now.
+            was = (wanted / name).read_bytes()
+            assert (found / name).read_bytes() == (was.replace(b": NaN", b": null") if name.suffix == ".jsonl" else was)
         elif name.suffix == ".safetensors":
             ours, theirs = load_file(found / name), load_file(wanted / name)
             assert ours.keys() == theirs.keys()

@@ -1,7 +1,6 @@
 """Writing a store of activations: what is asked for is checked first, then written shard by shard, resumably."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from prolu.activations.language_model import DTYPES, LanguageModel
 from prolu.activations.store import STORE_FILE, TOKENS_FOLDER, ActivationStore, read_index, shard_name
 from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks, copy_blocks, read_blocks
 from prolu.runtime.checks import at_least_1
-from prolu.runtime.files import check_can_be_folder, locked, nearest_existing, through_json, write_atomically
+from prolu.runtime.files import check_can_be_folder, json_text, locked, nearest_existing, through_json, write_atomically
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
 
@@ -185,7 +184,7 @@ def _keep_tokens(blocks: TokenBlocks, folder: Path) -> None:
 
 
 def _write_index(out: Path, index: dict[str, Any]) -> None:
-    write_atomically(out / STORE_FILE, json.dumps(index, indent=1) + "\n")
+    write_atomically(out / STORE_FILE, json_text(index, indent=1) + "\n")
 
 
 def _write_shard(out: Path, hook: str, number: int, acts: Tensor) -> dict[str, str]:

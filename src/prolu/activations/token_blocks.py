@@ -7,7 +7,6 @@ documents.bin     the number of the document of each held-out id, little-endian 
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
@@ -19,7 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from prolu.runtime.files import FolderBusyError, locked, read_json_object, through_json, write_at, write_atomically
+from prolu.runtime.files import (
+    FolderBusyError,
+    json_text,
+    locked,
+    read_json_object,
+    through_json,
+    write_at,
+    write_atomically,
+)
 
 BLOCKS_FILE = "blocks.json"
 SIDES = ("train.bin", "held_out.bin")
@@ -328,4 +335,4 @@ class BlocksFolder:
             "documents": documents,
             "progress": self.progress,
         }
-        write_atomically(self._folder / BLOCKS_FILE, json.dumps(index) + "\n")
+        write_atomically(self._folder / BLOCKS_FILE, json_text(index) + "\n")

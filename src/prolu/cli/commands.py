@@ -3,7 +3,6 @@
 Whatever can be found wrong is found before the work begins, so that a wrong request writes nothing.
 """
 
-import json
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,14 +23,15 @@ from prolu.cli.job import DONE, Job
 from prolu.cli.options import LatentPageOptions
 from prolu.interop.sharing import check_push, deliver, fetch_checked, holds_same, pack, unpack
 from prolu.runtime.checks import at_least_1
-from prolu.runtime.files import locked, retry_while_busy
+from prolu.runtime.files import json_text, locked, retry_while_busy
 from prolu.runtime.mesh import mesh_of
 from prolu.studies.cost import estimate, harvest_seconds
 from prolu.studies.groups.dealing import prepare_group
 from prolu.studies.groups.engine import Engine
 from prolu.studies.model_sizes import outline
+from prolu.studies.preflight import prepare_folders
 from prolu.studies.recipes import Recipe
-from prolu.studies.request import StudyRequest, check_runs, open_requests, prepare_folders
+from prolu.studies.request import StudyRequest, check_runs, open_requests
 from prolu.studies.settings import SweepSettings
 from prolu.studies.sweep import train
 
@@ -143,7 +143,7 @@ def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:
 
     def job() -> None:
         if as_json:
-            print(json.dumps(cost))
+            print(json_text(cost))
         else:
             hours = cost["seconds"] / 3600
             print(
@@ -174,7 +174,7 @@ def prepare_dry_run(recipe: Recipe, source: Source, settings: SweepSettings, *, 
 
         if as_json:
             description = {"hooks": source.hook, "runs": [asdict(run) for run in runs], "estimate": cost.describe()}
-            print(json.dumps(description))
+            print(json_text(description))
         else:
             print_estimate(runs, cost)
 

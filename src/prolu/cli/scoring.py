@@ -1,6 +1,5 @@
 """The command `eval`: saved SAEs are scored on held-out text, that of their training, another, or that of a study."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from prolu.cli.options import Scoring
 from prolu.cli.score_table import score_table
 from prolu.evaluation.held_out import HeldOut, score
 from prolu.runtime.checks import at_least_1
+from prolu.runtime.files import json_text
 from prolu.runtime.progress import Meter
 from prolu.sae.autoencoder import SAE
 from prolu.sae.saved_sae import read_provenance
@@ -174,7 +174,7 @@ def _score(options: Scoring, found: Sequence[SavedSAE], held_out: HeldOut, score
                 # None and not False: without the flag, nobody has said that they have not converged.
                 scored_study.keep(saved, scores, held_out, converged=True if options.converged else None)
             if options.json:
-                print(json.dumps(scores.figures), flush=True)
+                print(json_text(scores.figures), flush=True)
             table.append((name, scores.figures))
             meter.advance(held_out.n_tokens)
     if not options.json:

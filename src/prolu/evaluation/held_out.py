@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prolu.activations.language_model import LanguageModel
+from prolu.activations.language_model import DTYPES, LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.document_sums import DocumentSums, summed_by_document
 from prolu.evaluation.latents import LatentFigures, latent_figures, scale_response
@@ -60,6 +60,13 @@ def held_out_digest(blocks: TokenBlocks, n_tokens: int) -> str:
     return digest.hexdigest()
 
 
+class NotFiniteError(ValueError, FloatingPointError):
+    """The language model's own predictions are not finite, so no SAE in it can be scored.
+
+    It is a ValueError where a request is checked, and a FloatingPointError where its work has begun.
+    """
+
+
 class HeldOut:
     """Held-out token blocks, with everything about them that does not depend on an SAE, computed once."""
 
@@ -73,6 +80,7 @@ class HeldOut:
 
         Raises:
             ValueError: `n_tokens` is less than 1, or no block is held out.
+            NotFiniteError: the language model's cross-entropy on these blocks is not finite.
         """
         at_least_1("eval_tokens", n_tokens)
         if not len(blocks.held_out):
@@ -91,6 +99,8 @@ class HeldOut:
         self.restart_points = lm.restart_points(self.tokens)
         self.clean = clean_predictions(lm, self.tokens)
         self.ce_clean = self.clean.ce.double().mean().item()
+        if not math.isfinite(self.ce_clean):
+            raise _not_finite(lm, self.tokens[(~self.clean.ce.isfinite()).any(1).cpu().numpy()][:1])
         zeros = torch.zeros_like(self.acts)
         self.ce_zero = self.spliced_ce(zeros)
         zeros[:, 0] = self.acts[:, 0]
@@ -104,6 +114,23 @@ class HeldOut:
     def spliced_ce(self, recon: Float[Tensor, "n ctx d_in"]) -> float:
         """Return the mean cross-entropy with `recon` in place of the activations, in nats per predicted token."""
         return self.lm.cross_entropy(self.tokens, recon, self.restart_points).double().mean().item()
+
+
+@torch.no_grad()
+def _not_finite(lm: LanguageModel, tokens: np.ndarray) -> NotFiniteError:
+    """Return the error for a token block on which the model's predictions are not finite: where, and what to try."""
+    ids = torch.from_numpy(tokens.astype(np.int64)).to(lm.device)
+    hidden = lm.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states or ()
+    # The embedding's output comes first, then that of each transformer block.
+    first = next((i for i, values in enumerate(hidden) if not values.isfinite().all()), None)
+    where = "in the logits" if first is None else f"in block {first - 1}" if first else "in the embedding"
+    name = next((name for name, dtype in DTYPES.items() if dtype == lm.dtype), str(lm.dtype))
+    # fp16 ends at 65,504; the other formats reach 3e38, where not the format but the weights are wrong.
+    advice = "use --lm-dtype bf16 or fp32" if name == "fp16" else "its weights may be damaged"
+    return NotFiniteError(
+        f"lm_dtype {name}: the predictions of {lm.name} on held-out text are not finite, from values {where} on; "
+        f"{advice}"
+    )
 
 
 class Scores(NamedTuple):

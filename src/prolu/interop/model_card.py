@@ -114,7 +114,7 @@ def _row(record: Record, is_best: bool) -> tuple[str, ...]:
         family(record),
         f"{record['l0']:.1f}",
         f"{record['degradation']:.4f}{star}",
-        f"{record['recovered']:.1%}",
+        "-" if record["recovered"] is None else f"{record['recovered']:.1%}",
         _number(record, "fvu", ".4f"),
         _number(record, "dead_fraction", ".1%"),
         "yes" if record["converged"] else "no",

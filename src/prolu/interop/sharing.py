@@ -4,7 +4,6 @@
 one by one: it refuses a wrong request before it begins the work, and --dry-run stops after `pack`.
 """
 
-import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,15 @@ from prolu.evaluation.document_sums import DOCUMENTS_FILE, read_documents_of
 from prolu.evaluation.latents import LATENTS_FILE
 from prolu.interop.formats.checked_reading import read_safetensors
 from prolu.interop.model_card import card_of
-from prolu.runtime.files import check_can_be_folder, json_lines, read_json_object, remove, rename_folder, write_flushed
+from prolu.runtime.files import (
+    check_can_be_folder,
+    json_lines,
+    json_text,
+    read_json_object,
+    remove,
+    rename_folder,
+    write_flushed,
+)
 from prolu.runtime.hub import MAIN, Head, HubError, Place, Sent, fetch, look, place_of, send
 from prolu.runtime.names import plain_name
 from prolu.sae.autoencoder import SAE
@@ -270,7 +277,7 @@ def _check_files(folder: Path) -> None:
 
 def _public(file: Path) -> bytes:
     """Return one of our JSON files without paths of this machine."""
-    return (json.dumps(_without_paths(read_json_object(file, "study or SAE")), indent=1) + "\n").encode()
+    return (json_text(_without_paths(read_json_object(file, "study or SAE")), indent=1) + "\n").encode()
 
 
 def _without_paths(value: Any) -> Any:

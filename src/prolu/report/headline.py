@@ -42,8 +42,9 @@ def headline(run: Run) -> Sequence[Figure]:
     figures = [
         Figure("L0", f"{record['l0']:.1f}", "active latents per token"),
         Figure("CE increase", f"{record['degradation']:.3f}", "nats per token"),
-        Figure("recovered", f"{record['recovered']:.1%}", "of the CE increase from zeros avoided"),
     ]
+    if record["recovered"] is not None:  # it has no value where zeros are no worse than the activations
+        figures.append(Figure("recovered", f"{record['recovered']:.1%}", "of the CE increase from zeros avoided"))
     if record.get("fvu") is not None:  # results of the first version lack it
         figures.append(Figure("FVU", f"{record['fvu']:.3f}", "fraction of variance unexplained"))
     n = f"of {record['d_sae']:,} latents," if record.get("d_sae") else "of all latents,"

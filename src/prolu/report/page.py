@@ -1,6 +1,5 @@
 """One self-contained HTML page of a study: figures, verdicts, training curves, failures, all runs, config."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from prolu.report.html_tables import (
     table_of_families,
     table_of_verdicts,
 )
+from prolu.runtime.files import json_text
 
 SYMBOLS = {
     "o": "circle",
@@ -104,7 +104,7 @@ def render_page(content: PageContent) -> str:
         columns=list(COLUMNS.values()),
         n_text_columns=N_TEXT_COLUMNS,
         failures=content.failures,
-        config=json.dumps(content.configs, indent=1),
+        config=json_text(content.configs, indent=1),
         plotly=get_plotlyjs(),  # 4.9 MB, without which the page would draw nothing offline
         data=page_data(content),
     )

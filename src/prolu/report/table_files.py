@@ -1,7 +1,6 @@
 """All results as one table for other programs: results.csv and results.parquet."""
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from prolu.evaluation.comparison.frontiers import Record, family
-from prolu.runtime.files import write_atomically
+from prolu.runtime.files import json_text, write_atomically
 
 CSV_FILE = "results.csv"
 PARQUET_FILE = "results.parquet"
@@ -33,7 +32,7 @@ def write_tables(records: Sequence[Record], folder: Path) -> None:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+    return json_text(value) if isinstance(value, list | tuple | dict) else value
 
 
 def _of_one_kind(values: list[Any]) -> list[Any]:

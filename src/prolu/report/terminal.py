@@ -115,7 +115,7 @@ def _print_runs(console: Console, records: Sequence[Record]) -> None:
             "CE increase",
             _marked([f"{r['degradation']:.3f}" for r in rows], [r["run_id"] in frontier for r in rows], best),
         ),
-        Column("recovered", [f"{r['recovered']:.1%}" for r in rows]),
+        Column("recovered", ["-" if r["recovered"] is None else f"{r['recovered']:.1%}" for r in rows]),
         Column("MSE", [f"{r['mse']:.4f}" for r in rows], is_optional=True),
         Column("dead", [f"{r['dead_fraction']:.1%}" for r in rows], is_optional=True),
         Column("coeff", ["-" if r["coeff"] is None else f"{r['coeff']:.3g}" for r in rows], is_optional=True),

@@ -5,6 +5,7 @@ under that name. `docs/reference/reliability.md` says what the rest of the packa
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -154,9 +155,30 @@ def retry_while_busy(work: Callable[[], T], seconds: float) -> T:
         time.sleep(SECONDS_BETWEEN_TRIES)
 
 
+def json_text(value: Any, **options: Any) -> str:
+    """Return a value as JSON; a number that is not finite becomes null, since JSON has no NaN and no infinity.
+
+    `options` are those of `json.dumps`.
+    """
+    return json.dumps(_with_null(value), allow_nan=False, **options)
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _with_null(part) for name, part in value.items()}
+    return [_with_null(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _from_json(text: str) -> Any:
+    """Return what a JSON text holds; NaN and infinities, which early versions wrote, are read as null."""
+    return json.loads(text, parse_constant=lambda _: None)
+
+
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return the text of a .jsonl file: one JSON object per line."""
-    return "".join(json.dumps(row) + "\n" for row in rows)
+    return "".join(json_text(row) + "\n" for row in rows)
 
 
 def write_json_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -176,7 +198,7 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
     # Bytes that are not UTF-8 are replaced, so that the complaint below can say in which line they are.
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = _from_json(line)
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
@@ -196,7 +218,7 @@ def read_json_object(file: Path, what: str) -> dict[str, Any]:
         ValueError: The file is missing or unreadable, is not JSON, or holds something else than an object.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = _from_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{file.parent}: no {what} here (no {file.name})") from None
     except OSError as problem:
@@ -213,7 +235,7 @@ def through_json(value: Any) -> Any:
 
     Tuples become lists, and keys become text.
     """
-    return json.loads(json.dumps(value))
+    return json.loads(json_text(value))
 
 
 def first_line(problem: BaseException) -> str:

@@ -1,6 +1,5 @@
 """The sparse autoencoder: initialise, encode, decode, save, load."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
-from prolu.runtime.files import write_atomically
+from prolu.runtime.files import json_text, write_atomically
 from prolu.runtime.hub import MAIN, HubError, fetch, place_of
 from prolu.runtime.names import shown
 from prolu.sae.latents import Latents, RowScale
@@ -212,7 +211,7 @@ class SAE(torch.nn.Module):
         # safetensors stores no strides, and W_enc is a transposed view.
         tensors = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
         facts = {"sae": asdict(self.config), "provenance": self.provenance | (provenance or {})}
-        return {WEIGHTS_FILE: save(tensors), CONFIG_FILE: (json.dumps(facts, indent=1) + "\n").encode()}
+        return {WEIGHTS_FILE: save(tensors), CONFIG_FILE: (json_text(facts, indent=1) + "\n").encode()}
 
     def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Write `sae.safetensors` and `config.json` into a folder, which is created if need be.

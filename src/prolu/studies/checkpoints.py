@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from prolu.runtime.files import remove, rename_folder, write_flushed
+from prolu.runtime.files import json_text, remove, rename_folder, write_flushed
 from prolu.runtime.names import plain_name
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -79,9 +79,9 @@ def write_checkpoint(folder: Path, step: int, runs: Mapping[str, RunState]) -> N
             write_flushed(partial / f"{run_id}.safetensors", data)
             entries[run_id] = {"sha256": hashlib.sha256(data).hexdigest(), "facts": state.facts}
         # The manifest holds its content as text, so that the digest is of exactly these bytes.
-        content = json.dumps({"step": step, "runs": entries})
+        content = json_text({"step": step, "runs": entries})
         seal = hashlib.sha256(content.encode()).hexdigest()
-        write_flushed(partial / MANIFEST_FILE, json.dumps({"sha256": seal, "content": content}))
+        write_flushed(partial / MANIFEST_FILE, json_text({"sha256": seal, "content": content}))
         # A damaged checkpoint of this step may be in the way: training has resumed from the one before it.
         remove(final)
         # Only the rename makes it a checkpoint. All files have been flushed before, so it never names a partial one.

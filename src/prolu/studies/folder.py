@@ -10,7 +10,6 @@ RUN_ID/final/          its last training state, if it was asked to keep that
 groups/                while its runs are trained in groups (`groups/dealing.py`)
 """
 
-import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 from prolu.activations.token_blocks import LATER_FACTS
 from prolu.runtime.files import (
     check_can_be_folder,
+    json_text,
     read_json_object,
     remove,
     write_atomically,
@@ -99,7 +99,7 @@ def check_parent(out: Path, hooks: Sequence[str]) -> None:
 
 def write_study(out: Path, study: Mapping[str, Any]) -> None:
     """Write a study's config into its folder."""
-    write_atomically(out / STUDY_FILE, json.dumps(study, indent=1) + "\n")
+    write_atomically(out / STUDY_FILE, json_text(study, indent=1) + "\n")
 
 
 def read_study(folder: Path) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def finished_runs(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
 def write_failure(folder: Path, step: int, reason: str) -> None:
     """Note in a run's folder at which step it failed, and why."""
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / FAILURE_FILE, json.dumps({"step": step, "reason": reason}) + "\n")
+    write_atomically(folder / FAILURE_FILE, json_text({"step": step, "reason": reason}) + "\n")
 
 
 def failures(folder: Path) -> dict[str, str]:
@@ -179,7 +179,7 @@ def failures(folder: Path) -> dict[str, str]:
 def log_event(out: Path, event: str, **facts: Any) -> None:
     """Append what happened, and when, to a study's log."""
     with (out / LOG_FILE).open("a") as log:
-        log.write(json.dumps({"event": event, "time": time.time()} | facts) + "\n")
+        log.write(json_text({"event": event, "time": time.time()} | facts) + "\n")
 
 
 def tidy(finished: Sequence[RunConfig], out: Path) -> None:

@@ -4,12 +4,17 @@ A study may come from a stranger. Its names become paths and links, and its text
 whatever is wrong with them is found where they are read, once for all who use them.
 """
 
+import logging
+import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from prolu.runtime.files import read_json_lines
 from prolu.runtime.names import check_inside, plain_name, shortened
+
+logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.jsonl"
 CURVES_FILE = "metrics.jsonl"
@@ -17,11 +22,22 @@ CURVES_FILE = "metrics.jsonl"
 CURVE_FIELDS = ("step", "tokens", "mse", "l0", "dead")
 """The fields of a training curve's lines that are read. All are numbers."""
 
-SCORES = ("l0", "l1", "mse", "degradation", "recovered")
-"""The scores that every line of results has."""
+SCORES = ("l0", "l1", "mse", "degradation")
+"""The scores that every line of results has, by which runs are compared. Null stands for one that is not finite."""
 
 NUMBERS = frozenset(
-    ["coeff", "target_l0", "d_sae", "n_tokens", "init_seed", "eval_tokens", "sqrt_l1", "fvu", "dead_fraction"]
+    [
+        "coeff",
+        "target_l0",
+        "d_sae",
+        "n_tokens",
+        "init_seed",
+        "eval_tokens",
+        "sqrt_l1",
+        "fvu",
+        "dead_fraction",
+        "recovered",
+    ]
 )
 """Other fields of results that are shown or compared as numbers. A version may lack them, and what is not known of an
 SAE that another library trained is null."""
@@ -64,9 +80,7 @@ def check_records(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def _check(where: str, name: str, value: Any) -> None:
     """Raise ValueError unless a field of results has a value of its kind."""
-    if name in SCORES:
-        kind, fits = "a number", is_number(value)
-    elif name in NUMBERS:
+    if name in NUMBERS or name in SCORES:
         kind, fits = "a number or null", value is None or is_number(value)
     elif name == "nonlinearity":
         kind, fits = "text", isinstance(value, str)
@@ -81,6 +95,12 @@ def _check(where: str, name: str, value: Any) -> None:
     check_printable(f"{where} {name}", value)
 
 
+def scores_lacking(record: Mapping[str, Any]) -> str:
+    """Return which scores of a run are not finite, as a reason for which it cannot be compared; empty if all are."""
+    lacking = [name for name in SCORES if record.get(name) is None or not math.isfinite(record[name])]
+    return f"not finite: {', '.join(lacking)}" if lacking else ""
+
+
 def check_reported(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Raise ValueError unless every line of results has the numbers that a report shows of it."""
     for number, record in enumerate(records, 1):
@@ -91,6 +111,8 @@ def check_reported(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
 def read_curve(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's training curve; none if it has none, as an SAE that was not trained here.
 
+    Lines with a number that is not finite, which is null in the file, are left out with a warning.
+
     Raises:
         ValueError: a line is no JSON object, or lacks a number.
     """
@@ -98,9 +120,19 @@ def read_curve(folder: Path) -> list[dict[str, Any]]:
     rows = read_json_lines(file)
     for number, row in enumerate(rows, 1):
         for name in CURVE_FIELDS:
-            if not is_number(row.get(name)):
+            value = row.get(name, "missing")
+            if value is not None and not is_number(value):
                 raise ValueError(f"{file}: line {number}: {name} is {shortened(row.get(name))}, but must be a number")
-    return rows
+    finite = [row for row in rows if all(row[name] is not None for name in CURVE_FIELDS)]
+    if n_left_out := len(rows) - len(finite):
+        warn_once(f"{file}: {n_left_out} of {len(rows)} lines are left out; their numbers are not finite")
+    return finite
+
+
+@cache
+def warn_once(sentence: str) -> None:
+    """Warn of what is wrong in a file once per process, however often the file is read."""
+    logger.warning(sentence)
 
 
 def check_study(file: Path, study: Mapping[str, Any]) -> None:
@@ -133,4 +165,6 @@ def check_printable(where: str, value: Any) -> None:
 def is_number(value: Any) -> bool:
     """Return whether a value that was read from JSON is a number, and not too large an integer."""
     # By type, because True is an int too.
-    return type(value) is float or (type(value) is int and abs(value) <= LARGEST_INTEGER)
+    if type(value) is float:
+        return math.isfinite(value)  # 1e999 is read as infinity
+    return type(value) is int and abs(value) <= LARGEST_INTEGER

@@ -13,13 +13,12 @@ from prolu.activations.packing import POOL_PER_SCORED_TOKEN
 from prolu.activations.source import open_streams
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import LATER_FACTS
-from prolu.evaluation.held_out import held_out_digest
+from prolu.evaluation.held_out import HeldOut, held_out_digest
 from prolu.runtime.mesh import ALONE, Mesh
-from prolu.studies.amounts import check_epochs, check_eval_tokens, study_amounts, tell_amounts
+from prolu.studies.amounts import check_epochs, check_eval_tokens, study_amounts
 from prolu.studies.extension import check_folder
 from prolu.studies.folder import (
     GROUPS_FOLDER,
-    begin_folder,
     check_parent,
     finished_runs,
     holds_study,
@@ -61,6 +60,11 @@ class StudyRequest:
             "runs": [asdict(run) for run in self.runs],
             "versions": versions(),
         }
+
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """The held-out text of the study, with what the language model makes of it; its predictions are finite."""
+        return HeldOut(self.stream.lm, self.stream.blocks, self.settings.eval_tokens)
 
     @property
     def unfinished(self) -> list[RunConfig]:
@@ -128,25 +132,6 @@ def open_requests(
         return requests_at_hooks(recipe.runs_at, streams, out, settings)
     (stream,) = streams
     return [StudyRequest(recipe.runs_at(stream.d_in), stream, out, settings)]
-
-
-def prepare_folders(requests: Sequence[StudyRequest], *, in_groups: bool = False, is_group: bool = False) -> None:
-    """Check requests and, only if all of them are good, create each study's folder with its config.
-
-    Args:
-        requests: what is asked for.
-        in_groups: whether the runs of the study are trained in groups.
-        is_group: whether this is a group of a study that was begun, and whose amounts of text were found good then.
-
-    Raises:
-        ValueError: as `run_sweep`.
-    """
-    check_requests(requests, in_groups=in_groups, is_group=is_group)
-    new = [request for request in requests if not holds_study(request.out)]
-    if new and not is_group:
-        tell_amounts(new[0].runs, new[0].stream, new[0].settings)  # at all hooks they are the same
-    for request in requests:
-        begin_folder(request.out, request.description)
 
 
 def check_requests(requests: Sequence[StudyRequest], *, in_groups: bool = False, is_group: bool = False) -> None:

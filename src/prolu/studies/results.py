@@ -14,7 +14,7 @@ from prolu.runtime.checks import one_of
 from prolu.runtime.files import read_json_lines
 from prolu.sae.autoencoder import SAE
 from prolu.studies.folder import failures, read_study
-from prolu.studies.records import RESULTS_FILE, check_records
+from prolu.studies.records import RESULTS_FILE, check_records, scores_lacking, warn_once
 
 NEEDED = {"run_id", "nonlinearity", "penalty", "coeff", "converged", "l0", "l1", "mse", "degradation", "recovered"}
 """The fields that every line of results.jsonl must have. Older versions wrote fewer than this one does, but these."""
@@ -72,7 +72,7 @@ class Results:
     folder: Path
     """The folder of the study."""
     records: list[dict[str, Any]]
-    """The lines of results.jsonl, one per run."""
+    """The lines of results.jsonl, one per run, without those whose scores are not finite: these are `failures`."""
 
     @classmethod
     def load(cls, folder: str | Path) -> "Results":
@@ -93,7 +93,15 @@ class Results:
             if missing := NEEDED - record.keys():
                 raise ValueError(f"{folder / RESULTS_FILE}: line {number} lacks {', '.join(sorted(missing))}")
         check_records(folder / RESULTS_FILE, records)
-        results = cls(folder, records)
+        not_finite = {r["run_id"]: reason for r in records if (reason := scores_lacking(r))}
+        kept = [r for r in records if r["run_id"] not in not_finite]
+        if not kept:
+            raise ValueError(f"{folder}: no finished run has finite scores")
+        if not_finite:
+            named = ", ".join(f"{run_id} ({reason})" for run_id, reason in not_finite.items())
+            warn_once(f"{folder}: left out of comparisons: {named}")
+        results = cls(folder, kept)
+        results.__dict__["_not_finite"] = not_finite
         # Fills the cached property below, so that a study's config.json is read once.
         results.__dict__["_config"] = config
         return results
@@ -129,8 +137,8 @@ class Results:
 
     @property
     def failures(self) -> dict[str, str]:
-        """The reason for which each failed run failed, by run_id."""
-        return failures(self.folder)
+        """The reason for which each failed run failed, or cannot be compared, by run_id."""
+        return self.__dict__.get("_not_finite", {}) | failures(self.folder)
 
     def frontier(self, x: str = "l0", y: str = "degradation") -> Frontier:
         """Return the converged runs that no other converged run beats in both x and y.

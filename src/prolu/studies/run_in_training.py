@@ -9,10 +9,10 @@ from typing import Any
 
 from prolu.evaluation.comparison.frontiers import is_converged
 from prolu.evaluation.held_out import HeldOut, probe, score
-from prolu.runtime.files import write_atomically
+from prolu.runtime.files import json_text, write_atomically
 from prolu.sae.autoencoder import SAE
 from prolu.studies.checkpoints import RunState
-from prolu.studies.records import CURVES_FILE
+from prolu.studies.records import CURVES_FILE, scores_lacking
 from prolu.studies.trackers import Follower
 from prolu.training.config import RunConfig
 from prolu.training.trainer import StepReport, Trainer
@@ -66,7 +66,7 @@ class RunInTraining:
             raise FloatingPointError("the loss is not finite")
         if self.n_updates % self._steps_per_line == 0 or self.finished:
             line = self.trainer.summary(report)
-            self._curve.append(json.dumps(line) + "\n")
+            self._curve.append(json_text(line) + "\n")
             if self._follower is not None:
                 self._follower.log(line)
         # All ranks of a mesh ask for the whole SAE together; only the first gets it.
@@ -121,6 +121,9 @@ class RunInTraining:
 
     def _save(self, sae: SAE, held_out: HeldOut) -> dict[str, Any]:
         figures, documents, latents = score(sae, held_out)
+        # Before anything is written: such a run could neither be compared nor trained any further.
+        if reason := scores_lacking(figures):
+            raise FloatingPointError(reason)
         sae.save(self.folder, self._provenance)
         documents.save(self.folder)
         latents.save(self.folder)

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prolu.evaluation.held_out import HeldOut
 from prolu.runtime.files import first_line
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
@@ -44,8 +43,7 @@ class StudyInTraining:
         self._progress = request.progress
         self._trackers = trackers
         # On a mesh only the first rank evaluates.
-        n_tokens = request.settings.eval_tokens
-        self.held_out = HeldOut(self.stream.lm, self.stream.blocks, n_tokens) if self.mesh.is_first else None
+        self.held_out = request.held_out if self.mesh.is_first else None
         self.runs = self._prepared(todo, buffers)
         """The runs in training, each at the step where it was left."""
 

@@ -24,7 +24,8 @@ from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
 from prolu.studies.checkpoints import Clock
 from prolu.studies.folder import failures, finished_runs, read_study, tidy, write_study
-from prolu.studies.request import StudyRequest, prepare_folders, requests_at_hooks
+from prolu.studies.preflight import prepare_folders
+from prolu.studies.request import StudyRequest, requests_at_hooks
 from prolu.studies.results import Results
 from prolu.studies.settings import MAX_EPOCHS, MIN_EVAL_FRACTION, SweepSettings
 from prolu.studies.stopping import one_sentence

@@ -5,7 +5,6 @@ inputs.
 """
 
 import io
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -43,7 +42,7 @@ from prolu.interop.formats.round_trip import (
     restored,
     scaled,
 )
-from prolu.runtime.files import read_json_object
+from prolu.runtime.files import json_text, read_json_object
 from prolu.sae.autoencoder import SAE
 from prolu.sae.nonlinearities import BatchTopK, nonlinearity_named
 
@@ -117,7 +116,7 @@ def to_files(sae: SAE, provenance: Mapping[str, Any]) -> dict[str, bytes]:
     buffer = {"d_submodule": sae.config.d_in, "ctx_len": provenance.get("ctx")}
     record = record_of(sae, provenance, undescribed_preparation(sae, provenance))
     config = {"trainer": trainer, "buffer": buffer, RECORD_KEY: record}
-    content = (json.dumps(config, indent=1) + "\n").encode()
+    content = (json_text(config, indent=1) + "\n").encode()
     # The config comes last: a folder that has one is complete.
     return {TENSORS_FILE: tensors_file.getvalue()} | parameters_file(sae) | {CONFIG_FILE: content}
 

@@ -3,7 +3,6 @@
 Written against version 6.54.12. Configs of versions before 6 are read as SAELens itself reads them.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +29,7 @@ from prolu.interop.formats.round_trip import (
     recorded_preparation,
     restored,
 )
-from prolu.runtime.files import read_json_object
+from prolu.runtime.files import json_text, read_json_object
 from prolu.sae.autoencoder import SAE
 
 CONFIG_FILE = "cfg.json"
@@ -77,7 +76,7 @@ def to_files(sae: SAE, provenance: Mapping[str, Any]) -> dict[str, bytes]:
     }
     if form.k is not None:
         config |= {"k": form.k, "rescale_acts_by_decoder_norm": False}
-    content = (json.dumps(config, indent=1) + "\n").encode()
+    content = (json_text(config, indent=1) + "\n").encode()
     tensors = {name: t.detach().contiguous().cpu() for name, t in form.tensors().items()}
     # The config comes last: a folder that has one is complete.
     return {TENSORS_FILE: save(tensors)} | parameters_file(sae) | {CONFIG_FILE: content}

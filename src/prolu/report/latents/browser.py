@@ -24,7 +24,7 @@ from prolu.evaluation.latents import encoder_decoder_cosine
 from prolu.report.assets import render
 from prolu.report.latents.directions import LogitEffect, Unembedding, logit_effects, neighbours, unembedding_of
 from prolu.report.latents.firings import N_BANDS, SAMPLE, Advance, Example, Firings, HeldOutText, collect
-from prolu.runtime.files import read_json_object, remove, through_json, write_atomically
+from prolu.runtime.files import json_text, read_json_object, remove, through_json, write_atomically
 from prolu.sae.autoencoder import SAE
 
 FEATURES_FOLDER = "features"
@@ -88,7 +88,7 @@ def write_browser(folder: Path, source: PageSource, made: Mapping[str, Any], adv
     _put(folder, "tokens", names.texts)
     write_atomically(folder / INDEX_FILE, _page(source.facts, firings, unembedding))
     # Last of all: a folder without this file was not finished, and is made anew.
-    write_atomically(folder / MADE_FILE, json.dumps(made) + "\n")
+    write_atomically(folder / MADE_FILE, json_text(made) + "\n")
 
 
 def was_made(folder: Path, made: Mapping[str, Any]) -> bool:

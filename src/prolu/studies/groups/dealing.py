@@ -19,7 +19,8 @@ from prolu.studies.checkpoints import CHECKPOINTS_FOLDER
 from prolu.studies.cost import buffer_bytes, state_bytes
 from prolu.studies.folder import GROUPS_FOLDER, LOG_FILE, make_folder, read_results, write_results
 from prolu.studies.groups.engine import Engine
-from prolu.studies.request import StudyRequest, check_requests, prepare_folders
+from prolu.studies.preflight import prepare_folders
+from prolu.studies.request import StudyRequest, check_requests
 from prolu.studies.sweep import SweepFailedError, check_any_finished, train
 from prolu.training.config import RunConfig
 
