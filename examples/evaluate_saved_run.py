@@ -2,7 +2,7 @@
 
     python examples/evaluate_saved_run.py RUN TOKENS.npy [--lm FOLDER_OR_NAME]
 
-RUN is the folder of a run, TOKENS.npy its held-out token blocks [n, ctx] (how to write them: docs/reference/format.md).
+RUN is the folder of a run, TOKENS.npy its held-out token blocks [n, ctx], as `held_out_tokens.py` writes them.
 """
 
 import argparse
@@ -28,8 +28,8 @@ def latents(x, sae, nonlinearity):
 
 
 def cross_entropy(logits, tokens):
-    """Return the cross-entropy in nats, summed over every token after the first of its block."""
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+    """Return the cross-entropy in nats, summed in float64 over every token after the first of its block."""
+    return torch.nn.CrossEntropyLoss(reduction="none")(logits[:, :-1].mT, tokens[:, 1:]).double().sum()
 
 
 @torch.no_grad()
