@@ -463,6 +463,9 @@ def block_cases(folder: Path, tokenizer: object) -> Iterator[Case]:
         for value in WRONG_VALUES:
             if not isinstance(value, type(index["made"][key])):
                 texts[f"made.{key}={value!r}"] = json.dumps(index | {"made": rest | {key: value}})
+    for key in ("held_out_pool", "held_out_fraction"):  # folders of an earlier version lack them
+        for value in (None, -1, "x", [], {}, True, float("nan"), -(10**30)):
+            texts[f"made.{key}={value!r}"] = json.dumps(index | {"made": index["made"] | {key: value}})
     number = 0
 
     def damaged(name: str, file: str, data: bytes) -> Case:

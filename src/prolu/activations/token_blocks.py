@@ -132,7 +132,7 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
             # A bool is an int to isinstance, and no number of tokens.
             if isinstance(value, bool) or not isinstance(value, FACTS[name]):
                 raise TypeError
-        if facts["held_out_pool"] < 0:
+        if facts["held_out_pool"] < 0 or not 0 <= facts["held_out_fraction"] <= 1:
             raise TypeError
         documents = None
         documents_digest = index.get("documents")
