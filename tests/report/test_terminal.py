@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from safetensors.torch import save_file
 
+import prolu
 from prolu import Results, RunConfig
 from prolu.cli.entry_point import main
 from prolu.evaluation.comparison.claims import Claim, FamilyComparison, compare_families, prolu_against_relu
@@ -101,7 +102,10 @@ def test_pooled_studies_are_told_apart(tmp_path):
     for width in WIDTHS:
         lines = body(printed(drawn(*pair), width))
         assert max(map(len, lines)) <= width
+        # A line per run: texts are broken only where leaving figures out is not enough, as under 80 columns here.
         assert sum(" first " in line for line in lines) == len(pair[0].records)
+        whole = sum(" a-rather-long-name-of-a-study " in line for line in lines)
+        assert whole == (len(pair[1].records) if width >= 80 else 0)
 
 
 def test_changes_are_those_of_the_engine_and_say_that_one_seed_tests_nothing():
@@ -245,6 +249,20 @@ def test_an_estimate_fits_the_terminal(width, recipe):
     assert lines[0] == f"{len(runs)} runs at each of 2 hooks"
     for run in runs:
         assert re.search(rf"(^|\s){re.escape(f'{run.coeff:.3g}')}(\s|$)", out.getvalue())
+
+
+def test_the_line_of_python_can_be_run(tmp_path, one_sae):
+    for converged, dead in ((True, False), (False, False), (None, False), (False, True)):
+        study = study_of(SHAPES["paper"], one_sae.folder)
+        for r in study.records:
+            r.update({"converged": converged} | ({"l0": 0.0} if dead else {}))
+        (study.folder / "config.json").write_text(json.dumps(study.config))
+        (study.folder / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in study.records))
+        text = printed(drawn(study, comparison=FamilyComparison([], [], [])), 80)
+        (line,) = [line for line in text.splitlines() if line.startswith("python:")]
+        expression = line.removeprefix("python:").strip().removesuffix(".load()")
+        run = eval(expression, {"prolu": prolu})
+        assert run.record["run_id"].startswith("run-")
 
 
 def test_sentences_break_between_words():

@@ -1,6 +1,7 @@
 """ProLU and its synthetic gradients against the table of the method, and the laws it exists for."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -168,6 +169,12 @@ def test_members_of_the_family_have_names():
     for wrong in ("prolu", "prolu(1,1)", "prolu(1,1,x)", "prolu(1,nan,1)", "prolu(1,1,1,1)"):
         with pytest.raises(ValueError, match="nonlinearity 'prolu"):
             nonlinearity_named(wrong)
+
+
+@pytest.mark.parametrize("name", ["TopK", "TopK(32)", "ReLU", "JUMPRELU", "ProLU_STE", "BatchTopK(4)"])
+def test_a_name_in_capitals_is_told_how_it_is_written(name):
+    with pytest.raises(ValueError, match=rf"write {re.escape(name.lower())}$"):
+        nonlinearity_named(name)
 
 
 def test_terms_of_weight_zero_do_not_make_nan_of_infinity():

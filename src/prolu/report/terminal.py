@@ -30,7 +30,10 @@ from prolu.sae.autoencoder import WEIGHTS_FILE
 from prolu.studies.results import Results
 
 NARROW = 80
-"""The columns below which the table of runs has the figures only that every comparison needs."""
+"""The columns of a terminal below which the table of runs has the figures only that every comparison needs."""
+
+LEFT_OUT = ("MSE", "dead", "coeff")
+"""The columns of the table of runs that a narrow terminal does not have."""
 
 COLOURS = {"holds": "green", "does not hold": "red"}
 """The verdicts on claims that have a colour."""
@@ -115,14 +118,20 @@ def _print_runs(console: Console, records: Sequence[Record]) -> None:
             "CE increase",
             _marked([f"{r['degradation']:.3f}" for r in rows], [r["run_id"] in frontier for r in rows], best),
         ),
-        Column("recovered", ["-" if r["recovered"] is None else f"{r['recovered']:.1%}" for r in rows]),
+        Column(
+            "recovered",
+            ["-" if r["recovered"] is None else f"{r['recovered']:.1%}" for r in rows],
+            is_optional=True,
+        ),
         Column("MSE", [f"{r['mse']:.4f}" for r in rows], is_optional=True),
         Column("dead", [f"{r['dead_fraction']:.1%}" for r in rows], is_optional=True),
         Column("coeff", ["-" if r["coeff"] is None else f"{r['coeff']:.3g}" for r in rows], is_optional=True),
     ]
     if len(study_names(records)) > 1:
         columns.insert(1, Column("study", [r["study"] for r in rows], is_text=True))
-    print_table(console, [c for c in columns if console.width >= NARROW or not c.is_optional])
+    if console.width < NARROW:
+        columns = [column for column in columns if column.title not in LEFT_OUT]
+    print_table(console, columns)
     meanings = {best: (bool(frontier), "no converged run is better in both")}
     meanings[moving] = (any(r["converged"] is False for r in records), "still moving when training ended")
     if any(r["converged"] is None for r in records):
@@ -283,10 +292,13 @@ def _print_places(console: Console, drawn: DrawnReport) -> None:
 def _how_to_load(results: Results) -> str:
     """Return the Python that loads the best SAE of a study in the middle of the range of L0."""
     of_study = f"prolu.Results.load({_quoted(results.folder)})"
-    l0s = sorted(r["l0"] for r in results.records if r["converged"] is not False and r["l0"] > 0)
-    if not l0s:
+    alive = [r for r in results.records if r["l0"] > 0]
+    converged = [r for r in alive if r["converged"] is not False]
+    if not alive:
         return f"{of_study}.runs[0].load()"
-    return f"{of_study}.best(l0={l0s[len(l0s) // 2]:.2g}).load()"
+    l0s = sorted(r["l0"] for r in converged or alive)
+    which = "" if converged else ", unconverged=True"
+    return f"{of_study}.best(l0={l0s[len(l0s) // 2]:.2g}{which}).load()"
 
 
 def _quoted(folder: Path) -> str:

@@ -7,5 +7,6 @@
 - `mesh`: the processes that train one SAE together, and their sums.
 - `interrupts`: the first signal to stop saves, the second one exits.
 - `progress`: rates and the time left.
+- `late_import`: packages whose names are imported when the first is used.
 - `hub`: files downloaded from the Hugging Face hub and sent to it.
 """

@@ -98,6 +98,9 @@ def nonlinearity_named(name: str) -> Nonlinearity:
             raise ValueError(f"nonlinearity {name!r}: wrong number of arguments, write {_form(written[1])}") from None
         except ValueError as problem:
             raise ValueError(f"nonlinearity {name!r}: {problem}") from None
+    lower = name.lower()
+    if lower != name and lower.partition("(")[0] in {*NONLINEARITIES, *WITH_ARGUMENTS}:
+        raise ValueError(f"nonlinearity {name!r}: names are in lower case; write {lower}")
     forms = [*NONLINEARITIES, *map(_form, WITH_ARGUMENTS)]
     raise ValueError(f"nonlinearity {name!r}: choose one of {', '.join(forms)}")
 
