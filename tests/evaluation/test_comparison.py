@@ -18,6 +18,7 @@ from prolu.evaluation.document_sums import DocumentSums
 from prolu.report.html_tables import table_of_verdicts
 from prolu.report.page import PageContent, render_page
 from prolu.report.terminal import print_summary
+from prolu.report.writer import DrawnReport
 from prolu.studies.results import Results
 from support.made_studies import SCORED_ON, Made, bent, power_law, record
 
@@ -385,11 +386,15 @@ def test_table_sentences_claims_page_terminal_and_matched_say_the_same(tmp_path,
     assert in_table == measured
 
     content = PageContent(
-        name="s", records=study.records, configs={"s": study.config}, curves={}, comparison=found, failures={}, pages={}
-    )
+        name="s", records=study.records, configs={"s": study.config}, curves={}, comparison=found, failures={},
+        pages={}, headline=None,
+    )  # fmt: skip
     page = re.sub(r"<[^>]*>|\s+", " ", render_page(content).split("<main>")[1].split("<script>")[0])
     out = io.StringIO()
-    print_summary(study.records, "s", found, Console(file=out, width=400))
+    results = Results(tmp_path, study.records)
+    results.__dict__["_config"] = study.config
+    drawn = DrawnReport(tmp_path / "report.html", [results], study.records, found)
+    print_summary(drawn, all_verdicts=True, console=Console(file=out, width=2000))
     terminal = re.sub(r"\s+", " ", out.getvalue())
     for (_, _, l0), numbers in measured.items():
         interval = f"{numbers[1]} to {numbers[2]}" if len(numbers) == 3 else ""

@@ -128,7 +128,7 @@ def test_the_page_draws_what_the_statistics_say(tmp_path):
     content = PageContent(
         name="<b>", records=records, configs={"<b>": {"runs": [{}] * 99, "stream": stream}}, curves={},
         comparison=compare_families([Finished(tmp_path, records)]), failures={"r": "<i>why</i>"},
-        pages={"0-8-0": 'a"b.html'},
+        pages={"0-8-0": 'a"b.html'}, headline=None,
     )  # fmt: skip
     data, found = page_data(content), points(records, "l0", "degradation")
     plane = data["planes"][0]
