@@ -5,6 +5,7 @@
 - `study_in_training`, `run_in_training`: a study and a run while they train.
 - `settings`: how a sweep scores and saves its runs.
 - `amounts`: how much text a study asks for, and how much there is.
+- `preflight`: what is found out before a training begins.
 - `extension`: whether a request fits what its folder holds, or extends it.
 - `checkpoints`, `trackers`: their state on the disk, their curves in W&B and TensorBoard.
 - `stopping`: the error that says that the disk failed.
