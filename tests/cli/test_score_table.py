@@ -16,7 +16,7 @@ def cells_of(lines):
     """Return the numbers of all tables by SAE and figure, SAEs counted from the left and on from table to table."""
     found, at, n = {}, 0, 0
     for line in lines:
-        if line.startswith("\u2500"):
+        if line.startswith("--"):
             at += n
         elif line and not line.startswith(" "):
             figure, *values = line.split()
@@ -45,6 +45,10 @@ def test_names_are_above_their_numbers_and_a_figure_may_be_missing():
     assert lines[2].split() == ["l0", "1", "2"]
     assert lines[3].split() == ["kl", "0.5"]
     assert lines[3].index("0.5") + 3 == lines[0].index("two") + 3
+
+
+def test_a_table_needs_no_more_than_ascii():
+    assert "\n".join(score_table([("a", {"l0": 1.0}), ("b", {"l0": 2.0})], 80)).isascii()
 
 
 def test_a_name_cannot_command_the_terminal():
