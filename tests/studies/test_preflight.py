@@ -145,3 +145,74 @@ def test_no_file_of_a_study_holds_nan(tiny_stream, tmp_path):
             strict(line)
     gated = next(r for r in Results.load(tmp_path / "a").records if r["nonlinearity"] == "gated")
     assert gated["negative_bias_fraction"] is None
+
+
+def test_five_lines_say_what_was_found_and_stand_in_the_config(tmp_path, tiny_lm_folder, stories_file, capsys):
+    size = {"d_sae": 40, "n_tokens": 640, "batch_size": 64, "eval_tokens": 320, "latent_pages": "none"}
+    command = ["train", *text_flags(tiny_lm_folder, stories_file, **size, out=tmp_path / "a")]
+    assert main(command) == 0
+    said = capsys.readouterr().err.splitlines()
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    amounts = config["amounts"]
+    for line in (
+        f"documents: {amounts['documents']:,}",
+        f"tokens: {amounts['train_tokens']:,} to train on; dropped: {amounts['tokens_dropped']:,}",
+        f"epochs: {amounts['epochs']:.2f}",
+        f"held out: {amounts['held_out_tokens']:,} tokens, of which {amounts['eval_tokens']:,} are scored",
+        f"model: {config['stream']['lm']}, revision",
+    ):
+        assert sum(one.startswith(f"prolu: {line}") for one in said) == 1, line
+    assert main(command) == 0  # resumed: said already
+    assert "documents:" not in capsys.readouterr().err
+
+
+def test_a_disk_without_room_for_checkpoints_is_refused(tiny_stream, tmp_path, monkeypatch):
+    from collections import namedtuple
+
+    from prolu.studies import preflight
+    from prolu.studies.cost import state_bytes
+
+    usage = namedtuple("usage", "free")
+    state = 2 * state_bytes([40], 16)
+    needed = 3 * state + state // 3
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(needed - 1))
+    with pytest.raises(ValueError, match=r"out .*: the study needs .* GB for checkpoints and SAEs"):
+        sweep(RUNS, tiny_stream, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(needed))
+    sweep(RUNS, tiny_stream, tmp_path / "a")
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(0))
+    sweep(RUNS, tiny_stream, tmp_path / "a")  # nothing is left to do
+
+
+def test_kernels_that_cannot_be_compiled_are_found_at_the_start(tiny_stream, tmp_path, monkeypatch):
+    from prolu.training.steps import numba_rows
+
+    def broken(*_):
+        raise RuntimeError("LLVM has no such target")
+
+    monkeypatch.setattr(numba_rows, "decode", broken)
+    runs = [RunConfig(d_sae=40, n_tokens=640, step="sparse")]
+    with pytest.raises(ValueError, match=r"step 'sparse': numba cannot .* \(LLVM has no such target\); choose --step"):
+        sweep(runs, tiny_stream, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    assert sweep([RunConfig(d_sae=40, n_tokens=640, step="dense")], tiny_stream, tmp_path / "a").records
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "prolu_ste", "gated", "jumprelu", "topk", "batchtopk"])
+def test_the_tiny_step_of_every_nonlinearity_runs_and_touches_no_random_numbers(nonlinearity):
+    from prolu.studies.preflight import _check_kernels
+
+    targets = {"target_l0": 16.0} if "topk" in nonlinearity else {}
+    before = torch.get_rng_state()
+    _check_kernels([RunConfig(d_sae=40, n_tokens=640, nonlinearity=nonlinearity, penalty="none", **targets)])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_harvest_is_asked_too(tmp_path, stories_file, capsys):
+    lm = overflowing(tmp_path / "lm", "h.1.mlp.c_proj.bias")
+    place = {"hook": "blocks.0.hook_resid_pre", "n_tokens": 640, "out": tmp_path / "store"}
+    assert main(["harvest", *text_flags(lm, stories_file, **place, lm_dtype="fp16")]) == 2
+    assert "in block 1 on" in capsys.readouterr().err
+    assert main(["harvest", *text_flags(lm, stories_file, **place)]) == 0
+    assert "prolu: documents: " in capsys.readouterr().err

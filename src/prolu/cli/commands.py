@@ -3,6 +3,7 @@
 Whatever can be found wrong is found before the work begins, so that a wrong request writes nothing.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,15 +26,18 @@ from prolu.interop.sharing import check_push, deliver, fetch_checked, holds_same
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.files import json_text, locked, retry_while_busy
 from prolu.runtime.mesh import mesh_of
+from prolu.studies.amounts import text_amounts
 from prolu.studies.cost import estimate, harvest_seconds
 from prolu.studies.groups.dealing import prepare_group
 from prolu.studies.groups.engine import Engine
 from prolu.studies.model_sizes import outline
-from prolu.studies.preflight import prepare_folders
+from prolu.studies.preflight import check_clean_loss, findings, preflight, prepare_folders
 from prolu.studies.recipes import Recipe
 from prolu.studies.request import StudyRequest, check_runs, open_requests
 from prolu.studies.settings import SweepSettings
 from prolu.studies.sweep import train
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_sweep(
@@ -82,6 +86,7 @@ def _in_groups(
         engine: how the groups are made, and which is trained here.
         patience: how many seconds to wait for another task that holds the study's folder.
     """
+    preflight([request], in_groups=True)
     if engine.group:
         train_groups = prepare_group(request, engine)
     else:
@@ -120,8 +125,14 @@ def prepare_harvest(request: HarvestSource, out: Path) -> Job:
     # Other text is tokenised right into the store; token blocks that lie elsewhere are copied into it by `harvest`.
     blocks = open_text(description, lm, folder=None if holds_blocks(request.data) else out / TOKENS_FOLDER)
     HarvestRequest(lm, blocks, request.hook, request.dtype).begun(out)
+    check_clean_loss(lm, blocks)
+    is_new = not (out / STORE_FILE).is_file()
 
     def job() -> None:
+        if is_new:
+            stream = description | {"lm": lm.name, "lm_digest": lm.digest()}
+            for line in findings(text_amounts(blocks, blocks.held_out.size), stream):
+                logger.info(line)
         store = harvest(lm, blocks, out, hooks=request.hook, dtype=request.dtype)
         print(f"{blocks.train.size:,} tokens at {', '.join(store.hooks)} in {out}")
 

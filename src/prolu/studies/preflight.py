@@ -1,10 +1,40 @@
-"""What can be known before training is asked before it, so that nothing long ends in what its start could have said."""
+"""What can be known before training is asked before it, so that nothing long ends in what its start could have said.
 
-from collections.abc import Sequence
+What needs no trying is asked where it is opened: every parameter of the model is in its files (`model_loading`), every
+token id has a row in its embedding (`Harvest`), and the text is long enough (`check_requests`).
+"""
 
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prolu.activations.language_model import LanguageModel
+from prolu.activations.token_blocks import TokenBlocks
+from prolu.evaluation.held_out import HeldOut
+from prolu.runtime.files import first_line, nearest_existing
+from prolu.sae.nonlinearities import nonlinearity_named
+from prolu.sae.penalties import penalty_named
+from prolu.sae.saved_sae import SAEConfig
 from prolu.studies.amounts import tell_amounts
+from prolu.studies.cost import state_bytes
 from prolu.studies.folder import begin_folder, holds_study
 from prolu.studies.request import StudyRequest, check_requests
+from prolu.training.config import RunConfig
+from prolu.training.starting_weights import initial_weights
+from prolu.training.steps import Objective
+from prolu.training.steps.choice import has_numba
+
+logger = logging.getLogger(__name__)
+
+FEW_BLOCKS = 4
+"""The held-out token blocks that are tried before a harvest, and before groups, each of which tries all of them."""
+
+CHECKPOINTS_AT_ONCE = 3
+"""The checkpoints that lie on the disk while one is written: two are kept, and the new one is partial."""
 
 
 def prepare_folders(requests: Sequence[StudyRequest], *, in_groups: bool = False, is_group: bool = False) -> None:
@@ -23,17 +53,105 @@ def prepare_folders(requests: Sequence[StudyRequest], *, in_groups: bool = False
         preflight(requests)
     new = [request for request in requests if not holds_study(request.out)]
     if new and not is_group:
-        tell_amounts(new[0].runs, new[0].stream, new[0].settings)  # at all hooks they are the same
+        # At all hooks they are the same.
+        for line in findings(new[0].description["amounts"], new[0].description["stream"]):
+            logger.info(line)
+        tell_amounts(new[0].runs, new[0].stream, new[0].settings)
     for request in requests:
         begin_folder(request.out, request.description)
 
 
-def preflight(requests: Sequence[StudyRequest]) -> None:
+def preflight(requests: Sequence[StudyRequest], *, in_groups: bool = False) -> None:
     """Raise ValueError if what can be found by trying will keep studies from being trained or scored.
 
-    The requests have been checked, and nothing has been written yet.
+    The requests have been checked, and nothing has been written yet. What is finished already is not asked about.
+
+    Args:
+        requests: the studies.
+        in_groups: whether other processes train the runs; they try their own kernels and all held-out text.
     """
+    unfinished = [request for request in requests if request.unfinished]
+    _check_disk(unfinished)
+    for request in unfinished:
+        stream = request.stream
+        if not in_groups and stream.device.type == "cpu":
+            _check_kernels(request.unfinished)
+        # The language model's own loss, with which every score is compared, must be finite.
+        if in_groups:
+            check_clean_loss(stream.lm, stream.blocks)
+        elif stream.mesh.is_first:
+            _ = request.held_out  # kept for the scores, so it costs nothing here
+
+
+def check_clean_loss(lm: LanguageModel, blocks: TokenBlocks) -> None:
+    """Raise ValueError unless the language model's own loss on a few held-out blocks is finite."""
+    if len(blocks.held_out):
+        HeldOut(lm, blocks, FEW_BLOCKS * blocks.ctx)
+
+
+def findings(amounts: Mapping[str, Any], stream: Mapping[str, Any]) -> list[str]:
+    """Return what was found before training, in five lines.
+
+    Args:
+        amounts: those of the study's config.json.
+        stream: the description of the stream there.
+    """
+    without_text = f", and {amounts['rows_left_out']:,} rows without text" if amounts["rows_left_out"] else ""
+    per_epoch = amounts.get("tokens_dropped_per_epoch")
+    at_windows = f", and in each epoch {per_epoch:,} that fill no batch" if per_epoch else ""
+    revision = stream.get("lm_revision") or "as it is on the disk or on the hub's main branch"
+    documents = amounts["documents"]
+    scored = f", of which {amounts['eval_tokens']:,} are scored" if "epochs" in amounts else ""
+    return [
+        f"documents: {'not known' if documents is None else f'{documents:,}'}{without_text}",
+        f"tokens: {amounts['train_tokens']:,} to train on; dropped: {amounts['tokens_dropped'] or 0:,} that fill no "
+        f"block{at_windows}",
+        f"epochs: {amounts['epochs']:.2f}" if "epochs" in amounts else "epochs: 1, since a harvest reads the text once",
+        f"held out: {amounts['held_out_tokens']:,} tokens{scored}",
+        f"model: {stream['lm']}, revision {revision}, in {stream['lm_dtype']}, weights {stream['lm_digest'][:12]}",
+    ]
+
+
+def _check_disk(requests: Sequence[StudyRequest]) -> None:
+    """Raise ValueError unless the disk of each study that begins has room for its checkpoints and its SAEs."""
     for request in requests:
-        if request.unfinished and request.stream.mesh.is_first:
-            # The language model's own loss, with which every score is compared. It is kept for the scores.
-            _ = request.held_out
+        if holds_study(request.out):
+            continue  # its checkpoints are there, and are replaced
+        state = state_bytes([run.d_sae for run in request.runs], request.stream.d_in)
+        needed = CHECKPOINTS_AT_ONCE * state + state // 3  # of the state, a third are weights
+        free = shutil.disk_usage(nearest_existing(Path(request.out))).free
+        if needed > free:
+            raise ValueError(
+                f"out {str(request.out)!r}: the study needs {needed / 1e9:,.2g} GB for checkpoints and SAEs, and its "
+                f"disk has {free / 1e9:,.2g} GB free; train fewer or smaller SAEs, or choose another disk"
+            )
+
+
+def _check_kernels(runs: Sequence[RunConfig]) -> None:
+    """Make a tiny sparse step of every nonlinearity, so that kernels are compiled now and not when they are needed.
+
+    Raises:
+        ValueError: numba cannot compile or run them.
+    """
+    sparse = [run for run in runs if run.step in ("auto", "sparse") and run.precision == "fp32"]
+    if not sparse or not has_numba():
+        return
+    try:
+        for name in dict.fromkeys(run.resolved_nonlinearity for run in sparse):
+            _tiny_step(name)
+    except Exception as problem:  # LLVM, OpenMP and numba have errors of their own
+        raise ValueError(
+            f"step {sparse[0].step!r}: numba cannot compile the kernels of sparse steps here ({first_line(problem)}); "
+            "choose --step sparse_torch or dense"
+        ) from problem
+
+
+def _tiny_step(nonlinearity: str) -> None:
+    from prolu.training.moments import Moments
+    from prolu.training.steps import Update
+    from prolu.training.steps.sparse_numba import SparseNumbaStep
+
+    weights = initial_weights(SAEConfig(d_in=4, d_sae=32, nonlinearity=nonlinearity), 0)
+    acts = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    objective = Objective(nonlinearity_named(nonlinearity), penalty_named("l1"), 0.0)
+    SparseNumbaStep(weights, 8).update_(weights, Moments.zeros_like(weights), acts, objective, Update(0, 0.0))
