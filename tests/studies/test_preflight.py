@@ -172,16 +172,16 @@ def test_a_disk_without_room_for_checkpoints_is_refused(tiny_stream, tmp_path, m
     from prolu.studies import preflight
     from prolu.studies.cost import state_bytes
 
-    usage = namedtuple("usage", "free")
+    usage = namedtuple("usage", "total free")
     state = 2 * state_bytes([40], 16)
     needed = 3 * state + state // 3
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(needed - 1))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(10**9, needed - 1))
     with pytest.raises(ValueError, match=r"out .*: the study needs .* GB for checkpoints and SAEs"):
         sweep(RUNS, tiny_stream, tmp_path / "a")
     assert not (tmp_path / "a").exists()
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(needed))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(10**9, needed))
     sweep(RUNS, tiny_stream, tmp_path / "a")
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(0))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(10**9, 0))
     sweep(RUNS, tiny_stream, tmp_path / "a")  # nothing is left to do
 
 

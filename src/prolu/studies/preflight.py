@@ -119,11 +119,11 @@ def _check_disk(requests: Sequence[StudyRequest]) -> None:
             continue  # its checkpoints are there, and are replaced
         state = state_bytes([run.d_sae for run in request.runs], request.stream.d_in)
         needed = CHECKPOINTS_AT_ONCE * state + state // 3  # of the state, a third are weights
-        free = shutil.disk_usage(nearest_existing(Path(request.out))).free
-        if needed > free:
+        disk = shutil.disk_usage(nearest_existing(Path(request.out)))
+        if disk.total and needed > disk.free:  # /proc and the like have no size; writing there fails at once
             raise ValueError(
                 f"out {str(request.out)!r}: the study needs {needed / 1e9:,.2g} GB for checkpoints and SAEs, and its "
-                f"disk has {free / 1e9:,.2g} GB free; train fewer or smaller SAEs, or choose another disk"
+                f"disk has {disk.free / 1e9:,.2g} GB free; train fewer or smaller SAEs, or choose another disk"
             )
 
 
