@@ -52,13 +52,13 @@ def prepare_folders(requests: Sequence[StudyRequest], *, in_groups: bool = False
     if not in_groups:
         preflight(requests)
     new = [request for request in requests if not holds_study(request.out)]
+    for request in requests:
+        begin_folder(request.out, request.description)
     if new and not is_group:
         # At all hooks they are the same.
         for line in findings(new[0].description["amounts"], new[0].description["stream"]):
             logger.info(line)
         tell_amounts(new[0].runs, new[0].stream, new[0].settings)
-    for request in requests:
-        begin_folder(request.out, request.description)
 
 
 def preflight(requests: Sequence[StudyRequest], *, in_groups: bool = False) -> None:
