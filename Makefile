@@ -6,7 +6,7 @@ IN_PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full test-room test-browser lint format docs package oldest builtin-lm bench bench-stream quality interop crash fuzz cases ray distributed calibrate clean
+.PHONY: help demo test test-full test-room test-browser lint format docs package oldest builtin-lm bench bench-stream quality interop crash fuzz datasets-fuzz cases ray distributed calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -95,6 +95,9 @@ ray: $(INSTALLED)  ## a sweep on a Ray cluster of two workers, whole and killed,
 
 fuzz: $(INSTALLED)  ## malformed inputs, some hundreds, against everything that reads
 	$(BIN)/python checks/fuzz.py
+
+datasets-fuzz: $(INSTALLED)  ## 200 folders and files composed at random, read by us and by the datasets library
+	HF_HUB_OFFLINE=1 $(BIN)/python checks/datasets_fuzz.py
 
 cases: $(INSTALLED)  ## text and models as people have them, with what was expected of each and what came
 	$(BIN)/python checks/cases.py
