@@ -31,4 +31,11 @@ def test_pareto_mask_is_its_definition(points):
     ({"l0": 10.0, "mse": 0.1}, {"l0": 10.0, "mse": 0.107}, False),
 ])  # fmt: skip
 def test_convergence_rule(before, after, expected):
-    assert is_converged(before, after) is expected
+    assert is_converged(before, after, 1000) is expected
+
+
+@pytest.mark.parametrize("n_steps", [0, 1, 15, 999])
+def test_after_few_steps_nothing_has_converged(n_steps):
+    probe = {"l0": 10.0, "mse": 0.1}
+    assert not is_converged(probe, probe, n_steps)
+    assert is_converged(probe, probe, 1000)

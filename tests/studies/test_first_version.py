@@ -54,9 +54,12 @@ def check_same_study(made, found, wanted):
     assert len(names) > 8
     for name in sorted(names):
         if to_the_bit:
-            # That version wrote NaN, which JSON does not have, for what is null now.
             was = (wanted / name).read_bytes()
-            assert (found / name).read_bytes() == (was.replace(b": NaN", b": null") if name.suffix == ".jsonl" else was)
+            if name.suffix == ".jsonl":
+                # That version wrote NaN, which JSON does not have, for what is null now, and called runs of a few
+                # steps converged.
+                was = was.replace(b": NaN", b": null").replace(b'"converged": true', b'"converged": false')
+            assert (found / name).read_bytes() == was
         elif name.suffix == ".safetensors":
             ours, theirs = load_file(found / name), load_file(wanted / name)
             assert ours.keys() == theirs.keys()

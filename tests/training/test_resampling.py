@@ -119,6 +119,14 @@ def test_large_raw_norms_and_perfect_reconstructions_are_never_drawn():
     assert {int(row.argmax()) for row in weights.decoder[:5]} == {0, 1, 2, 6, 7}
 
 
+def test_with_an_exponent_of_0_perfect_reconstructions_are_drawn_like_all_others():
+    weights, first, second = state_with_moments()
+    chosen = resampler_of(torch.ones(20, dtype=torch.bool), reconstruct=lambda acts: acts, exponent=0.0)
+    chosen.offer(torch.eye(8, dtype=torch.float64), torch.ones(8))
+    assert chosen.finish_(weights, Moments(first, second), {"b_enc": 0.0}) == (20, 8)
+    assert weights.decoder.isfinite().all()
+
+
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
 def test_the_draw_follows_the_loss_to_its_power(exponent):
     """One draw, 4,000 times, from losses 1, 4 and 9: a chi-square of 13.8 has 2 degrees of freedom's p of 0.001."""

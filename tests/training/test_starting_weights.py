@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -201,7 +201,7 @@ def test_the_command_line_takes_it(saved_sae, tiny_lm_folder, stories_file, tmp_
     assert main([*command, "--d-sae", str(D_SAE), "--out", str(tmp_path / "study")]) == 0
     run = RunConfig(d_sae=D_SAE, n_tokens=640, init_from=str(saved_sae))
     written = json.loads((tmp_path / "study" / run.run_id / "config.json").read_text())
-    assert written["provenance"]["run"] | asdict(run) == written["provenance"]["run"] | {"resample_fractions": ()}
+    assert written["provenance"]["run"] | run.describe() == written["provenance"]["run"] | {"resample_fractions": ()}
     assert math.isfinite(written["provenance"]["run"]["d_in"])
 
 
@@ -217,4 +217,4 @@ def test_seeds_that_would_give_the_same_bits_are_refused(saved_sae, tiny_stream,
 def test_a_fine_tuned_run_is_a_family_of_its_own(saved_sae):
     fresh, tuned = RunConfig(d_sae=D_SAE), config_from(saved_sae)
     assert tuned.family == f"{fresh.family}, fine-tuned"
-    assert [family(asdict(run)) for run in (fresh, tuned)] == [fresh.family, tuned.family]
+    assert [family(run.describe()) for run in (fresh, tuned)] == [fresh.family, tuned.family]

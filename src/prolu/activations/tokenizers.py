@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 
@@ -45,6 +44,8 @@ def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
     Where a character is spread over several tokens, the last of them has it and the others are empty.
     """
+    from tokenizers.decoders import DecodeStream
+
     decoder = DecodeStream(skip_special_tokens=False)
     return [decoder.step(tokenizer.backend_tokenizer, token) or "" for token in ids]
 

@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -184,7 +183,7 @@ def prepare_dry_run(recipe: Recipe, source: Source, settings: SweepSettings, *, 
         from prolu.report.estimate import print_estimate
 
         if as_json:
-            description = {"hooks": source.hook, "runs": [asdict(run) for run in runs], "estimate": cost.describe()}
+            description = {"hooks": source.hook, "runs": [run.describe() for run in runs], "estimate": cost.describe()}
             print(json_text(description))
         else:
             print_estimate(runs, cost)

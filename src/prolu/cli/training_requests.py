@@ -74,7 +74,7 @@ TRAIN_DESCRIPTION = """Train one SAE, score it and draw a report. Run the same c
 Examples:
   prolu train --nonlinearity prolu_ste --coeff 0.007 --d-sae 1024 --n-tokens 1e6 --out runs/one
   prolu train --lm EleutherAI/pythia-70m-deduped --hook blocks.3.hook_resid_post --data my_text.parquet \\
-      --nonlinearity topk --k 32 --penalty none --d-sae 4096 --out runs/two
+      --nonlinearity topk --k 32 --d-sae 4096 --out runs/two
 
 Names that other libraries give to these flags are understood too: --l1-coefficient, --dict-size, and --k, which is
 --target-l0."""

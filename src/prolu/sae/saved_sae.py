@@ -43,7 +43,7 @@ class SAEConfig:
     def __post_init__(self):
         at_least_1("d_in", self.d_in)
         at_least_1("d_sae", self.d_sae)
-        nonlinearity_named(self.nonlinearity)
+        nonlinearity_named(self.nonlinearity).check_width(self.d_sae)
         one_of("normalisation", self.normalisation, NORMALISATIONS)
 
 

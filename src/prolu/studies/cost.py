@@ -150,9 +150,10 @@ class _Work(NamedTuple):
 def _training_flops(work: _Work, d: int, batch_size: int) -> float:
     """Return the FLOPs of all training steps, and of the SAEs' part of resampling and scoring."""
     matmul = 2 * d  # FLOPs per token and latent
-    # A sparse step pays for one matmul, the encoder's. A dense one is counted as six, as many as autograd needs.
+    # A sparse step pays for one matmul, the encoder's. A dense one needs five: encode, decode, and the
+    # gradients of the latents and of both weights.
     # Tokens that are scored are encoded and decoded.
-    return matmul * (batch_size * work.trained * (1 + 5 * DENSE_FRACTION) + 2 * work.scored)
+    return matmul * (batch_size * work.trained * (1 + 4 * DENSE_FRACTION) + 2 * work.scored)
 
 
 def _seconds(work: _Work, rates: Rates, d: int, largest_d_sae: int, flops_language_model: int) -> float:

@@ -23,7 +23,7 @@ from prolu.studies.amounts import tell_amounts
 from prolu.studies.cost import state_bytes
 from prolu.studies.folder import begin_folder, holds_study
 from prolu.studies.request import StudyRequest, check_requests
-from prolu.training.config import RunConfig
+from prolu.training.config import FEWEST_CONTROLLED_STEPS, RunConfig
 from prolu.training.starting_weights import initial_weights
 from prolu.training.steps import Objective
 from prolu.training.steps.choice import has_numba
@@ -58,6 +58,7 @@ def prepare_folders(requests: Sequence[StudyRequest], *, in_groups: bool = False
         # At all hooks they are the same.
         for line in findings(new[0].description["amounts"], new[0].description["stream"]):
             logger.info(line)
+        _tell_short_targets(new[0].runs, new[0].stream.batch_size)
         tell_amounts(new[0].runs, new[0].stream, new[0].settings)
 
 
@@ -110,6 +111,20 @@ def findings(amounts: Mapping[str, Any], stream: Mapping[str, Any]) -> list[str]
         f"held out: {amounts['held_out_tokens']:,} tokens{scored}",
         f"model: {stream['lm']}, revision {revision}, in {stream['lm_dtype']}, weights {stream['lm_digest'][:12]}",
     ]
+
+
+def _tell_short_targets(runs: Sequence[RunConfig], batch_size: int) -> None:
+    """Warn of runs that are too short to reach their target L0."""
+    n_steps = [n for run in runs if run.has_target_l0 and (n := run.n_steps(batch_size)) < FEWEST_CONTROLLED_STEPS]
+    if n_steps:
+        logger.warning(
+            "target_l0: %d of %d runs have fewer than %d steps (%d), in which the L0 controller may miss its target by "
+            "far; more tokens or a smaller batch help",
+            len(n_steps),
+            len(runs),
+            FEWEST_CONTROLLED_STEPS,
+            min(n_steps),
+        )
 
 
 def _check_disk(requests: Sequence[StudyRequest]) -> None:

@@ -91,7 +91,7 @@ coefficient, and a comparison needs ranges of L0 that overlap."""
 
 
 def _demo_runs(d_in: int) -> list[RunConfig]:
-    base = RunConfig(d_sae=512, n_tokens=DEMO_TOKENS, lr=5e-3, warmup_fraction=0.02, lr_floor=0.05)
+    base = RunConfig(d_sae=4 * d_in, n_tokens=DEMO_TOKENS, lr=5e-3, warmup_fraction=0.02, lr_floor=0.05)
     runs = []
     for family, coeffs in DEMO_COEFFS.items():
         nonlinearity, penalty = family.split(" + ")

@@ -1,7 +1,7 @@
 """What is asked of a study: built once, checked once, and handed down as it is."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class StudyRequest:
             "amounts": study_amounts(self.runs, stream, self.settings.eval_tokens),
             "n_threads": stream.mesh.n_threads or torch.get_num_threads(),
             "crossovers": {str(d_sae): crossover_density("cpu", stream.d_in, d_sae) for d_sae in widths},
-            "runs": [asdict(run) for run in self.runs],
+            "runs": [run.describe() for run in self.runs],
             "versions": versions(),
         }
 

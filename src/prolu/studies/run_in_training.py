@@ -1,9 +1,10 @@
 """One run while it trains: its trainer, its curve, the probes that decide convergence, and its result."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from prolu.sae.autoencoder import SAE
 from prolu.studies.checkpoints import RunState
 from prolu.studies.records import CURVES_FILE, scores_lacking
 from prolu.studies.trackers import Follower
-from prolu.training.config import RunConfig
+from prolu.training.config import MISSED_TARGET, RunConfig
 from prolu.training.trainer import StepReport, Trainer
+
+logger = logging.getLogger(__name__)
 
 LINES_PER_CURVE = 100
 """Lines of metrics.jsonl that a run writes."""
@@ -119,6 +122,11 @@ class RunInTraining:
         assert held_out is not None
         return self._save(sae, held_out)
 
+    def _tell_missed_target(self, l0: float) -> None:
+        config = self.trainer.config
+        if config.has_target_l0 and config.target_l0 and abs(l0 / config.target_l0 - 1) > MISSED_TARGET:
+            logger.warning("%s: its L0 is %.1f, and its target was %g", config.run_id, l0, config.target_l0)
+
     def _save(self, sae: SAE, held_out: HeldOut) -> dict[str, Any]:
         figures, documents, latents = score(sae, held_out)
         # Before anything is written: such a run could neither be compared nor trained any further.
@@ -128,12 +136,13 @@ class RunInTraining:
         documents.save(self.folder)
         latents.save(self.folder)
         write_atomically(self.folder / CURVES_FILE, "".join(self._curve))
+        self._tell_missed_target(figures["l0"])
         # A run that ends where its last probe would be has no probe there: its final score is one.
         start, end = (self._probes.get(n, figures) for n in self._probe_steps)
         config = self.trainer.config
         return (
-            asdict(config)
-            | {"run_id": config.run_id, "converged": is_converged(start, end)}
+            config.describe()
+            | {"run_id": config.run_id, "converged": is_converged(start, end, self._probe_steps[1])}
             | {"coeff": self.trainer.coeff}  # the final value of the L0 controller, where there is one
             | {"resampled": self._resampled, "density_histogram": latents.density_histogram()}
             | {"eval_tokens": held_out.n_tokens, "unit": held_out.unit}

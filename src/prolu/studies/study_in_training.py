@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +166,7 @@ class StudyInTraining:
         stream = self.stream.describe()
         out = self._out.resolve()
         hook = stream["hook"]
-        lasting = {k: v for k, v in asdict(config).items() if k not in LENGTH_FIELDS and k != "init_from"}  # a path
+        lasting = {k: v for k, v in config.describe().items() if k not in LENGTH_FIELDS and k != "init_from"}  # a path
         # A study at one of several hooks lies in OUT/HOOK and is named by both.
         group = f"{out.parent.name}/{hook}" if out.name == hook else out.name
         facts = [group, {k: v for k, v in stream.items() if k not in PATH_FIELDS}, lasting]

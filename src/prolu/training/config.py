@@ -2,8 +2,8 @@
 
 import math
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prolu.runtime.checks import at_least_1, check_types
 from prolu.sae.choices import TAKES_L0, Normalisation
@@ -32,6 +32,16 @@ CONTROLLED_FRACTION = 0.7
 INTEGRATION_FRACTION = 0.025
 """The integration time of the L0 controller, as a fraction of the run."""
 
+FEWEST_CONTROLLED_STEPS = 400
+"""The number of steps below which a run may miss its target L0 widely; it is warned."""
+
+MISSED_TARGET = 0.1
+"""The relative distance of the final held-out L0 from the target above which a run says that it missed it."""
+
+
+BY_NONLINEARITY = "auto"
+"""The penalty that suits the nonlinearity."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -41,9 +51,9 @@ class RunConfig:
     """The activation function: relu, prolu_relu, prolu_ste, gated, jumprelu, 'topk(k)', 'batchtopk(k)',
     'jumprelu(bandwidth)', or 'prolu(b_ste,m_ste,m_gg)', ProLU with the gradient of these three weights (docs, The
     method). With a target L0, or --k, topk and batchtopk are given without k."""
-    penalty: str = "l1"
-    """The sparsity penalty: l1, sqrt_l1, l0 (for jumprelu only), or none. Give none with topk and batchtopk, unless a
-    penalty is wanted beside their k."""
+    penalty: str = BY_NONLINEARITY
+    """The sparsity penalty: l1, sqrt_l1, l0 (for jumprelu only), none, or auto, which is what suits the nonlinearity:
+    none for topk and batchtopk, which set their L0 by k, l0 for jumprelu, and l1 for all others."""
     coeff: float = 1.2e-3
     """The coefficient lambda of the penalty. The loss takes the mean of the squared error over d_in, so multiply values
     that were tuned on GPT-2 (d_in = 768) by 768 / d_in. The ProLU paper's first sweep, on GPT-2, has 3e-4 to 4.8e-3.
@@ -154,15 +164,16 @@ class RunConfig:
             "target_l0", target is None or 0 < target < self.d_sae, "more than 0 and less than d_sae, or None"
         )
         nonlinearity = nonlinearity_named(self.resolved_nonlinearity)
-        penalty = penalty_named(self.penalty)
+        nonlinearity.check_width(self.d_sae)
+        penalty = penalty_named(self.resolved_penalty)
         if (reason := penalty.check(nonlinearity)) is not None:
-            raise ValueError(f"penalty {self.penalty!r}: {reason}; nonlinearity is {self.nonlinearity!r}")
+            raise ValueError(f"penalty {self.resolved_penalty!r}: {reason}; nonlinearity is {self.nonlinearity!r}")
         if self.precision != "fp32" and (nonlinearity.auxiliary or nonlinearity.in_training.selection):
             raise ValueError(f"precision {self.precision!r}: {self.nonlinearity} is trained in fp32 only")
-        if self.has_target_l0 and (self.penalty == "none" or not self.coeff > 0):
+        if self.has_target_l0 and (self.resolved_penalty == "none" or not self.coeff > 0):
             raise ValueError(
                 f"target_l0 {self.target_l0}: needs a penalty whose coefficient can be adjusted, and a coeff above 0 "
-                f"to start from; penalty is {self.penalty!r}, coeff {self.coeff}"
+                f"to start from; penalty is {self.resolved_penalty!r}, coeff {self.coeff}"
             )
 
     def _find_start(self) -> None:
@@ -203,6 +214,19 @@ class RunConfig:
         return self.nonlinearity
 
     @property
+    def resolved_penalty(self) -> str:
+        """The penalty: the one that was named, or for auto the one that suits the nonlinearity."""
+        if self.penalty != BY_NONLINEARITY:
+            return self.penalty
+        from prolu.sae.nonlinearities import nonlinearity_named
+
+        return nonlinearity_named(self.resolved_nonlinearity).usual_penalty
+
+    def describe(self) -> dict[str, Any]:
+        """Return all fields as they are recorded: with the penalty by name, so that no reader must know the rule."""
+        return asdict(self) | {"penalty": self.resolved_penalty}
+
+    @property
     def has_target_l0(self) -> bool:
         """Whether the coefficient is adjusted to reach a target L0; topk and batchtopk reach theirs by their k."""
         return self.target_l0 is not None and self.nonlinearity not in TAKES_L0
@@ -210,7 +234,7 @@ class RunConfig:
     @property
     def family(self) -> str:
         """The family that this run belongs to, as comparisons name it."""
-        return family_of(self.nonlinearity, self.penalty, fine_tuned=self.init_from is not None)
+        return family_of(self.nonlinearity, self.resolved_penalty, fine_tuned=self.init_from is not None)
 
     @property
     def run_id(self) -> str:
@@ -218,7 +242,9 @@ class RunConfig:
         nonlinearity = re.sub(r"[^\w.+-]+", "_", self.nonlinearity).strip("_")
         sparsity = f"{self.coeff:.4g}" if self.target_l0 is None else f"L{self.target_l0:g}"
         start = f"-from{self.init_digest[:8]}" if self.init_digest else ""
-        return f"{nonlinearity}-{self.penalty}-{sparsity}-lr{self.lr:.4g}-d{self.d_sae}-s{self.init_seed}{start}"
+        return (
+            f"{nonlinearity}-{self.resolved_penalty}-{sparsity}-lr{self.lr:.4g}-d{self.d_sae}-s{self.init_seed}{start}"
+        )
 
     def sae_config(self, d_in: int) -> "SAEConfig":
         """Return the config of the run's SAE for activations of width `d_in`."""

@@ -101,7 +101,9 @@ class Resampler:
         uniform = torch.rand(len(acts), generator=self._generator, dtype=torch.float64)
         acts = acts.to(self._dead.device)
         loss = (acts - self._reconstruct(acts)).double().square().sum(1).cpu()
-        keys = self._config.exponent * loss.log() - (-uniform.log()).log()
+        # With an exponent of 0 all are drawn alike, also those that are reconstructed perfectly: log(0) times 0 is NaN.
+        log_weight = self._config.exponent * loss.log() if self._config.exponent else torch.zeros_like(loss)
+        keys = log_weight - (-uniform.log()).log()
         if self._config.max_raw_norm is not None:
             keys[raw_norm.cpu() >= self._config.max_raw_norm] = -torch.inf
         # The largest of all keys so far: the draw does not depend on how candidates were cut into chunks.

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -80,7 +80,7 @@ class Trainer:
         # Some SAEs are used with another nonlinearity than they are trained with: BatchTopK is used with a threshold.
         self._nonlinearity = nonlinearity_named(config.resolved_nonlinearity)
         trained = self._nonlinearity.in_training
-        self._objective = Objective(trained, penalty_named(config.penalty), config.coeff, trained.auxiliary)
+        self._objective = Objective(trained, penalty_named(config.resolved_penalty), config.coeff, trained.auxiliary)
         weights = part_of(starting_weights(config, d_in, dtype), mesh).map(lambda t: t.to(device))
         self.state = TrainerState.start(weights, config)
         self._saw_scale = config.normalisation == "none"
@@ -252,7 +252,7 @@ class Trainer:
 
     def describe(self) -> dict[str, Any]:
         """Return the resolved config of this run, for its folder."""
-        return asdict(self.config) | {
+        return self.config.describe() | {
             "d_in": self.sae_config.d_in,
             "n_steps": self.n_steps,
             # It decides when a step changes its kind, and so its rounding.

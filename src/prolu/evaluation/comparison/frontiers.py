@@ -16,6 +16,13 @@ CONVERGENCE_TOLERANCE = 0.05
 """The largest relative change of held-out L0 and MSE, over the last fifth of training at full learning rate, with
 which a run counts as converged."""
 
+FEWEST_STEPS = 1000
+"""The number of steps at full learning rate below which no run counts as converged.
+
+Adam's second moment is an average over 1 / (1 - 0.999) = 1000 steps. Before that even the sizes of the steps are still
+changing, and over the last fifth of a run of 15 steps, 3 steps, nothing could have moved by 5%.
+"""
+
 SETTING_FIELDS = tuple(f.name for f in fields(RunConfig) if f.name not in ("init_seed", "nonlinearity", "penalty"))
 """The fields of a run's config that tell the settings of one family apart."""
 
@@ -26,9 +33,18 @@ along the curve, how a step is computed changes its figures by rounding only, an
 a run started from."""
 
 
-def is_converged(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
-    """Return whether held-out L0 and MSE changed by less than `CONVERGENCE_TOLERANCE` between two probes."""
-    return all(
+def is_converged(before: Mapping[str, float], after: Mapping[str, float], n_steps: int) -> bool:
+    """Return whether held-out L0 and MSE changed by less than `CONVERGENCE_TOLERANCE` between two probes.
+
+    Where the L0 cannot move, as that of topk, the MSE decides alone.
+
+    Args:
+        before: the figures of the first probe.
+        after: the figures of the second.
+        n_steps: the number of steps made until the second; with fewer than `FEWEST_STEPS` nothing can be said, and the
+            run does not count as converged.
+    """
+    return n_steps >= FEWEST_STEPS and all(
         # The floor makes a figure that is 0 at both probes count as unchanged.
         abs(after[name] - before[name]) < CONVERGENCE_TOLERANCE * max(abs(before[name]), 1e-12)
         for name in ("l0", "mse")

@@ -123,6 +123,9 @@ class Nonlinearity(ABC):
     selection: Selection | None = None
     """The rule by which entries of the support compete to be active, if there is one. It requires a `threshold`."""
 
+    usual_penalty: str = "l1"
+    """The penalty that a run has unless another is named."""
+
     @property
     def parameter_names(self) -> tuple[str, ...]:
         """The names of the own parameters, each of shape [d_sae]."""
@@ -180,6 +183,12 @@ class Nonlinearity(ABC):
     def in_training(self) -> "Nonlinearity":
         """The nonlinearity that takes this one's place while an SAE is trained."""
         return self
+
+    def check_width(self, d_sae: int) -> None:
+        """Raise ValueError if the nonlinearity selects more latents per token than there are."""
+        selection = self.in_training.selection
+        if selection is not None and selection.k > d_sae:
+            raise ValueError(f"k {selection.k}: must be at most d_sae, which is {d_sae}")
 
     @property
     def auxiliary(self) -> Auxiliary | None:

@@ -25,6 +25,8 @@ class JumpReLU(Nonlinearity):
     subtract b_dec at the input; a shift of b_enc by b_dec W_enc makes the two forms equal.
     """
 
+    usual_penalty = "l0"  # through which its threshold is trained
+
     bandwidth: float = 0.03
     """The width e of the kernel. The paper has 0.001 for inputs of norm 1, and the norm here is sqrt(d_in), about 28
     for GPT-2."""

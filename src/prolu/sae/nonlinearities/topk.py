@@ -29,6 +29,8 @@ class TopK(Rectified):
     largest dead latents of each token.
     """
 
+    usual_penalty = "none"  # k sets the L0
+
     selection: Selection  # pyright: ignore[reportIncompatibleVariableOverride]
     """How many latents are kept, per token or over a batch."""
     has_auxiliary: bool = True
@@ -54,6 +56,8 @@ class BatchTopK(Shifted):
     It exists because tokens need different numbers of latents: only the mean of L0 is set. After training, a threshold
     takes the place of the choice, so that the latents of a token do not depend on the other tokens of its batch.
     """
+
+    usual_penalty = "none"  # k sets the L0
 
     k: int
     """The mean number of latents that are kept per token in training."""
