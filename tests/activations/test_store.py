@@ -173,12 +173,24 @@ def test_damage_is_named(small, lm, tiny_blocks):
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-40] + b"\1" * 40)
     assert ActivationStore(small).verify() == [f"{HOOKS[0]}/00001.safetensors"]
+    for at in (-1, -900, len(whole) // 2):
+        flipped = bytearray(whole)
+        flipped[at] ^= 4
+        shard.write_bytes(flipped)
+        opened = ActivationStore(small)  # the size is right, and nothing is read yet
+        assert len(next(opened.at(HOOKS[0], np.array([1])))) == 1  # of another shard
+        with pytest.raises(OSError, match=r"00001.safetensors: not what was written \(SHA-256\)"):
+            next(opened.at(HOOKS[0], np.array([40])))
+    assert main(["harvest", "--out", str(small), "--verify"]) == 2
+    shard.write_bytes(whole)
+    assert main(["harvest", "--out", str(small), "--verify"]) == 0
     for broken in (whole[:-8], whole[:5], b""):
         shard.write_bytes(broken)
         with pytest.raises(ValueError, match=r"00001.safetensors cannot be read"):
             ActivationStore(small)
     shard.write_bytes(whole)
     opened, chosen = ActivationStore(small), np.array([40])
+    next(opened.at(HOOKS[0], chosen))  # verified while it is whole
     shard.write_bytes(whole[:-2000])
     with pytest.raises(OSError, match=r"00001.safetensors: shorter than it was"):
         [list(opened.at(HOOKS[0], np.array([i]))) for i in range(32, 64)]

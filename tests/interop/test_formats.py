@@ -156,6 +156,21 @@ def test_without_the_file_beside_the_latents_are_the_same(tmp_path, code):
         assert (made["lm"], made["hook"], made["ctx"], made["centred"]) == ("gpt2", MADE["hook"], 64, True)
 
 
+@pytest.mark.parametrize("flag", [False, True, None])
+def test_old_factors_of_one_are_left_out_and_others_refused(tmp_path, flag):
+    config = {"metadata": {}, "sae_lens_version": "3.5.0", "finetuning_scaling_factor": flag}
+    folder = write_saelens(tmp_path / "theirs", config)
+    without, _ = import_sae(write_saelens(tmp_path / "without", config | {"finetuning_scaling_factor": False}))
+    tensors = load_file(folder / "sae_weights.safetensors")
+    for factors in (torch.ones(D_SAE), torch.ones(D_SAE) + 1e-7):
+        save_file(tensors | {"scaling_factor": factors}, folder / "sae_weights.safetensors")
+        assert torch.equal(import_sae(folder)[0].W_dec, without.W_dec)
+    for factors in (torch.ones(D_SAE) * 1.1, torch.zeros(D_SAE), torch.ones(D_SAE, dtype=torch.int64)):
+        save_file(tensors | {"scaling_factor": factors}, folder / "sae_weights.safetensors")
+        with pytest.raises(ValueError, match="scaling_factor is not 1"):
+            import_sae(folder)
+
+
 @pytest.mark.parametrize("code", ["prolu_ste", "jumprelu"])
 def test_what_was_changed_there_is_not_taken_for_ours(tmp_path, code):
     folder, x = exported(make(code), "saelens", tmp_path), centred_acts()

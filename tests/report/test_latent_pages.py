@@ -13,9 +13,10 @@ from prolu import SAE, LanguageModel, SAEConfig
 from prolu.cli.entry_point import main
 from prolu.report.latents import accumulators, browser, firings
 from prolu.report.latents.accumulators import Histogram, KeptFirings
-from prolu.report.latents.browser import PageSource, TokenTexts, write_browser
+from prolu.report.latents.browser import PageSource, write_browser
 from prolu.report.latents.directions import logit_effects, neighbours, unembedding_of
 from prolu.report.latents.firings import HeldOutText, collect
+from prolu.report.latents.token_texts import PART, TokenTexts
 from prolu.training.starting_weights import initial_weights
 from support.models import write_tokenizer
 
@@ -300,3 +301,26 @@ def test_another_model_is_refused(tiny_lm_folder, stories_file, tmp_path, capsys
     capsys.readouterr()
     assert main(["report", str(out)]) == 2
     assert "its weights are not those" in capsys.readouterr().err
+
+
+SIGNS = "read \u05e9\u05dc\u05d5\u05dd, \u65e5\u672c \U0001f469\u200d\U0001f467 caf\u00e9"
+
+
+def test_characters_that_are_spread_over_tokens_are_shown_whole_and_found(tiny_lm):
+    names = TokenTexts(tiny_lm.tokenizer)
+    ids = tiny_lm.tokenizer(SIGNS, add_special_tokens=False)["input_ids"]
+    row = names.places_of(ids)
+    assert len(row.shown) == len(row.named) == len(ids) > len(SIGNS)  # bytes of their own
+    assert "".join(names.texts[place] for place in row.shown).replace(PART, "") == SIGNS
+    # Every token of a character is called by it.
+    for character in "\u05e9\u65e5\U0001f469\u00e9":
+        n = sum(names.texts[place] == character for place in row.named)
+        assert n == len(tiny_lm.tokenizer(character, add_special_tokens=False)["input_ids"])
+
+
+def test_a_row_that_begins_within_a_character_shows_the_next_one_whole(tiny_lm):
+    names = TokenTexts(tiny_lm.tokenizer)
+    ids = tiny_lm.tokenizer("\u65e5\u672c", add_special_tokens=False)["input_ids"]
+    row = names.places_of(ids[1:])
+    assert names.texts[row.shown[-1]] == "\u672c"
+    assert all("\ufffd" not in names.texts[place] for place in row.shown)

@@ -62,6 +62,8 @@ class ActivationStore(ActivationSource):
             )
         self._starts = {hook: [self._start_of(i, hook) for i in range(self.n_shards)] for hook in self.hooks}
         self._buffers: dict[str, Tensor] = {}
+        self._digests = {self.folder / shard["file"]: shard["sha256"] for some in self._shards for shard in some}
+        self._verified: set[Path] = set()
 
     @property
     def n_shards(self) -> int:
@@ -80,16 +82,23 @@ class ActivationStore(ActivationSource):
                     f"store {str(self.folder)!r} holds other activations: {name} is {self.made[name]!r} there, "
                     f"{facts[name]!r} here"
                 )
+        # Stores from before this was written down hold what the model gives by default.
+        if self.made.get("centred", facts["centred"]) != facts["centred"]:
+            raise ValueError(
+                f"store {str(self.folder)!r} holds other activations: centred is {self.made['centred']} there, "
+                f"{facts['centred']} here"
+            )
         if facts["hook"] not in self.hooks:
             raise ValueError(f"hook {facts['hook']!r}: the store {self.folder} has {', '.join(self.hooks)}")
 
     def at(self, hook: str, chosen: np.ndarray) -> Iterator[Piece]:
         """Yield the activations of these blocks, some at a time, in the store's number format.
 
-        A piece is overwritten by the next one.
+        A piece is overwritten by the next one. Each shard is held against its digest before it is first read: a bit
+        that has changed on the disk would be trained on otherwise, and nothing would show it.
 
         Raises:
-            OSError: a shard has vanished, or has become shorter.
+            OSError: a shard has vanished, has become shorter, or is not what was written.
         """
         # One buffer for as long as the store is open, filled by plain reads. Memory-mapped shards were slower and grew
         # the process's memory, and a shard cut short would have killed it instead of raising an error.
@@ -103,6 +112,7 @@ class ActivationStore(ActivationSource):
                 places = [self._place_of(hook, block, n_bytes) for block in some]
                 with ExitStack() as opened:  # each file once, and never more files than a read has blocks
                     files = {file for file, _ in places}
+                    list(readers.map(self._verify, files - self._verified))
                     handles = {file: opened.enter_context(file.open("rb", buffering=0)).fileno() for file in files}
                     reads = [(into[i], file, handles[file], at) for i, (file, at) in enumerate(places)]
                     list(readers.map(_read_all, (reads[i::READERS] for i in range(READERS))))
@@ -136,12 +146,16 @@ class ActivationStore(ActivationSource):
 
     def verify(self) -> list[str]:
         """Read the whole store and return the names of the files that are not what was written."""
-        return [
-            shard["file"]
-            for shards in self._shards
-            for shard in shards
-            if hashlib.sha256((self.folder / shard["file"]).read_bytes()).hexdigest() != shard["sha256"]
-        ]
+        return [str(file.relative_to(self.folder)) for file in self._digests if not self._is_as_written(file)]
+
+    def _verify(self, file: Path) -> None:
+        if not self._is_as_written(file):
+            raise OSError(f"{file}: not what was written (SHA-256); delete it and run the harvest again")
+        self._verified.add(file)
+
+    def _is_as_written(self, file: Path) -> bool:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest() == self._digests[file]
 
     def _start_of(self, number: int, hook: str) -> int:
         """Return the byte at which a shard's activations begin, once its header has been found right."""

@@ -15,7 +15,7 @@ import torch
 from prolu.activations.options import HarvestSource, Source
 from prolu.activations.resolving import check_is_there
 from prolu.activations.source import describe_options, first_hook, open_language_model, open_text
-from prolu.activations.store import STORE_FILE, TOKENS_FOLDER
+from prolu.activations.store import STORE_FILE, TOKENS_FOLDER, ActivationStore
 from prolu.activations.store_writer import HarvestRequest, check_disk, check_store_folder, harvest, store_bytes
 from prolu.activations.token_blocks import holds_blocks
 from prolu.cli.drawing import draw_studies
@@ -136,6 +136,18 @@ def prepare_harvest(request: HarvestSource, out: Path) -> Job:
         print(f"{blocks.train.size:,} tokens at {', '.join(store.hooks)} in {out}")
 
     return [job]
+
+
+def prepare_verification(out: Path) -> Job:
+    """Compare every file of a store with its digest. Raise ValueError if some are not what was written."""
+    store = ActivationStore(out)
+    damaged = store.verify()
+    if damaged:
+        raise ValueError(
+            f"store {str(out)!r}: {len(damaged)} files are not what was written (SHA-256): {', '.join(damaged)}; "
+            "delete them and run the harvest again"
+        )
+    return [lambda: print(f"{store.n_shards * len(store.hooks)} files in {out} are what was written")]
 
 
 def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:

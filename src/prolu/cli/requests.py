@@ -26,16 +26,20 @@ class Harvest:
     dry_run: bool = False
     """Only print the disk space and the time that it would take, from the model's config and a short measurement of
     this machine. Nothing is written."""
+    verify: bool = False
+    """Read the whole store in --out again and compare every file with its digest. Nothing is harvested."""
     json: bool = False
     """With --dry-run: print one JSON object, {"tokens": ..., "disk": ..., "seconds": ...}, with the disk space in
     bytes."""
 
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
-        from prolu.cli.commands import prepare_harvest, prepare_harvest_dry_run
+        from prolu.cli.commands import prepare_harvest, prepare_harvest_dry_run, prepare_verification
 
         if self.json and not self.dry_run:
             raise ValueError("json: only with --dry-run")
+        if self.verify:
+            return prepare_verification(self.out)
         if self.dry_run:
             return prepare_harvest_dry_run(self.request, as_json=self.json)
         return prepare_harvest(self.request, self.out)

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from prolu.activations.hooks import SITES
 from prolu.interop.formats.checked_reading import (
@@ -152,10 +154,29 @@ def _read(folder: Path, config: Mapping[str, Any], architecture: str) -> CommonF
     names = PARAMETERS[architecture]
     shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     shapes |= dict.fromkeys(names, (d_sae,))
-    found = checked_tensors(folder / TENSORS_FILE, read_safetensors(folder / TENSORS_FILE), shapes)
+    tensors = read_safetensors(folder / TENSORS_FILE)
+    _check_factors(folder, tensors.pop("scaling_factor", None), config)
+    found = checked_tensors(folder / TENSORS_FILE, tensors, shapes)
     own = {name: found[name] for name in names}
     k = latents_per_token(file, config, d_sae) if architecture == "topk" else None
     return CommonForm(architecture, found["W_enc"], found["W_dec"], found["b_dec"], own, k)
+
+
+def _check_factors(folder: Path, factors: Tensor | None, config: Mapping[str, Any]) -> None:
+    """Raise ValueError if an SAE has factors that scale its latents in the decoder.
+
+    Older versions of SAELens wrote a factor for every latent, of 1 where none was trained. Those are left out, as
+    SAELens itself does.
+    """
+    if factors is None:
+        check_supported(
+            folder / CONFIG_FILE, config, "finetuning_scaling_factor", (False, None), "its factors are in no file"
+        )
+    elif not (factors.is_floating_point() and torch.allclose(factors, torch.ones_like(factors))):
+        raise ValueError(
+            f"{folder / TENSORS_FILE}: scaling_factor is not 1 for all latents; prolu has no factors that scale "
+            "latents in the decoder only"
+        )
 
 
 def _normalisation(file: Path, config: Mapping[str, Any]) -> str:
@@ -179,9 +200,6 @@ def _as_version_6(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     if major and int(major[1]) >= 6:
         return config | {"metadata": metadata}
     old = {RENAMED.get(name, name): value for name, value in config.items()}
-    check_supported(
-        file, old, "finetuning_scaling_factor", (False, None), "its factors scale latents in the decoder only"
-    )
     activation = old.get("activation_fn", "relu")
     kwargs = old.get("activation_fn_kwargs") or {}
     architecture = old.get("architecture", "standard")

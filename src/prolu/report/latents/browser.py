@@ -24,6 +24,7 @@ from prolu.evaluation.latents import encoder_decoder_cosine
 from prolu.report.assets import render
 from prolu.report.latents.directions import LogitEffect, Unembedding, logit_effects, neighbours, unembedding_of
 from prolu.report.latents.firings import N_BANDS, SAMPLE, Advance, Example, Firings, HeldOutText, collect
+from prolu.report.latents.token_texts import TokenTexts
 from prolu.runtime.files import json_text, read_json_object, remove, through_json, write_atomically
 from prolu.sae.autoencoder import SAE
 
@@ -67,7 +68,12 @@ def write_browser(folder: Path, source: PageSource, made: Mapping[str, Any], adv
     firings = collect(source.sae, source.text, source.n_examples, advance)
     unembedding = unembedding_of(source.lm)
     names = TokenTexts(source.lm.tokenizer)
-    texts = [names.place_of(token_id) for token_id in source.text.tokens.ravel().tolist()]
+    shown: list[int] = []
+    texts: list[int] = []
+    for ids in source.text.tokens.tolist():
+        row = names.places_of(ids)
+        shown += row.shown
+        texts += row.named
     n_latents = len(firings.n_active)
     index: dict[str, list[list[int]]] = {"on": [], "promoted": []}
     for start in range(0, n_latents, SHARD):
@@ -82,7 +88,7 @@ def write_browser(folder: Path, source: PageSource, made: Mapping[str, Any], adv
         # Differences of rounded sums, so that all files together advance by the size of the text exactly.
         advance(len(texts) * ids.stop // n_latents - len(texts) * ids.start // n_latents)
     _put(folder, "search", index)
-    _put(folder, "text", {"ctx": source.text.ctx, "tokens": texts})
+    _put(folder, "text", {"ctx": source.text.ctx, "tokens": shown})
     _put(folder, "list", _list(source.sae, firings, texts))
     # After the details, because promoted tokens that are not in the text get their places there.
     _put(folder, "tokens", names.texts)
@@ -98,34 +104,6 @@ def was_made(folder: Path, made: Mapping[str, Any]) -> bool:
     except ValueError:
         return False
     return held == through_json(made)
-
-
-class TokenTexts:
-    """The texts of tokens, each kept once; the files of a page name a token by its place in `texts`."""
-
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
-        self._places: dict[int, int] = {}
-        self.texts: list[str] = []
-        self._anchor = tokenizer("a", add_special_tokens=False)["input_ids"][:1]
-
-    def place_of(self, token_id: int) -> int:
-        """Return the place of a token's text in `texts`, where it is put at the first call."""
-        if token_id not in self._places:
-            self._places[token_id] = len(self.texts)
-            self.texts.append(self._text(token_id))
-        return self._places[token_id]
-
-    def _text(self, token_id: int) -> str:
-        # Decoded behind another token, because some tokenizers drop the space with which a text begins.
-        before = self._decode(self._anchor)
-        both = self._decode([*self._anchor, token_id])
-        text = both[len(before) :]
-        # A token may be one byte of a character, which decodes to the sign for what is not a character.
-        return self._tokenizer.convert_ids_to_tokens(token_id) if "\ufffd" in text else text
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
 def _effects(sae: SAE, ids: range, unembedding: Unembedding | None) -> list[LogitEffect]:

@@ -1,0 +1,83 @@
+"""The texts of tokens, as the pages of latents show them and find them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+NO_CHARACTER = "\ufffd"
+"""What bytes decode to that are no character, such as a part of one."""
+
+PART = "\u25cc"
+"""What a token shows that is a part of a character, whose last token shows it."""
+
+MOST_PARTS = 4
+"""The number of tokens over which a character may be spread: UTF-8 has at most four bytes."""
+
+
+class Places(NamedTuple):
+    """The texts of a row of tokens, as places in `TokenTexts.texts`."""
+
+    shown: list[int]
+    """What each token shows in running text: of a character's tokens the last shows it, and the others show `PART`."""
+    named: list[int]
+    """What each token is called by itself: of a character's tokens each is called by it, and a search finds it."""
+
+
+class TokenTexts:
+    """The texts of tokens, each kept once; the files of a page name a token by its place in `texts`."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._places: dict[int | str, int] = {}
+        self._decoded: dict[tuple[int, ...], str] = {}
+        self.texts: list[str] = []
+        self._anchor = tokenizer("a", add_special_tokens=False)["input_ids"][:1]
+
+    def place_of(self, token_id: int) -> int:
+        """Return the place of a token's own text in `texts`, where it is put at the first call."""
+        if token_id not in self._places:
+            text = self._text((token_id,))
+            # What is no character by itself is called by the tokenizer's own name for it.
+            text = self._tokenizer.convert_ids_to_tokens(token_id) if NO_CHARACTER in text else text
+            self._places[token_id] = self._put(text)
+        return self._places[token_id]
+
+    def places_of(self, ids: Sequence[int]) -> "Places":
+        """Return the places of the texts of the tokens of a row, with characters that are spread over several whole."""
+        row = Places([], [])
+        parts: list[int] = []
+        for token_id in ids:
+            # Until it is known which character it belongs to.
+            row.shown.append(self.place_of(token_id))
+            row.named.append(self.place_of(token_id))
+            if NO_CHARACTER not in self._text((token_id,)):
+                parts = []
+                continue
+            parts = [*parts, token_id][-MOST_PARTS:]
+            for n in range(2, len(parts) + 1):
+                whole = self._text(tuple(parts[-n:]))
+                if NO_CHARACTER not in whole:
+                    row.named[-n:] = [self._place_of_text(whole)] * n
+                    row.shown[-n:] = [self._place_of_text(PART)] * (n - 1) + [self._place_of_text(whole)]
+                    parts = []
+                    break
+        return row
+
+    def _place_of_text(self, text: str) -> int:
+        if text not in self._places:
+            self._places[text] = self._put(text)
+        return self._places[text]
+
+    def _put(self, text: str) -> int:
+        self.texts.append(text)
+        return len(self.texts) - 1
+
+    def _text(self, ids: tuple[int, ...]) -> str:
+        if ids not in self._decoded:
+            # Decoded behind another token, because some tokenizers drop the space with which a text begins.
+            before = self._decode(self._anchor)
+            both = self._decode([*self._anchor, *ids])
+            self._decoded[ids] = both[len(before) :]
+        return self._decoded[ids]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
