@@ -37,18 +37,22 @@ function make(tag, attributes = {}, ...children) {
 }
 
 // White space is shown as faint signs: all of it where a token stands alone (`alone`), but in a text only line ends, tabs
-// and runs of spaces, so that the text can still be read. Control characters, which show nothing, become \x and a number.
+// and runs of spaces, so that the text can still be read. Control characters, which show nothing, become \x and a number,
+// and so do the marks that turn the direction of text: they would turn the markup and all that follows with it.
 const SIGNS = { "\n": "↵", "\r": "␍", "\t": "→" };
 
 function spelled(text, alone) {
-  const invisible = alone ? /[\u0000- \u007f-\u00a0]/g : /[\u0000-\u001f\u007f-\u009f]|  +/g;
+  const invisible = alone
+    ? /[\u0000- \u007f-\u00a0\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g
+    : /[\u0000-\u001f\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]|  +/g;
   const parts = [];
   let end = 0;
   for (const found of text.matchAll(invisible)) {
     parts.push(text.slice(end, found.index));
     const code = found[0].charCodeAt(0);
     const blank = code === 32 || code === 160;
-    const sign = SIGNS[found[0]] ?? (blank ? "·".repeat(found[0].length) : `\\x${code.toString(16).padStart(2, "0")}`);
+    const escape = code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16)}`;
+    const sign = SIGNS[found[0]] ?? (blank ? "·".repeat(found[0].length) : escape);
     parts.push(make("span", { class: "ws" }, sign));
     end = found.index + found[0].length;
   }

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 NO_CHARACTER = "\ufffd"
 """What bytes decode to that are no character, such as a part of one."""
 
-PART = "\u25cc"
+PART = "\u25ab"
 """What a token shows that is a part of a character, whose last token shows it."""
 
 MOST_PARTS = 4
