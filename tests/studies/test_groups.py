@@ -353,7 +353,7 @@ def test_the_slurm_recipe(tiny_lm_folder, stories_file, tmp_path):
     flags = flags_of(tiny_lm_folder, stories_file, "array")
     flags[flags.index("--scale") + 1] = "0.05"
     del flags[flags.index("--threads") :][:2]  # the script says it
-    flags += ["--checkpoint-minutes", "0.001", "--tokens", "tokens"]
+    flags += ["--checkpoint-minutes", "0.001", "--tokens", "tokens", "--max-epochs", "8"]
     path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "N_GROUPS": "4"}
 

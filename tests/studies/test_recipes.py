@@ -82,7 +82,7 @@ def test_the_first_sweep_runs_end_to_end_at_a_tiny_scale(tiny_lm, tiny_blocks, t
     # At the paper's rate so few steps kill no latent.
     runs = [replace(run, lr=0.02) for run in recipe.runs_at(tiny_lm.d_in)]
     stream = ActivationStream(tiny_lm, tiny_blocks, batch_size=recipe.batch_size)
-    results = run_sweep(runs, stream, tmp_path / "experiment1", eval_tokens=320, progress=False)
+    results = run_sweep(runs, stream, tmp_path / "experiment1", eval_tokens=320, max_epochs=10, progress=False)
     assert len(results.runs) == 30
     for run in results.runs:
         assert [entry["step"] for entry in run.record["resampled"]] == [160, 320]

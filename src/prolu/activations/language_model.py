@@ -158,7 +158,7 @@ class LanguageModel:
             )
 
     def digest(self) -> str:
-        """Return what names the weights: the hub's commit, or SHA-256 over all parameters."""
+        """Return SHA-256 over all parameters, which names the weights."""
         if not self._digests:
             self._digests.append(model_digest(self._model))
         return self._digests[0]

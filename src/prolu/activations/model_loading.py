@@ -119,11 +119,9 @@ def _without_report_of_loading() -> Iterator[None]:
 
 
 def model_digest(model: Any) -> str:
-    """Return what names the weights of a model: the hub's commit, or else SHA-256 over all its parameters."""
-    return getattr(model.config, "_commit_hash", None) or _parameters_digest(model)
-
-
-def _parameters_digest(model: Any) -> str:
+    """Return the SHA-256 digest, in hexadecimal, of all parameters of a model, which names its weights."""
+    # Not the hub's commit, which some versions of transformers tell and others do not: a study could then not be
+    # resumed with another version.
     total = hashlib.sha256()
     for _, parameter in sorted(model.named_parameters()):
         # As bytes, because numpy has no bf16.
