@@ -132,6 +132,9 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
             # A bool is an int to isinstance, and no number of tokens.
             if isinstance(value, bool) or not isinstance(value, FACTS[name]):
                 raise TypeError
+        names = facts["source"] if isinstance(facts["source"], list) else [facts["source"]]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise TypeError
         if facts["held_out_pool"] < 0 or not 0 <= facts["held_out_fraction"] <= 1:
             raise TypeError
         documents = None
