@@ -224,7 +224,7 @@ def files_of_rows(folder: Path) -> Iterator[Outcome]:
         return folder / name
 
     half_an_emoji = '{"text": "half an emoji \\ud83d here"}\n'
-    compressed = subprocess.run(["zstd", "-qc"], input=lines(rows).encode(), capture_output=True, check=False).stdout
+    compressed = pa.compress(lines(rows).encode(), "zstd", asbytes=True)
     cases = {
         "a JSON array": (written("array.json", json.dumps(rows)), "400"),
         "a JSON array, indented": (written("pretty.json", json.dumps(rows, indent=2)), "400"),
@@ -246,8 +246,7 @@ def files_of_rows(folder: Path) -> Iterator[Outcome]:
         "bytes": (table("bytes.parquet", {"text": pa.array([t.encode() for t in documents])}), "refused: bytes"),
         "an ending nobody reads": (written("notes.odt", b"x"), "refused: .parquet"),
     }
-    if compressed:
-        cases["zstandard"] = (written("rows.jsonl.zst", compressed), "400")
+    cases["zstandard"] = (written("rows.jsonl.zst", compressed), "400")
     for others in (
         {"LICENSE.txt": "MIT " * 9000},
         {"stats.json": "{\n}"},

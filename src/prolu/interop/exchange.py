@@ -101,7 +101,7 @@ def import_sae(folder: str | Path, format: str = "auto") -> tuple[SAE, dict[str,
 
 
 def _recognised(folder: Path) -> str:
-    """Return the format of a folder, by its files.
+    """Return the name of the format whose files a folder has, such as saelens.
 
     Raises:
         ValueError: The folder is of no format, or of several.

@@ -26,7 +26,7 @@ from prolu.evaluation.comparison.wording import (
 from prolu.report.console import INDENT, Column, fits, print_place, print_sentence, print_table
 from prolu.report.headline import CONVERGED, headline
 from prolu.report.writer import DrawnReport
-from prolu.sae.autoencoder import WEIGHTS_FILE
+from prolu.sae.saved_sae import WEIGHTS_FILE
 from prolu.studies.results import Results
 
 NARROW = 80

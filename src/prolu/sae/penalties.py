@@ -119,7 +119,7 @@ PENALTIES: dict[str, Penalty] = {"l1": L1(), "sqrt_l1": SqrtL1(), "l0": L0(), "n
 
 
 def penalty_named(name: str) -> Penalty:
-    """Return the penalty of a name.
+    """Return the penalty that a config calls by this name, such as sqrt_l1.
 
     Raises:
         ValueError: There is none of this name.

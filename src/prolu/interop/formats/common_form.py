@@ -76,7 +76,7 @@ class CommonForm:
         return all(t.dtype == theirs[name].dtype and torch.equal(t, theirs[name]) for name, t in mine.items())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by the names that this class gives them."""
+        """Return the encoder, the decoder, its bias and the own parameters of the nonlinearity, each by its name."""
         return {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_dec": self.b_dec} | self.own
 
     @property
