@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import prolu
 from prolu.activations.token_blocks import LATER_FACTS
 from prolu.runtime.files import (
     check_can_be_folder,
@@ -120,7 +121,8 @@ def read_study(folder: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide a study's numbers."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("prolu", "torch", "transformers")}
+    libraries = {name: version(name) for name in ("torch", "transformers")}
+    return {"python": platform.python_version(), "prolu": prolu.__version__} | libraries
 
 
 def text_to_read(folders: Sequence[Path], n_tokens: int, held_out_pool: int) -> tuple[int, int]:
