@@ -273,7 +273,6 @@ def test_what_does_not_go_together_is_refused():
         ({"nonlinearity": "topk(0)"}, "at least 1"),
         ({"nonlinearity": "topk(2,3)"}, "number of arguments"),
         ({"nonlinearity": "jumprelu(-1)"}, "bandwidth -1.0: must be more than 0"),
-        ({"nonlinearity": "batchtopk(3)", "precision": "bf16"}, "fp32"),
         ({"nonlinearity": "relu", "penalty": "none", "target_l0": 8.0}, "a penalty whose coefficient can be adjusted"),
         ({"target_l0": -1.0}, "more than 0 and less than d_sae"),
         ({"beta1": 1.0}, "less than 1"),

@@ -63,26 +63,43 @@ def test_bf16_rounds_what_goes_into_a_matmul_and_nothing_else():
 
 COMPILED = """
 import torch
-from prolu.sae.nonlinearities import NONLINEARITIES
+from dataclasses import replace
+from prolu.sae.nonlinearities import nonlinearity_named
 from prolu.sae.penalties import PENALTIES
 from prolu.training.moments import Moments
 from prolu.training.steps import AdamConfig, Objective
-from prolu.training.steps.cuda import _fused_update_, _gradients
+from prolu.training.steps.stacked import encode, gradients_of_stack, stack_of_one, update_stack_
 from prolu.sae.saved_sae import SAEConfig
 from prolu.training.starting_weights import initial_weights
+FAMILIES = [("relu", "l1"), ("prolu_relu", "sqrt_l1"), ("prolu_ste", "sqrt_l1"), ("gated", "sqrt_l1"),
+            ("jumprelu", "l0"), ("topk(5)", "none"), ("batchtopk(3)", "none")]
 x = torch.randn(40, 24, dtype=torch.float64)
-for name in NONLINEARITIES:
-    weights = initial_weights(SAEConfig(d_in=24, d_sae=96, nonlinearity=name), 1, torch.float64)
-    objective = Objective(NONLINEARITIES[name], PENALTIES["sqrt_l1"], 0.02)
-    plain, stats = _gradients(weights, x, objective, "fp32")
-    fused, also = torch.compile(_gradients, dynamic=False, fullgraph=True)(weights, x, objective, "fp32")
+coeff = torch.full((1, 1, 1), 0.02, dtype=torch.float64)
+for name, penalty in FAMILIES:
+    config = SAEConfig(d_in=24, d_sae=96, nonlinearity=name)
+    nonlinearity = nonlinearity_named(name).in_training
+    term = nonlinearity.auxiliary
+    if term is not None and term.of_dead:
+        term = replace(term, among=torch.arange(96)[None] % 3 == 0)
+    weights = stack_of_one(initial_weights(config, 1, torch.float64))
+    objective = Objective(nonlinearity, PENALTIES[penalty], coeff, term)
+    centred, m = encode(weights, x, "fp32")
+    compiled = torch.compile(encode, dynamic=False, fullgraph=True)(weights, x, "fp32")
+    torch.testing.assert_close(compiled[1], m, rtol=1e-11, atol=1e-13)
+    bounds = None, None
+    if nonlinearity.selection is not None:
+        above = m - nonlinearity.threshold(weights.own)
+        bounds = nonlinearity.selection.bound(above[0]).view(1, -1, 1), torch.zeros(1, 40, 1, dtype=torch.float64)
+    arguments = weights, x, centred, m, bounds, objective, "fp32"
+    plain, stats = gradients_of_stack(*arguments)
+    fused, also = torch.compile(gradients_of_stack, dynamic=False, fullgraph=True)(*arguments)
     for a, b in zip((*plain.tensors(), *stats), (*fused.tensors(), *also), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(b, a, rtol=1e-11, atol=1e-13)
 ends = []
-for update_ in (_fused_update_, torch.compile(_fused_update_, dynamic=False, fullgraph=True)):
+for update_ in (update_stack_, torch.compile(update_stack_, dynamic=False, fullgraph=True)):
     w, moments = weights.map(torch.clone), Moments.zeros_like(weights)
-    rates = torch.tensor([1e-3, 30.0], dtype=torch.float64)
-    update_(w, plain.map(torch.clone), moments, rates, torch.tensor(0.5, dtype=torch.float64), AdamConfig())
+    numbers = torch.tensor([[1e-3], [30.0], [0.5]], dtype=torch.float64)
+    update_(w, plain.map(torch.clone), moments, *numbers, AdamConfig())
     ends.append((*w.tensors(), *moments.tensors()))
 for a, b in zip(*ends, strict=True):
     torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)

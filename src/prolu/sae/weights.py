@@ -10,26 +10,29 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of an SAE; or their gradients, or one of Adam's moments of them, which have the same shapes."""
+    """The weights of an SAE; or their gradients, or one of Adam's moments of them, which have the same shapes.
 
-    encoder: Float[Tensor, "d_sae d_in"]
+    Those of a stack of SAEs, which are trained in one step, have one dimension more, in front.
+    """
+
+    encoder: Float[Tensor, "*stack d_sae d_in"]
     """W_enc transposed."""
-    decoder: Float[Tensor, "d_sae d_in"]
+    decoder: Float[Tensor, "*stack d_sae d_in"]
     """W_dec. In training its rows have unit norm."""
-    b_dec: Float[Tensor, " d_in"]
+    b_dec: Float[Tensor, "*stack d_in"]
     """The decoder bias. It is tied: subtracted from the input and added to the output."""
-    own: dict[str, Float[Tensor, " d_sae"]]
+    own: dict[str, Float[Tensor, "*stack d_sae"]]
     """The nonlinearity's own parameters, by name (`b_enc`, ...)."""
 
     @property
     def d_in(self) -> int:
         """The width of the activations."""
-        return self.encoder.shape[1]
+        return self.encoder.shape[-1]
 
     @property
     def d_sae(self) -> int:
         """The number of latents."""
-        return self.encoder.shape[0]
+        return self.encoder.shape[-2]
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors, in the same order for the same nonlinearity."""

@@ -168,8 +168,6 @@ class RunConfig:
         penalty = penalty_named(self.resolved_penalty)
         if (reason := penalty.check(nonlinearity)) is not None:
             raise ValueError(f"penalty {self.resolved_penalty!r}: {reason}; nonlinearity is {self.nonlinearity!r}")
-        if self.precision != "fp32" and (nonlinearity.auxiliary or nonlinearity.in_training.selection):
-            raise ValueError(f"precision {self.precision!r}: {self.nonlinearity} is trained in fp32 only")
         if self.has_target_l0 and (self.resolved_penalty == "none" or not self.coeff > 0):
             raise ValueError(
                 f"target_l0 {self.target_l0}: needs a penalty whose coefficient can be adjusted, and a coeff above 0 "

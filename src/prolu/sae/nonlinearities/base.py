@@ -36,7 +36,7 @@ class Pullback(NamedTuple):
     """The gradient with respect to each own parameter, not yet summed over tokens. A parameter that is missing here has
     the gradient 0."""
 
-    def plus(self, other: "Pullback", factor: float) -> "Pullback":
+    def plus(self, other: "Pullback", factor: float | Tensor) -> "Pullback":
         """Return self + factor * other, where a parameter that one of them lacks counts as 0 there."""
         nothing = torch.zeros_like(self.m)
         parameters = {
@@ -109,7 +109,7 @@ class Auxiliary:
     of_dead: bool = False
     """Whether only latents that have been silent for long take part. Otherwise f_aux is active where f is."""
     # Not compared: objectives are compared as wholes, and two tensors compare entry by entry.
-    among: Bool[Tensor, " d_sae"] | None = field(default=None, compare=False)
+    among: Bool[Tensor, "*stack d_sae"] | None = field(default=None, compare=False)
     """The latents that take part; None for all. A trainer fills this in at each step if `of_dead`."""
 
 

@@ -11,7 +11,9 @@ All kinds of steps give the same numbers from the same state, up to rounding; `d
 - `numba_pairs`, `numba_rows`, `numba_threads`: the kernels of these three, and on how many threads they run.
 - `compilation`: shows on the terminal that kernels are being compiled.
 - `jit`: how kernels are compiled, and where they are kept.
-- `cuda`: the dense step on a GPU, compiled and captured in a graph.
+- `stacked`: the dense step's equations on whole matrices, for several SAEs of one shape and family at once.
+- `cuda`: these equations on a GPU, compiled and captured in a graph.
+- `selection_triton`: the k-th largest entry on a GPU, for TopK and BatchTopK.
 - `choice`, `crossovers.json`: which kind of step is used when.
 """
 

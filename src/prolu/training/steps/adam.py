@@ -144,7 +144,7 @@ def clip_scale(gradients: Weights, max_grad_norm: float, mesh: Mesh = ALONE) -> 
     return (torch.linalg.vector_norm(norms) / max_grad_norm).clamp_(min=1)
 
 
-def project_(gradient: Float[Tensor, "rows d"], unit_rows: Float[Tensor, "rows d"]) -> None:
+def project_(gradient: Float[Tensor, "*stack rows d"], unit_rows: Float[Tensor, "*stack rows d"]) -> None:
     """Remove each row's component along the unit row beside it, in place."""
-    along = (gradient * unit_rows).sum(1, keepdim=True)
+    along = (gradient * unit_rows).sum(-1, keepdim=True)
     gradient.addcmul_(along, unit_rows, value=-1)

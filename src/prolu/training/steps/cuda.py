@@ -1,13 +1,12 @@
-"""The dense step for a GPU: matmuls in tf32 or bf16, the rest fused by torch.compile, an update in one CUDA graph.
+"""The dense step for a GPU: the equations of `stacked`, compiled by torch.compile, an update in one CUDA graph.
 
-Weights and moments stay in fp32, and every matmul accumulates in fp32. m comes out of its matmul in fp32 too: whether a
-latent is active is decided there, and storing m in bf16 would flip gates. A CPU runs the same code unfused and gives
-the same numbers up to the order of sums, because a product of two bf16 numbers is exact in fp32.
+It trains one SAE, or a stack of SAEs of one shape and family in one update. The CPU never waits for the GPU in a step.
 """
 
-from collections.abc import Hashable, Iterator
+import warnings
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -15,59 +14,61 @@ from torch import Tensor
 
 from prolu.runtime.checks import one_of
 from prolu.runtime.mesh import ALONE, Mesh
+from prolu.sae.nonlinearities import Selection
 from prolu.sae.weights import Weights
 from prolu.training.config import PRECISIONS
 from prolu.training.moments import Moments
 from prolu.training.steps.adam import AdamConfig, Update, clip_scale, project_
-from prolu.training.steps.base import Step
-from prolu.training.steps.dense import DenseStep
+from prolu.training.steps.base import Step, gather_of
 from prolu.training.steps.objective import Objective, StepStats
+from prolu.training.steps.stacked import (
+    among_only,
+    compared_by,
+    encode,
+    gradients_of_stack,
+    member,
+    stack_of_one,
+    update_stack_,
+)
+
+MOST_COMPILED = 1024
+"""The number of variants of one function that may be compiled: of each family, shape and precision there is one. Beyond
+its own limit of 8, torch.compile would run the function uncompiled, with a warning only."""
 
 
 class CudaStep(Step):
-    """The GPU's step for SAEs of one shape. Trainers share its input buffer and the memory of its graphs.
+    """The GPU's step for SAEs of one shape. Trainers share its input buffers and the memory of its graphs.
 
     On a mesh it is neither compiled nor captured, because sums over ranks lie between its matmuls.
     """
 
-    def __init__(self, like: Weights, batch_size: int, precision: str = "fp32", mesh: Mesh = ALONE):
-        """Args: see `Steps`.
+    def __init__(self, like: Weights, batch_size: int, precision: str = "fp32", mesh: Mesh = ALONE, *, n_saes: int = 1):
+        """Args: see `Steps`; `like` are the weights of one SAE, and `n_saes` is the number of SAEs of a stack.
 
         Raises:
             ValueError: there is no such precision.
         """
         one_of("precision", precision, PRECISIONS)
-        self._like = like
-        self._batch_size = batch_size
         self._precision = precision
         self.mesh = mesh
         self._on_gpu = like.encoder.device.type == "cuda" and mesh.n_ranks == 1
-        self._gradients = torch.compile(_gradients, dynamic=False) if self._on_gpu else _gradients
-        self._fused_update_ = torch.compile(_fused_update_, dynamic=False) if self._on_gpu else _fused_update_
-        # A captured graph reads its inputs where they were when it was captured: so these two never move.
+        self._encode = self._compiled(encode)
+        self._gradients = self._compiled(gradients_of_stack)
+        self._update_ = self._compiled(update_stack_)
+        # A captured graph reads its inputs where they were when it was captured: so these never move.
         self._acts = like.encoder.new_empty(batch_size, like.d_in)
-        self._rates = like.encoder.new_empty(2)
+        self._step_sizes, self._second_moment_scales, self._coeffs = like.encoder.new_empty(3, n_saes)
+        self._among = torch.zeros(n_saes, like.d_sae, dtype=torch.bool, device=like.encoder.device)
         # One pool for all graphs: they are never replayed at the same time, so they can share memory.
         self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepStats] | None] = {}
-
-    @cached_property
-    def _reference(self) -> DenseStep:
-        """The fp32 step that computes what is not plain, so that it need not be written for a GPU again.
-
-        Selections sort a token's or a batch's entries, and the latents of an auxiliary term change from step to step:
-        neither fuses, and a captured graph would go on using the latents that it was captured with.
-        """
-        return DenseStep(self._like, self._batch_size, self.mesh)
 
     def gradients(
         self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
     ) -> tuple[Weights, StepStats]:
         """Return the gradient of the loss with respect to every weight, and statistics of the batch."""
-        if not is_plain(objective):
-            return self._reference.gradients(weights, acts, objective)
-        with _fp32_matmuls_in(self._precision):
-            return self._gradients(weights, acts, objective, self._precision, self.mesh)
+        gradients, stats = self.gradients_of_stack(stack_of_one(weights), acts, [objective])
+        return member(gradients, 0), _stats_of_member(stats, 0)
 
     def update_(
         self,
@@ -77,119 +78,147 @@ class CudaStep(Step):
         objective: Objective,
         update: Update,
     ) -> StepStats:
-        """Make one projected Adam update, in place; return statistics from before it.
+        """Make one projected Adam update, in place; return statistics from before it."""
+        moments = Moments(*map(stack_of_one, moments))
+        return _stats_of_member(self.update_stack_(stack_of_one(weights), moments, acts, [objective], [update]), 0)
 
-        A trainer's first update compiles, its second is captured, and from then on the graph is replayed.
+    def gradients_of_stack(
+        self, weights: Weights, acts: Float[Tensor, "batch d_in"], objectives: Sequence[Objective]
+    ) -> tuple[Weights, StepStats]:
+        """Return the gradients and the statistics of each SAE of a stack; their first dimension is the SAE.
+
+        The objectives may differ in the coefficient of the penalty and in the latents that count as dead.
         """
-        rates = torch.tensor([update.step_size, update.second_moment_scale], dtype=self._rates.dtype)
-        self._rates.copy_(rates)
+        self._write_coeffs_(objectives)
+        return self._gradients_now(weights, acts, self._common(objectives))
 
-        def once(x: Tensor) -> StepStats:
-            return Step.update_(self, weights, moments, x, objective, update)
+    def update_stack_(
+        self,
+        weights: Weights,
+        moments: Moments,
+        acts: Float[Tensor, "batch d_in"],
+        objectives: Sequence[Objective],
+        updates: Sequence[Update],
+    ) -> StepStats:
+        """Make one update of each SAE of a stack, in place; return their statistics from before it.
 
-        if not self._on_gpu or len(acts) != len(self._acts) or not is_plain(objective):
-            return once(acts)
+        The objectives may differ as in `gradients_of_stack`, the updates in their learning rate. A stack's first update
+        compiles, its second is captured, and from then on the graph is replayed.
+        """
+        self._write_coeffs_(objectives)
+        self._write_(self._step_sizes, [update.step_size for update in updates])
+        self._write_(self._second_moment_scales, [update.second_moment_scale for update in updates])
+        objective = self._common(objectives)
+        adam = updates[0].adam
+        if not self._on_gpu or len(acts) != len(self._acts):
+            return self._update_now_(weights, moments, acts, objective, adam)
         self._acts.copy_(acts)
-        # A graph holds addresses and constants. The objective is among them: a coefficient that changes (a warm-up, an
-        # L0 controller) makes a key of its own at every step, so such a step is never replayed.
+        # A graph holds addresses and constants. What changes from step to step is in tensors that never move.
         tensors = (*weights.tensors(), *moments.tensors())
-        key = (objective, update.adam, *(t.data_ptr() for t in tensors))
+        family = (objective.nonlinearity, objective.penalty, objective.auxiliary)
+        key = (family, adam, *(t.data_ptr() for t in tensors))
         if key not in self._graphs:
             self._graphs[key] = None
-            return once(self._acts)
+            with _compiling():
+                return self._update_now_(weights, moments, self._acts, objective, adam)
         captured = self._graphs[key]
         if captured is None:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
-                stats = once(self._acts)
+                stats = self._update_now_(weights, moments, self._acts, objective, adam)
             self._graphs[key] = captured = (graph, stats)
         graph, stats = captured
         graph.replay()
         # The next replay overwrites the graph's own tensors.
         return StepStats(*(t.clone() for t in stats))
 
-    def _apply_(self, weights: Weights, gradients: Weights, moments: Moments, update: Update) -> None:
-        adam = update.adam
-        scale = None
+    def _compiled(self, function):
+        return torch.compile(function, dynamic=False) if self._on_gpu else function
+
+    def _common(self, objectives: Sequence[Objective]) -> Objective:
+        """Return the objective of the whole stack; all that differs between its SAEs is in tensors that never move."""
+        objective = objectives[0]
+        term = objective.auxiliary
+        if term is not None and term.among is not None:
+            for i, each in enumerate(objectives):
+                assert each.auxiliary is not None
+                assert each.auxiliary.among is not None
+                self._among[i] = each.auxiliary.among
+            term = replace(term, among=self._among)
+        return replace(objective, coeff=self._coeffs[:, None, None], auxiliary=term)
+
+    def _write_coeffs_(self, objectives: Sequence[Objective]) -> None:
+        coeffs = [objective.coeff for objective in objectives]
+        self._write_(self._coeffs, [0.0 if isinstance(coeff, Tensor) else coeff for coeff in coeffs])
+        for i, coeff in enumerate(coeffs):
+            if isinstance(coeff, Tensor):
+                self._coeffs[i] = coeff
+
+    def _write_(self, there: Tensor, numbers: Sequence[float]) -> None:
+        """Write numbers into a tensor of this step. On a GPU from pinned memory, which the CPU need not wait for."""
+        here = torch.tensor(numbers, dtype=there.dtype)
+        there.copy_(here.pin_memory() if self._on_gpu else here, non_blocking=True)
+
+    def _update_now_(
+        self, weights: Weights, moments: Moments, acts: Tensor, objective: Objective, adam: AdamConfig
+    ) -> StepStats:
+        gradients, stats = self._gradients_now(weights, acts, objective)
+        self._sum_over_data_(gradients)
+        clip = None
         if adam.max_grad_norm is not None:
             project_(gradients.decoder, weights.decoder)
-            scale = clip_scale(gradients, adam.max_grad_norm, self.mesh).reciprocal()
-        # Rates from the tensor that `update_` has filled, and not from `update`: a captured graph would keep a number.
-        self._fused_update_(weights, gradients, moments, self._rates, scale, adam)
+            each = [clip_scale(member(gradients, i), adam.max_grad_norm, self.mesh) for i in range(len(self._coeffs))]
+            clip = torch.stack(each).reciprocal()
+        self._update_(weights, gradients, moments, self._step_sizes, self._second_moment_scales, clip, adam)
+        return stats
+
+    def _gradients_now(self, weights: Weights, acts: Tensor, objective: Objective) -> tuple[Weights, StepStats]:
+        with _fp32_matmuls_in(self._precision):
+            centred, m = self._encode(weights, acts, self._precision)
+            bounds = self._bounds(weights, m, objective)
+            return self._gradients(weights, acts, centred, m, bounds, objective, self._precision, self.mesh)
+
+    def _bounds(self, weights: Weights, m: Tensor, objective: Objective) -> tuple[Tensor | None, Tensor | None]:
+        """Return the bound of the objective's selection and that of its auxiliary term's; None where there is none."""
+        nonlinearity, term = objective.nonlinearity, objective.auxiliary
+        bound = auxiliary_bound = None
+        if nonlinearity.selection is not None:
+            bound = self._bound(nonlinearity.selection, m, compared_by(nonlinearity, weights.own))
+        if term is not None and term.nonlinearity.selection is not None:
+            threshold = among_only(compared_by(term.nonlinearity, weights.own), term)
+            auxiliary_bound = self._bound(term.nonlinearity.selection, m, threshold)
+        return bound, auxiliary_bound
+
+    def _bound(self, selection: Selection, m: Tensor, threshold: Tensor) -> Tensor:
+        """Return how far above its threshold an entry must lie to be selected; it broadcasts against m."""
+        if self._on_gpu and m.dtype == torch.float32:
+            # Imported only when needed: it takes a second, and is missing where there is no GPU.
+            from prolu.training.steps.selection_triton import bound_of_batch, bound_of_rows
+
+            if selection.over_batch:
+                return bound_of_batch(m, threshold, min(selection.k * m.shape[1], m[0].numel()))
+            return bound_of_rows(m, threshold, min(selection.k, m.shape[2]))
+        gather = gather_of(self.mesh)
+        if selection.over_batch and self.mesh.n_ranks > 1:
+            selection = replace(selection, k=selection.k * self.mesh.n_data)
+            gather = lambda best: self.mesh.gathered_over_all(best, "selection")  # noqa: E731
+        bounds = [selection.bound(each - t, gather) for each, t in zip(m, threshold, strict=True)]
+        return torch.stack(bounds).view(len(m), -1, 1)
 
 
-def is_plain(objective: Objective) -> bool:
-    """Return whether each entry alone decides if it is active, and there is no auxiliary term."""
-    return objective.auxiliary is None and objective.nonlinearity.selection is None
+def _stats_of_member(stats: StepStats, i: int) -> StepStats:
+    return StepStats(*(t[i] for t in stats))
 
 
-def _matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:
-    """Return a @ b, accumulated and returned in fp32 (or in fp64, of fp64)."""
-    if precision != "bf16":
-        return a @ b
-    a = a.bfloat16()
-    b = b.bfloat16()
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Let torch.compile keep enough variants, and not advise tf32 to those who asked for fp32."""
+    import torch._dynamo
 
-
-def _gradients(
-    weights: Weights, acts: Tensor, objective: Objective, precision: str, mesh: Mesh = ALONE
-) -> tuple[Weights, StepStats]:
-    """Return gradients and statistics by the equations of the dense step, on whole matrices."""
-    batch = len(acts) * mesh.n_data
-    d_in = acts.shape[1]
-    nonlinearity = objective.nonlinearity
-    own = weights.own
-    centred = acts - weights.b_dec
-    m = _matmul(centred, weights.encoder.T, precision)
-    support = nonlinearity.support(m, own)
-    latents = torch.where(support, nonlinearity.value(m, own), 0)
-    recon = mesh.sum_over_latents_(_matmul(latents, weights.decoder, precision), "reconstruction")
-    error = recon + weights.b_dec - acts
-    mse = error.square().sum(dtype=torch.float64) / (batch * d_in)
-    error = error * (2 / (batch * d_in))
-    upstream = _matmul(error, weights.decoder.T, precision)
-    back, penalty = objective.pull_back(upstream, latents, m, own, batch)
-    # Selected, not multiplied by the mask: 0 * inf would be NaN.
-    to_m = torch.where(support, back.m, 0)
-    nothing = torch.zeros_like(m)
-    gradients = Weights(
-        encoder=_matmul(to_m.T, centred, precision),
-        decoder=_matmul(latents.T, error, precision),
-        b_dec=error.sum(0) - mesh.sum_over_latents_(to_m.sum(0) @ weights.encoder, "b_dec"),
-        own={name: torch.where(support, back.parameters.get(name, nothing), 0).sum(0) for name in own},
-    )
-    fired = (latents > 0).sum(0, dtype=acts.dtype)
-    return gradients, StepStats(mse, penalty / batch, torch.zeros_like(mse), fired, torch.zeros_like(mse))
-
-
-def _fused_update_(
-    weights: Weights,
-    gradients: Weights,
-    moments: Moments,
-    rates: Tensor,
-    scale: Tensor | None,
-    adam: AdamConfig,
-) -> None:
-    """Project (unless a clip has done it already), apply Adam and renormalise decoder rows, in place.
-
-    Args:
-        weights: what is updated.
-        gradients: the gradient of each weight.
-        moments: Adam's moments, updated too.
-        rates: `Update.step_size` and `Update.second_moment_scale`.
-        scale: the factor by which a clip scales all gradients; None without a clip.
-        adam: Adam's constants.
-    """
-    if scale is None:
-        project_(gradients.decoder, weights.decoder)
-    state = (w.tensors() for w in (weights, gradients, moments.first, moments.second))
-    for p, gradient, m, v in zip(*state, strict=True):
-        g = gradient if scale is None else gradient * scale
-        m.lerp_(g, 1 - adam.beta1)
-        v.lerp_(g * g, 1 - adam.beta2)
-        p.sub_(rates[0] * m / (v.sqrt() * rates[1] + adam.eps))
-    weights.decoder.div_(torch.linalg.vector_norm(weights.decoder, dim=1, keepdim=True))
+    limits = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), MOST_COMPILED)
+    with torch._dynamo.config.patch(limits), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
+        yield
 
 
 @contextmanager

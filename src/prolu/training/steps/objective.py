@@ -20,8 +20,8 @@ class Objective:
 
     nonlinearity: Nonlinearity
     penalty: Penalty
-    coeff: float
-    """The coefficient of the penalty."""
+    coeff: float | Tensor
+    """The coefficient of the penalty. For a stack of SAEs it is a tensor [n_saes, 1, 1]."""
     auxiliary: Auxiliary | None = None
 
     def pull_back(
@@ -31,8 +31,10 @@ class Objective:
         m: Float[Tensor, "..."],
         own: Parameters,
         batch: int,
-    ) -> tuple[Pullback, Float[Tensor, ""]]:
+    ) -> tuple[Pullback, Float[Tensor, "*stack"]]:
         """Return the loss's gradient with respect to m and the own parameters, and the sum of the penalty.
+
+        The sum is over tokens and latents, the last two dimensions; for a stack of SAEs there is one sum for each.
 
         Every entry is one (token, latent) pair on the support: of a whole matrix, or of a list of pairs.
 
@@ -58,21 +60,24 @@ class Objective:
         if (direct := self.penalty.pullback(nonlinearity, m, own)) is not None:
             back = back.plus(direct, per_token)
         # Summed over a row first, then over rows in fp64: long fp32 sums would lose digits.
-        return back, self.penalty.value(penalised).sum(-1).sum(dtype=torch.float64)
+        return back, self.penalty.value(penalised).sum(-1).sum(-1, dtype=torch.float64)
 
 
 class StepStats(NamedTuple):
-    """Statistics of one step's batch, from before the update. They are tensors, so that nothing waits for a device."""
+    """Statistics of one step's batch, from before the update. They are tensors, so that nothing waits for a device.
 
-    mse: Float[Tensor, ""]
+    Those of a stack of SAEs have one dimension more, in front.
+    """
+
+    mse: Float[Tensor, "*stack"]
     """The mean over batch and d_in of (x - x_hat)^2, in normalised space."""
-    penalty: Float[Tensor, ""]
+    penalty: Float[Tensor, "*stack"]
     """The mean over the batch of P, without the coefficient."""
-    auxiliary: Float[Tensor, ""]
+    auxiliary: Float[Tensor, "*stack"]
     """The auxiliary term with its coefficient; 0 without such a term."""
-    fired: Float[Tensor, " d_sae"]
+    fired: Float[Tensor, "*stack d_sae"]
     """The number of tokens of the batch on which each latent was active (greater than 0)."""
-    smallest: Float[Tensor, ""]
+    smallest: Float[Tensor, "*stack"]
     """The smallest active latent where the nonlinearity selects latents, else 0."""
 
 

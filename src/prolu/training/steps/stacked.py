@@ -1,0 +1,189 @@
+"""The equations of a dense step on whole matrices, for a stack of SAEs of one shape and family at once.
+
+The weights of a stack have one dimension more than those of an SAE, in front: the encoder is [n_saes, d_sae, d_in], and
+every matmul multiplies n_saes pairs of matrices. All SAEs see the same batch of activations. An SAE alone is a stack of
+one. The equations are those of `dense`; here they are written so that `torch.compile` can fuse what lies between two
+matmuls. So no size depends on the data, and numbers that change from step to step (the coefficient of the penalty, the
+learning rate) come in tensors.
+
+Weights and moments stay in fp32, and every matmul accumulates in fp32. m comes out of its matmul in fp32 too: whether a
+latent is active is decided there, and storing m in bf16 would flip gates. A CPU gives the same numbers up to the order
+of sums, because a product of two bf16 numbers is exact in fp32.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prolu.runtime.mesh import ALONE, Mesh
+from prolu.sae.nonlinearities import Auxiliary, Nonlinearity, Parameters, distance
+from prolu.sae.weights import Weights
+from prolu.training.moments import Moments
+from prolu.training.steps.adam import AdamConfig, project_
+from prolu.training.steps.objective import Objective, StepStats
+
+
+def stack_of_one(weights: Weights) -> Weights:
+    """Return the weights of one SAE as those of a stack; the memory is shared."""
+    return weights.map(lambda t: t.unsqueeze(0))
+
+
+def member(stack: Weights, i: int) -> Weights:
+    """Return the weights of one SAE of a stack; the memory is shared."""
+    return stack.map(lambda t: t[i])
+
+
+def encode(
+    weights: Weights, acts: Float[Tensor, "batch d_in"], precision: str
+) -> tuple[Float[Tensor, "n_saes batch d_in"], Float[Tensor, "n_saes batch d_sae"]]:
+    """Return x - b_dec and the pre-activations m = (x - b_dec) W_enc."""
+    centred = acts - weights.b_dec.unsqueeze(-2)
+    return centred, matmul(centred, weights.encoder.mT, precision)
+
+
+def gradients_of_stack(
+    weights: Weights,
+    acts: Float[Tensor, "batch d_in"],
+    centred: Float[Tensor, "n_saes batch d_in"],
+    m: Float[Tensor, "n_saes batch d_sae"],
+    bounds: tuple[Tensor | None, Tensor | None],
+    objective: Objective,
+    precision: str,
+    mesh: Mesh = ALONE,
+) -> tuple[Weights, StepStats]:
+    """Return the gradients of the loss and the statistics of the batch, for each SAE of the stack.
+
+    Args:
+        weights: of the stack.
+        acts: the batch x.
+        centred: x - b_dec, from `encode`.
+        m: the pre-activations, from `encode`.
+        bounds: how far above its threshold an entry must lie to be selected, by the objective's selection and by that
+            of its auxiliary term; None where there is no selection.
+        objective: the loss; its coefficient may be a tensor [n_saes, 1, 1].
+        precision: that of the inputs of matmuls.
+        mesh: the ranks that share the SAEs.
+    """
+    batch = len(acts) * mesh.n_data
+    scale = 2 / (batch * acts.shape[1])
+    nonlinearity = objective.nonlinearity
+    own = {name: p.unsqueeze(-2) for name, p in weights.own.items()}
+    nothing = torch.zeros_like(m)
+    active = _active(nonlinearity, m, own, bounds[0])
+    latents = torch.where(active, nonlinearity.value(m, own), 0)
+    error = _decoded(latents, weights, precision, mesh) + weights.b_dec.unsqueeze(-2) - acts
+    mse = _mean_square(error, batch)
+    scaled = error * scale
+    upstream = matmul(scaled, weights.decoder.mT, precision)
+    back, penalty = objective.pull_back(upstream, latents, m, own, batch)
+    # Selected, not multiplied by the mask: 0 * inf would be NaN.
+    to_m = torch.where(active, back.m, 0)
+    to_own = {name: torch.where(active, back.parameters.get(name, nothing), 0).sum(-2) for name in own}
+    to_decoder = matmul(latents.mT, scaled, precision)
+    auxiliary = torch.zeros_like(mse)
+    if (term := objective.auxiliary) is not None:
+        target = -error if term.target == "residual" else centred
+        their_active = _active(term.nonlinearity, m, own, bounds[1])
+        # Where no latent takes part there is no term, so that its value is 0 and not that of reconstructing nothing.
+        weight = torch.full_like(m[:, 0, 0], term.coeff)
+        if term.among is not None:
+            their_active = their_active & term.among.unsqueeze(-2)
+            weight = weight * term.among.any(-1)
+        theirs = torch.where(their_active, term.nonlinearity.value(m, own), 0)
+        their_error = _decoded(theirs, weights, precision, mesh) - target
+        auxiliary = _mean_square(their_error, batch) * weight
+        their_error = their_error * (scale * weight[:, None, None])
+        if term.trains_decoder:
+            to_decoder = to_decoder + matmul(theirs.mT, their_error, precision)
+        their_back = term.nonlinearity.pullback(matmul(their_error, weights.decoder.mT, precision), m, own)
+        to_m = to_m + torch.where(their_active, their_back.m, 0)
+        for name, gradient in their_back.parameters.items():
+            to_own[name] = to_own[name] + torch.where(their_active, gradient, 0).sum(-2)
+    # The tied bias is added at the output and subtracted at the input. Summing dm over tokens first makes the second
+    # part a product with a vector, where autograd would pay a sixth matmul.
+    through_encoder = (to_m.sum(-2).unsqueeze(-2) @ weights.encoder).squeeze(-2)
+    gradients = Weights(
+        encoder=matmul(to_m.mT, centred, precision),
+        decoder=to_decoder,
+        b_dec=scaled.sum(-2) - mesh.sum_over_latents_(through_encoder, "b_dec"),
+        own=to_own,
+    )
+    fired = (latents > 0).sum(-2, dtype=acts.dtype)
+    smallest = _smallest_active(latents) if nonlinearity.selection is not None else torch.zeros_like(m[:, 0, 0])
+    return gradients, StepStats(mse, penalty / batch, auxiliary, fired, smallest)
+
+
+def update_stack_(
+    weights: Weights,
+    gradients: Weights,
+    moments: Moments,
+    step_sizes: Float[Tensor, " n_saes"],
+    second_moment_scales: Float[Tensor, " n_saes"],
+    clip: Float[Tensor, " n_saes"] | None,
+    adam: AdamConfig,
+) -> None:
+    """Project (unless a clip has done it already), apply Adam and renormalise decoder rows, in place.
+
+    Args:
+        weights: what is updated.
+        gradients: the gradient of each weight.
+        moments: Adam's moments, updated too.
+        step_sizes: `Update.step_size` of each SAE.
+        second_moment_scales: `Update.second_moment_scale` of each SAE.
+        clip: the factor by which a clip scales all gradients of an SAE; None without a clip.
+        adam: Adam's constants.
+    """
+    if clip is None:
+        project_(gradients.decoder, weights.decoder)
+    tensors = (w.tensors() for w in (weights, gradients, moments.first, moments.second))
+    for p, gradient, first, second in zip(*tensors, strict=True):
+        per_sae = (-1, *[1] * (p.ndim - 1))
+        g = gradient if clip is None else gradient * clip.view(per_sae)
+        first.lerp_(g, 1 - adam.beta1)
+        second.lerp_(g * g, 1 - adam.beta2)
+        root = second.sqrt() * second_moment_scales.view(per_sae)
+        p.sub_(step_sizes.view(per_sae) * first / (root + adam.eps))
+    weights.decoder.div_(torch.linalg.vector_norm(weights.decoder, dim=-1, keepdim=True))
+
+
+def compared_by(nonlinearity: Nonlinearity, own: Parameters) -> Float[Tensor, "n_saes d_sae"]:
+    """Return the threshold of each latent, by the distance from which a selection compares entries."""
+    threshold = nonlinearity.threshold(own)
+    assert threshold is not None, "a selection needs a threshold"
+    return threshold
+
+
+def among_only(threshold: Float[Tensor, "n_saes d_sae"], term: Auxiliary) -> Float[Tensor, "n_saes d_sae"]:
+    """Return the thresholds with infinity for the latents that take no part in the term, so that none is selected."""
+    return threshold if term.among is None else threshold.masked_fill(~term.among, torch.inf)
+
+
+def matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:
+    """Return a @ b of two stacks of matrices, accumulated and returned in fp32 (or in fp64, of fp64)."""
+    if precision != "bf16":
+        return a @ b
+    a = a.bfloat16()
+    b = b.bfloat16()
+    return torch.bmm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+
+
+def _active(nonlinearity: Nonlinearity, m: Tensor, own: Parameters, bound: Tensor | None) -> Tensor:
+    support = nonlinearity.support(m, own)
+    # The bound is 0 where too few entries are above 0, and >= would then let through m = threshold: hence the support.
+    return support if bound is None else support & (distance(nonlinearity, m, own) >= bound)
+
+
+def _decoded(latents: Tensor, weights: Weights, precision: str, mesh: Mesh) -> Tensor:
+    """Return f W_dec, without b_dec; on a mesh, of the latents of all ranks."""
+    return mesh.sum_over_latents_(matmul(latents, weights.decoder, precision), "reconstruction")
+
+
+def _mean_square(error: Tensor, batch: int) -> Tensor:
+    """Return the mean of the squared entries for each SAE. Summed in fp64: a long fp32 sum would lose digits."""
+    return error.square().sum((-2, -1), dtype=torch.float64) / (batch * error.shape[-1])
+
+
+def _smallest_active(latents: Tensor) -> Tensor:
+    """Return the smallest active latent of each SAE; 0 where none is active."""
+    smallest = torch.where(latents > 0, latents, torch.inf).amin((-2, -1))
+    return torch.where(smallest.isfinite(), smallest, 0)
