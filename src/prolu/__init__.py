@@ -1,18 +1,15 @@
 """Train many sparse autoencoders on one stream of language-model activations, and compare them."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from prolu.runtime.late_import import names_of
+from prolu.runtime.version import package_version
 
 if TYPE_CHECKING:
     from prolu.public_names import *  # noqa: F403
     from prolu.public_names import __all__ as __all__
 
-try:
-    __version__ = version("prolu")
-except PackageNotFoundError:  # a source tree on PYTHONPATH, which nobody has installed
-    __version__ = "0+source"
+__version__ = package_version()
 
 __getattr__ = names_of("prolu.public_names")
 

@@ -6,7 +6,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import tyro
@@ -23,6 +22,7 @@ from prolu.runtime.files import FolderBusyError
 from prolu.runtime.hub import HubError
 from prolu.runtime.interrupts import INTERRUPTED
 from prolu.runtime.names import shown
+from prolu.runtime.version import package_version
 from prolu.studies.groups.engine import Engine
 from prolu.studies.recipes import RECIPES
 from prolu.studies.settings import SweepSettings
@@ -97,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"prolu: study {args[1]!r}: choose one of {', '.join(RECIPES)}", file=sys.stderr)
         return WRONG_REQUEST
     if args == ["--version"]:
-        print(f"prolu {version('prolu')}")
+        print(f"prolu {package_version()}")
         return DONE
     # tyro prints help and ends the process here. What follows needs PyTorch, which takes seconds to import.
     command = _parsed(args)

@@ -8,5 +8,6 @@
 - `interrupts`: the first signal to stop saves, the second one exits.
 - `progress`: rates and the time left.
 - `late_import`: packages whose names are imported when the first is used.
+- `version`: the version of this package.
 - `hub`: files downloaded from the Hugging Face hub and sent to it.
 """

@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import prolu
 from prolu.activations.token_blocks import LATER_FACTS
 from prolu.runtime.files import (
     check_can_be_folder,
@@ -28,6 +27,7 @@ from prolu.runtime.files import (
     write_json_lines,
 )
 from prolu.runtime.names import check_inside, plain_name
+from prolu.runtime.version import package_version
 from prolu.studies.checkpoints import CHECKPOINTS_FOLDER, remove_checkpoints
 from prolu.studies.records import RESULTS_FILE, check_study, read_records
 from prolu.training.config import RunConfig
@@ -122,7 +122,7 @@ def read_study(folder: Path) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide a study's numbers."""
     libraries = {name: version(name) for name in ("torch", "transformers")}
-    return {"python": platform.python_version(), "prolu": prolu.__version__} | libraries
+    return {"python": platform.python_version(), "prolu": package_version()} | libraries
 
 
 def text_to_read(folders: Sequence[Path], n_tokens: int, held_out_pool: int) -> tuple[int, int]:
