@@ -1,7 +1,6 @@
 """Gated, JumpReLU, TopK and BatchTopK against their papers' equations, written out and left to autograd."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,26 +9,16 @@ from prolu import SAE, RunConfig, SAEConfig, Trainer
 from prolu.sae.nonlinearities import activate, nonlinearity_named
 from prolu.sae.nonlinearities.jumprelu import JumpReLU
 from prolu.sae.nonlinearities.topk import HORIZON, TopK
-from prolu.sae.penalties import penalty_named
-from prolu.training.starting_weights import initial_weights
-from prolu.training.steps import DenseStep, Objective, dense, pair_finder, sparse_torch
+from prolu.training.steps import DenseStep, dense, pair_finder, sparse_torch
 from prolu.training.steps.cuda import CudaStep
 from prolu.training.steps.sparse_numba import SparseNumbaStep
 from prolu.training.steps.sparse_torch import SparseTorchStep
+from support.baselines import BASELINES, COEFF, objective_for, weights_for
 from support.steps import relative
 from support.synthetic import sparse_activations
 
 STEPS = [DenseStep, SparseNumbaStep, SparseTorchStep, CudaStep]
-BASELINES = {
-    "gated": ("gated", "l1"),
-    "gated_sqrt": ("gated", "sqrt_l1"),
-    "jumprelu": ("jumprelu(0.4)", "l0"),
-    "jumprelu_l1": ("jumprelu(0.4)", "l1"),
-    "topk": ("topk(5)", "none"),
-    "topk_l1": ("topk(5)", "l1"),
-    "batchtopk": ("batchtopk(3)", "none"),
-}
-BAND, COEFF = 0.4, 0.02
+BAND = 0.4
 
 
 class Step(torch.autograd.Function):
@@ -93,23 +82,6 @@ def plain_loss(name, w, x, coeff, dead=None):
         f_aux = largest(z.masked_fill(~dead, -math.inf)[:, dead], min(512, int(dead.sum())))
         loss = loss + (f_aux @ w.decoder[dead] - residual).square().mean() / 32
     return loss
-
-
-def weights_for(name, d_in=12, d_sae=40, dtype=torch.float64):
-    nonlinearity = BASELINES[name][0]
-    weights = initial_weights(SAEConfig(d_in=d_in, d_sae=d_sae, nonlinearity=nonlinearity), 5, dtype)
-    g = torch.Generator().manual_seed(6)
-    for parameter in (weights.b_dec, *weights.own.values()):
-        parameter.add_(0.2 * torch.randn(parameter.shape, generator=g, dtype=dtype))
-    return weights
-
-
-def objective_for(name, coeff=COEFF, dead=None):
-    code = nonlinearity_named(BASELINES[name][0]).in_training
-    term = code.auxiliary
-    if term is not None and term.of_dead:
-        term = None if dead is None else replace(term, among=dead)
-    return Objective(code, penalty_named(BASELINES[name][1]), coeff, term)
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -3,15 +3,19 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from prolu.sae.nonlinearities import NONLINEARITIES
 from prolu.sae.penalties import PENALTIES
+from prolu.sae.weights import Weights
 from prolu.training.moments import Moments
 from prolu.training.steps import AdamConfig, DenseStep, Objective, Update
 from prolu.training.steps.cuda import CudaStep
+from prolu.training.steps.stacked import member
+from support.baselines import BASELINES, objective_for, weights_for
 from support.steps import COMBINATIONS, random_weights, relative
 from support.synthetic import sparse_activations
 
@@ -61,6 +65,44 @@ def test_bf16_rounds_what_goes_into_a_matmul_and_nothing_else():
         CudaStep(weights, 64, "fp8")
 
 
+@pytest.mark.parametrize("limit", [None, 1e-3])
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_stack_is_trained_as_each_of_its_saes_alone(name, limit):
+    n, batch = 3, 30
+    coeffs = torch.tensor([0.01, 0.03, 0.0], dtype=torch.float64)
+    rates = [1e-3, 3e-4, 2e-3]
+    amongs = torch.stack([torch.arange(40) % 3 == 0, torch.zeros(40).bool(), torch.arange(40) < 8])
+    adam = AdamConfig(beta1=0.5, max_grad_norm=limit)
+    alone = [weights_for(name, 12, 40) for _ in range(n)]
+    for i, weights in enumerate(alone):
+        weights.encoder.mul_(1 + 0.1 * i)
+    stack = Weights(
+        torch.stack([w.encoder for w in alone]),
+        torch.stack([w.decoder for w in alone]),
+        torch.stack([w.b_dec for w in alone]),
+        {p: torch.stack([w.own[p] for w in alone]) for p in alone[0].own},
+    )
+    moments_alone = [Moments.zeros_like(w) for w in alone]
+    moments = Moments.zeros_like(stack)
+    dense = DenseStep(alone[0], batch)
+    stacked = CudaStep(alone[0], batch, n_saes=n)
+    together = objective_for(name, dead=amongs)
+    together = replace(together, coeff=coeffs)
+    for step in range(20):
+        x = sparse_activations(batch, 12, seed=step)
+        updates = [Update(step, rate, adam) for rate in rates]
+        stats = stacked.update_stack_(stack, moments, x, together, updates)
+        for i in range(n):
+            # A term in which no latent takes part is left out, as trainers do.
+            objective = objective_for(name, float(coeffs[i]), amongs[i] if amongs[i].any() else None)
+            expected = dense.update_(alone[i], moments_alone[i], x, objective, updates[i])
+            for ours, theirs in zip(stats.of_member(i), expected, strict=True):
+                assert relative(ours, theirs) < 1e-10
+    for i in range(n):
+        for ours, theirs in zip(member(stack, i).tensors(), alone[i].tensors(), strict=True):
+            assert relative(ours, theirs) < 1e-9
+
+
 COMPILED = """
 import torch
 from dataclasses import replace
@@ -99,7 +141,7 @@ ends = []
 for update_ in (update_stack_, torch.compile(update_stack_, dynamic=False, fullgraph=True)):
     w, moments = weights.map(torch.clone), Moments.zeros_like(weights)
     numbers = torch.tensor([[1e-3], [30.0], [0.5]], dtype=torch.float64)
-    update_(w, plain.map(torch.clone), moments, *numbers, AdamConfig())
+    update_(w, plain.map(torch.clone), moments, numbers[:2], numbers[2], AdamConfig())
     ends.append((*w.tensors(), *moments.tensors()))
 for a, b in zip(*ends, strict=True):
     torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)

@@ -58,7 +58,8 @@ class CudaStep(Step):
         self._update_ = self._compiled(update_stack_)
         # A captured graph reads its inputs where they were when it was captured: so these never move.
         self._acts = like.encoder.new_empty(batch_size, like.d_in)
-        self._step_sizes, self._second_moment_scales, self._coeffs = like.encoder.new_empty(3, n_saes)
+        self._rates = like.encoder.new_empty(2, n_saes)
+        self._coeffs = like.encoder.new_empty(n_saes)
         self._among = torch.zeros(n_saes, like.d_sae, dtype=torch.bool, device=like.encoder.device)
         # One pool for all graphs: they are never replayed at the same time, so they can share memory.
         self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
@@ -68,8 +69,8 @@ class CudaStep(Step):
         self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
     ) -> tuple[Weights, StepStats]:
         """Return the gradient of the loss with respect to every weight, and statistics of the batch."""
-        gradients, stats = self.gradients_of_stack(stack_of_one(weights), acts, [objective])
-        return member(gradients, 0), _stats_of_member(stats, 0)
+        gradients, stats = self.gradients_of_stack(stack_of_one(weights), acts, _objective_of_one(objective))
+        return member(gradients, 0), stats.of_member(0)
 
     def update_(
         self,
@@ -80,36 +81,39 @@ class CudaStep(Step):
         update: Update,
     ) -> StepStats:
         """Make one projected Adam update, in place; return statistics from before it."""
+        stack = stack_of_one(weights)
         moments = Moments(*map(stack_of_one, moments))
-        return _stats_of_member(self.update_stack_(stack_of_one(weights), moments, acts, [objective], [update]), 0)
+        return self.update_stack_(stack, moments, acts, _objective_of_one(objective), [update]).of_member(0)
 
     def gradients_of_stack(
-        self, weights: Weights, acts: Float[Tensor, "batch d_in"], objectives: Sequence[Objective]
+        self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
     ) -> tuple[Weights, StepStats]:
         """Return the gradients and the statistics of each SAE of a stack; their first dimension is the SAE.
 
-        The objectives may differ in the coefficient of the penalty and in the latents that count as dead.
+        Args:
+            weights: of the stack.
+            acts: the batch.
+            objective: the loss; its coefficient is a tensor [n_saes], and `among` of its auxiliary term, if that is
+                given, is [n_saes, d_sae].
         """
-        self._write_coeffs_(objectives)
-        return self._gradients_now(weights, acts, self._common(objectives))
+        return self._gradients_now(weights, acts, self._in_place(objective))
 
     def update_stack_(
         self,
         weights: Weights,
         moments: Moments,
         acts: Float[Tensor, "batch d_in"],
-        objectives: Sequence[Objective],
+        objective: Objective,
         updates: Sequence[Update],
     ) -> StepStats:
         """Make one update of each SAE of a stack, in place; return their statistics from before it.
 
-        The objectives may differ as in `gradients_of_stack`, the updates in their learning rate. A stack's first update
-        compiles, its second is captured, and from then on the graph is replayed.
+        The updates, one for each SAE, differ in their learning rates only; the objective is as in `gradients_of_stack`.
+        A stack's first update compiles, its second is captured, and from then on the graph is replayed.
         """
-        self._write_coeffs_(objectives)
-        self._write_(self._step_sizes, [update.step_size for update in updates])
-        self._write_(self._second_moment_scales, [update.second_moment_scale for update in updates])
-        objective = self._common(objectives)
+        objective = self._in_place(objective)
+        rates = [[update.step_size for update in updates], [update.second_moment_scale for update in updates]]
+        self._rates.copy_(self._sent(torch.tensor(rates, dtype=self._rates.dtype)), non_blocking=True)
         adam = updates[0].adam
         if not self._on_gpu or len(acts) != len(self._acts):
             return self._update_now_(weights, moments, acts, objective, adam)
@@ -136,29 +140,19 @@ class CudaStep(Step):
     def _compiled(self, function):
         return torch.compile(function, dynamic=False) if self._on_gpu else function
 
-    def _common(self, objectives: Sequence[Objective]) -> Objective:
-        """Return the objective of the whole stack; all that differs between its SAEs is in tensors that never move."""
-        objective = objectives[0]
+    def _in_place(self, objective: Objective) -> Objective:
+        """Return the objective with its tensors copied to where a captured graph reads them."""
+        assert isinstance(objective.coeff, Tensor)
+        self._coeffs.copy_(self._sent(objective.coeff), non_blocking=True)
         term = objective.auxiliary
         if term is not None and term.among is not None:
-            for i, each in enumerate(objectives):
-                assert each.auxiliary is not None
-                assert each.auxiliary.among is not None
-                self._among[i] = each.auxiliary.among
+            self._among.copy_(term.among)
             term = replace(term, among=self._among)
         return replace(objective, coeff=self._coeffs[:, None, None], auxiliary=term)
 
-    def _write_coeffs_(self, objectives: Sequence[Objective]) -> None:
-        coeffs = [objective.coeff for objective in objectives]
-        self._write_(self._coeffs, [0.0 if isinstance(coeff, Tensor) else coeff for coeff in coeffs])
-        for i, coeff in enumerate(coeffs):
-            if isinstance(coeff, Tensor):
-                self._coeffs[i] = coeff
-
-    def _write_(self, there: Tensor, numbers: Sequence[float]) -> None:
-        """Write numbers into a tensor of this step. On a GPU from pinned memory, which the CPU need not wait for."""
-        here = torch.tensor(numbers, dtype=there.dtype)
-        there.copy_(here.pin_memory() if self._on_gpu else here, non_blocking=True)
+    def _sent(self, numbers: Tensor) -> Tensor:
+        """Return numbers so that copying them to the GPU does not keep the CPU waiting."""
+        return numbers.pin_memory() if self._on_gpu and not numbers.is_cuda else numbers
 
     def _update_now_(
         self, weights: Weights, moments: Moments, acts: Tensor, objective: Objective, adam: AdamConfig
@@ -170,7 +164,7 @@ class CudaStep(Step):
             project_(gradients.decoder, weights.decoder)
             each = [clip_scale(member(gradients, i), adam.max_grad_norm, self.mesh) for i in range(len(self._coeffs))]
             clip = torch.stack(each).reciprocal()
-        self._update_(weights, gradients, moments, self._step_sizes, self._second_moment_scales, clip, adam)
+        self._update_(weights, gradients, moments, self._rates, clip, adam)
         return stats
 
     def _gradients_now(self, weights: Weights, acts: Tensor, objective: Objective) -> tuple[Weights, StepStats]:
@@ -207,8 +201,13 @@ class CudaStep(Step):
         return torch.stack(bounds).view(len(m), -1, 1)
 
 
-def _stats_of_member(stats: StepStats, i: int) -> StepStats:
-    return StepStats(*(t[i] for t in stats))
+def _objective_of_one(objective: Objective) -> Objective:
+    """Return the objective of one SAE as that of a stack of one."""
+    coeff = torch.as_tensor(objective.coeff, dtype=torch.float64).reshape(1)
+    term = objective.auxiliary
+    if term is not None and term.among is not None:
+        term = replace(term, among=term.among.unsqueeze(0))
+    return replace(objective, coeff=coeff, auxiliary=term)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class Objective:
     nonlinearity: Nonlinearity
     penalty: Penalty
     coeff: float | Tensor
-    """The coefficient of the penalty. For a stack of SAEs it is a tensor [n_saes, 1, 1]."""
+    """The coefficient of the penalty. It is a tensor where a GPU computes it, or where a stack of SAEs has several."""
     auxiliary: Auxiliary | None = None
 
     def pull_back(
@@ -79,6 +79,10 @@ class StepStats(NamedTuple):
     """The number of tokens of the batch on which each latent was active (greater than 0)."""
     smallest: Float[Tensor, "*stack"]
     """The smallest active latent where the nonlinearity selects latents, else 0."""
+
+    def of_member(self, i: int) -> "StepStats":
+        """Return the statistics of one SAE of a stack."""
+        return StepStats(*(t[i] for t in self))
 
 
 def smallest_active(nonlinearity: Nonlinearity, latents: Float[Tensor, "..."]) -> Float[Tensor, ""]:

@@ -117,8 +117,7 @@ def update_stack_(
     weights: Weights,
     gradients: Weights,
     moments: Moments,
-    step_sizes: Float[Tensor, " n_saes"],
-    second_moment_scales: Float[Tensor, " n_saes"],
+    rates: Float[Tensor, "2 n_saes"],
     clip: Float[Tensor, " n_saes"] | None,
     adam: AdamConfig,
 ) -> None:
@@ -128,8 +127,7 @@ def update_stack_(
         weights: what is updated.
         gradients: the gradient of each weight.
         moments: Adam's moments, updated too.
-        step_sizes: `Update.step_size` of each SAE.
-        second_moment_scales: `Update.second_moment_scale` of each SAE.
+        rates: `Update.step_size` and `Update.second_moment_scale` of each SAE.
         clip: the factor by which a clip scales all gradients of an SAE; None without a clip.
         adam: Adam's constants.
     """
@@ -141,8 +139,8 @@ def update_stack_(
         g = gradient if clip is None else gradient * clip.view(per_sae)
         first.lerp_(g, 1 - adam.beta1)
         second.lerp_(g * g, 1 - adam.beta2)
-        root = second.sqrt() * second_moment_scales.view(per_sae)
-        p.sub_(step_sizes.view(per_sae) * first / (root + adam.eps))
+        root = second.sqrt() * rates[1].view(per_sae)
+        p.sub_(rates[0].view(per_sae) * first / (root + adam.eps))
     weights.decoder.div_(torch.linalg.vector_norm(weights.decoder, dim=-1, keepdim=True))
 
 

@@ -1,0 +1,39 @@
+"""Every family that a step must know: small SAEs of it, and the loss that it is trained by."""
+
+from dataclasses import replace
+
+import torch
+
+from prolu import SAEConfig
+from prolu.sae.nonlinearities import nonlinearity_named
+from prolu.sae.penalties import penalty_named
+from prolu.training.starting_weights import initial_weights
+from prolu.training.steps import Objective
+
+BASELINES = {
+    "gated": ("gated", "l1"),
+    "gated_sqrt": ("gated", "sqrt_l1"),
+    "jumprelu": ("jumprelu(0.4)", "l0"),
+    "jumprelu_l1": ("jumprelu(0.4)", "l1"),
+    "topk": ("topk(5)", "none"),
+    "topk_l1": ("topk(5)", "l1"),
+    "batchtopk": ("batchtopk(3)", "none"),
+}
+COEFF = 0.02
+
+
+def weights_for(name, d_in=12, d_sae=40, dtype=torch.float64):
+    nonlinearity = BASELINES[name][0]
+    weights = initial_weights(SAEConfig(d_in=d_in, d_sae=d_sae, nonlinearity=nonlinearity), 5, dtype)
+    g = torch.Generator().manual_seed(6)
+    for parameter in (weights.b_dec, *weights.own.values()):
+        parameter.add_(0.2 * torch.randn(parameter.shape, generator=g, dtype=dtype))
+    return weights
+
+
+def objective_for(name, coeff=COEFF, dead=None):
+    code = nonlinearity_named(BASELINES[name][0]).in_training
+    term = code.auxiliary
+    if term is not None and term.of_dead:
+        term = None if dead is None else replace(term, among=dead)
+    return Objective(code, penalty_named(BASELINES[name][1]), coeff, term)
