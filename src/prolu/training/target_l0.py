@@ -2,7 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+# The command line makes its help from a file that imports this one, so PyTorch is not imported here.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST_DEVIATION = math.log(2)
 """The clamp on log(L0 / target). A new SAE has half of all latents active, far above any target: without the clamp the
@@ -16,11 +20,15 @@ SMALLEST_L0 = 1e-3
 
 
 class L0ControllerState(NamedTuple):
-    """What the controller remembers between steps; a checkpoint holds both numbers."""
+    """What the controller remembers between steps; a checkpoint holds both numbers.
 
-    coeff: float
+    On a GPU they are tensors, because reading a number from there would wait until the step is done; for a stack of
+    SAEs they hold one number for each.
+    """
+
+    coeff: "float | Tensor"
     """The integral part of the coefficient; `L0Controller.coeff` adds the proportional part."""
-    l0: float = 0.0
+    l0: "float | Tensor" = 0.0
     """The running mean of the batches' L0."""
 
 
@@ -37,8 +45,8 @@ class L0Controller:
     freeze before, to learn how far L0 will still fall: it was tried and made the targets worse.
     """
 
-    target: float
-    """The L0 to reach."""
+    target: "float | Tensor"
+    """The L0 to reach; a tensor for a stack of SAEs."""
     start_step: int
     """The number of updates before the controller begins to act."""
     end_step: int
@@ -46,26 +54,33 @@ class L0Controller:
     steps: float
     """The integration time: the number of updates in which the coefficient changes by the factor L0 / target."""
 
-    def coeff(self, state: L0ControllerState, n_updates: int) -> float:
+    def coeff(self, state: L0ControllerState, n_updates: int) -> "float | Tensor":
         """Return the coefficient for the update that follows `n_updates` updates."""
         if not self._acts(n_updates):
             return state.coeff
-        return state.coeff * math.exp(PROPORTIONAL_GAIN * self._deviation(state))
+        return state.coeff * _exp(PROPORTIONAL_GAIN * self._deviation(state))
 
-    def after(self, state: L0ControllerState, l0: float, n_updates: int) -> L0ControllerState:
+    def after(self, state: L0ControllerState, l0: "float | Tensor", n_updates: int) -> L0ControllerState:
         """Return the state after update number `n_updates` (counted from 1), whose batch had this L0."""
         # A plain mean at first, then one that forgets in a fifth of the integration time: the controller must see L0
         # faster than it acts on it, or it swings about the target.
         rate = max(1 / n_updates, min(1.0, 5 / self.steps))
         state = state._replace(l0=state.l0 + rate * (l0 - state.l0))
         if self._acts(n_updates):
-            state = state._replace(coeff=state.coeff * math.exp(self._deviation(state) / self.steps))
+            state = state._replace(coeff=state.coeff * _exp(self._deviation(state) / self.steps))
         return state
 
     def _acts(self, n_updates: int) -> bool:
         return self.start_step <= n_updates < self.end_step
 
-    def _deviation(self, state: L0ControllerState) -> float:
+    def _deviation(self, state: L0ControllerState) -> "float | Tensor":
         """Return a = log(L0 / target), clamped."""
-        deviation = math.log(max(state.l0, SMALLEST_L0) / self.target)
-        return max(-LARGEST_DEVIATION, min(LARGEST_DEVIATION, deviation))
+        if isinstance(state.l0, float | int):
+            deviation = math.log(max(state.l0, SMALLEST_L0) / self.target)
+            return max(-LARGEST_DEVIATION, min(LARGEST_DEVIATION, deviation))
+        deviation = (state.l0.clamp(min=SMALLEST_L0) / self.target).log()
+        return deviation.clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
+
+
+def _exp(x: "float | Tensor") -> "float | Tensor":
+    return math.exp(x) if isinstance(x, float | int) else x.exp()

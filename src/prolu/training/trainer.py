@@ -16,6 +16,7 @@ from prolu.sae.autoencoder import SAE
 from prolu.sae.nonlinearities import active_mask, nonlinearity_named
 from prolu.sae.penalties import penalty_named
 from prolu.training.config import RunConfig
+from prolu.training.dead_latents import DeadLatents
 from prolu.training.mesh_parts import check_mesh, needs_dense, part_of, stats_of_batch, whole_weights
 from prolu.training.resampling import ResampledCounts, Resampler
 from prolu.training.starting_weights import starting_weights
@@ -81,6 +82,7 @@ class Trainer:
         self._nonlinearity = nonlinearity_named(config.resolved_nonlinearity)
         trained = self._nonlinearity.in_training
         self._objective = Objective(trained, penalty_named(config.resolved_penalty), config.coeff, trained.auxiliary)
+        self._dead_latents = DeadLatents(trained.auxiliary, config.aux_dead_tokens, batch_size, mesh)
         weights = part_of(starting_weights(config, d_in, dtype), mesh).map(lambda t: t.to(device))
         self.state = TrainerState.start(weights, config)
         self._saw_scale = config.normalisation == "none"
@@ -105,17 +107,21 @@ class Trainer:
             raise ValueError(
                 f"step {self.n_steps + 1}: the run has {self.n_steps} steps, n_tokens // batch_size, and all are made"
             )
-        lr = self.config.lr * self._schedule.factor(state.n_updates)
-        update = Update(state.n_updates, lr, self._adam)
+        update = self.update_now()
         stats = self.steps[state.step].update_(state.weights, state.moments, acts, self._objective_now(), update)
         stats, n_active = stats_of_batch(stats, self._objective.nonlinearity, self._mesh)
         self._observe_(stats)
         self.state = self._state_after(n_active, n_tokens=len(acts) * self._mesh.n_data)
-        return StepReport(stats, lr, n_active)
+        return StepReport(stats, update.lr, n_active)
+
+    def update_now(self) -> Update:
+        """Return what the next update of the weights is: its number, learning rate and constants."""
+        n_updates = self.state.n_updates
+        return Update(n_updates, self.config.lr * self._schedule.factor(n_updates), self._adam)
 
     @property
-    def coeff(self) -> float:
-        """The penalty's coefficient in the next update."""
+    def coeff(self) -> float | Tensor:
+        """The penalty's coefficient in the next update; a tensor where a GPU computes it, for a target L0."""
         n_updates = self.state.n_updates
         state = self.state.l0_controller
         coeff = state.coeff if self._l0_controller is None else self._l0_controller.coeff(state, n_updates)
@@ -125,17 +131,8 @@ class Trainer:
 
     def _objective_now(self) -> Objective:
         """Return the loss of the next update: with its coefficient, and with the dead latents that AuxK revives."""
-        objective = self._objective
-        n_updates = self.state.n_updates
-        # Otherwise it stays one object, and a captured CUDA graph can be replayed.
-        if (coeff := self.coeff) != objective.coeff:
-            objective = replace(objective, coeff=coeff)
-        if (term := objective.auxiliary) is not None and term.of_dead:
-            dead = (n_updates - self.state.last_fired) * self.batch_size >= self.config.aux_dead_tokens
-            # Decided by all ranks together: a term makes sums over ranks, which all must take part in.
-            some = self._mesh.any(bool(dead.any()))
-            objective = replace(objective, auxiliary=replace(term, among=dead) if some else None)
-        return objective
+        term = self._dead_latents.term_now(self.state.last_fired, self.state.n_updates)
+        return replace(self._objective, coeff=self.coeff, auxiliary=term)
 
     def _observe_(self, stats: StepStats) -> None:
         """Note in the state which latents were active in the update just made; let the nonlinearity see it too."""
@@ -156,7 +153,8 @@ class Trainer:
         if self.config.step == "auto" and self.crossover:
             step_kind = next_step_kind(step_kind, float(n_active / self.config.d_sae) / n_tokens, self.crossover)
         if self._l0_controller is not None:
-            controller = self._l0_controller.after(controller, float(n_active) / n_tokens, n_updates)
+            l0 = (n_active.double() if n_active.is_cuda else float(n_active)) / n_tokens
+            controller = self._l0_controller.after(controller, l0, n_updates)
         return self.state._replace(n_updates=n_updates, step=step_kind, l0_controller=controller)
 
     def _checked(self, acts: Tensor) -> Tensor:
@@ -235,7 +233,7 @@ class Trainer:
             # Before a tenth of the run no latent can have been silent that long.
             "dead": int(dead) if silent_since >= 0 else 0,
             "lr": report.lr,
-            "coeff": self.coeff,
+            "coeff": float(self.coeff),
         }
 
     def whole_state(self) -> dict[str, Tensor]:
@@ -249,6 +247,7 @@ class Trainer:
             ValueError: it is not a state of this trainer.
         """
         self.state = self.state.restored_(tensors, counters, self.n_steps, self._mesh)
+        self._dead_latents.forget()
 
     def describe(self) -> dict[str, Any]:
         """Return the resolved config of this run, for its folder."""

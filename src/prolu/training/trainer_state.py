@@ -58,7 +58,11 @@ class TrainerState(NamedTuple):
     def counters(self) -> dict[str, Any]:
         """Return the numbers and names beside the tensors, by the names that checkpoints use."""
         # "steered" is the key of checkpoints since the first version; it stays, so that they can still be resumed.
-        return {"n_updates": self.n_updates, "step": self.step, "steered": list(self.l0_controller)}
+        return {
+            "n_updates": self.n_updates,
+            "step": self.step,
+            "steered": [float(number) for number in self.l0_controller],
+        }
 
     def whole_tensors(self, mesh: Mesh) -> dict[str, Tensor]:
         """Return `tensors` of all latents. All ranks ask together; only the first gets any."""
