@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from prolu import RunConfig, Trainer
+from prolu.runtime.mesh import ALONE
+from prolu.sae.nonlinearities import nonlinearity_named
 from prolu.sae.saved_sae import SAEConfig
 from prolu.sae.scaling import normalise
+from prolu.training.dead_latents import DeadLatents
 from prolu.training.schedule import Schedule
 from prolu.training.starting_weights import initial_weights
 from support.synthetic import sparse_activations
@@ -161,3 +164,23 @@ def test_a_step_beyond_the_last_is_refused():
     trainer.step(acts)
     with pytest.raises(ValueError, match="the run has 2 steps"):
         trainer.step(acts)
+
+
+def test_a_gpu_is_asked_for_dead_latents_at_every_step_at_which_some_can_be():
+    g = torch.Generator().manual_seed(0)
+    term = nonlinearity_named("topk(3)").in_training.auxiliary
+    watch = DeadLatents(term, dead_tokens=95, batch_size=10, mesh=ALONE)
+    last_fired = torch.zeros(6, dtype=torch.int64)
+    looked, missed = 0, 0
+    for n_updates in range(3000):
+        dead = n_updates - last_fired >= 10
+        before = watch._next_look
+        some = watch._some_on_gpu(last_fired, n_updates)
+        looked += watch._next_look != before
+        missed += bool(dead.any()) and not some
+        # Five latents fire often; one is silent for 500 steps at a time.
+        fires = torch.rand(6, generator=g) < 0.6
+        fires[5] = n_updates % 1000 < 500
+        last_fired[fires] = n_updates + 1
+    assert missed == 0
+    assert looked < 800  # far fewer than 3000 readings, although 10 steps of silence are enough here

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -65,19 +64,27 @@ class RunInTraining:
         Raises:
             FloatingPointError: the loss is not finite (the weights may not be either), or the final weights are not.
         """
-        if not math.isfinite(float(report.stats.mse)):
-            raise FloatingPointError("the loss is not finite")
-        if self.n_updates % self._steps_per_line == 0 or self.finished:
+        line_due = self.n_updates % self._steps_per_line == 0 or self.finished
+        probe_due = self.n_updates in self._probe_steps
+        # Reading a number from a GPU waits until the step is done: there it is read only now and then.
+        if line_due or probe_due or not report.stats.mse.is_cuda:
+            self.check_losses()
+        if line_due:
             line = self.trainer.summary(report)
             self._curve.append(json_text(line) + "\n")
             if self._follower is not None:
                 self._follower.log(line)
         # All ranks of a mesh ask for the whole SAE together; only the first gets it.
-        if self.n_updates in self._probe_steps and (sae := self.trainer.whole_sae()) is not None:
+        if probe_due and (sae := self.trainer.whole_sae()) is not None:
             assert held_out is not None
             self._probes[self.n_updates] = probe(sae, held_out)
         if self.finished and not self.trainer.all_finite():
             raise FloatingPointError("the weights are not finite")
+
+    def check_losses(self) -> None:
+        """Raise FloatingPointError if the loss of a step since the start, or since `restore_`, was not finite."""
+        if not self.trainer.losses_finite():
+            raise FloatingPointError("the loss is not finite")
 
     def record_resampling(self, step: int, counts: Mapping[str, int]) -> None:
         """Record how many latents were dead at a resampling, and how many were replaced."""
@@ -143,7 +150,7 @@ class RunInTraining:
         return (
             config.describe()
             | {"run_id": config.run_id, "converged": is_converged(start, end, self._probe_steps[1])}
-            | {"coeff": self.trainer.coeff}  # the final value of the L0 controller, where there is one
+            | {"coeff": float(self.trainer.coeff)}  # the final value of the L0 controller, where there is one
             | {"resampled": self._resampled, "density_histogram": latents.density_histogram()}
             | {"eval_tokens": held_out.n_tokens, "unit": held_out.unit}
             | figures

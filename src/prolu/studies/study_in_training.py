@@ -39,7 +39,6 @@ class StudyInTraining:
         self._out = request.out
         self._settings = request.settings
         self._progress = request.progress
-        self._progress = request.progress
         self._trackers = trackers
         # On a mesh only the first rank evaluates.
         self.held_out = request.held_out if self.mesh.is_first else None
@@ -68,6 +67,10 @@ class StudyInTraining:
 
     def checkpoint(self) -> None:
         """Save the state of all runs. A disk that takes nothing costs this checkpoint, and no more."""
+        # On a GPU a loss that is not finite may not have been seen yet, and such weights must not be saved.
+        for run in list(self.runs):
+            with self.isolating_failure(run):
+                run.check_losses()
         if not self.runs:
             return
         started = time.monotonic()

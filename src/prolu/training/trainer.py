@@ -85,6 +85,7 @@ class Trainer:
         self._dead_latents = DeadLatents(trained.auxiliary, config.aux_dead_tokens, batch_size, mesh)
         weights = part_of(starting_weights(config, d_in, dtype), mesh).map(lambda t: t.to(device))
         self.state = TrainerState.start(weights, config)
+        self._losses_finite = torch.ones((), dtype=torch.bool, device=device)
         self._saw_scale = config.normalisation == "none"
         self.crossover = 0.0
         if config.precision == "fp32" and not needs_dense(config, mesh):
@@ -110,6 +111,7 @@ class Trainer:
         update = self.update_now()
         stats = self.steps[state.step].update_(state.weights, state.moments, acts, self._objective_now(), update)
         stats, n_active = stats_of_batch(stats, self._objective.nonlinearity, self._mesh)
+        self._losses_finite = self._losses_finite & stats.mse.isfinite()
         self._observe_(stats)
         self.state = self._state_after(n_active, n_tokens=len(acts) * self._mesh.n_data)
         return StepReport(stats, update.lr, n_active)
@@ -214,6 +216,10 @@ class Trainer:
         weights = whole_weights(self.state.weights, self._mesh)
         return None if weights is None else SAE(self.sae_config, weights)
 
+    def losses_finite(self) -> bool:
+        """Return whether the loss of every step since the start, or since the last `restore_`, was finite."""
+        return bool(self._losses_finite)
+
     def all_finite(self) -> bool:
         """Return whether every weight is finite, on every rank."""
         return not self._mesh.any(not all(bool(t.isfinite().all()) for t in self.state.weights.tensors()))
@@ -248,6 +254,7 @@ class Trainer:
         """
         self.state = self.state.restored_(tensors, counters, self.n_steps, self._mesh)
         self._dead_latents.forget()
+        self._losses_finite = torch.ones_like(self._losses_finite)
 
     def describe(self) -> dict[str, Any]:
         """Return the resolved config of this run, for its folder."""
