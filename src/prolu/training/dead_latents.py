@@ -51,6 +51,9 @@ class DeadLatents:
         """Return whether some latent is dead or, on a GPU, may be. All ranks decide together, as a term makes sums."""
         if not dead.is_cuda:
             return self._mesh.any(bool(dead.any()))
+        return self._some_on_gpu(last_fired, n_updates)
+
+    def _some_on_gpu(self, last_fired: Tensor, n_updates: int) -> bool:
         # Reading a number from a GPU waits until its work is done. So it is read only at steps at which it can matter:
         # a latent that has been silent for some steps needs the rest of `_silent_steps` to be dead.
         if n_updates >= self._next_look:
