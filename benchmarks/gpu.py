@@ -1,135 +1,458 @@
-"""Check the GPU's training step on a GPU, then time it.
+"""Prove the GPU's training steps on a GPU: first that they are right, then how fast they are.
 
-    python benchmarks/gpu.py --json gpu.json
+    python benchmarks/gpu.py --minutes 10 --json gpu.json
 
-The step is compared in fp64, fp32, tf32 and bf16, before and after its graph is captured, with the plain dense step on
-the CPU in fp64. If any of them differs by more than its limit, nothing is timed and the exit code is 1. Then follow the
-median times of 30 updates by plain autograd (fp32, tf32, bf16 autocast) and by our step in each precision, and the time
-that the five matmuls of a step take alone.
+The stages come in the order of their worth. Each writes its figures to the file as it gets them; a stage whose time is
+up, or that fails, is noted there with the reason, and the next one begins.
+
+- check: every family, precision and step against the CPU, with captured graphs.
+- speed: milliseconds per step of every family at four shapes, against the least that the card allows.
+- stacks: many small SAEs in one step, against one after the other.
+- sweep: a study from text to weights, killed and resumed.
+- stream: what the language model and the stream of activations cost beside a step.
+- profile: where the time of the slowest of our steps goes.
+
+With --peers, the steps of other libraries run beside ours, through their own trainers, as far as they are installed.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from prolu.sae.nonlinearities import NONLINEARITIES
-from prolu.sae.penalties import L1, PENALTIES
+from prolu.sae.nonlinearities import nonlinearity_named
+from prolu.sae.penalties import penalty_named
+from prolu.sae.saved_sae import SAEConfig
 from prolu.sae.weights import Weights
-from prolu.training.config import PRECISIONS
 from prolu.training.moments import Moments
-from prolu.training.steps import DenseStep, Objective, Update
+from prolu.training.starting_weights import initial_weights
+from prolu.training.steps import Objective, Update
 from prolu.training.steps.cuda import CudaStep
-from step import COEFF, LR, autograd_step, sparse_problem
+from prolu.training.steps.stacked import member
+from step import sparse_problem
 
-LIMITS = {"fp64": 1e-12, "fp32": 1e-5, "tf32": 5e-3, "bf16": 4e-2}
-"""The largest difference from the reference, relative to a tensor's norm, in each precision."""
+FAMILIES = {
+    "relu": "l1",
+    "prolu_relu": "sqrt_l1",
+    "prolu_ste": "sqrt_l1",
+    "gated": "l1",
+    "jumprelu": "l0",
+    "topk(64)": "none",
+    "batchtopk(64)": "none",
+}
+"""The penalty of each family."""
+
+COEFF = 1e-3
+
+LIMITS = {"fp64": 1e-11, "fp32": 2e-5, "tf32": 1e-2, "bf16": 2e-3}
+"""The largest difference from the CPU's result, relative to a tensor's norm. In bf16 the CPU rounds the same inputs, so
+that only the order of sums differs; there is no such reference for tf32, which is compared with fp64."""
+
+SHAPES = [(768, 12_288), (2304, 16_384), (768, 24_576), (2304, 65_536)]
+STACKS = [(64, 1024, (1, 6, 18, 108)), (512, 4096, (1, 6, 18))]
+
+
+class Results:
+    """The figures so far, written to the file with every new one."""
+
+    def __init__(self, file: Path | None, minutes: float):
+        self._file = file
+        self._started = time.monotonic()
+        self._end = self._started + 60 * minutes
+        self.figures: dict[str, Any] = {}
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the whole script should end."""
+        return self._end - time.monotonic()
+
+    def add(self, stage: str, name: str, value: Any) -> None:
+        """Record a figure, print it and write the file."""
+        self.figures.setdefault(stage, {})[name] = value
+        print(f"[{time.monotonic() - self._started:6.1f} s] {stage}: {name}: {value}", flush=True)
+        if self._file is not None:
+            self._file.write_text(json.dumps(self.figures, indent=1) + "\n")
+
+
+class TimeUpError(Exception):
+    """The time of a stage is up."""
+
+
+class Stage:
+    """One stage: where it records, and how long it may take."""
+
+    def __init__(self, name: str, results: Results, seconds: float, device: str, options: argparse.Namespace):
+        self.name = name
+        self.device = device
+        self.options = options
+        self.small = device == "cpu"
+        self._results = results
+        self._end = time.monotonic() + min(seconds, results.seconds_left())
+
+    def add(self, name: str, value: Any) -> None:
+        """Record a figure."""
+        self._results.add(self.name, name, value)
+
+    def seconds_left(self) -> float:
+        """Return the seconds that this stage still has."""
+        return self._end - time.monotonic()
+
+    def go_on(self) -> None:
+        """Raise TimeUpError if the time is up."""
+        if self.seconds_left() <= 0:
+            raise TimeUpError
+
+    def attempt(self, name: str, measure: Callable[[], Any]) -> None:
+        """Record what a measurement returns, or why it failed."""
+        self.go_on()
+        try:
+            self.add(name, measure())
+        except Exception as problem:
+            traceback.print_exc()
+            self.add(name, f"failed: {type(problem).__name__}: {str(problem)[:500]}")
+
+    def ms(self, once: Callable[[], object], rounds: int = 20) -> float:
+        """Return the median milliseconds of a call, on the GPU's own clock."""
+        if self.small:
+            once()
+            start = time.perf_counter()
+            once()
+            return 1e3 * (time.perf_counter() - start)
+        for _ in range(5):  # to compile, to capture, and to bring the GPU to its full clock rate
+            once()
+        times = []
+        for _ in range(rounds):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            once()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+        return round(statistics.median(times), 4)
+
+
+def problem_for(name: str, d_in: int, d_sae: int, batch: int, n_saes: int, dead: bool = True) -> tuple:
+    """Return a stack of SAEs of a family with few active latents, a batch, and the loss, all in fp64 on the CPU."""
+    weights, x = sparse_problem(d_in, d_sae, batch, d_sae / 20)
+    nonlinearity = nonlinearity_named(name).in_training
+    saes = []
+    for i in range(n_saes):
+        start = initial_weights(SAEConfig(d_in=d_in, d_sae=d_sae, nonlinearity=name), i, torch.float64)
+        start.encoder.copy_(weights.encoder.roll(i, 0))
+        start.decoder.copy_(weights.decoder.roll(i, 0))
+        for bias in ("b_enc", "b_gate"):
+            if bias in start.own:
+                start.own[bias].copy_(weights.own["b_enc"])
+        saes.append(start)
+    own = {p: torch.stack([w.own[p] for w in saes]) for p in saes[0].own}
+    encoder, decoder, b_dec = (torch.stack([getattr(w, n) for w in saes]) for n in ("encoder", "decoder", "b_dec"))
+    term = nonlinearity.auxiliary
+    if term is not None and term.of_dead:
+        among = (torch.arange(d_sae) % 5 == 0).expand(n_saes, -1)
+        term = replace(term, among=among) if dead else None
+    coeffs = COEFF * torch.arange(1, n_saes + 1, dtype=torch.float64)
+    objective = Objective(nonlinearity, penalty_named(FAMILIES[name]), coeffs, term)
+    return Weights(encoder, decoder, b_dec, own), x.double(), objective
+
+
+def moved(objective: Objective, device: str) -> Objective:
+    """Return the objective with its tensors on a device."""
+    term = objective.auxiliary
+    if term is not None and term.among is not None:
+        term = replace(term, among=term.among.to(device))
+    return replace(objective, coeff=objective.coeff.to(device), auxiliary=term)
+
+
+def five_updates(step: CudaStep, weights: Weights, x: torch.Tensor, objective: Objective) -> Weights:
+    """Return the weights after five updates. From the third on a GPU's step replays a captured graph."""
+    weights = weights.map(torch.clone)
+    moments = Moments.zeros_like(weights)
+    for n in range(5):
+        step.update_stack_(weights, moments, x, objective, [Update(n, lr=1e-4)] * len(weights.encoder))
+    return weights
 
 
 def worst_difference(ours: Weights, theirs: Weights) -> float:
     """Return the largest difference over all tensors, each relative to its norm."""
     pairs = zip(ours.tensors(), theirs.tensors(), strict=True)
-    return max(((a.cpu().double() - b.double()).norm() / b.double().norm()).item() for a, b in pairs)
+    return max(((a.cpu().double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)).item() for a, b in pairs)
 
 
-def check(d_in: int, d_sae: int, batch: int) -> list[dict]:
-    """Compare gradients and the weights after five updates, for every nonlinearity, penalty and precision."""
-    rows = []
-    weights, x = sparse_problem(d_in, d_sae, batch, d_sae / 20)
-    weights = weights.map(torch.Tensor.double)
-    x = x.double()
-    for code in NONLINEARITIES:
-        for penalty in PENALTIES:
-            objective = Objective(NONLINEARITIES[code], PENALTIES[penalty], COEFF)
-            reference = DenseStep(weights, batch).gradients(weights, x, objective)[0].map(torch.clone)
-            end = five_updates(DenseStep(weights, batch), weights, x, objective)
-            for name in ("fp64", *PRECISIONS):
-                dtype = torch.float64 if name == "fp64" else torch.float32
-                w = weights.map(lambda t, d=dtype: t.to("cuda", d))
-                acts = x.to("cuda", dtype)
-                step = CudaStep(w, batch, "fp32" if name == "fp64" else name)
-                gradients, _ = step.gradients(w, acts, objective)
-                row = {"precision": name, "family": f"{code} + {penalty}"}
-                row["gradients"] = worst_difference(gradients, reference)
-                row["updates"] = worst_difference(five_updates(step, w, acts, objective), end)
-                rows.append(row | {"right": row["gradients"] < LIMITS[name] and row["updates"] < LIMITS[name]})
-                print(row, "" if rows[-1]["right"] else "WRONG", flush=True)
-    return rows
+def check(stage: Stage) -> None:
+    """Compare gradients and the weights after five updates with the CPU's; a stack also with each SAE alone."""
+    plan = [(name, precision, 1) for precision in ("bf16", "fp32") for name in FAMILIES]
+    plan += [(name, "bf16", 3) for name in ("prolu_ste", "gated", "batchtopk(64)")]
+    plan += [("prolu_ste", "tf32", 1), ("topk(64)", "fp64", 1), ("gated", "fp64", 3)]
+    for name, precision, n_saes in plan:
+        stage.attempt(
+            f"{name}, {precision}, stack of {n_saes}",
+            lambda n=name, p=precision, k=n_saes: differences(stage.device, n, p, k),
+        )
 
 
-def five_updates(step: DenseStep | CudaStep, weights: Weights, x: torch.Tensor, objective: Objective) -> Weights:
-    """Return the weights after five updates. From the third on the GPU's step replays a captured graph."""
-    weights = weights.map(torch.clone)
+def differences(device: str, name: str, precision: str, n_saes: int) -> dict[str, Any]:
+    """Return how far gradients and weights are from the CPU's, and whether that is within the limit."""
+    weights, x, objective = problem_for(name, 63, 1000, 130, n_saes)
+    # In bf16 the CPU rounds what goes into a matmul in the same way; else it computes in fp64.
+    there = torch.float32 if precision == "bf16" else torch.float64
+    here = torch.float64 if precision == "fp64" else torch.float32
+    like = member(weights, 0)
+    w, acts = weights.map(lambda t: t.to(there)), x.to(there)
+    reference = CudaStep(
+        like.map(lambda t: t.to(there)), len(x), "bf16" if precision == "bf16" else "fp32", n_saes=n_saes
+    )
+    gradients, stats = reference.gradients_of_stack(w, acts, objective)
+    end = five_updates(reference, w, acts, objective)
+    w, acts, objective = weights.map(lambda t: t.to(device, here)), x.to(device, here), moved(objective, device)
+    step = CudaStep(
+        like.map(lambda t: t.to(device, here)), len(x), "fp32" if precision == "fp64" else precision, n_saes=n_saes
+    )
+    ours, our_stats = step.gradients_of_stack(w, acts, objective)
+    found: dict[str, Any] = {
+        "gradients": worst_difference(ours, gradients),
+        "updates": worst_difference(five_updates(step, w, acts, objective), end),
+        "fired": int((our_stats.fired.cpu() - stats.fired).abs().sum()),
+        "mse": float(((our_stats.mse.cpu() - stats.mse) / stats.mse).abs().max()),
+    }
+    return found | {"right": max(found["gradients"], found["updates"]) < LIMITS[precision]}
+
+
+def speed(stage: Stage) -> None:
+    """Time a step of every family at every shape, beside the floor: five bf16 matmuls and the bytes of Adam."""
+    batch = 64 if stage.small else 4096
+    for d_in, d_sae in [(32, 256)] if stage.small else SHAPES:
+        where = f"{d_in} -> {d_sae}"
+        stage.attempt(f"{where}, floor", lambda d=d_in, s=d_sae: floor(stage, d, s, batch))
+        plan = [(name, "bf16") for name in FAMILIES]
+        if d_sae < 20_000:
+            plan += [("relu", "tf32"), ("relu", "fp32")]
+        for name, precision in plan:
+            stage.attempt(
+                f"{where}, {name}, {precision}",
+                lambda n=name, p=precision, d=d_in, s=d_sae: step_time(stage, n, p, d, s, batch),
+            )
+        if stage.options.peers:
+            from gpu_peers import peer_steps
+
+            for name, once in peer_steps(d_in, d_sae, batch, stage.device):
+                stage.attempt(f"{where}, {name}", lambda f=once: {"ms": stage.ms(f())})
+        if stage.options.sparse:
+            from gpu_sparse import figures
+
+            stage.attempt(f"{where}, sparse", lambda d=d_in, s=d_sae: figures(stage.device, [(d, s)], [32, 64, 128]))
+
+
+def floor(stage: Stage, d_in: int, d_sae: int, batch: int) -> dict[str, float]:
+    """Return the milliseconds of the five matmuls in bf16, and of the bytes of Adam at the card's own bandwidth."""
+    x, f = (torch.randn(batch, d, device=stage.device).bfloat16() for d in (d_in, d_sae))
+    w = torch.randn(d_sae, d_in, device=stage.device).bfloat16()
+    kinds = {"x W": lambda: x @ w.T, "f W": lambda: f @ w, "f^T x": lambda: f.T @ x}
+    times = {name: stage.ms(once) for name, once in kinds.items()}
+    matmuls = 2 * times["x W"] + times["f W"] + 2 * times["f^T x"]
+    there = torch.empty(2 * d_sae * d_in, device=stage.device)
+    here = torch.randn_like(there)
+    # A copy moves 8 bytes per parameter, Adam 28: it reads parameter, gradient and moments, and writes all but one.
+    adam = stage.ms(lambda: there.copy_(here)) * 28 / 8
+    return times | {"matmuls": matmuls, "adam": adam, "floor": matmuls + adam}
+
+
+def one_step(device: str, name: str, precision: str, d_in: int, d_sae: int, batch: int, n_saes: int = 1) -> Callable:
+    """Return a function that makes one update of a stack, without dead latents."""
+    shape = SAEConfig(d_in=d_in, d_sae=d_sae, nonlinearity=name)
+    like = initial_weights(shape, 0, torch.float32).map(lambda t: t.to(device))
+    weights = like.map(lambda t: t.expand(n_saes, *t.shape).clone())
     moments = Moments.zeros_like(weights)
-    for n in range(5):
-        step.update_(weights, moments, x, objective, Update(n, lr=1e-4))
-    return weights
+    nonlinearity = nonlinearity_named(name).in_training
+    term = nonlinearity.auxiliary
+    term = None if term is not None and term.of_dead else term
+    coeffs = torch.full((n_saes,), COEFF, dtype=torch.float64, device=device)
+    objective = Objective(nonlinearity, penalty_named(FAMILIES[name]), coeffs, term)
+    step = CudaStep(like, batch, precision, n_saes=n_saes)
+    x = torch.randn(batch, d_in, device=device)
+    updates = [Update(5, lr=1e-7)] * n_saes
+    return lambda: step.update_stack_(weights, moments, x, objective, updates)
 
 
-def median_ms(once: Callable[[], object], rounds: int = 30) -> float:
-    """Return the median time of a call on the GPU's own clock, in milliseconds."""
-    for _ in range(10):  # to compile, to capture, and to bring the GPU to its full clock rate
-        once()
-    times = []
+def step_time(stage: Stage, name: str, precision: str, d_in: int, d_sae: int, batch: int) -> dict[str, float]:
+    """Return the milliseconds of a step, its tokens per second, and the most memory that it took."""
+    if not stage.small:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    ms = stage.ms(one_step(stage.device, name, precision, d_in, d_sae, batch))
+    memory = 0 if stage.small else torch.cuda.max_memory_allocated()
+    return {"ms": ms, "tokens_per_second": round(1e3 * batch / ms), "gigabytes": round(memory / 1e9, 3)}
+
+
+def stacks(stage: Stage) -> None:
+    """Time stacks of SAEs, and the same SAEs one after the other."""
+    batch = 64 if stage.small else 4096
+    for d_in, d_sae, sizes in [(16, 96, (1, 3))] if stage.small else STACKS:
+        for name in ("prolu_ste", "topk(64)", "batchtopk(64)"):
+            for n_saes in sizes:
+                stage.attempt(
+                    f"{n_saes} x {d_in} -> {d_sae}, {name}, bf16",
+                    lambda n=n_saes, d=d_in, s=d_sae, f=name: stack_time(stage, f, d, s, n, batch),
+                )
+
+
+def stack_time(stage: Stage, name: str, d_in: int, d_sae: int, n_saes: int, batch: int) -> dict[str, float]:
+    """Return the milliseconds of one step of a stack, and of its SAEs one after the other, by the wall clock."""
+    together = wall_ms(stage, [one_step(stage.device, name, "bf16", d_in, d_sae, batch, n_saes)])
+    n_alone = min(n_saes, 18)
+    alone = wall_ms(stage, [one_step(stage.device, name, "bf16", d_in, d_sae, batch) for _ in range(n_alone)])
+    alone *= n_saes / n_alone
+    return {"stack_ms": together, "one_after_the_other_ms": alone, "ratio": round(alone / together, 2)}
+
+
+def wall_ms(stage: Stage, steps: list[Callable], rounds: int = 20) -> float:
+    """Return the milliseconds in which all steps are made once, as a training loop would wait for them."""
+    for _ in range(3):
+        for once in steps:
+            once()
+    if not stage.small:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
     for _ in range(rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+        for once in steps:
+            once()
+    if not stage.small:
+        torch.cuda.synchronize()
+    return round(1e3 * (time.perf_counter() - start) / rounds, 4)
+
+
+def sweep(stage: Stage) -> None:
+    """Train a small study from text, and the same study with a kill in the middle; the results must be the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("prolu_ste", "batchtopk"):
+            stage.attempt(name, lambda n=name: killed_and_resumed(stage, n, Path(folder)))
+
+
+def killed_and_resumed(stage: Stage, name: str, folder: Path) -> dict[str, Any]:
+    """Return how long a study takes, and whether one that was killed and resumed has the same results."""
+    n_tokens = "40960" if stage.small else "1e6"
+    program = (
+        "import sys, prolu; out, device, n_tokens, name = sys.argv[1:]; "
+        "lm = prolu.LanguageModel('builtin', hook='blocks.2.hook_resid_pre', device=device); "
+        "blocks = prolu.load_blocks('builtin', lm.tokenizer, ctx=128); "
+        "stream = prolu.ActivationStream(lm, blocks, batch_size=1024, seed=0); "
+        "runs = [prolu.RunConfig(nonlinearity=name, target_l0=16.0, d_sae=512, n_tokens=int(float(n_tokens)), lr=4e-3, "
+        "precision='bf16', step='dense', init_seed=s) for s in range(3)]; "
+        "prolu.run_sweep(runs, stream, out, eval_tokens=8192, checkpoint_seconds=2.0, progress=False)"
+    )
+
+    def command(out: str) -> list[str]:
+        return [sys.executable, "-c", program, str(folder / out), stage.device, n_tokens, name]
+
+    start = time.monotonic()
+    subprocess.run(command(f"{name}-whole"), check=True, timeout=max(10, stage.seconds_left()))
+    seconds = time.monotonic() - start
+    kills = 0
+    while True:
+        process = subprocess.Popen(command(f"{name}-killed"))
+        try:
+            process.wait(timeout=seconds * 0.6 if not kills else max(10, stage.seconds_left()))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    whole, killed = (
+        [json.loads(line) for line in (folder / f"{name}-{which}" / "results.jsonl").read_text().splitlines()]
+        for which in ("whole", "killed")
+    )
+    return {
+        "seconds": round(seconds, 1),
+        "kills": kills,
+        "identical": whole == killed,
+        "l0": [round(line["l0"], 2) for line in whole],
+        "ce_increase": [round(line["degradation"], 4) for line in whole],
+    }
+
+
+def stream(stage: Stage) -> None:
+    """Time the language model and the stream of activations."""
+    from gpu_stream import stream_figures
+
+    stage.attempt("figures", lambda: stream_figures(stage.device, stage.seconds_left()))
+
+
+def profile(stage: Stage) -> None:
+    """Print where the time of a step goes."""
+    d_in, d_sae, batch = (32, 256, 64) if stage.small else (768, 12_288, 4096)
+    for name in ("prolu_ste", "batchtopk(64)", "topk(64)"):
+        stage.attempt(name, lambda n=name: kernels(stage, n, d_in, d_sae, batch))
+
+
+def kernels(stage: Stage, name: str, d_in: int, d_sae: int, batch: int) -> dict[str, float]:
+    """Return the microseconds per step of the longest kernels."""
+    once = one_step(stage.device, name, "bf16", d_in, d_sae, batch)
+    for _ in range(5):
         once()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    with torch.profiler.profile() as found:
+        for _ in range(10):
+            once()
+        if not stage.small:
+            torch.cuda.synchronize()
+    times = {e.key[:80]: e.self_device_time_total / 10 for e in found.key_averages() if e.self_device_time_total}
+    return {k: round(times[k], 1) for k in sorted(times, key=times.get, reverse=True)[:14]}  # pyright: ignore
 
 
-def our_update(precision: str, weights: Weights, x: torch.Tensor) -> Callable[[], object]:
-    """Return a function that makes one update by our step."""
-    step = CudaStep(weights, len(x), precision)
-    weights = weights.map(torch.clone)
-    moments = Moments.zeros_like(weights)
-    objective = Objective(NONLINEARITIES["relu"], L1(), COEFF)
-    return lambda: step.update_(weights, moments, x, objective, Update(5, lr=LR))
-
-
-def speed(d_in: int, d_sae: int, batch: int) -> dict[str, float]:
-    """Return the milliseconds of an update by every variant, and of the five matmuls of a dense step."""
-    weights, x = sparse_problem(d_in, d_sae, batch, 55)
-    weights = weights.map(torch.Tensor.cuda)
-    x = x.cuda()
-    a = x.bfloat16()
-    b = weights.encoder.T.bfloat16()
-    times = {"five_bf16_matmuls": 5 * median_ms(lambda: a @ b)}
-    for precision in PRECISIONS:
-        times[f"ours_{precision}"] = median_ms(our_update(precision, weights, x))
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-            times[f"autograd_{precision}"] = median_ms(autograd_step(weights, x))
-    torch.backends.cuda.matmul.allow_tf32 = False
-    return times
+STAGES = {"check": 120, "speed": 200, "stacks": 90, "sweep": 120, "stream": 60, "profile": 40}
+"""The stages with the most seconds that each may take."""
 
 
 def main() -> None:
-    """Check the step, time it, and write the figures."""
+    """Run the stages, print a table, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--d-in", type=int, default=768)
-    parser.add_argument("--d-sae", type=int, default=12_288)
-    parser.add_argument("--batch", type=int, default=4096, help="tokens per step")
-    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu tries the script at tiny sizes")
+    parser.add_argument("--minutes", type=float, default=10, help="the time for everything")
+    parser.add_argument("--stages", default=",".join(STAGES), help="only these, in this order, separated by commas")
+    parser.add_argument("--peers", action="store_true", help="also time the steps of other libraries")
+    parser.add_argument("--sparse", action="store_true", help="also check and time the sparse step in Triton")
+    parser.add_argument("--json", type=Path, help="the file to write, as the figures come")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         print("this machine has no GPU that torch can use", file=sys.stderr)
         sys.exit(2)
-    result: dict = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
-    result["checks"] = check(63, 1000, 130) + check(128, 1024, 512)
-    if not all(row["right"] for row in result["checks"]):
-        sys.exit(1)
-    result["milliseconds"] = speed(options.d_in, options.d_sae, options.batch)
-    print("\n".join(f"{name:20} {ms:8.3f} ms" for name, ms in result["milliseconds"].items()))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    results = Results(options.json, options.minutes)
+    card = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    results.add("machine", "card", card)
+    results.add("machine", "torch", torch.__version__)
+    for name in options.stages.split(","):
+        stage = Stage(name, results, STAGES[name], options.device, options)
+        try:
+            stage.go_on()
+            globals()[name](stage)
+        except TimeUpError:
+            stage.add("skipped", "the time is up")
+        except Exception as problem:
+            traceback.print_exc()
+            stage.add("failed", f"{type(problem).__name__}: {problem}")
+    wrong = [name for name, row in results.figures.get("check", {}).items() if not (row is True or row["right"])]
+    print(table(results.figures))
+    sys.exit(1 if wrong else 0)
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Return the milliseconds of all steps, with their ratio to the floor."""
+    lines = [f"{figures['machine']['card']}, torch {figures['machine']['torch']}"]
+    lowest = None
+    for name, row in figures.get("speed", {}).items():
+        if isinstance(row, dict) and "floor" in row:
+            lowest = row["floor"]
+            lines.append(f"{name:40} {lowest:9.3f} ms")
+        elif isinstance(row, dict) and "ms" in row and lowest:
+            lines.append(f"{name:40} {row['ms']:9.3f} ms {row['ms'] / lowest:7.2f} x floor")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
