@@ -73,19 +73,19 @@ class Trainer:
         self.n_steps = config.n_steps(batch_size)
         self.sae_config = config.sae_config(d_in)
         self.resampling = config.resampling(batch_size)
-        self._mesh = mesh
+        self.mesh = mesh
         self._schedule = config.schedule(batch_size)
-        self._l0_controller = config.l0_controller(batch_size)
-        self._coeff_warmup_steps = round(config.coeff_warmup_fraction * self.n_steps)
-        self._adam = AdamConfig(beta1=config.beta1, max_grad_norm=config.max_grad_norm)
+        self.l0_controller = config.l0_controller(batch_size)
+        self.coeff_warmup_steps = round(config.coeff_warmup_fraction * self.n_steps)
+        self.adam = AdamConfig(beta1=config.beta1, max_grad_norm=config.max_grad_norm)
         # Some SAEs are used with another nonlinearity than they are trained with: BatchTopK is used with a threshold.
-        self._nonlinearity = nonlinearity_named(config.resolved_nonlinearity)
-        trained = self._nonlinearity.in_training
-        self._objective = Objective(trained, penalty_named(config.resolved_penalty), config.coeff, trained.auxiliary)
-        self._dead_latents = DeadLatents(trained.auxiliary, config.aux_dead_tokens, batch_size, mesh)
+        self.nonlinearity = nonlinearity_named(config.resolved_nonlinearity)
+        trained = self.nonlinearity.in_training
+        self.objective = Objective(trained, penalty_named(config.resolved_penalty), config.coeff, trained.auxiliary)
+        self.dead_latents = DeadLatents(trained.auxiliary, config.aux_dead_tokens, batch_size, mesh)
         weights = part_of(starting_weights(config, d_in, dtype), mesh).map(lambda t: t.to(device))
         self.state = TrainerState.start(weights, config)
-        self._losses_finite = torch.ones((), dtype=torch.bool, device=device)
+        self.losses_finite_ = torch.ones((), dtype=torch.bool, device=device)
         self._saw_scale = config.normalisation == "none"
         self.crossover = 0.0
         if config.precision == "fp32" and not needs_dense(config, mesh):
@@ -102,49 +102,48 @@ class Trainer:
             ValueError: there are no activations, their width, dtype or device is not the SAE's, or all steps of the
                 config have been made.
         """
-        acts = self._checked(acts)
+        acts = self.checked(acts)
         state = self.state
-        if state.n_updates == self.n_steps:
-            raise ValueError(
-                f"step {self.n_steps + 1}: the run has {self.n_steps} steps, n_tokens // batch_size, and all are made"
-            )
         update = self.update_now()
         stats = self.steps[state.step].update_(state.weights, state.moments, acts, self._objective_now(), update)
-        stats, n_active = stats_of_batch(stats, self._objective.nonlinearity, self._mesh)
-        self._losses_finite = self._losses_finite & stats.mse.isfinite()
-        self._observe_(stats)
-        self.state = self._state_after(n_active, n_tokens=len(acts) * self._mesh.n_data)
+        stats, n_active = stats_of_batch(stats, self.objective.nonlinearity, self.mesh)
+        self.losses_finite_.logical_and_(stats.mse.isfinite())
+        self.state.observe_(stats, self.nonlinearity, self.resampling)
+        self.state = self._state_after(n_active, n_tokens=len(acts) * self.mesh.n_data)
         return StepReport(stats, update.lr, n_active)
 
     def update_now(self) -> Update:
-        """Return what the next update of the weights is: its number, learning rate and constants."""
+        """Return what the next update of the weights is: its number, learning rate and constants.
+
+        Raises:
+            ValueError: all steps of the config have been made.
+        """
         n_updates = self.state.n_updates
-        return Update(n_updates, self.config.lr * self._schedule.factor(n_updates), self._adam)
+        if n_updates == self.n_steps:
+            raise ValueError(
+                f"step {self.n_steps + 1}: the run has {self.n_steps} steps, n_tokens // batch_size, and all are made"
+            )
+        return Update(n_updates, self.config.lr * self._schedule.factor(n_updates), self.adam)
 
     @property
     def coeff(self) -> float | Tensor:
         """The penalty's coefficient in the next update; a tensor where a GPU computes it, for a target L0."""
         n_updates = self.state.n_updates
         state = self.state.l0_controller
-        coeff = state.coeff if self._l0_controller is None else self._l0_controller.coeff(state, n_updates)
-        if not self._coeff_warmup_steps:
-            return coeff
-        return coeff * min(1.0, (n_updates + 1) / self._coeff_warmup_steps)
+        coeff = state.coeff if self.l0_controller is None else self.l0_controller.coeff(state, n_updates)
+        return coeff * self.warmup_factor if self.coeff_warmup_steps else coeff
+
+    @property
+    def warmup_factor(self) -> float:
+        """The factor by which the coefficient is still smaller in the next update, while it warms up."""
+        if not self.coeff_warmup_steps:
+            return 1.0
+        return min(1.0, (self.state.n_updates + 1) / self.coeff_warmup_steps)
 
     def _objective_now(self) -> Objective:
         """Return the loss of the next update: with its coefficient, and with the dead latents that AuxK revives."""
-        term = self._dead_latents.term_now(self.state.last_fired, self.state.n_updates)
-        return replace(self._objective, coeff=self.coeff, auxiliary=term)
-
-    def _observe_(self, stats: StepStats) -> None:
-        """Note in the state which latents were active in the update just made; let the nonlinearity see it too."""
-        state = self.state
-        state.last_fired[stats.fired > 0] = state.n_updates + 1
-        self._nonlinearity.observe_(state.weights.own, stats.smallest, state.n_updates + 1)
-        if self.resampling.steps:
-            if self.resampling.restarts_count(state.n_updates):
-                state.fired.zero_()
-            state.fired.add_(stats.fired)
+        term = self.dead_latents.term_now(self.state.last_fired, self.state.n_updates)
+        return replace(self.objective, coeff=self.coeff, auxiliary=term)
 
     def _state_after(self, n_active: Tensor, n_tokens: int) -> TrainerState:
         """Return the state after an update, whose numbers decide how the next one is made."""
@@ -154,12 +153,13 @@ class Trainer:
         # n_active is read only where something depends on it: on a GPU a reading waits until the step is done.
         if self.config.step == "auto" and self.crossover:
             step_kind = next_step_kind(step_kind, float(n_active / self.config.d_sae) / n_tokens, self.crossover)
-        if self._l0_controller is not None:
+        if self.l0_controller is not None:
             l0 = (n_active.double() if n_active.is_cuda else float(n_active)) / n_tokens
-            controller = self._l0_controller.after(controller, l0, n_updates)
+            controller = self.l0_controller.after(controller, l0, n_updates)
         return self.state._replace(n_updates=n_updates, step=step_kind, l0_controller=controller)
 
-    def _checked(self, acts: Tensor) -> Tensor:
+    def checked(self, acts: Tensor) -> Tensor:
+        """Return activations as a step takes them; raise ValueError, as `step` does, if they do not fit."""
         if not isinstance(acts, Tensor):
             raise ValueError(f"acts: a {type(acts).__name__}; pass a tensor, as torch.from_numpy makes of an array")
         like = self.state.weights.encoder
@@ -183,26 +183,26 @@ class Trainer:
         n_updates = self.state.n_updates
         counted_steps = n_updates - max(0, n_updates - self.resampling.count_steps)
         dead = self.state.fired < self.resampling.dead_below * counted_steps * self.batch_size
-        dead = self._mesh.gathered_over_latents(dead, 0, "resampling")
+        dead = self.mesh.gathered_over_latents(dead, 0, "resampling")
         # Keyed by run and step: a run draws the same alone, in a sweep, and after it was resumed.
         generator = keyed_generator(self.config.run_id, "resample", n_updates)
-        return Resampler(self.resampling, dead, self._reconstruct, generator, self._mesh)
+        return Resampler(self.resampling, dead, self._reconstruct, generator, self.mesh)
 
     def resample_(self, resampler: Resampler) -> ResampledCounts:
         """Give dead latents their new directions, in place."""
-        starts = {name: self._nonlinearity.initial(name) for name in self._nonlinearity.parameter_names}
+        starts = {name: self.nonlinearity.initial(name) for name in self.nonlinearity.parameter_names}
         return resampler.finish_(self.state.weights, self.state.moments, starts)
 
     def _reconstruct(self, x: Tensor) -> Tensor:
         """Return the SAE's reconstruction of normalised activations; on a mesh with the latents of all ranks."""
-        if self._mesh.n_latent == 1:
+        if self.mesh.n_latent == 1:
             sae = self.sae()
             return sae.decode_normalised(sae.encode_normalised(x)).detach()
         weights = self.state.weights
         m = (x - weights.b_dec) @ weights.encoder.T
-        active = active_mask(self._nonlinearity, m, weights.own, gather_of(self._mesh))
-        latents = torch.where(active, self._nonlinearity.value(m, weights.own), 0)
-        return self._mesh.sum_over_latents_(latents @ weights.decoder, "resampling") + weights.b_dec
+        active = active_mask(self.nonlinearity, m, weights.own, gather_of(self.mesh))
+        latents = torch.where(active, self.nonlinearity.value(m, weights.own), 0)
+        return self.mesh.sum_over_latents_(latents @ weights.decoder, "resampling") + weights.b_dec
 
     def sae(self) -> SAE:
         """Return the SAE as it is now; it shares the trainer's memory. On a mesh use `whole_sae`."""
@@ -213,23 +213,23 @@ class Trainer:
 
         On a mesh all ranks ask together; only the first gets it, the others get None.
         """
-        weights = whole_weights(self.state.weights, self._mesh)
+        weights = whole_weights(self.state.weights, self.mesh)
         return None if weights is None else SAE(self.sae_config, weights)
 
     def losses_finite(self) -> bool:
         """Return whether the loss of every step since the start, or since the last `restore_`, was finite."""
-        return bool(self._losses_finite)
+        return bool(self.losses_finite_)
 
     def all_finite(self) -> bool:
         """Return whether every weight is finite, on every rank."""
-        return not self._mesh.any(not all(bool(t.isfinite().all()) for t in self.state.weights.tensors()))
+        return not self.mesh.any(not all(bool(t.isfinite().all()) for t in self.state.weights.tensors()))
 
     def summary(self, report: StepReport) -> dict[str, float | int]:
         """Return a line of `metrics.jsonl`: figures of the last step, and latents silent for a tenth of the run."""
         stats = report.stats
         n_updates = self.state.n_updates
         silent_since = n_updates - max(1, self.n_steps // 10)
-        dead = self._mesh.sum_over_latents_((self.state.last_fired <= silent_since).sum(), "curve")
+        dead = self.mesh.sum_over_latents_((self.state.last_fired <= silent_since).sum(), "curve")
         return {
             "step": n_updates,
             "tokens": n_updates * self.batch_size,
@@ -244,7 +244,7 @@ class Trainer:
 
     def whole_state(self) -> dict[str, Tensor]:
         """Return `TrainerState.tensors` of all latents. On a mesh all ranks ask together; only the first gets any."""
-        return self.state.whole_tensors(self._mesh)
+        return self.state.whole_tensors(self.mesh)
 
     def restore_(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         """Resume from a state that `whole_state` and `TrainerState.counters` returned, in place.
@@ -252,9 +252,9 @@ class Trainer:
         Raises:
             ValueError: it is not a state of this trainer.
         """
-        self.state = self.state.restored_(tensors, counters, self.n_steps, self._mesh)
-        self._dead_latents.forget()
-        self._losses_finite = torch.ones_like(self._losses_finite)
+        self.state = self.state.restored_(tensors, counters, self.n_steps, self.mesh)
+        self.dead_latents.forget()
+        self.losses_finite_.fill_(True)
 
     def describe(self) -> dict[str, Any]:
         """Return the resolved config of this run, for its folder."""

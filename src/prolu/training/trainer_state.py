@@ -9,20 +9,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prolu.runtime.mesh import Mesh
+from prolu.sae.nonlinearities import Nonlinearity
 from prolu.sae.weights import Weights
 from prolu.training.config import STEP_KINDS, RunConfig
 from prolu.training.moments import Moments
+from prolu.training.resampling import Resampling
+from prolu.training.steps import StepStats
 from prolu.training.target_l0 import L0ControllerState
 
 
 class TrainerState(NamedTuple):
-    """All that a trainer changes. On a mesh it is that of this rank's latents."""
+    """All that a trainer changes. On a mesh it is that of this rank's latents.
+
+    The state of a stack of SAEs (`TrainerStack`) has tensors with one dimension more, in front.
+    """
 
     weights: Weights
     moments: Moments
-    last_fired: Int[Tensor, " d_sae"]
+    last_fired: Int[Tensor, "*stack d_sae"]
     """The number of updates after which each latent was last seen active; 0 if it never was."""
-    fired: Float[Tensor, " d_sae"]
+    fired: Float[Tensor, "*stack d_sae"]
     """The number of tokens on which each latent was active since the count for the next resampling began."""
     n_updates: int
     """The number of updates made so far."""
@@ -46,6 +52,20 @@ class TrainerState(NamedTuple):
             step="dense" if config.step == "auto" else config.step,
             l0_controller=L0ControllerState(config.coeff),
         )
+
+    def observe_(self, stats: StepStats, nonlinearity: Nonlinearity, resampling: Resampling) -> None:
+        """Note, in place, which latents were active in the update that has just been made.
+
+        The nonlinearity sees it too: BatchTopK moves its threshold.
+        """
+        n_updates = self.n_updates + 1
+        # Filled by a mask and not by indices, whose number a GPU would have to report first.
+        self.last_fired.masked_fill_(stats.fired > 0, n_updates)
+        nonlinearity.observe_(self.weights.own, stats.smallest.unsqueeze(-1), n_updates)
+        if resampling.steps:
+            if resampling.restarts_count(self.n_updates):
+                self.fired.zero_()
+            self.fired.add_(stats.fired)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by the names that checkpoints use."""

@@ -202,12 +202,12 @@ class Nonlinearity(ABC):
         """
         return {name: factor * parameter for name, parameter in parameters.items()}
 
-    def observe_(self, parameters: Parameters, smallest: Float[Tensor, ""], n_updates: int) -> None:  # noqa: B027
+    def observe_(self, parameters: Parameters, smallest: Float[Tensor, "*stack 1"], n_updates: int) -> None:  # noqa: B027
         """Take note of an update, in place, in own parameters that are not trained by gradients.
 
         Args:
             parameters: the own parameters of the SAE.
-            smallest: the smallest active latent of the batch; 0 if there was none.
+            smallest: the smallest active latent of the batch, which broadcasts against parameters; 0 if there was none.
             n_updates: the number of updates so far, this one included.
         """
 
