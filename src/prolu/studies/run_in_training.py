@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,10 @@ class RunInTraining:
         self._curve = list(state.facts["curve"])
         self._probes = {int(n): figures for n, figures in state.facts["probes"]}
         self._resampled = list(state.facts["resampled"])
+
+    def note_stack(self, run_ids: Sequence[str]) -> None:
+        """Record which runs this one is trained in one step with, itself included: its rounding depends on them."""
+        self._provenance["run"]["stack"] = list(run_ids)
 
     def follow(self, follower: Follower) -> None:
         """Send the curve to a follower: the lines so far now, and from then on every line as it is recorded."""

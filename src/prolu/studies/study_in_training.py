@@ -4,10 +4,12 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from prolu.runtime.files import first_line
 from prolu.runtime.interrupts import Interrupt
@@ -21,7 +23,8 @@ from prolu.studies.run_in_training import RunInTraining
 from prolu.studies.trackers import TrackedRun, Trackers
 from prolu.training.config import RunConfig
 from prolu.training.steps import Steps
-from prolu.training.trainer import Trainer
+from prolu.training.trainer import StepReport, Trainer
+from prolu.training.trainer_stack import MOST_ENTRIES, TrainerStack, stack_key, stacks_pay
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,28 @@ class StudyInTraining:
         self.held_out = request.held_out if self.mesh.is_first else None
         self.runs = self._prepared(todo, buffers)
         """The runs in training, each at the step where it was left."""
+        self._stacks = [(runs, TrainerStack([run.trainer for run in runs])) for runs in self._runs_to_stack()]
+        for runs, _ in self._stacks:
+            for run in runs:
+                run.note_stack([other.run_id for other in runs])
+
+    def advance(self, step: int) -> None:
+        """Make step number `step` of all runs that are there; a run that fails leaves the others alone."""
+        ready = self.runs_at(step)
+        if not ready:
+            return
+        batch = self.stream[step]
+        in_stacks: dict[str, StepReport | Exception] = {}
+        for runs, stack in self._stacks:
+            # A run that has failed stays in its stack, so that the numbers of the others do not change.
+            if any(run in ready for run in runs):
+                in_stacks |= self._reports(runs, stack, batch.acts)
+        for run in ready:
+            with self.isolating_failure(run):
+                report = in_stacks.get(run.run_id)
+                if isinstance(report, Exception):
+                    raise report
+                run.record_step(report or run.trainer.step(batch.acts), self.held_out)
 
     def runs_at(self, step: int) -> list[RunInTraining]:
         """Return the runs whose next step this is; a run that was restored at a later step waits for the others."""
@@ -143,6 +168,34 @@ class StudyInTraining:
         )
         buffers.setdefault(shape, trainer.steps)
         return trainer
+
+    def _runs_to_stack(self) -> list[list[RunInTraining]]:
+        """Return the runs of each stack: those that are alike, in their order, in stacks that are not too large."""
+        if self.mesh.n_ranks > 1:
+            return []
+        alike: dict[Hashable, list[RunInTraining]] = {}
+        for run in self.runs:
+            config = run.trainer.config
+            pays = config.step == "auto" and stacks_pay(self.stream.device.type, self.stream.d_in, config.d_sae)
+            if config.step == "stacked" or pays:
+                alike.setdefault((stack_key(run.trainer), run.n_updates), []).append(run)
+        stacks: list[list[RunInTraining]] = []
+        for runs in alike.values():
+            entries = self.stream.batch_size * runs[0].trainer.config.d_sae
+            size = max(1, MOST_ENTRIES // entries)
+            stacks += [runs[i : i + size] for i in range(0, len(runs), size) if not runs[i].finished]
+        return stacks
+
+    @staticmethod
+    def _reports(
+        runs: Sequence[RunInTraining], stack: TrainerStack, acts: Tensor
+    ) -> Mapping[str, StepReport | Exception]:
+        """Return what a stack's step did in each run; if it failed, that is the failure of each."""
+        try:
+            reports: Sequence[StepReport | Exception] = stack.step(acts)
+        except (MemoryError, RuntimeError) as problem:
+            reports = [problem] * len(runs)
+        return dict(zip([run.run_id for run in runs], reports, strict=True))
 
     def _newest_state(self, run: RunInTraining, together: Mapping[str, RunState]) -> RunState | None:
         """Return where a run was left: in the study's checkpoint, its own after a failure, or its kept final state."""

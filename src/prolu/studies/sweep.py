@@ -54,11 +54,7 @@ def train_together(studies: Sequence[StudyInTraining], clock: Clock, interrupt: 
         for step in range(first_step, last_step):
             _resample_dead_latents(studies, step)
             for study in studies:
-                if runs_now := study.runs_at(step):
-                    batch = study.stream[step]
-                    for run in runs_now:
-                        with study.isolating_failure(run):
-                            run.record_step(run.trainer.step(batch.acts), study.held_out)
+                study.advance(step)
             meter.advance(batch_size)
             _conclude(studies, clock, interrupt)
             if studies[0].mesh.any(clock.is_due):

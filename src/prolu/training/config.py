@@ -118,10 +118,12 @@ class RunConfig:
     aux_dead_tokens: int = 10_000_000
     """The number of tokens without activity after which a latent of topk or batchtopk is trained by the auxiliary term
     (AuxK) that revives dead latents."""
-    step: Literal["auto", StepKind] = "auto"
-    """How a training step is computed: dense, sparse, sparse_torch (sparse without numba), or auto, which takes sparse
-    if the last step had few active latents, else dense. The limit is from a table of measurements, not from the clock,
-    so that a run is the same twice."""
+    step: Literal["auto", StepKind, "stacked"] = "auto"
+    """How a training step is computed: dense, sparse, sparse_torch (sparse without numba), stacked (dense, in one step
+    with all runs of the study that differ in coefficient, learning rate, target L0 or seed only; meant for many small
+    SAEs on a GPU), or auto. On a CPU auto takes sparse if the last step had few active latents, else dense; on a GPU it
+    takes stacked for small SAEs, else dense. The limits are from tables of measurements, not from the clock, so that a
+    run is the same twice."""
     precision: Precision = "fp32"
     """The precision of the inputs of matmuls; sums, weights and moments are always fp32. tf32 and bf16 are meant for
     GPUs."""
@@ -133,9 +135,10 @@ class RunConfig:
         self._check_ranges()
         self._check_schedule()
         self._check_resampling()
-        if self.precision != "fp32" and self.step not in ("auto", "dense"):
+        if self.precision != "fp32" and self.step not in ("auto", "dense", "stacked"):
             raise ValueError(
-                f"precision {self.precision!r}: the {self.step} step computes in fp32; choose step auto or dense"
+                f"precision {self.precision!r}: the {self.step} step computes in fp32; "
+                "choose step auto, dense or stacked"
             )
 
     def _require(self, name: str, fulfilled: bool, words: str) -> None:

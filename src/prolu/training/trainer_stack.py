@@ -1,7 +1,10 @@
 """Several SAEs of one shape and family, trained in one step: on a GPU many small SAEs take little longer than one."""
 
+import json
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -15,6 +18,17 @@ from prolu.training.steps.stacked import member
 from prolu.training.target_l0 import L0ControllerState
 from prolu.training.trainer import StepReport, Trainer
 from prolu.training.trainer_state import TrainerState
+
+SPEEDUPS = Path(__file__).parent / "stack_speedups.json"
+"""Measured ratios of the time of SAEs one after the other to that of a stack of them. A table, because a run that timed
+itself would not be the same run twice."""
+
+LEAST_SPEEDUP = 1.1
+"""The speedup from which on stacks are made without being asked for."""
+
+MOST_ENTRIES = 2**30
+"""The number of entries of m, over all tokens and SAEs of a stack, beyond which there are several stacks. Matrices of
+this size take about 16 GB together."""
 
 
 class TrainerStack:
@@ -107,6 +121,18 @@ class TrainerStack:
             if self._l0_controller is not None:
                 controller = L0ControllerState(coeffs[i], l0s[i])
             trainer.state = trainer.state._replace(n_updates=n_updates, l0_controller=controller)
+
+
+def stacks_pay(device: str, d_in: int, d_sae: int) -> bool:
+    """Return whether a stack of SAEs of this shape was measured to be faster than one SAE after the other.
+
+    The nearest shape in the table decides; without an entry for the device, there are no stacks.
+    """
+    rows = [row for row in json.loads(SPEEDUPS.read_text()) if row["device"] == device]
+    if not rows:
+        return False
+    nearest = min(rows, key=lambda row: abs(math.log(row["d_in"] / d_in)) + abs(math.log(row["d_sae"] / d_sae)))
+    return nearest["speedup"] >= LEAST_SPEEDUP
 
 
 def stack_key(trainer: Trainer) -> Hashable:

@@ -49,7 +49,7 @@ class TrainerState(NamedTuple):
             fired=never.double(),
             n_updates=0,
             # At the start half of all latents are active.
-            step="dense" if config.step == "auto" else config.step,
+            step="dense" if config.step in ("auto", "stacked") else config.step,
             l0_controller=L0ControllerState(config.coeff),
         )
 
