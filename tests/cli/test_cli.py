@@ -64,7 +64,7 @@ ANSWERED_BY_TYRO = {"--colour", "--step", "--precision", "--normalisation"}
         ({"--batch-size": "100000", "--n-tokens": "1000000"}, "larger than a window"),
         ({"--coeff": "-1"}, "coeff -1.0: must be 0 or more"),
         ({"--coeff": "many"}, "--coeff"),
-        ({"--step": "fast"}, "'--step'. Expected one of ('auto', 'dense', 'sparse', 'sparse_torch')"),
+        ({"--step": "fast"}, "'--step'. Expected one of ('auto', 'dense', 'sparse', 'sparse_torch', 'stacked')"),
         ({"--precision": "fp8"}, "'--precision'. Expected one of ('fp32', 'tf32', 'bf16')"),
         ({"--normalisation": "layer"}, "'--normalisation'. Expected one of ('per_token', 'none')"),
         ({"--nonlinearity": "gelu"}, "choose one of relu"),

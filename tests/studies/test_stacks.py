@@ -42,7 +42,7 @@ def test_its_runs_are_those_of_dense_steps_and_say_with_whom_they_were_trained(w
         assert ours["mse"] == pytest.approx(theirs["mse"], rel=0.02)
     relus = [run.run_id for run in RUNS if run.nonlinearity == "relu"]
     for run in RUNS:
-        recorded = json.loads((whole / run.run_id / "config.json").read_text())["run"]["stack"]
+        recorded = json.loads((whole / run.run_id / "config.json").read_text())["provenance"]["run"]["stack"]
         assert recorded == (relus if run.nonlinearity == "relu" else [r.run_id for r in RUNS if r.run_id not in relus])
 
 

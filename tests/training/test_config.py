@@ -55,7 +55,7 @@ def test_what_does_not_is_told_in_words(change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"step": "fast"}, "^step 'fast': choose one of auto, dense, sparse, sparse_torch$"),
+        ({"step": "fast"}, "^step 'fast': choose one of auto, dense, sparse, sparse_torch, stacked$"),
         ({"precision": "fp8"}, "^precision 'fp8': choose one of fp32, tf32, bf16$"),
         ({"normalisation": "layer"}, "^normalisation 'layer': choose one of per_token, none$"),
         ({"resample_second_moment": "median"}, "^resample_second_moment 'median': choose one of mean, zero$"),
@@ -69,5 +69,5 @@ def test_a_run_names_the_field_and_the_valid_values(change, words):
 
 def test_choices_are_those_of_the_fields():
     declared = {field.name: get_args(field.type) for field in fields(RunConfig)}
-    assert declared["step"] == ("auto", *STEP_KINDS)
+    assert declared["step"] == ("auto", *STEP_KINDS, "stacked")
     assert declared["precision"] == PRECISIONS

@@ -52,27 +52,26 @@ class StudyInTraining:
             for run in runs:
                 run.note_stack([other.run_id for other in runs])
 
-    def advance(self, step: int) -> None:
-        """Make step number `step` of all runs that are there; a run that fails leaves the others alone."""
-        ready = self.runs_at(step)
-        if not ready:
-            return
-        batch = self.stream[step]
-        in_stacks: dict[str, StepReport | Exception] = {}
-        for runs, stack in self._stacks:
-            # A run that has failed stays in its stack, so that the numbers of the others do not change.
-            if any(run in ready for run in runs):
-                in_stacks |= self._reports(runs, stack, batch.acts)
-        for run in ready:
-            with self.isolating_failure(run):
-                report = in_stacks.get(run.run_id)
-                if isinstance(report, Exception):
-                    raise report
-                run.record_step(report or run.trainer.step(batch.acts), self.held_out)
-
     def runs_at(self, step: int) -> list[RunInTraining]:
         """Return the runs whose next step this is; a run that was restored at a later step waits for the others."""
         return [run for run in self.runs if run.n_updates == step]
+
+    def step_stacks(self, ready: Sequence[RunInTraining], acts: Tensor) -> dict[str, StepReport | Exception]:
+        """Make the next step of all stacks with a run that is ready.
+
+        Returns:
+            What the step did in each run, by name; if the step of a stack failed, the failure for each of its runs.
+        """
+        found: dict[str, StepReport | Exception] = {}
+        for runs, stack in self._stacks:
+            # A run that has failed stays in its stack, so that the numbers of the others do not change.
+            if any(run in ready for run in runs):
+                try:
+                    reports: Sequence[StepReport | Exception] = stack.step(acts)
+                except (MemoryError, RuntimeError) as problem:
+                    reports = [problem] * len(runs)
+                found |= dict(zip([run.run_id for run in runs], reports, strict=True))
+        return found
 
     @contextmanager
     def isolating_failure(self, run: RunInTraining) -> Iterator[None]:
@@ -185,17 +184,6 @@ class StudyInTraining:
             size = max(1, MOST_ENTRIES // entries)
             stacks += [runs[i : i + size] for i in range(0, len(runs), size) if not runs[i].finished]
         return stacks
-
-    @staticmethod
-    def _reports(
-        runs: Sequence[RunInTraining], stack: TrainerStack, acts: Tensor
-    ) -> Mapping[str, StepReport | Exception]:
-        """Return what a stack's step did in each run; if it failed, that is the failure of each."""
-        try:
-            reports: Sequence[StepReport | Exception] = stack.step(acts)
-        except (MemoryError, RuntimeError) as problem:
-            reports = [problem] * len(runs)
-        return dict(zip([run.run_id for run in runs], reports, strict=True))
 
     def _newest_state(self, run: RunInTraining, together: Mapping[str, RunState]) -> RunState | None:
         """Return where a run was left: in the study's checkpoint, its own after a failure, or its kept final state."""

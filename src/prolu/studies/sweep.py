@@ -54,7 +54,15 @@ def train_together(studies: Sequence[StudyInTraining], clock: Clock, interrupt: 
         for step in range(first_step, last_step):
             _resample_dead_latents(studies, step)
             for study in studies:
-                study.advance(step)
+                if runs_now := study.runs_at(step):
+                    acts = study.stream[step].acts
+                    in_stacks = study.step_stacks(runs_now, acts)
+                    for run in runs_now:
+                        with study.isolating_failure(run):
+                            report = in_stacks.get(run.run_id) or run.trainer.step(acts)
+                            if isinstance(report, Exception):
+                                raise report
+                            run.record_step(report, study.held_out)
             meter.advance(batch_size)
             _conclude(studies, clock, interrupt)
             if studies[0].mesh.any(clock.is_due):
