@@ -7,12 +7,12 @@ up, or that fails, is noted there with the reason, and the next one begins.
 
 - check: every family, precision and step against the CPU, with captured graphs.
 - speed: milliseconds per step of every family at four shapes, against the least that the card allows.
+- peers: the steps of other libraries, through their own trainers, as far as they are installed.
 - stacks: many small SAEs in one step, against one after the other.
+- sparse: the sparse step in Triton against the dense step.
 - sweep: a study from text to weights, killed and resumed.
 - stream: what the language model and the stream of activations cost beside a step.
 - profile: where the time of the slowest of our steps goes.
-
-With --peers, the steps of other libraries run beside ours, through their own trainers, as far as they are installed.
 """
 
 import argparse
@@ -33,12 +33,16 @@ import torch
 from prolu.sae.nonlinearities import nonlinearity_named
 from prolu.sae.penalties import penalty_named
 from prolu.sae.saved_sae import SAEConfig
+from prolu.sae.scaling import normalise
 from prolu.sae.weights import Weights
+from prolu.training.config import RunConfig
 from prolu.training.moments import Moments
 from prolu.training.starting_weights import initial_weights
-from prolu.training.steps import Objective, Update
+from prolu.training.steps import Objective, Steps, Update
 from prolu.training.steps.cuda import CudaStep
 from prolu.training.steps.stacked import member
+from prolu.training.trainer import Trainer
+from prolu.training.trainer_stack import TrainerStack
 from step import sparse_problem
 
 FAMILIES = {
@@ -120,24 +124,29 @@ class Stage:
             traceback.print_exc()
             self.add(name, f"failed: {type(problem).__name__}: {str(problem)[:500]}")
 
-    def ms(self, once: Callable[[], object], rounds: int = 20) -> float:
-        """Return the median milliseconds of a call, on the GPU's own clock."""
-        if self.small:
-            once()
-            start = time.perf_counter()
-            once()
-            return 1e3 * (time.perf_counter() - start)
-        for _ in range(5):  # to compile, to capture, and to bring the GPU to its full clock rate
-            once()
-        times = []
-        for _ in range(rounds):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            once()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-        return round(statistics.median(times), 4)
+    def ms(self, once: Callable[[], object]) -> float:
+        """Return the median milliseconds of a call."""
+        return milliseconds(once, self.device)
+
+
+def milliseconds(once: Callable[[], object], device: str, rounds: int = 20) -> float:
+    """Return the median milliseconds of a call, on the GPU's own clock."""
+    if device == "cpu":
+        once()
+        start = time.perf_counter()
+        once()
+        return 1e3 * (time.perf_counter() - start)
+    for _ in range(5):  # to compile, to capture, and to bring the GPU to its full clock rate
+        once()
+    times = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        once()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return round(statistics.median(times), 4)
 
 
 def problem_for(name: str, d_in: int, d_sae: int, batch: int, n_saes: int, dead: bool = True) -> tuple:
@@ -240,15 +249,34 @@ def speed(stage: Stage) -> None:
                 f"{where}, {name}, {precision}",
                 lambda n=name, p=precision, d=d_in, s=d_sae: step_time(stage, n, p, d, s, batch),
             )
-        if stage.options.peers:
-            from gpu_peers import peer_steps
 
-            for name, once in peer_steps(d_in, d_sae, batch, stage.device):
-                stage.attempt(f"{where}, {name}", lambda f=once: {"ms": stage.ms(f())})
-        if stage.options.sparse:
-            from gpu_sparse import figures
 
-            stage.attempt(f"{where}, sparse", lambda d=d_in, s=d_sae: figures(stage.device, [(d, s)], [32, 64, 128]))
+def sparse(stage: Stage) -> None:
+    """Check and time the sparse step in Triton."""
+    from gpu_sparse import figures
+
+    for shape in [(32, 256)] if stage.small else SHAPES:
+        stage.attempt(f"{shape[0]} -> {shape[1]}", lambda s=shape: figures(stage.device, [s], [32, 64, 128]))
+
+
+def peers(stage: Stage) -> None:
+    """Time the steps of other libraries, each library in a process of its own."""
+    for d_in, d_sae in [(32, 256)] if stage.small else SHAPES[::3]:
+        for library in ("saelens", "dictionary_learning", "sparsify"):
+            stage.go_on()
+            shape = ["--d-in", str(d_in), "--d-sae", str(d_sae), "--batch", "64" if stage.small else "4096"]
+            command = [sys.executable, "benchmarks/gpu_peers.py", library, *shape, "--device", stage.device]
+            done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            try:
+                said, problems = done.communicate(timeout=max(1, min(60, stage.seconds_left())))
+            except subprocess.TimeoutExpired:
+                done.kill()
+                said, problems = done.communicate()
+            lines = [line for line in said.splitlines() if line.startswith("[")]
+            for name, found in map(json.loads, lines):
+                stage.add(f"{d_in} -> {d_sae}, {name}", found)
+            if done.returncode:
+                stage.add(f"{d_in} -> {d_sae}, {library}, ended with", f"{done.returncode}: {problems[-300:]}")
 
 
 def floor(stage: Stage, d_in: int, d_sae: int, batch: int) -> dict[str, float]:
@@ -305,10 +333,23 @@ def stacks(stage: Stage) -> None:
 
 
 def stack_time(stage: Stage, name: str, d_in: int, d_sae: int, n_saes: int, batch: int) -> dict[str, float]:
-    """Return the milliseconds of one step of a stack, and of its SAEs one after the other, by the wall clock."""
-    together = wall_ms(stage, [one_step(stage.device, name, "bf16", d_in, d_sae, batch, n_saes)])
+    """Return the milliseconds of a step of a stack of trainers, and of the same trainers one after the other."""
+    config = RunConfig(
+        nonlinearity=name, penalty=FAMILIES[name], coeff=COEFF, d_sae=d_sae, n_tokens=10**9, precision="bf16",
+        step="dense",
+    )  # fmt: skip
+
+    def trainers(n: int) -> list[Trainer]:
+        steps = Steps(Trainer(config, d_in, batch, device=stage.device).state.weights, batch, "bf16")
+        return [Trainer(replace(config, init_seed=i), d_in, batch, steps=steps, device=stage.device) for i in range(n)]
+
+    x = normalise(torch.randn(batch, d_in, device=stage.device))[0]
+    stack = TrainerStack(trainers(n_saes))
+    together = wall_ms(stage, [lambda: stack.step(x)])
+    del stack
+    # Eighteen show what one takes; 108 graphs would take minutes to capture.
     n_alone = min(n_saes, 18)
-    alone = wall_ms(stage, [one_step(stage.device, name, "bf16", d_in, d_sae, batch) for _ in range(n_alone)])
+    alone = wall_ms(stage, [lambda t=trainer: t.step(x) for trainer in trainers(n_alone)])
     alone *= n_saes / n_alone
     return {"stack_ms": together, "one_after_the_other_ms": alone, "ratio": round(alone / together, 2)}
 
@@ -406,7 +447,9 @@ def kernels(stage: Stage, name: str, d_in: int, d_sae: int, batch: int) -> dict[
     return {k: round(times[k], 1) for k in sorted(times, key=times.get, reverse=True)[:14]}  # pyright: ignore
 
 
-STAGES = {"check": 120, "speed": 200, "stacks": 90, "sweep": 120, "stream": 60, "profile": 40}
+STAGES = {
+    "check": 120, "speed": 200, "peers": 150, "stacks": 90, "sparse": 90, "sweep": 120, "stream": 60, "profile": 40,
+}  # fmt: skip
 """The stages with the most seconds that each may take."""
 
 
@@ -416,8 +459,6 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu tries the script at tiny sizes")
     parser.add_argument("--minutes", type=float, default=10, help="the time for everything")
     parser.add_argument("--stages", default=",".join(STAGES), help="only these, in this order, separated by commas")
-    parser.add_argument("--peers", action="store_true", help="also time the steps of other libraries")
-    parser.add_argument("--sparse", action="store_true", help="also check and time the sparse step in Triton")
     parser.add_argument("--json", type=Path, help="the file to write, as the figures come")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
