@@ -11,6 +11,8 @@ Entries that are not above 0 count as 0: a selection never reaches below (`Selec
 # The language of Triton's kernels looks like Python, but its types are not Python's.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
 
+from typing import no_type_check
+
 import torch
 import triton
 import triton.language as tl
@@ -53,6 +55,7 @@ def bound_of_batch(
 
 
 @triton.jit
+@no_type_check
 def _key(m, threshold):
     """Return the bits of m - threshold as an integer that grows with it; 0 where it is not above 0."""
     above = m - threshold
@@ -60,6 +63,7 @@ def _key(m, threshold):
 
 
 @triton.jit
+@no_type_check
 def _largest_digit(counts, wanted):
     """Return the largest value of the next eight bits that leaves at least `wanted` entries at or above it.
 
@@ -72,6 +76,7 @@ def _largest_digit(counts, wanted):
 
 
 @triton.jit
+@no_type_check
 def _kth_of_row(m, threshold, bound, batch, d_sae, k, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     # In 64 bits: a stack of large matrices has more entries than 32 bits count.
@@ -96,6 +101,7 @@ def _kth_of_row(m, threshold, bound, batch, d_sae, k, BLOCK: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _count_digits(
     m, threshold, bits, counts, n_entries, d_sae, SHIFT: tl.constexpr, BLOCK: tl.constexpr, N_BLOCKS: tl.constexpr
 ):
@@ -116,6 +122,7 @@ def _count_digits(
 
 
 @triton.jit
+@no_type_check
 def _choose_digit(bits, wanted, counts, SHIFT: tl.constexpr):
     sae = tl.program_id(0)
     place = counts + sae * 256 + tl.arange(0, 256)
