@@ -63,6 +63,8 @@ LIMITS = {"fp64": 1e-11, "fp32": 2e-5, "tf32": 1e-2, "bf16": 2e-3}
 that only the order of sums differs; there is no such reference for tf32, which is compared with fp64."""
 
 SHAPES = [(768, 12_288), (2304, 65_536), (2304, 16_384), (768, 24_576)]
+BLOCKS = [(2048, 4, 16), (4096, 4, 8), (8192, 8, 4), (8192, 4, 8), (16_384, 8, 4), (16_384, 16, 4)]
+"""Sizes of block, warps and blocks per program, with which a selection is timed."""
 STACKS = [(64, 1024, (1, 6, 18, 108)), (512, 4096, (1, 6, 18))]
 
 
@@ -202,6 +204,8 @@ def check(stage: Stage) -> None:
     plan += [(name, "bf16", 3) for name in ("prolu_ste", "gated", "batchtopk(64)")]
     plan += [("prolu_ste", "tf32", 1), ("topk(64)", "fp64", 1), ("gated", "fp64", 3)]
     for name, precision, n_saes in plan:
+        if name.partition("(")[0] not in stage.options.families:
+            continue
         stage.attempt(
             f"{name}, {precision}, stack of {n_saes}",
             lambda n=name, p=precision, k=n_saes: differences(stage.device, n, p, k),
@@ -238,30 +242,61 @@ def differences(device: str, name: str, precision: str, n_saes: int) -> dict[str
 def speed(stage: Stage) -> None:
     """Time a step of every family at every shape, beside the floor: five bf16 matmuls and the bytes of Adam."""
     batch = 64 if stage.small else 4096
-    for d_in, d_sae in [(32, 256)] if stage.small else SHAPES:
+    for d_in, d_sae in [(32, 256)] if stage.small else SHAPES[: stage.options.shapes]:
         where = f"{d_in} -> {d_sae}"
         stage.attempt(f"{where}, floor", lambda d=d_in, s=d_sae: floor(stage, d, s, batch))
         plan = [(name, "bf16") for name in FAMILIES]
         if d_sae < 20_000:
             plan += [("relu", "tf32"), ("relu", "fp32")]
         for name, precision in plan:
+            if name.partition("(")[0] not in stage.options.families:
+                continue
             stage.attempt(
                 f"{where}, {name}, {precision}",
                 lambda n=name, p=precision, d=d_in, s=d_sae: step_time(stage, n, p, d, s, batch),
             )
 
 
+def selection(stage: Stage) -> None:
+    """Time the selections alone, with blocks of several sizes, beside torch.topk."""
+    from prolu.training.steps import selection_triton as ours
+
+    batch, k = 4096, 64
+    for d_sae in (12_288, 65_536):
+        m = torch.randn(1, batch, d_sae, device=stage.device)
+        threshold = torch.full((1, d_sae), 2.0, device=stage.device)
+        flat = (m - 2.0).flatten()
+        stage.attempt(f"{d_sae}, torch.topk, rows", lambda m=m: stage.ms(lambda: torch.topk(m, k, sorted=False)))
+        stage.attempt(f"{d_sae}, torch.topk, batch", lambda f=flat: stage.ms(lambda: f.topk(k * batch, sorted=False)))
+        wanted = flat.topk(k * batch).values[-1]
+        for block, warps, blocks in (
+            (2048, 4, 16),
+            (4096, 4, 8),
+            (8192, 8, 4),
+            (8192, 4, 8),
+            (16_384, 8, 4),
+            (16_384, 16, 4),
+        ):
+            ours.BLOCK, ours.WARPS, ours.BLOCKS_PER_PROGRAM = block, warps, blocks
+            name = f"{d_sae}, block {block}, {warps} warps, {blocks} blocks"
+            stage.attempt(f"{name}, rows", lambda m=m, t=threshold: stage.ms(lambda: ours.bound_of_rows(m, t, k)))
+            stage.attempt(
+                f"{name}, batch", lambda m=m, t=threshold: stage.ms(lambda: ours.bound_of_batch(m, t, k * batch))
+            )
+            stage.attempt(f"{name}, right", lambda a=of_batch, w=wanted: bool(ours.bound_of_batch(*a).flatten() == w))
+
+
 def sparse(stage: Stage) -> None:
     """Check and time the sparse step in Triton."""
     from gpu_sparse import figures
 
-    for shape in [(32, 256)] if stage.small else SHAPES:
+    for shape in [(32, 256)] if stage.small else SHAPES[: stage.options.shapes]:
         stage.attempt(f"{shape[0]} -> {shape[1]}", lambda s=shape: figures(stage.device, [s], [32, 64, 128]))
 
 
 def peers(stage: Stage) -> None:
     """Time the steps of other libraries, each library in a process of its own."""
-    for d_in, d_sae in [(32, 256)] if stage.small else SHAPES[:2]:
+    for d_in, d_sae in [(32, 256)] if stage.small else SHAPES[: min(2, stage.options.shapes)]:
         for library in ("saelens", "dictionary_learning", "sparsify"):
             stage.go_on()
             shape = ["--d-in", str(d_in), "--d-sae", str(d_sae), "--batch", "64" if stage.small else "4096"]
@@ -448,7 +483,8 @@ def kernels(stage: Stage, name: str, d_in: int, d_sae: int, batch: int) -> dict[
 
 
 STAGES = {
-    "check": 120, "speed": 200, "peers": 150, "stacks": 90, "sparse": 90, "sweep": 120, "stream": 60, "profile": 40,
+    "check": 120, "speed": 200, "peers": 150, "stacks": 90, "selection": 30, "sparse": 90, "sweep": 120, "stream": 60,
+    "profile": 40,
 }  # fmt: skip
 """The stages with the most seconds that each may take."""
 
@@ -459,11 +495,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu tries the script at tiny sizes")
     parser.add_argument("--minutes", type=float, default=10, help="the time for everything")
     parser.add_argument("--stages", default=",".join(STAGES), help="only these, in this order, separated by commas")
+    parser.add_argument("--families", default=",".join(name.partition("(")[0] for name in FAMILIES), help="only these")
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="only so many shapes")
     parser.add_argument("--json", type=Path, help="the file to write, as the figures come")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("this machine has no GPU that torch can use", file=sys.stderr)
         sys.exit(2)
+    options.families = options.families.split(",")
     results = Results(options.json, options.minutes)
     card = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     results.add("machine", "card", card)
@@ -478,7 +517,9 @@ def main() -> None:
         except Exception as problem:
             traceback.print_exc()
             stage.add("failed", f"{type(problem).__name__}: {problem}")
-    wrong = [name for name, row in results.figures.get("check", {}).items() if not (row is True or row["right"])]
+    wrong = [
+        name for name, row in results.figures.get("check", {}).items() if not (isinstance(row, dict) and row["right"])
+    ]
     print(table(results.figures))
     sys.exit(1 if wrong else 0)
 

@@ -4,7 +4,7 @@ It trains one SAE, or a stack of SAEs of one shape and family in one update. The
 """
 
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -124,8 +124,7 @@ class CudaStep(Step):
         key = (family, adam, *(t.data_ptr() for t in tensors))
         if key not in self._graphs:
             self._graphs[key] = None
-            with _compiling():
-                return self._update_now_(weights, moments, self._acts, objective, adam)
+            return self._update_now_(weights, moments, self._acts, objective, adam)
         captured = self._graphs[key]
         if captured is None:
             graph = torch.cuda.CUDAGraph()
@@ -137,8 +136,18 @@ class CudaStep(Step):
         # The next replay overwrites the graph's own tensors.
         return StepStats(*(t.clone() for t in stats))
 
-    def _compiled(self, function):
-        return torch.compile(function, dynamic=False) if self._on_gpu else function
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function as torch.compile makes it, where there is a GPU."""
+        if not self._on_gpu:
+            return function
+        compiled = torch.compile(function, dynamic=False)
+
+        def call(*arguments: Any) -> Any:
+            # Around every call: past its limit torch.compile gives a function up for good.
+            with _compiling():
+                return compiled(*arguments)
+
+        return call
 
     def _in_place(self, objective: Objective) -> Objective:
         """Return the objective with its tensors copied to where a captured graph reads them."""

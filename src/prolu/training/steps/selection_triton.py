@@ -9,7 +9,8 @@ Entries that are not above 0 count as 0: a selection never reaches below (`Selec
 """
 
 # The language of Triton's kernels looks like Python, but its types are not Python's.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportIndexIssue=false, reportOperatorIssue=false
 
 from typing import no_type_check
 
@@ -19,10 +20,13 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK = 2048
+BLOCK = 8192
 """The number of entries that a program reads at a time."""
 
-BLOCKS_PER_PROGRAM = 16
+WARPS = 8
+"""The number of warps of a program. The counts of each are added up in shared memory once for each block."""
+
+BLOCKS_PER_PROGRAM = 4
 """The number of such blocks that a program counts before it adds its counts to the common ones."""
 
 
@@ -32,7 +36,7 @@ def bound_of_rows(
     """Return, for each token, the k-th largest m - threshold; 0 where fewer than k are above 0."""
     n_saes, batch, d_sae = m.shape
     bound = m.new_empty(n_saes, batch, 1)
-    _kth_of_row[(n_saes * batch,)](m, threshold, bound, batch, d_sae, k, BLOCK=BLOCK)
+    _kth_of_row[(n_saes * batch,)](m, threshold, bound, batch, d_sae, k, BLOCK=BLOCK, num_warps=WARPS)
     return bound
 
 
@@ -48,8 +52,17 @@ def bound_of_batch(
     n_programs = triton.cdiv(n_entries, BLOCK * BLOCKS_PER_PROGRAM)
     for shift in (24, 16, 8, 0):
         _count_digits[(n_programs, n_saes)](
-            m, threshold, bits, counts, n_entries, d_sae, SHIFT=shift, BLOCK=BLOCK, N_BLOCKS=BLOCKS_PER_PROGRAM
-        )
+            m,
+            threshold,
+            bits,
+            counts,
+            n_entries,
+            d_sae,
+            SHIFT=shift,
+            BLOCK=BLOCK,
+            N_BLOCKS=BLOCKS_PER_PROGRAM,
+            num_warps=WARPS,
+        )  # fmt: skip
         _choose_digit[(n_saes,)](bits, wanted, counts, SHIFT=shift)
     return bits.view(torch.float32).view(n_saes, 1, 1)
 
@@ -84,16 +97,13 @@ def _kth_of_row(m, threshold, bound, batch, d_sae, k, BLOCK: tl.constexpr):
     threshold += (row // batch).to(tl.int64) * d_sae
     bits = tl.zeros((), tl.int32)
     wanted = k
-    for pass_ in tl.static_range(4):
-        shift: tl.constexpr = 24 - 8 * pass_
+    for shift in tl.static_range(24, -8, -8):
         counts = tl.zeros([256], tl.int32)
         for start in range(0, d_sae, BLOCK):
             at = start + tl.arange(0, BLOCK)
             inside = at < d_sae
             key = _key(tl.load(m + at, mask=inside, other=0.0), tl.load(threshold + at, mask=inside, other=0.0))
-            # Shifted in two steps, because a shift by all 32 bits has no meaning.
-            same = inside & ((key >> shift >> 8) == (bits >> shift >> 8))
-            counts += tl.histogram((key >> shift) & 255, 256, mask=same)
+            counts += _counts(key, inside, bits, shift)
         digit, above = _largest_digit(counts, wanted)
         wanted -= above
         bits |= digit << shift
@@ -116,8 +126,7 @@ def _count_digits(
         inside = at < n_entries
         latent = at % d_sae
         key = _key(tl.load(m + at, mask=inside, other=0.0), tl.load(threshold + latent, mask=inside, other=0.0))
-        same = inside & ((key >> SHIFT >> 8) == (found >> SHIFT >> 8))
-        own += tl.histogram((key >> SHIFT) & 255, 256, mask=same)
+        own += _counts(key, inside, found, SHIFT)
     tl.atomic_add(counts + sae * 256 + tl.arange(0, 256), own)
 
 
