@@ -3,7 +3,7 @@
     python benchmarks/gpu_sparse.py --json gpu_sparse.json
     python benchmarks/gpu_sparse.py --device cpu
 
-The step is compared in fp64, fp32, tf32 and bf16 with the plain dense step on the CPU in fp64: gradients, statistics,
+The step is compared in fp32, tf32 and bf16 with the plain dense step on the CPU in fp64: gradients, statistics,
 and the weights after five updates. A precision in which nothing is right is not timed, and the exit code is 1 if
 anything is wrong. Then follow the median milliseconds of an update by the dense step of the GPU and by the sparse one
 (in every precision at the smaller shapes), those of its encoder matmul alone, and where the sparse update in bf16
@@ -47,24 +47,19 @@ TOPK = TopK(Selection(8), has_auxiliary=False)
 
 FAMILIES: dict[str, tuple[Nonlinearity, str]] = {
     "relu + l1": (NONLINEARITIES["relu"], "l1"),
-    "prolu_relu + l1": (NONLINEARITIES["prolu_relu"], "l1"),
     "prolu_ste + sqrt_l1": (NONLINEARITIES["prolu_ste"], "sqrt_l1"),
     "jumprelu + l0": (NONLINEARITIES["jumprelu"], "l0"),
-    "thresholded + l1": (NONLINEARITIES["thresholded"], "l1"),
     "topk(8)": (TOPK, "none"),
 }
 
 CHECKS = [
     ("bf16", "prolu_ste + sqrt_l1"),
-    ("fp32", "prolu_ste + sqrt_l1"),
-    ("bf16", "relu + l1"),
-    ("bf16", "topk(8)"),
     ("fp32", "jumprelu + l0"),
-    ("fp32", "thresholded + l1"),
-    ("tf32", "prolu_relu + l1"),
-    ("fp64", "prolu_ste + sqrt_l1"),
+    ("bf16", "topk(8)"),
+    ("tf32", "relu + l1"),
 ]
-"""The precision and the family of each comparison; each compiles functions and kernels of its own."""
+"""The precision and the family of each comparison. They are few, as each compiles functions and kernels of its own; all
+families are compared in Triton's interpreter by the tests."""
 
 SHAPES = ((768, 12_288, 4096), (2304, 65_536, 4096))
 """The width of the activations, the number of latents, and the tokens of a batch."""
@@ -205,8 +200,8 @@ def speed(device: str, d_in: int, d_sae: int, batch: int, l0s: Sequence[float], 
         plan.append(("sparse", SparseTritonStep, "bf16", l0, threshold_family))
     plan.append(("dense", CudaStep, "bf16", middle, threshold_family))
     selecting = Objective(TopK(Selection(max(1, int(middle))), has_auxiliary=False), PENALTIES["none"], 0.0)
-    plan += [(f"{kind}_topk", step_type, "bf16", middle, selecting) for kind, step_type, *_ in (plan[0], plan[-1])]
-    if d_sae < 20_000:
+    plan.append(("sparse_topk", SparseTritonStep, "bf16", middle, selecting))
+    if d_in * d_sae < 10_000_000:
         for precision in PRECISIONS:
             if precision != "bf16":
                 plan.append(("sparse", SparseTritonStep, precision, middle, threshold_family))

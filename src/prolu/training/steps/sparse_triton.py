@@ -144,7 +144,7 @@ class SparseTritonStep(Step):
         self._precision = precision
         self.mesh = mesh
         self._on_gpu = like.encoder.device.type == "cuda"
-        self._places = _Places(0, 0)
+        self._places = _Places(64, 0)
         # Read by the host while the GPU goes on: hence in memory that the GPU can write to by itself.
         self._counted = torch.zeros(2, dtype=torch.int64, pin_memory=self._on_gpu)
         self._latents_of = _compiled(_latents) if self._on_gpu else _latents
@@ -271,7 +271,7 @@ class SparseTritonStep(Step):
         # One copy to the host: the pairs of the largest token, and those of the batch.
         self._counted.copy_(torch.stack([counts.max().long(), counts.sum()]), non_blocking=True)
         if copied is not None:
-            copied.record()
+            copied.record(torch.cuda.current_stream(acts.device))
         if not in_all:
             return None
         held = counts.clamp(max=per_token)
@@ -356,7 +356,8 @@ class SparseTritonStep(Step):
             sums,
             n_places,
             d_sae,
-            N_COLUMNS=len(columns),
+            len(columns),
+            COLUMNS=triton.next_power_of_2(len(columns)),
             BLOCK=64,
             num_warps=1,
         )
@@ -448,8 +449,9 @@ def _bound(selection: Selection, m: Tensor, threshold: Tensor) -> Tensor:
 
 
 def _launch(kernel: Any, n: int, *arguments, **options) -> None:
-    """Run n programs of a kernel, whose type is not known as triton's decorators hide it."""
-    kernel[(n,)](*arguments, **options)
+    """Run n programs of a kernel, on the GPU of its first argument. Triton's decorators hide the kernel's type."""
+    with torch.cuda.device_of(arguments[0]):
+        kernel[(n,)](*arguments, **options)
 
 
 def _compiled(function: Callable) -> Callable:
@@ -460,10 +462,11 @@ def _compiled(function: Callable) -> Callable:
     def call(*arguments):
         # A number would be compiled into the function, and coefficients change at every step of a warm-up.
         arguments = [_with_coefficient_on_device(a, arguments[0].device) for a in arguments]
-        families = {(a.nonlinearity, a.penalty) for a in arguments if isinstance(a, Objective)}
-        if families <= seen:
+        families = [(a.nonlinearity, a.penalty) for a in arguments if isinstance(a, Objective)]
+        variant = (len(arguments[0]), *families)
+        if variant in seen:
             return fused(*arguments)
-        seen.update(families)
+        seen.add(variant)
         with _compiling():
             return fused(*arguments)
 

@@ -132,21 +132,24 @@ def decode(
 
 @triton.jit
 @no_type_check
-def latent_sums(by_latent, columns, sums, n_places, d_sae, N_COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+def latent_sums(by_latent, columns, sums, n_places, d_sae, n_columns, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
     """Write sums[c, j], the sum of columns[c] over the pairs of latent j; one program per latent.
 
-    Shapes: by_latent [d_sae + 1]; columns [N_COLUMNS, n_places], in order of latent; sums [N_COLUMNS, d_sae].
+    Shapes: by_latent [d_sae + 1]; columns [n_columns, n_places], in order of latent; sums [n_columns, d_sae]. COLUMNS
+    is a power of two not below n_columns.
     """
     latent = tl.program_id(0).to(tl.int64)
     start = tl.load(by_latent + latent)
     end = tl.load(by_latent + latent + 1)
-    for c in tl.static_range(N_COLUMNS):
-        total = tl.zeros([BLOCK], columns.dtype.element_ty)
-        for first in range(start, end, BLOCK):
-            t = first + tl.arange(0, BLOCK)
-            # The rows of `columns` lie n_places apart, which may pass 2^31 with many columns.
-            total += tl.load(columns + tl.cast(n_places, tl.int64) * c + t, mask=t < end, other=0.0)
-        tl.store(sums + tl.cast(d_sae, tl.int64) * c + latent, tl.sum(total, 0))
+    # The columns lie n_places apart, and with many of them 32 bits are too few.
+    column = tl.arange(0, COLUMNS).to(tl.int64)
+    inside = column < n_columns
+    total = tl.zeros([COLUMNS, BLOCK], columns.dtype.element_ty)
+    for first in range(start, end, BLOCK):
+        t = first + tl.arange(0, BLOCK)
+        place = column[:, None] * n_places + t[None, :]
+        total += tl.load(columns + place, mask=inside[:, None] & (t < end)[None, :], other=0.0)
+    tl.store(sums + column * d_sae + latent, tl.sum(total, 1), mask=inside)
 
 
 @triton.jit
