@@ -77,6 +77,19 @@ def _key(m, threshold):
 
 @triton.jit
 @no_type_check
+def _counts(key, inside, bits, SHIFT: tl.constexpr):
+    """Return how many of the entries that share the bits found so far have each value of the next eight bits."""
+    # Shifted in two steps, because a shift by all 32 bits has no meaning.
+    same = inside & ((key >> SHIFT >> 8) == (bits >> SHIFT >> 8))
+    counts = tl.zeros([256], tl.int32)
+    # After the first passes few blocks have such an entry, and counting is what takes the time.
+    if tl.sum(same.to(tl.int32), 0) > 0:
+        counts = tl.histogram((key >> SHIFT) & 255, 256, mask=same)
+    return counts
+
+
+@triton.jit
+@no_type_check
 def _largest_digit(counts, wanted):
     """Return the largest value of the next eight bits that leaves at least `wanted` entries at or above it.
 
