@@ -1,6 +1,7 @@
 """The GPU's sparse step in Triton's interpreter on the CPU. On a GPU it is checked by benchmarks/gpu_sparse.py."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from prolu.training.moments import Moments
 from prolu.training.steps import AdamConfig, DenseStep, Objective, Update
 from prolu.training.steps.cuda import CudaStep
 from prolu.training.steps.sparse_torch import SparseTorchStep
-from prolu.training.steps.sparse_triton import SparseTritonStep, _Places
+from prolu.training.steps.sparse_triton import SparseTritonStep
+from prolu.training.steps.triton_pairs import Places
 from support.steps import random_weights, relative
 from support.synthetic import sparse_activations
 
@@ -190,7 +192,7 @@ def test_the_places_for_pairs_change_no_number():
 
 
 def test_places_grow_at_once_and_shrink_when_most_are_empty():
-    places = _Places(0, 0).after(60, 40_000)
+    places = Places(0, 0).after(60, 40_000)
     assert places.hold(60, 40_000)
     assert places.after(59, 39_000) == places
     assert places.after(70, places.in_all) == places
@@ -198,14 +200,32 @@ def test_places_grow_at_once_and_shrink_when_most_are_empty():
     assert grown.hold(60, places.in_all + 1)
     assert grown.per_token == places.per_token
     assert places.after(60, 3000).in_all < places.in_all / 2
-    assert all(_Places(0, 0).after(9, n).in_all % 128 == 0 for n in range(1, 5000, 37))
+    assert all(Places(0, 0).after(9, n).in_all % 128 == 0 for n in range(1, 5000, 37))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gated_has_an_auxiliary_term_of_the_same_pairs(dtype):
+    nonlinearity = NONLINEARITIES["gated"]
+    objective = Objective(nonlinearity, PENALTIES["l1"], 0.03, nonlinearity.auxiliary)
+    weights, x = problem(nonlinearity, 11, 9, 30, dtype)
+    step = SparseTritonStep(weights, 11)
+    limit = 1e-12 if dtype == torch.float64 else 1e-5
+    reference, theirs = DenseStep(weights, len(x)).gradients(weights, x, objective)
+    gradients, ours = step.gradients(weights, x, objective)
+    assert all(relative(a, b) < limit for a, b in zip(gradients.tensors(), reference.tensors(), strict=True))
+    assert relative(ours.auxiliary, theirs.auxiliary) < limit
+    assert relative(ours.penalty, theirs.penalty) < limit
+    assert "_dense" not in vars(step)
 
 
 def test_what_it_does_not_know_is_left_to_the_dense_step():
-    nonlinearity = NONLINEARITIES["gated"]
-    objective = Objective(nonlinearity, PENALTIES["l1"], 0.03, nonlinearity.auxiliary)
+    nonlinearity = TopK(Selection(3))
+    term = replace(nonlinearity.auxiliary, among=torch.arange(30) % 5 == 0)
+    objective = Objective(nonlinearity, PENALTIES["none"], 0.0, term)
     weights, x = problem(nonlinearity, 11, 9, 30)
     reference, theirs = DenseStep(weights, 11).gradients(weights, x, objective)
-    gradients, ours = SparseTritonStep(weights, 11).gradients(weights, x, objective)
+    step = SparseTritonStep(weights, 11)
+    gradients, ours = step.gradients(weights, x, objective)
     assert all(relative(a, b) < 1e-12 for a, b in zip(gradients.tensors(), reference.tensors(), strict=True))
     assert relative(ours.auxiliary, theirs.auxiliary) < 1e-12
+    assert "_dense" in vars(step)

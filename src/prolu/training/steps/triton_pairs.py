@@ -1,0 +1,167 @@
+"""The pairs of the GPU's sparse step: the encoder's matmul, what of its result is on the support, and how many fit.
+
+Arrays of pairs have a fixed number of places, which follows from the batches before, as only the GPU knows how many
+pairs a batch has. The host reads that number later, and may then have to let the batch be computed again.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from prolu.sae.nonlinearities import Nonlinearity, Selection
+from prolu.sae.weights import Weights
+from prolu.training.steps import triton_kernels as kernels
+from prolu.training.steps.cuda import _fp32_matmuls_in
+from prolu.training.steps.selection_triton import bound_of_batch, bound_of_rows
+
+STRETCH = 128
+"""The number of pairs of one latent that one program of `partial_rows` sums."""
+
+
+class Places(NamedTuple):
+    """For how many pairs there is room."""
+
+    per_token: int
+    """The most pairs that a token may have."""
+    in_all: int
+    """The most pairs that a batch may have: a multiple of STRETCH."""
+
+    def hold(self, largest: int, total: int) -> bool:
+        """Return whether a batch fits, given the pairs of its largest token and of all tokens."""
+        return largest <= self.per_token and total <= self.in_all
+
+    def after(self, largest: int, total: int) -> "Places":
+        """Return the places for the next batch: as they are, unless a batch did not fit or most of them are empty.
+
+        Sizes are rounded up to a few different ones, so that the memory of one batch serves the next.
+        """
+        # Room for one pair at least: a step without any place computes nothing.
+        largest = max(largest, 1)
+        total = max(total, 1)
+        per_token = self.per_token
+        if not largest <= per_token <= 8 * max(largest, 32):
+            per_token = triton.next_power_of_2(max(2 * largest, 64))
+        in_all = self.in_all
+        if not total <= in_all <= 4 * max(total, 1024):
+            quarter = max(triton.next_power_of_2(total) // 8, STRETCH)
+            in_all = (total // quarter + 2) * quarter
+        return Places(per_token, in_all)
+
+
+class Pairs(NamedTuple):
+    """The pairs of a batch in order of token, and in each token in order of latent."""
+
+    starts: Tensor
+    """Where each token's pairs start."""
+    counts: Tensor
+    """The number of pairs of each token, which may be more than had places."""
+    tokens: Tensor
+    """The token of each pair."""
+    latents: Tensor
+    """The latent of each pair; d_sae at places without a pair."""
+    m: Tensor
+    """The pre-activation of each pair."""
+    places: Places
+    """The room that there was for them."""
+
+
+class PairFinder:
+    """Finds the (token, latent) pairs on the support, and remembers how many places they need."""
+
+    def __init__(self, like: Weights, precision: str):
+        """Args: see `Steps`."""
+        self._precision = precision
+        self._on_gpu = like.encoder.device.type == "cuda"
+        self._places = Places(64, 0)
+        # In memory that the GPU writes to by itself, so that the host need not wait for it here.
+        self._counted = torch.zeros(2, dtype=torch.int64, pin_memory=self._on_gpu)
+        self._copied = torch.cuda.Event() if self._on_gpu else None
+
+    def gathered(self, matrix: Tensor) -> Tensor:
+        """Return a matrix in the format in which its rows are gathered and multiplied."""
+        return matrix.bfloat16() if self._precision == "bf16" else matrix
+
+    def find(self, centred: Tensor, weights: Weights, nonlinearity: Nonlinearity) -> Pairs | None:
+        """Return the pairs of a batch, as far as they have places; None if there is no place at all yet.
+
+        Args:
+            centred: x - b_dec, as it is gathered.
+            weights: those of the SAE.
+            nonlinearity: the SAE's.
+        """
+        m = self._encoded(centred, weights.encoder)
+        places = self._places
+        batch, d_sae = m.shape
+        latents_of_tokens = m.new_empty(batch, places.per_token, dtype=torch.int32)
+        m_of_tokens = m.new_empty(batch, places.per_token)
+        counts = m.new_empty(batch, dtype=torch.int32)
+        _compact(m, weights, nonlinearity, latents_of_tokens, m_of_tokens, counts)
+        # One copy to the host: the pairs of the largest token, and those of the batch.
+        self._counted.copy_(torch.stack([counts.max().long(), counts.sum()]), non_blocking=True)
+        if self._copied is not None:
+            self._copied.record(torch.cuda.current_stream(m.device))
+        if not places.in_all:
+            return None
+        held = counts.clamp(max=places.per_token)
+        starts = torch.cumsum(held, 0, dtype=torch.int32) - held
+        tokens = torch.zeros(places.in_all, dtype=torch.int32, device=m.device)
+        latents = torch.full_like(tokens, d_sae)
+        pair_m = m.new_empty(places.in_all)
+        of_tokens = (starts, counts, latents_of_tokens, m_of_tokens)
+        launch(kernels.join, batch, *of_tokens, tokens, latents, pair_m, *places, BLOCK=128)
+        return Pairs(starts, counts, tokens, latents, pair_m, places)
+
+    def had_places(self) -> bool:
+        """Wait until the number of pairs of the last batch is known; return whether all of them had places."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        largest, total = self._counted.tolist()
+        places = self._places
+        self._places = places.after(largest, total)
+        return places.hold(largest, total)
+
+    def _encoded(self, centred: Tensor, encoder: Tensor) -> Tensor:
+        """Return m in the format of the weights."""
+        with _fp32_matmuls_in(self._precision):
+            rows = self.gathered(encoder)
+            if self._precision != "bf16":
+                return centred @ rows.T
+            if centred.is_cuda:
+                return torch.mm(centred, rows.T, out_dtype=torch.float32)
+        # A product of two bf16 numbers is exact in fp32, so this is the same sum.
+        return centred.float() @ rows.float().T
+
+
+def _compact(
+    m: Tensor, weights: Weights, nonlinearity: Nonlinearity, latents: Tensor, values: Tensor, counts: Tensor
+) -> None:
+    """Write the pairs of each token that are on the support and, where the nonlinearity selects, selected."""
+    threshold = nonlinearity.threshold(weights.own)
+    if threshold is None:
+        # Any support will do, at the price of a mask; then every entry that is left is above the lowest number.
+        m.masked_fill_(~nonlinearity.support(m, weights.own), -torch.inf)
+        threshold = torch.full_like(m[0], torch.finfo(m.dtype).min)
+    selection = nonlinearity.selection
+    bound = m[:, 0] if selection is None else _bound(selection, m, threshold)
+    # Blocks so small that several programs fit on a multiprocessor, and their reads overlap.
+    sizes = {"HAS_BOUND": selection is not None, "BLOCK": min(1024, triton.next_power_of_2(m.shape[1]))}
+    launch(kernels.compact, len(m), m, threshold, bound, latents, values, counts, m.shape[1], latents.shape[1], **sizes)
+
+
+def _bound(selection: Selection, m: Tensor, threshold: Tensor) -> Tensor:
+    """Return, for each token, how far above its threshold an entry must lie to be selected."""
+    if m.dtype != torch.float32:
+        bound = selection.bound(m - threshold)
+    elif selection.over_batch:
+        bound = bound_of_batch(m[None], threshold[None], min(selection.k * len(m), m.numel()))
+    else:
+        bound = bound_of_rows(m[None], threshold[None], min(selection.k, m.shape[1]))
+    return bound.reshape(-1).expand(len(m)).contiguous()
+
+
+def launch(kernel: Any, n: int, *arguments, **options) -> None:
+    """Run n programs of a kernel, on the GPU of its first argument. Triton's decorators hide the kernel's type."""
+    with torch.cuda.device_of(arguments[0]):
+        kernel[(n,)](*arguments, **options)
