@@ -10,6 +10,6 @@ def test_short_runs_with_a_target_are_warned_and_say_how_far_off_they_ended(tiny
     )  # fmt: skip
     run_sweep(runs, tiny_stream, tmp_path / "study", eval_tokens=320, progress=False)
     # The target of topk is its k, which no run misses.
-    assert "1 of 2 runs have fewer than 400 steps (10)" in caplog.text
+    assert "1 of 2 runs have fewer than 200 steps (10)" in caplog.text
     assert f"{runs[0].run_id}: its L0 is" in caplog.text
     assert f"{runs[1].run_id}: its L0 is" not in caplog.text

@@ -1,12 +1,15 @@
 """Tests that the penalty follows the nonlinearity unless it is named."""
 
+import shlex
 from dataclasses import replace
 
 import pytest
 import torch
 
 from prolu import RunConfig, SAEConfig, Trainer, grid
+from prolu.cli.entry_point import main
 from prolu.sae.scaling import normalise
+from support.sweeps import sweep
 
 USUAL = {
     "relu": "l1", "prolu_relu": "l1", "prolu_ste": "l1", "prolu(0.5,1,0)": "l1", "gated": "l1", "jumprelu": "l0",
@@ -48,3 +51,41 @@ def test_more_latents_than_there_are_cannot_be_selected(nonlinearity):
         with pytest.raises(ValueError, match="k 17: must be at most d_sae, which is 16"):
             config(nonlinearity=nonlinearity, **sizes)
         config(nonlinearity=nonlinearity.replace("17", "16"), **sizes)
+
+
+@pytest.mark.parametrize(
+    "words", ["topk(4)", "batchtopk(4)", "topk --k 4", "relu --penalty none", "prolu_ste --penalty none"]
+)
+def test_a_coefficient_without_a_penalty_is_refused(words, tmp_path, capsys):
+    nonlinearity = shlex.split(words)[0]
+    out = tmp_path / "out"
+    size = ["--d-sae", "16", "--out", str(out), "--coeff", "0.01"]
+    command = ["train", "--nonlinearity", nonlinearity, *words.split()[1:], *size]
+    assert main(command) == 2
+    assert capsys.readouterr().err == (
+        f"prolu: coeff 0.01: {nonlinearity} is trained without a penalty that it could weigh; leave --coeff out, or "
+        "name a --penalty\n"
+    )
+    assert not out.exists()
+
+
+def test_the_default_coefficient_is_none_that_was_given():
+    usual = RunConfig(nonlinearity="topk(4)", d_sae=16)
+    assert not usual.ignores_coeff
+    assert usual.run_id == "topk_4-none-0.0012-lr0.001-d16-s0"
+    assert replace(usual, coeff=0.01).ignores_coeff
+    assert not replace(usual, coeff=0.01, penalty="l1").ignores_coeff
+
+
+def test_in_a_grid_it_is_told_once_and_the_study_is_resumed(tiny_stream, tmp_path, caplog):
+    base = RunConfig(d_sae=32, n_tokens=10 * tiny_stream.batch_size)
+    runs = grid(base, nonlinearity=["relu", "topk(4)"], coeff=[0.01, 0.02])
+    before = sweep(runs, tiny_stream, tmp_path / "study").records
+    assert (
+        "coeff: 2 of 4 runs are trained without a penalty, and their coefficients (0.01, 0.02) do nothing"
+        in caplog.text
+    )
+    assert before[2]["mse"] == before[3]["mse"]
+    caplog.clear()
+    assert sweep(runs, tiny_stream, tmp_path / "study").records == before
+    assert "coeff" not in caplog.text

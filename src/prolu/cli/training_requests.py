@@ -97,8 +97,15 @@ class Train:
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         from prolu.cli.commands import prepare_sweep
+        from prolu.studies.folder import holds_study
 
         run = RunConfig(**values_of(RunConfig, self.essential, self.run))
+        # What was begun with such a coefficient has it in its name, and is resumed under it.
+        if run.ignores_coeff and not holds_study(self.out):
+            raise ValueError(
+                f"coeff {run.coeff:g}: {run.nonlinearity} is trained without a penalty that it could weigh; leave "
+                "--coeff out, or name a --penalty"
+            )
         source = Source(**values_of(Source, self.essential, self.source))
         # A sweep of one run: there is no other training loop.
         recipe = Recipe(lambda _: [run], self.batch_size, run.n_tokens, source={})

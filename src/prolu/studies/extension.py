@@ -1,7 +1,7 @@
 """Whether a request fits what its folder holds: the very same study, or a shorter one that it extends."""
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from prolu.runtime.files import through_json
 from prolu.sae.saved_sae import CONFIG_FILE
 from prolu.studies.checkpoints import CHECKPOINTS_FOLDER
 from prolu.studies.folder import FINAL_FOLDER, PATH_FIELDS, holds_study, read_study
-from prolu.training.config import RunConfig
+from prolu.training.config import LATER_FIELDS, RunConfig
 
 LENGTH_FIELDS = {f.name for f in fields(RunConfig) if f.name.endswith(("_fraction", "_fractions"))} | {"n_tokens"}
 """Fields of a run that may change when it is extended, as long as every step that it has made stays what it was."""
@@ -43,6 +43,28 @@ def check_folder(out: Path, study: Mapping[str, Any], batch_size: int) -> None:
             if name == "stream.data_digest" and "stream.held_out_pool" not in flat_held:
                 advice += ", or load_blocks(..., held_out_pool=0) if an earlier version began this study"
             raise _another_study(out, name, flat_held.get(name), flat_asked.get(name), advice)
+
+
+def runs_as_begun(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
+    """Return the runs as the study in `out` was begun with them, where its version lacked a field that they have.
+
+    Such a study is resumed by the rule of its version. A run that asks for something else than the default of the field
+    is left as it is, and `check_folder` refuses it.
+    """
+    held = read_study(out)["runs"] if holds_study(out) else []
+    if len(held) != len(runs):
+        return list(runs)  # a new study, or another one
+    return [
+        replace(run, **_lacking(run, values)) if run.has_target_l0 and isinstance(values, dict) else run
+        for run, values in zip(runs, held, strict=True)
+    ]
+
+
+def _lacking(run: RunConfig, held: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that a held run lacks and that have their defaults in `run`, with the values of its version."""
+    defaults = {field.name: field.default for field in fields(RunConfig)}
+    lacking = LATER_FIELDS.keys() - held.keys()
+    return {name: LATER_FIELDS[name] for name in lacking if getattr(run, name) == defaults[name]}
 
 
 def _differ_in_length(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -116,8 +138,10 @@ def _resampling_within(run: RunConfig, n_steps: int, batch_size: int) -> tuple[l
 
 
 def _as_config(values: Mapping[str, Any]) -> RunConfig:
-    """Return the RunConfig whose fields JSON gave back, tuples as lists."""
-    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    """Return the RunConfig whose fields JSON gave back, tuples as lists, without those that its version lacked."""
+    settings: dict[str, Any] = dict(LATER_FIELDS) | {
+        name: tuple(v) if isinstance(v, list) else v for name, v in values.items()
+    }
     return RunConfig(**settings)
 
 

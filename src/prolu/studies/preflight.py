@@ -23,10 +23,11 @@ from prolu.studies.amounts import tell_amounts
 from prolu.studies.cost import state_bytes
 from prolu.studies.folder import begin_folder, holds_study
 from prolu.studies.request import StudyRequest, check_requests
-from prolu.training.config import FEWEST_CONTROLLED_STEPS, RunConfig
+from prolu.training.config import RunConfig
 from prolu.training.starting_weights import initial_weights
 from prolu.training.steps import Objective
 from prolu.training.steps.choice import has_numba
+from prolu.training.target_l0 import FEWEST_CONTROLLED_STEPS
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def prepare_folders(requests: Sequence[StudyRequest], *, in_groups: bool = False
         for line in findings(new[0].description["amounts"], new[0].description["stream"]):
             logger.info(line)
         _tell_short_targets(new[0].runs, new[0].stream.batch_size)
+        _tell_unused_coeffs(new[0].runs)
         tell_amounts(new[0].runs, new[0].stream, new[0].settings)
 
 
@@ -124,6 +126,19 @@ def _tell_short_targets(runs: Sequence[RunConfig], batch_size: int) -> None:
             len(runs),
             FEWEST_CONTROLLED_STEPS,
             min(n_steps),
+        )
+
+
+def _tell_unused_coeffs(runs: Sequence[RunConfig]) -> None:
+    """Warn of runs that have a coefficient in their names, and no penalty that it could weigh."""
+    # With a target L0 a coefficient is in no name; it is what the other families of a grid start from.
+    unused = [run for run in runs if run.ignores_coeff and run.target_l0 is None]
+    if unused:
+        logger.warning(
+            "coeff: %d of %d runs are trained without a penalty, and their coefficients (%s) do nothing",
+            len(unused),
+            len(runs),
+            ", ".join(f"{coeff:g}" for coeff in dict.fromkeys(run.coeff for run in unused)),
         )
 
 

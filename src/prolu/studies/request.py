@@ -16,7 +16,7 @@ from prolu.activations.token_blocks import LATER_FACTS
 from prolu.evaluation.held_out import HeldOut, held_out_digest
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.studies.amounts import check_epochs, check_eval_tokens, study_amounts
-from prolu.studies.extension import check_folder
+from prolu.studies.extension import check_folder, runs_as_begun
 from prolu.studies.folder import (
     GROUPS_FOLDER,
     check_parent,
@@ -44,6 +44,9 @@ class StudyRequest:
     settings: SweepSettings = field(default_factory=SweepSettings)
     progress: bool = True
     """Whether to show rates and the time left."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "runs", runs_as_begun(self.runs, self.out))
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -88,7 +91,6 @@ def requests_at_hooks(
         streams: one per hook, alike in all else.
         out: folder of the studies.
         settings: of every study.
-        progress: whether to show rates and the time left.
         progress: whether to show rates and the time left.
 
     Raises:

@@ -14,7 +14,8 @@ from prolu.sae.autoencoder import SAE
 from prolu.studies.checkpoints import RunState
 from prolu.studies.records import CURVES_FILE, scores_lacking
 from prolu.studies.trackers import Follower
-from prolu.training.config import MISSED_TARGET, RunConfig
+from prolu.training.config import RunConfig
+from prolu.training.target_l0 import MISSED_TARGET
 from prolu.training.trainer import StepReport, Trainer
 
 logger = logging.getLogger(__name__)

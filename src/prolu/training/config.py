@@ -1,14 +1,14 @@
 """The settings of one run: every field with its default and its help, checked when the config is made."""
 
-import math
 import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from prolu.runtime.checks import at_least_1, check_types
+from prolu.runtime.checks import at_least_1
 from prolu.sae.choices import TAKES_L0, Normalisation
+from prolu.training.config_checks import check_run
 from prolu.training.schedule import Schedule
-from prolu.training.target_l0 import L0Controller
+from prolu.training.target_l0 import CONTROLLED_FRACTION, INTEGRATION_FRACTION, L0Controller
 
 # The command line makes its help from this file, so what needs PyTorch is imported where it is used.
 if TYPE_CHECKING:
@@ -26,21 +26,11 @@ PRECISIONS = get_args(Precision)
 SecondMoment = Literal["mean", "zero"]
 """What Adam's second moment of a resampled latent is set to: its mean over living latents, or 0."""
 
-CONTROLLED_FRACTION = 0.7
-"""The fraction of the run after which the L0 controller freezes the coefficient."""
-
-INTEGRATION_FRACTION = 0.025
-"""The integration time of the L0 controller, as a fraction of the run."""
-
-FEWEST_CONTROLLED_STEPS = 400
-"""The number of steps below which a run may miss its target L0 widely; it is warned."""
-
-MISSED_TARGET = 0.1
-"""The relative distance of the final held-out L0 from the target above which a run says that it missed it."""
-
-
 BY_NONLINEARITY = "auto"
 """The penalty that suits the nonlinearity."""
+
+LATER_FIELDS: dict[str, Any] = {"l0_integration_steps": 1.0}
+"""Fields that recorded runs of version 0.1.0 lack, and the values with which a run is what it was there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +45,17 @@ class RunConfig:
     """The sparsity penalty: l1, sqrt_l1, l0 (for jumprelu only), none, or auto, which is what suits the nonlinearity:
     none for topk and batchtopk, which set their L0 by k, l0 for jumprelu, and l1 for all others."""
     coeff: float = 1.2e-3
-    """The coefficient lambda of the penalty. The loss takes the mean of the squared error over d_in, so multiply values
-    that were tuned on GPT-2 (d_in = 768) by 768 / d_in. The ProLU paper's first sweep, on GPT-2, has 3e-4 to 4.8e-3.
-    With a target L0, it is the value to start from."""
+    """The coefficient lambda of the penalty; where there is none, leave it out. The loss takes the mean of the squared
+    error over d_in, so multiply values that were tuned on GPT-2 (d_in = 768) by 768 / d_in. The ProLU paper's first
+    sweep, on GPT-2, has 3e-4 to 4.8e-3. With a target L0, it is the value to start from."""
     target_l0: float | None = None
     """The target L0, in active latents per token. A controller adjusts the coefficient by the run's own L0 and freezes
     it for the last 30% of the steps; topk and batchtopk take the target as their k. None: the coefficient stays as it
     is, as in the paper."""
+    l0_integration_steps: float = 10.0
+    """The shortest integration time of the controller of L0, in steps. The time is 2.5% of the run's steps, so this
+    decides in runs of fewer than 400 steps, where L0 cannot follow a controller that acts faster. 1 is what studies of
+    version 0.1.0 had, whose configs lack this field."""
     coeff_warmup_fraction: float = 0.0
     """The fraction of the steps over which the coefficient rises linearly from 0."""
     d_sae: int = 12_288
@@ -129,83 +123,16 @@ class RunConfig:
     GPUs."""
 
     def __post_init__(self):
-        check_types(self)
-        self._check_sparsity()
+        check_run(self)
         self._find_start()
-        self._check_ranges()
-        self._check_schedule()
-        self._check_resampling()
-        if self.precision != "fp32" and self.step not in ("auto", "dense", "stacked"):
-            raise ValueError(
-                f"precision {self.precision!r}: the {self.step} step computes in fp32; "
-                "choose step auto, dense or stacked"
-            )
-
-    def _require(self, name: str, fulfilled: bool, words: str) -> None:
-        if not fulfilled:
-            raise ValueError(f"{name} {getattr(self, name)}: must be {words}")
-
-    def _check_ranges(self) -> None:
-        self._require("coeff", 0 <= self.coeff < math.inf, "0 or more, and finite")
-        self._require("lr", 0 < self.lr < math.inf, "more than 0, and finite")
-        self._require("initial_bias", math.isfinite(self.initial_bias), "finite")
-        self._require("beta1", 0 <= self.beta1 < 1, "0 or more, and less than 1")
-        self._require(
-            "max_grad_norm", self.max_grad_norm is None or self.max_grad_norm > 0, "more than 0, or None for no clip"
-        )
-        for name in ("d_sae", "n_tokens", "aux_dead_tokens", "resample_candidates"):
-            at_least_1(name, getattr(self, name))
-        for name in ("lr_floor", "coeff_warmup_fraction"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-
-    def _check_sparsity(self) -> None:
-        from prolu.sae.nonlinearities import nonlinearity_named
-        from prolu.sae.penalties import penalty_named
-
-        target = self.target_l0
-        self._require(
-            "target_l0", target is None or 0 < target < self.d_sae, "more than 0 and less than d_sae, or None"
-        )
-        nonlinearity = nonlinearity_named(self.resolved_nonlinearity)
-        nonlinearity.check_width(self.d_sae)
-        penalty = penalty_named(self.resolved_penalty)
-        if (reason := penalty.check(nonlinearity)) is not None:
-            raise ValueError(f"penalty {self.resolved_penalty!r}: {reason}; nonlinearity is {self.nonlinearity!r}")
-        if self.has_target_l0 and (self.resolved_penalty == "none" or not self.coeff > 0):
-            raise ValueError(
-                f"target_l0 {self.target_l0}: needs a penalty whose coefficient can be adjusted, and a coeff above 0 "
-                f"to start from; penalty is {self.resolved_penalty!r}, coeff {self.coeff}"
-            )
 
     def _find_start(self) -> None:
-        if self.init_from is None:
-            self._require("init_digest", self.init_digest is None, "None where init_from is None")
-            return
-        self._require("initial_bias", self.initial_bias == 0, "0 with init_from, whose biases are kept")
-        if self.init_digest is None:
+        if self.init_from is not None and self.init_digest is None:
             from prolu.sae.saved_sae import weights_digest
 
             # Found now and not when training starts: what lies in a folder may change, the config of a run may not,
             # and the digest is part of the run's name.
             object.__setattr__(self, "init_digest", weights_digest(self.init_from))
-
-    def _check_schedule(self) -> None:
-        if not 0 <= self.warmup_fraction <= self.decay_start_fraction < self.decay_end_fraction < math.inf:
-            raise ValueError(
-                f"schedule: needs 0 <= warmup_fraction {self.warmup_fraction} <= decay_start_fraction "
-                f"{self.decay_start_fraction} < decay_end_fraction {self.decay_end_fraction}"
-            )
-
-    def _check_resampling(self) -> None:
-        for name in ("resample_dead_below", "resample_exponent", "resample_encoder_norm"):
-            self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more, and finite")
-        limit = self.resample_max_raw_norm
-        self._require("resample_max_raw_norm", limit is None or limit > 0, "more than 0, or None")
-        if any(not 0 < fraction < 1 for fraction in (*self.resample_fractions, self.resample_count_fraction)):
-            raise ValueError(
-                f"resample_fractions {self.resample_fractions}, resample_count_fraction "
-                f"{self.resample_count_fraction}: must be more than 0 and less than 1"
-            )
 
     @property
     def resolved_nonlinearity(self) -> str:
@@ -224,8 +151,19 @@ class RunConfig:
         return nonlinearity_named(self.resolved_nonlinearity).usual_penalty
 
     def describe(self) -> dict[str, Any]:
-        """Return all fields as they are recorded: with the penalty by name, so that no reader must know the rule."""
-        return asdict(self) | {"penalty": self.resolved_penalty}
+        """Return all fields as they are recorded: with the penalty by name, so that no reader must know the rule.
+
+        `l0_integration_steps` is left out where it is what its absence means, or where no controller uses it.
+        """
+        recorded = asdict(self) | {"penalty": self.resolved_penalty}
+        if not self.has_target_l0 or self.l0_integration_steps == LATER_FIELDS["l0_integration_steps"]:
+            del recorded["l0_integration_steps"]
+        return recorded
+
+    @property
+    def ignores_coeff(self) -> bool:
+        """Whether a coefficient other than the default was given, and there is no penalty that it could weigh."""
+        return self.resolved_penalty == "none" and self.coeff != RunConfig.coeff
 
     @property
     def has_target_l0(self) -> bool:
@@ -291,7 +229,7 @@ class RunConfig:
             # Not before both warm-ups are over: until then L0 tells little about the coefficient.
             start_step=round(max(self.warmup_fraction, self.coeff_warmup_fraction) * n_steps),
             end_step=round(CONTROLLED_FRACTION * n_steps),
-            steps=max(1.0, INTEGRATION_FRACTION * n_steps),
+            steps=max(self.l0_integration_steps, INTEGRATION_FRACTION * n_steps),
         )
 
     def resampling(self, batch_size: int) -> "Resampling":

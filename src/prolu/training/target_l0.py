@@ -8,6 +8,18 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+CONTROLLED_FRACTION = 0.7
+"""The fraction of the run after which the L0 controller freezes the coefficient."""
+
+INTEGRATION_FRACTION = 0.025
+"""The integration time of the L0 controller, as a fraction of the run."""
+
+FEWEST_CONTROLLED_STEPS = 200
+"""The number of steps below which a run may miss its target L0 widely; it is warned."""
+
+MISSED_TARGET = 0.1
+"""The relative distance of the final held-out L0 from the target above which a run says that it missed it."""
+
 LARGEST_DEVIATION = math.log(2)
 """The clamp on log(L0 / target). A new SAE has half of all latents active, far above any target: without the clamp the
 integral would wind up while L0 falls from there."""

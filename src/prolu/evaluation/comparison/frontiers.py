@@ -26,17 +26,18 @@ changing, and over the last fifth of a run of 15 steps, 3 steps, nothing could h
 SETTING_FIELDS = tuple(f.name for f in fields(RunConfig) if f.name not in ("init_seed", "nonlinearity", "penalty"))
 """The fields of a run's config that tell the settings of one family apart."""
 
-SAME_VARIANT = ("coeff", "target_l0", "n_tokens", "step", "precision", "init_from")
+SAME_VARIANT = ("coeff", "target_l0", "l0_integration_steps", "n_tokens", "step", "precision", "init_from")
 VARIANT_FIELDS = tuple(name for name in SETTING_FIELDS if name not in SAME_VARIANT)
-"""The fields of a run's config that put it on another curve of its family. The coefficient and the target L0 move it
-along the curve, how a step is computed changes its figures by rounding only, and a digest says better than a path what
-a run started from."""
+"""The fields of a run's config that put it on another curve of its family. The coefficient, the target L0 and how it is
+reached move it along the curve, how a step is computed changes its figures by rounding only, and a digest says better
+than a path what a run started from."""
 
 
 def is_converged(before: Mapping[str, float], after: Mapping[str, float], n_steps: int) -> bool:
     """Return whether held-out L0 and MSE changed by less than `CONVERGENCE_TOLERANCE` between two probes.
 
-    Where the L0 cannot move, as that of topk, the MSE decides alone.
+    Where the L0 cannot move, as that of topk, the MSE decides alone. An SAE without an active latent has not converged,
+    although it does not move.
 
     Args:
         before: the figures of the first probe.
@@ -44,10 +45,15 @@ def is_converged(before: Mapping[str, float], after: Mapping[str, float], n_step
         n_steps: the number of steps made until the second; with fewer than `FEWEST_STEPS` nothing can be said, and the
             run does not count as converged.
     """
-    return n_steps >= FEWEST_STEPS and all(
-        # The floor makes a figure that is 0 at both probes count as unchanged.
-        abs(after[name] - before[name]) < CONVERGENCE_TOLERANCE * max(abs(before[name]), 1e-12)
-        for name in ("l0", "mse")
+    is_alive = before["l0"] > 0 and after["l0"] > 0
+    return (
+        is_alive
+        and n_steps >= FEWEST_STEPS
+        and all(
+            # The floor makes an MSE that is 0 at both probes count as unchanged.
+            abs(after[name] - before[name]) < CONVERGENCE_TOLERANCE * max(abs(before[name]), 1e-12)
+            for name in ("l0", "mse")
+        )
     )
 
 

@@ -1,0 +1,69 @@
+"""Target L0s in short runs: a new one reaches it, and one that an earlier version began is resumed as it was."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from prolu import RunConfig, grid
+from prolu.studies.extension import runs_as_begun
+from prolu.studies.folder import STUDY_FILE
+from support.interruptions import dies_at_step
+from support.sweeps import contents, stream_over, sweep
+
+BASE = RunConfig(
+    d_sae=96, n_tokens=200 * 64, lr=4e-3, coeff=0.02, warmup_fraction=0.05, coeff_warmup_fraction=0.05,
+    decay_start_fraction=0.5, lr_floor=0.02, target_l0=6.0,
+)  # fmt: skip
+RUNS = grid(BASE, nonlinearity=["relu", "prolu_relu"])
+AS_BEFORE = [replace(run, l0_integration_steps=1.0) for run in RUNS]
+
+
+def test_the_field_is_recorded_where_it_decides_something():
+    assert RUNS[0].describe()["l0_integration_steps"] == 10.0
+    assert "l0_integration_steps" not in AS_BEFORE[0].describe()
+    assert "l0_integration_steps" not in replace(BASE, target_l0=None).describe()
+    assert "l0_integration_steps" not in replace(BASE, nonlinearity="topk").describe()
+
+
+@pytest.mark.parametrize(("n_steps", "now", "before"), [(15, 10, 1), (200, 10, 5), (400, 10, 10), (4000, 100, 100)])
+def test_it_decides_in_runs_of_fewer_than_400_steps(n_steps, now, before):
+    run = replace(BASE, n_tokens=n_steps * 64)
+    assert run.l0_controller(64).steps == now
+    assert replace(run, l0_integration_steps=1.0).l0_controller(64).steps == before
+
+
+@pytest.mark.parametrize("value", [0.0, 0.9, -1.0, float("inf")])
+def test_what_is_no_time_is_refused(value):
+    with pytest.raises(ValueError, match=r"^l0_integration_steps .*: must be"):
+        replace(BASE, l0_integration_steps=value)
+
+
+def test_a_study_of_an_earlier_version_is_resumed_by_its_rule(tiny_stream, tmp_path):
+    """Such a study is one with the old integration time: its config lacks the field."""
+    sweep(AS_BEFORE, tiny_stream, tmp_path / "whole")
+    assert "l0_integration_steps" not in (tmp_path / "whole" / STUDY_FILE).read_text()
+    dies_at_step(120, lambda: sweep(AS_BEFORE, tiny_stream, tmp_path / "cut", checkpoint_seconds=0.0))
+    # What asks for no integration time, as every command does, is resumed with that of the study.
+    results = sweep(RUNS, tiny_stream, tmp_path / "cut")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert sweep(RUNS, tiny_stream, tmp_path / "new").records[0]["coeff"] != results.records[0]["coeff"]
+
+
+def test_another_integration_time_is_another_study(tiny_stream, tmp_path):
+    sweep(AS_BEFORE[:1], tiny_stream, tmp_path / "old")
+    sweep(RUNS[:1], tiny_stream, tmp_path / "new")
+    asked = [replace(RUNS[0], l0_integration_steps=25.0)]
+    assert runs_as_begun(asked, tmp_path / "old") == asked
+    for folder, there in (("old", "None"), ("new", "10.0")):
+        with pytest.raises(ValueError, match=rf"l0_integration_steps is {there} there, 25.0 here"):
+            sweep(asked, tiny_stream, tmp_path / folder)
+    with pytest.raises(ValueError, match=r"l0_integration_steps is 10.0 there, None here"):
+        sweep(AS_BEFORE[:1], tiny_stream, tmp_path / "new")
+    assert json.loads((tmp_path / "new" / STUDY_FILE).read_text())["runs"][0]["l0_integration_steps"] == 10.0
+
+
+def test_a_run_of_200_steps_comes_within_a_tenth_of_its_target(tiny_lm, tiny_blocks, tmp_path):
+    stream = stream_over(tiny_lm, tiny_blocks)
+    ratios = [record["l0"] / record["target_l0"] for record in sweep(RUNS, stream, tmp_path / "study").records]
+    assert all(abs(ratio - 1) < 0.1 for ratio in ratios), ratios
