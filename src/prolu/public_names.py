@@ -15,8 +15,9 @@ from prolu.interop.sharing import pull, push
 from prolu.sae.autoencoder import SAE
 from prolu.sae.nonlinearities import ProLU, prolu
 from prolu.sae.saved_sae import SAEConfig
+from prolu.studies.grids import grid, with_seeds
 from prolu.studies.results import Results
-from prolu.studies.sweep import grid, run_sweep, run_sweeps, with_seeds
+from prolu.studies.sweep import run_sweep, run_sweeps
 from prolu.training.config import RunConfig
 from prolu.training.trainer import Trainer
 

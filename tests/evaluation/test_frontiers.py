@@ -39,3 +39,8 @@ def test_after_few_steps_nothing_has_converged(n_steps):
     probe = {"l0": 10.0, "mse": 0.1}
     assert not is_converged(probe, probe, n_steps)
     assert is_converged(probe, probe, 1000)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.0), (0.02, 0.0), (0.0, 0.02)])
+def test_an_sae_without_active_latents_has_not_converged(before, after):
+    assert not is_converged({"l0": before, "mse": 1.0}, {"l0": after, "mse": 1.0}, 100_000)

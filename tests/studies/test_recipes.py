@@ -1,11 +1,14 @@
 """The paper's 108 configurations, written out a second time from the method's tables."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from prolu import ActivationStream, run_sweep
+from prolu.cli.entry_point import main
 from prolu.studies.recipes import RECIPES, recipe_named
+from support.sweeps import HOOK, contents
 
 # coefficient of i, how many, learning rate, resampled encoder norm, multipliers
 TABLE = {
@@ -74,6 +77,63 @@ def test_a_scale_shrinks_everything_together():
     assert (resampling.steps, resampling.count_steps) == ((250, 500), 125)
     with pytest.raises(ValueError, match="scale 0"):
         full.scaled(0)
+
+
+@pytest.mark.parametrize(("name", "n_tokens"), [("demo", 100_003), ("experiment1", 4_000_000), ("comparison", 1)])
+def test_a_number_of_tokens_is_a_scale(name, n_tokens):
+    recipe = recipe_named(name).of_length(n_tokens)
+    runs = recipe.runs_at(128)
+    assert recipe.n_tokens == n_tokens
+    assert {run.n_tokens for run in runs} == {n_tokens}
+    if name == "experiment1":
+        assert runs == recipe_named(name).scaled(0.01).runs_at(128)
+
+
+def dry_runs(capsys, *words):
+    """The runs that `prolu sweep` would train."""
+    assert main(["sweep", *words, "--dry-run", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["runs"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_overrides_replace_what_a_recipe_has_in_all_its_runs(name, capsys):
+    where = ["--lm", "builtin", "--hook", "blocks.2.hook_resid_pre"]
+    before = dry_runs(capsys, name, *where)
+    after = dry_runs(capsys, name, *where, "--d-sae", "192", "--lr", "0.003", "--n-tokens", "1e6")
+    assert len(after) == len(before) > 0
+    changed = {"d_sae": 192, "lr": 0.003, "n_tokens": 1_000_000}
+    for old, new in zip(before, after, strict=True):
+        assert new == old | changed | {"resample_candidates": new["resample_candidates"]}
+
+
+@pytest.mark.parametrize(("flags", "sentence"), [
+    (["--n-tokens", "1000", "--scale", "0.5"], "n_tokens 1000 and scale 0.5: give one of the two"),
+    (["--n-tokens", "0"], "n_tokens 0: must be at least 1"),
+    (["--d-sae", "0"], "d_sae 0: must be at least 1"),
+    (["--lr", "0"], "lr 0.0: must be more than 0, and finite"),
+    (["--d-sae", "16", "--target-l0", "16"], "target_l0 16.0: must be more than 0 and less than d_sae, or None"),
+])  # fmt: skip
+def test_wrong_overrides_are_refused(flags, sentence, capsys):
+    assert main(["sweep", "demo", "--dry-run", *flags]) == 2
+    assert capsys.readouterr().err == f"prolu: {sentence}\n"
+
+
+def test_a_demo_with_another_number_of_latents_is_refused_or_resumed(tiny_lm_folder, stories_file, tmp_path, capsys):
+    """Until version 0.1.0 was complete, the demo had 512 latents at every width."""
+    out = tmp_path / "demo"
+    where = ["--lm", tiny_lm_folder, "--hook", HOOK, "--data", stories_file, "--ctx", "32", "--eval-tokens", "320"]
+    size = ["--n-tokens", "640", "--batch-size", "64", "--latent-pages", "none", "--out", out]
+    command = ["sweep", "demo", *map(str, [*where, *size])]
+    assert main([*command, "--d-sae", "24"]) == 0
+    before = contents(out)
+    capsys.readouterr()
+    assert main(command) == 2
+    assert capsys.readouterr().err.endswith(
+        f"prolu: out {str(out)!r} holds another study: runs.0.d_sae is 24 there, 64 here; choose another folder\n"
+    )
+    assert contents(out) == before
+    assert main([*command, "--d-sae", "24"]) == 0
+    assert contents(out) == before
 
 
 @pytest.mark.slow  # trains 30 SAEs

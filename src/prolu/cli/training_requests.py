@@ -119,6 +119,12 @@ class Study:
     recipe: Suppress[str]
     scale: float = 1.0
     """The fraction of the study's tokens to train on. The learning rate's schedule and resampling shrink with it."""
+    n_tokens: int | None = None
+    """The number of tokens to train every run on, in place of --scale. By default the study's own."""
+    d_sae: int | None = None
+    """The number of latents of every run. By default the study's own multiple of the width of the activations."""
+    lr: float | None = None
+    """The peak learning rate of every run. By default the study's own."""
     target_l0: tuple[float, ...] = ()
     """Target L0s that replace the study's coefficients: each family is trained once at each of them, as in --target-l0
     8 16 32 64."""
@@ -166,11 +172,17 @@ class Study:
     def resolved_recipe(self) -> Recipe:
         """Return the study as the options change it."""
         recipe = recipe_named(self.recipe).scaled(self.scale)._replace(batch_size=self.batch_size)
+        if self.n_tokens is not None:
+            if self.scale != 1:
+                raise ValueError(f"n_tokens {self.n_tokens} and scale {self.scale:g}: give one of the two")
+            recipe = recipe.of_length(self.n_tokens)
+        given = {name: value for name in ("d_sae", "lr") if (value := getattr(self, name)) is not None}
+        recipe = recipe.changed(lambda runs: [replace(run, **given) for run in runs])
         # Targets first: they keep one run of each family, and so one seed.
         if self.target_l0:
             recipe = recipe.at_targets(self.target_l0)
         if self.init_seeds:
-            from prolu.studies.sweep import with_seeds
+            from prolu.studies.grids import with_seeds
 
             recipe = recipe.changed(lambda runs: with_seeds(runs, self.init_seeds))
         return recipe.changed(lambda runs: [replace(run, precision=self.precision) for run in runs])

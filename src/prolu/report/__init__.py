@@ -2,8 +2,8 @@
 
 - `writer`: writes the report of a study, or of several together, into a folder.
 - `page`: the HTML page; `html_tables`: its tables; `assets`: its templates, styles and scripts.
-- `terminal`: the summary that the commands print; `estimate`: what a study will cost; `console`: tables and sentences
-  that fit a terminal.
+- `terminal`, `terminal_comparison`: the summary that the commands print; `estimate`: what a study will cost;
+  `console`: tables and sentences that fit a terminal.
 - `headline`: the few numbers of one SAE.
 - `table_files`: all results as CSV and Parquet.
 - `latents`: pages of latents.

@@ -1,7 +1,7 @@
 """Many SAEs on one stream of activations.
 
 - `sweep`: the training loop, and `run_sweep`.
-- `request`, `recipes`: what is asked for, and the studies that have a name.
+- `request`, `recipes`, `grids`: what is asked for, the studies that have a name, and lists of runs.
 - `study_in_training`, `run_in_training`: a study and a run while they train.
 - `settings`: how a sweep scores and saves its runs.
 - `amounts`: how much text a study asks for, and how much there is.

@@ -35,7 +35,8 @@ def check_folder(out: Path, study: Mapping[str, Any], batch_size: int) -> None:
             asked["runs"][number] = old
     flat_held = _flat(held)
     flat_asked = _flat(asked)
-    for name in sorted(flat_held.keys() | flat_asked.keys()):
+    # Crossovers follow from the runs and the machine, so what they follow from is named before them.
+    for name in sorted(flat_held.keys() | flat_asked.keys(), key=lambda name: (name.startswith("crossovers"), name)):
         # The digest of the tokens, which is compared, says whether what an earlier version did not keep mattered.
         unknown = name.removeprefix("stream.") in LATER_FACTS and name not in flat_held
         if flat_held.get(name) != flat_asked.get(name) and not unknown and not _may_differ(name):

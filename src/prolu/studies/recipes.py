@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from prolu.runtime.checks import one_of
+from prolu.runtime.checks import at_least_1, one_of
 from prolu.training.config import RunConfig
 
 
@@ -42,6 +42,16 @@ class Recipe(NamedTuple):
 
         shorter = self.changed(lambda runs: [shortened(run) for run in runs])
         return shorter._replace(n_tokens=round(factor * self.n_tokens))
+
+    def of_length(self, n_tokens: int) -> "Recipe":
+        """Return the same study, scaled so that its longest run has this number of tokens."""
+        at_least_1("n_tokens", n_tokens)
+        scaled = self.scaled(n_tokens / self.n_tokens)
+        # The product may be rounded to a neighbour of the number that was asked for.
+        exact = scaled.changed(
+            lambda runs: [replace(run, n_tokens=n_tokens) if run.n_tokens == scaled.n_tokens else run for run in runs]
+        )
+        return exact._replace(n_tokens=n_tokens)
 
     def at_targets(self, target_l0s: Sequence[float]) -> "Recipe":
         """Return each family once at each target L0, instead of at its grid of coefficients.

@@ -1,6 +1,6 @@
 """One SAE, trained step by step.
 
-- `config`: the settings of a run, with their defaults, help and checks.
+- `config`: the settings of a run, with their defaults and help; `config_checks`: what they must fulfil.
 - `trainer`: one training step: state in, state out.
 - `trainer_state`: all that a step changes and a checkpoint holds.
 - `mesh_parts`: one SAE split over the ranks of a mesh.

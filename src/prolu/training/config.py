@@ -47,7 +47,8 @@ class RunConfig:
     coeff: float = 1.2e-3
     """The coefficient lambda of the penalty; where there is none, leave it out. The loss takes the mean of the squared
     error over d_in, so multiply values that were tuned on GPT-2 (d_in = 768) by 768 / d_in. The ProLU paper's first
-    sweep, on GPT-2, has 3e-4 to 4.8e-3. With a target L0, it is the value to start from."""
+    sweep, on GPT-2, has 3e-4 to 4.8e-3 for l1 and sqrt_l1. An l0 penalty, which counts latents, needs about a ninth of
+    the coefficient of l1 for the same L0. With a target L0, it is the value to start from."""
     target_l0: float | None = None
     """The target L0, in active latents per token. A controller adjusts the coefficient by the run's own L0 and freezes
     it for the last 30% of the steps; topk and batchtopk take the target as their k. None: the coefficient stays as it

@@ -19,8 +19,8 @@ which a run counts as converged."""
 FEWEST_STEPS = 1000
 """The number of steps at full learning rate below which no run counts as converged.
 
-Adam's second moment is an average over 1 / (1 - 0.999) = 1000 steps. Before that even the sizes of the steps are still
-changing, and over the last fifth of a run of 15 steps, 3 steps, nothing could have moved by 5%.
+Over the last fifth of a run of 20 steps, 4 steps, nothing moves by 5%, whatever is still to come. What is still to come
+after a run that the rule calls converged shrinks with its length; docs, What the error bars mean, has the measurement.
 """
 
 SETTING_FIELDS = tuple(f.name for f in fields(RunConfig) if f.name not in ("init_seed", "nonlinearity", "penalty"))
