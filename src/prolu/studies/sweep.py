@@ -124,7 +124,8 @@ def run_sweep(
 ) -> Results:
     """Train all runs on one stream, score each when it ends, and write the study's folder.
 
-    The result of a run does not depend on the runs beside it, to the bit. Call it again with the same arguments to
+    The result of a run does not depend on the runs beside it, to the bit, unless they are stacked, as small SAEs are on
+    a GPU: then it does so within rounding (`RunConfig.step`). Call it again with the same arguments to
     resume: finished runs are kept, the others continue from the last checkpoint, and the result is bit-identical to
     that of an uninterrupted sweep. A run that fails (its loss is not finite, or memory is exhausted) is stopped and
     listed in `Results.failures`; the other runs go on. Ask for more tokens to extend finished runs; this needs

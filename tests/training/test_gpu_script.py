@@ -1,0 +1,32 @@
+"""The script that is run on GPUs, at tiny sizes on the CPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_without_a_gpu(tmp_path):
+    found = tmp_path / "gpu.json"
+    stages = "check,speed,stacks,profile"
+    command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--stages", stages, "--json", str(found)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+    figures = json.loads(found.read_text())
+    assert len(figures["check"]) == 20
+    assert all(row["right"] for row in figures["check"].values())
+    assert all(row["ms"] > 0 for name, row in figures["speed"].items() if "floor" not in name)
+    assert len(figures["stacks"]) == 6
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_it_says_so():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "this machine has no GPU that torch can use\n")
