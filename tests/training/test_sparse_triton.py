@@ -1,6 +1,8 @@
 """The GPU's sparse step in Triton's interpreter on the CPU. On a GPU it is checked by benchmarks/gpu_sparse.py."""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -229,3 +231,41 @@ def test_what_it_does_not_know_is_left_to_the_dense_step():
     assert all(relative(a, b) < 1e-12 for a, b in zip(gradients.tensors(), reference.tensors(), strict=True))
     assert relative(ours.auxiliary, theirs.auxiliary) < 1e-12
     assert "_dense" in vars(step)
+
+
+FOR_A_GPU = """
+from triton import language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from prolu.training.steps import triton_kernels as kernels
+
+INTEGERS = {"starts", "counts", "latents", "tokens", "by_latent", "sorted_latents", "tokens_out", "latents_out"}
+SIZES = {"d_in", "d_sae", "capacity", "n_places", "n_columns", "n"}
+ROWS = {"decoder", "values", "to_m", "centred", "error"}
+CONSTANTS = {"ACC": tl.float32, "PAIRS": 4, "STRETCH": 128, "HAS_BOUND": True, "UPDATE": True, "COLUMNS": 4}
+
+def type_of(kernel, name, rows):
+    if name in SIZES:
+        return "i32"
+    if name in INTEGERS:
+        return "*i32"
+    # A gradient row is gathered from rows in bf16; other kernels write or update matrices of these names in fp32.
+    gathered = {"decode": {"decoder", "values"}, "partial_rows": ROWS, "latent_rows": ROWS - {"decoder"}}
+    return rows if name in gathered.get(kernel.__name__, ()) else "*fp32"
+
+for kernel in ("compact", "join", "decode", "latent_sums", "partial_rows", "latent_rows", "adam_vector"):
+    kernel = getattr(kernels, kernel)
+    for rows in ("*bf16", "*fp32"):
+        constants = {name: CONSTANTS.get(name, 1024) for name in kernel.arg_names if name.isupper()}
+        types = {n: "constexpr" if n in constants else type_of(kernel, n, rows) for n in kernel.arg_names}
+        compiled = compile(ASTSource(kernel, types, constants), target=GPUTarget("cuda", 90, 32))
+        assert "ptx" in compiled.asm, kernel
+"""
+
+
+@SLOW
+def test_the_compiler_for_a_gpu_takes_every_kernel(tmp_path):
+    """It needs no GPU. In a process of its own, which has the compiler and not the interpreter."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", FOR_A_GPU], check=True, timeout=600, env=environment)
