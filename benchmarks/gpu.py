@@ -11,7 +11,6 @@ up, or that fails, is noted there with the reason, and the next one begins.
 - stacks: many small SAEs in one step, against one after the other.
 - sparse: the sparse step in Triton against the dense step.
 - sweep: a study from text to weights, killed and resumed.
-- stream: what the language model and the stream of activations cost beside a step.
 - profile: where the time of the slowest of our steps goes.
 """
 
@@ -454,13 +453,6 @@ def killed_and_resumed(stage: Stage, name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def stream(stage: Stage) -> None:
-    """Time the language model and the stream of activations."""
-    from gpu_stream import stream_figures
-
-    stage.attempt("figures", lambda: stream_figures(stage.device, stage.seconds_left()))
-
-
 def profile(stage: Stage) -> None:
     """Print where the time of a step goes."""
     d_in, d_sae, batch = (32, 256, 64) if stage.small else (768, 12_288, 4096)
@@ -483,7 +475,7 @@ def kernels(stage: Stage, name: str, d_in: int, d_sae: int, batch: int) -> dict[
 
 
 STAGES = {
-    "check": 120, "speed": 200, "peers": 150, "stacks": 90, "selection": 30, "sparse": 90, "sweep": 120, "stream": 60,
+    "check": 120, "speed": 200, "peers": 150, "stacks": 90, "selection": 30, "sparse": 90, "sweep": 120,
     "profile": 40,
 }  # fmt: skip
 """The stages with the most seconds that each may take."""
