@@ -279,9 +279,8 @@ def selection(stage: Stage) -> None:
             ours.BLOCK, ours.WARPS, ours.BLOCKS_PER_PROGRAM = block, warps, blocks
             name = f"{d_sae}, block {block}, {warps} warps, {blocks} blocks"
             stage.attempt(f"{name}, rows", lambda m=m, t=threshold: stage.ms(lambda: ours.bound_of_rows(m, t, k)))
-            stage.attempt(
-                f"{name}, batch", lambda m=m, t=threshold: stage.ms(lambda: ours.bound_of_batch(m, t, k * batch))
-            )
+            of_batch = (m, threshold, k * batch)
+            stage.attempt(f"{name}, batch", lambda a=of_batch: stage.ms(lambda: ours.bound_of_batch(*a)))
             stage.attempt(f"{name}, right", lambda a=of_batch, w=wanted: bool(ours.bound_of_batch(*a).flatten() == w))
 
 

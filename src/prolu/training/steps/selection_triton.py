@@ -20,13 +20,13 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK = 8192
+BLOCK = 2048
 """The number of entries that a program reads at a time."""
 
-WARPS = 8
+WARPS = 4
 """The number of warps of a program. The counts of each are added up in shared memory once for each block."""
 
-BLOCKS_PER_PROGRAM = 4
+BLOCKS_PER_PROGRAM = 16
 """The number of such blocks that a program counts before it adds its counts to the common ones."""
 
 
