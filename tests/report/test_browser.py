@@ -116,6 +116,27 @@ def drawn(page, plot="plane-0"):
     )
 
 
+def test_the_verdicts_fit_their_box(report, opened):
+    page = opened(report)
+    width, room = page.evaluate(
+        "(box => [box.scrollWidth, box.clientWidth])(document.querySelector('#verdicts > .scroll'))"
+    )
+    assert width <= room
+
+
+def test_one_sae_has_no_figures_of_one_point(report, opened, tmp_path):
+    record = json.loads((report.parent / "results.jsonl").read_text().splitlines()[0])
+    folder = tmp_path / "one"
+    shutil.copytree(report.parent / record["run_id"], folder / record["run_id"])
+    (folder / "config.json").write_text(json.dumps({"stream": {"lm": "tiny", "hook": "h", "data": "x"}, "runs": [{}]}))
+    (folder / "results.jsonl").write_text(json.dumps(record) + "\n")
+    page = opened(write_report([folder]).page)
+    assert page.locator("[id^=plane]").count() == 0
+    assert not page.locator("#filters").is_visible()
+    assert page.locator("#curve-0 .main-svg").count() > 0
+    assert fits(page)
+
+
 def test_filters(report, opened):
     page = opened(report)
     assert visible_rows(page).count() == N_RUNS

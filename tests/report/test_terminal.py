@@ -221,6 +221,8 @@ def test_the_page_of_one_sae_has_its_headline_and_no_claims(one_sae, monkeypatch
         assert text in page
     for text in ('id="verdicts"', 'href="#verdicts"', "claims (Taggart", "Families in numbers"):
         assert text not in page
+    assert '"planes":[]' in page.replace(" ", "")  # a figure would have one point
+    assert 'id="plane-' not in page
     two = study_of(SHAPES["paper"], one_sae.folder)
     page = writer.write_report([two]).page.read_text()
     assert 'id="verdicts"' in page

@@ -215,7 +215,7 @@ function keepClear() {
 
 function begin() {
   const seeds = [...new Set(data.runs.map((run) => run.seed))].sort((a, b) => a - b);
-  const several = data.planes[0].points.some((point) => point.n > 1);
+  const several = data.planes.some((plane) => plane.points.some((point) => point.n > 1));
   for (const seed of ["all", ...seeds]) $("seed").append(new Option(seed !== "all" ? seed : several ? "all: means with 95% intervals" : "all", seed));
   const sentences = [
     several ? "Points are means over init seeds with 95% t intervals; the small points are the runs."
@@ -226,7 +226,7 @@ function begin() {
   ];
   const studies = Object.entries(data.studies).map(([name, shape]) => `${name} ${shape}`);
   if (studies.length) sentences.push(`Shapes of markers: ${studies.join(", ")}.`);
-  $("legend").textContent = sentences.join(" ");
+  if (data.planes.length) $("legend").textContent = sentences.join(" "); // the page of one SAE has no planes
   sortable();
   listen();
   showChips();

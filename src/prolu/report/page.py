@@ -144,7 +144,8 @@ def page_data(content: PageContent) -> dict[str, Any]:
         "families": {name: _style(r) for name, r in families(content.records).items()},
         "studies": _study_symbols(content.records),
         "names": COLUMNS,
-        "planes": [_plane(content.records, x, y) for x, y in PLANES],
+        # Of one SAE they would have one point each.
+        "planes": [] if content.headline else [_plane(content.records, x, y) for x, y in PLANES],
         "curves": [_curve(column, title, content) for column, title in CURVES.items()],
     }
 
