@@ -349,3 +349,24 @@ def test_a_run_that_did_not_keep_its_state_cannot_be_extended(tiny_stream, tmp_p
             continue
         with pytest.raises(ValueError, match="cannot be extended: it was finished without keeping its state"):
             sweep(runs, tiny_stream, tmp_path / "a")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("name", ["log.jsonl", RUNS[0].run_id])
+def test_a_study_is_not_continued_through_links_into_other_folders(tiny_stream, tmp_path, name, exists):
+    dies_at_step(7, lambda: train(tiny_stream, tmp_path / "a"))
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    target = foreign / "log.jsonl" if name == "log.jsonl" else foreign
+    if name == "log.jsonl" and exists:
+        target.write_text("mine too\n")
+    (tmp_path / "a" / name).unlink(missing_ok=True)
+    (tmp_path / "a" / name).symlink_to(target if exists else foreign / "nothing")
+    before = contents(foreign)
+    with pytest.raises(ValueError, match="a link that leads out of"):
+        train(tiny_stream, tmp_path / "a")
+    assert contents(foreign) == before
+    # A link to a place inside the study harms nobody.
+    (tmp_path / "a" / name).unlink()
+    train(tiny_stream, tmp_path / "a")

@@ -15,10 +15,12 @@ from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import LATER_FACTS
 from prolu.evaluation.held_out import HeldOut, held_out_digest
 from prolu.runtime.mesh import ALONE, Mesh
+from prolu.runtime.names import check_inside
 from prolu.studies.amounts import check_epochs, check_eval_tokens, study_amounts
 from prolu.studies.extension import check_folder, runs_as_begun
 from prolu.studies.folder import (
     GROUPS_FOLDER,
+    LOG_FILE,
     check_parent,
     finished_runs,
     holds_study,
@@ -145,6 +147,9 @@ def check_requests(requests: Sequence[StudyRequest], *, in_groups: bool = False,
             if run.init_from is not None:
                 starting_weights(run, request.stream.d_in)
         request.settings.check()
+        # Before anything is written: what a link leads to may be somebody else's.
+        for name in (LOG_FILE, *(run.run_id for run in request.runs)):
+            check_inside(request.out, name)
         check_folder(request.out, request.description, request.stream.batch_size)
         if not is_group:
             _check_text(request)
