@@ -58,7 +58,7 @@ def begin_folder(out: Path, study: Mapping[str, Any]) -> None:
 
 
 def make_folder(out: Path) -> None:
-    """Create a folder, if it is not there.
+    """Create a folder unless it exists already.
 
     Raises:
         ValueError: it cannot be created.

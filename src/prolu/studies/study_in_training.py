@@ -34,7 +34,10 @@ share them, since only one of them steps at a time."""
 
 
 class StudyInTraining:
-    """The unfinished runs of one study on their stream, and what happens when one of them, or the disk, fails."""
+    """One study while it trains: it holds the runs that are not finished, saves their checkpoints, and scores them.
+
+    A run that fails is stopped and recorded, and the others go on; so does training if a checkpoint cannot be written.
+    """
 
     def __init__(self, todo: Sequence[RunConfig], request: StudyRequest, buffers: SharedBuffers, trackers: Trackers):
         self.stream = request.stream

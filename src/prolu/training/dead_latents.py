@@ -14,7 +14,10 @@ STEPS_BETWEEN_LOOKS = 100
 
 
 class DeadLatents:
-    """The latents that have been silent for long, as an auxiliary term needs them, of one SAE or of a stack of SAEs."""
+    """Finds the dead latents of an SAE, or of each SAE of a stack, for the auxiliary term of the loss that revives them.
+
+    A latent is dead if it has not been active on any of the last `dead_tokens` tokens.
+    """
 
     def __init__(self, term: Auxiliary | None, dead_tokens: int, batch_size: int, mesh: Mesh):
         """Args:

@@ -39,7 +39,9 @@ class TrainerStack:
     """
 
     def __init__(self, trainers: Sequence[Trainer]):
-        """Args:
+        """Copy the states of the trainers into larger tensors, of which theirs are then parts.
+
+        Args:
             trainers: of SAEs that `stack_key` calls alike, all after the same number of updates.
 
         Raises:

@@ -232,7 +232,10 @@ def _compiling() -> Iterator[None]:
 
 @contextmanager
 def _fp32_matmuls_in(precision: str) -> Iterator[None]:
-    """Let the GPU's fp32 matmuls use tf32 here and nowhere else: the setting belongs to the whole process."""
+    """Within the block, let fp32 matmuls on a GPU round their inputs to tf32 if `precision` is tf32, else not.
+
+    PyTorch has one such setting for the whole process, so it is put back afterwards.
+    """
     flags = torch.backends.cuda.matmul
     before = flags.allow_tf32
     flags.allow_tf32 = precision == "tf32"

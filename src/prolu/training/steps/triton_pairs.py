@@ -162,6 +162,6 @@ def _bound(selection: Selection, m: Tensor, threshold: Tensor) -> Tensor:
 
 
 def launch(kernel: Any, n: int, *arguments, **options) -> None:
-    """Run n programs of a kernel, on the GPU of its first argument. Triton's decorators hide the kernel's type."""
+    """Start a Triton kernel as n parallel programs, on the GPU that holds its first argument."""
     with torch.cuda.device_of(arguments[0]):
         kernel[(n,)](*arguments, **options)
