@@ -14,7 +14,7 @@ STEPS_BETWEEN_LOOKS = 100
 
 
 class DeadLatents:
-    """Finds the dead latents of an SAE, or of each SAE of a stack, for the auxiliary term of the loss that revives them.
+    """Finds the dead latents of an SAE, or of each SAE of a stack, for the auxiliary loss term that revives them.
 
     A latent is dead if it has not been active on any of the last `dead_tokens` tokens.
     """
