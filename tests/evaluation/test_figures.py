@@ -50,7 +50,7 @@ def test_colours_stand_out_from_the_paper(dark, paper):
         assert (high + 0.05) / (low + 0.05) > 2.5
 
 
-def test_every_penalty_has_its_marker_and_dash():
+def test_every_penalty_and_random_baseline_has_its_marker_and_dash():
     assert len(set(MARKERS.values())) == len(MARKERS)
     assert MARKERS.keys() == DASHES.keys() == PAGE_DASHES.keys()
     assert set(MARKERS.values()) <= SYMBOLS.keys()

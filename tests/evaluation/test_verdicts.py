@@ -180,6 +180,21 @@ def test_near_its_end_a_curve_is_read_along_its_chord_and_one_setting_as_it_stan
     assert "outside" in matched(Made(single, tmp_path), "prolu_ste + l1", "relu + l1", 21).reason
 
 
+def test_a_family_is_compared_with_its_own_random_baselines(tmp_path):
+    runs = power_law("relu + l1", 1.0) + power_law("topk + none", 0.5)
+    for freeze, level in (("decoder", 2.0), ("soft_decoder", 1.25)):
+        frozen = power_law("relu + l1", level, freeze=freeze) + power_law("topk + none", level, freeze=freeze)
+        runs += [r | {"run_id": f"{r['run_id']}-{freeze}"} for r in frozen]
+    found = {(v.challenger, v.baseline): v.change for v in verdict_table(Made(runs, tmp_path), [20])}
+    assert found == {
+        ("relu + l1", "relu + l1, frozen decoder"): pytest.approx(-0.5),
+        ("relu + l1", "relu + l1, soft-frozen decoder"): pytest.approx(-0.2),
+        ("topk", "relu + l1"): pytest.approx(-0.5),
+        ("topk", "topk, frozen decoder"): pytest.approx(-0.75),
+        ("topk", "topk, soft-frozen decoder"): pytest.approx(-0.6),
+    }
+
+
 def test_the_table_compares_every_family_with_its_baselines_at_the_l0s_asked_for(tmp_path):
     runs = [r for name in ("relu + l1", "relu + sqrt_l1", "prolu_ste + sqrt_l1", "topk + none")
             for r in power_law(name, 1.0, (0, 1))]  # fmt: skip

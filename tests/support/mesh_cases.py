@@ -14,6 +14,8 @@ CASES = [
     Case("topk", {"nonlinearity": "topk(7)", "penalty": "none"} | REVIVED),
     Case("batchtopk", {"nonlinearity": "batchtopk(7)", "penalty": "none"} | REVIVED),
     Case("clip", {"nonlinearity": "prolu_ste", "step": "dense", "max_grad_norm": 0.05}),
+    Case("frozen", {"nonlinearity": "relu", "freeze": "decoder", "step": "sparse", "max_grad_norm": 0.05}),
+    Case("soft", {"nonlinearity": "prolu_relu", "freeze": "soft_decoder", "step": "dense"}),
     Case("one_step", {"nonlinearity": "prolu_ste", "penalty": "sqrt_l1", "step": "sparse"}, "float32", 1),
     Case("one_dense_step", {"nonlinearity": "prolu_ste", "penalty": "sqrt_l1", "step": "dense"}, "float32", 1),
 ]

@@ -55,6 +55,7 @@ def test_what_does_not_is_told_in_words(change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"freeze": "both"}, "^freeze 'both': choose one of none, decoder, encoder, soft_decoder$"),
         ({"step": "fast"}, "^step 'fast': choose one of auto, dense, sparse, sparse_torch, stacked$"),
         ({"precision": "fp8"}, "^precision 'fp8': choose one of fp32, tf32, bf16$"),
         ({"normalisation": "layer"}, "^normalisation 'layer': choose one of per_token, none$"),

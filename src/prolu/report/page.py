@@ -20,6 +20,7 @@ from prolu.evaluation.comparison.styles import (
     far_apart,
     joining,
     lines,
+    look,
     marker,
     pareto_points,
 )
@@ -45,11 +46,23 @@ SYMBOLS = {
     "v": "triangle-down",
     "*": "star",
     "P": "cross",
+    "<": "triangle-left",
+    ">": "triangle-right",
+    "X": "x",
 }
 """Plotly's names of the markers that the figures for papers use."""
 
-DASHES = {"l1": "solid", "sqrt_l1": "5px,3px", "l0": "8px,3px,2px,3px", "gated_l1": "12px,4px", "none": "2px,3px"}
-"""Plotly's line styles by penalty, like those of the figures for papers."""
+DASHES = {
+    "l1": "solid",
+    "sqrt_l1": "5px,3px",
+    "l0": "8px,3px,2px,3px",
+    "gated_l1": "12px,4px",
+    "none": "2px,3px",
+    "decoder": "1px,3px",
+    "encoder": "1px,6px",
+    "soft_decoder": "4px,3px,1px,3px,1px,3px",
+}
+"""Plotly's line styles by `look`, like those of the figures for papers."""
 OTHER_DASH = "1px,2px"
 
 CURVES = {
@@ -173,7 +186,7 @@ def _setting(r: Record) -> str:
 def _style(r: Record) -> dict[str, Any]:
     # Taken from any run of the family, since these are the same for all of them.
     light, dark = colours(r["nonlinearity"])
-    dash = DASHES.get(r["penalty"], OTHER_DASH)
+    dash = DASHES.get(look(r), OTHER_DASH)
     return {"light": light, "dark": dark, "dash": dash, "symbol": SYMBOLS[marker(r, [""])]}
 
 

@@ -89,6 +89,8 @@ def estimate(
         lms, ctx, n_harvested=work.tokens + work.most_candidates, eval_tokens=eval_tokens, n_runs=len(runs)
     )
     state = len(lms) * state_bytes([run.d_sae for run in runs], d)
+    # A frozen matrix is kept a second time, as it started.
+    kept = len(lms) * sum(d * run.d_sae * BYTES for run in runs if run.freeze != "none")
     buffers = buffer_bytes(
         largest.d_sae,
         d,
@@ -107,7 +109,7 @@ def estimate(
         sae_tokens=work.sae_tokens,
         flops_training=_training_flops(work, d, batch_size),
         flops_language_model=flops_language_model,
-        memory=state + buffers + BYTES_PER_TOKEN * work.tokens,
+        memory=state + kept + buffers + BYTES_PER_TOKEN * work.tokens,
         checkpoint=state,
         disk=len(lms) * sum((2 * d + 1) * run.d_sae + d for run in runs) * BYTES,  # two matrices, b_enc, b_dec
         seconds=_seconds(work, rates, d, largest.d_sae, flops_language_model),

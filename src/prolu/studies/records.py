@@ -48,6 +48,9 @@ REPORTED = ("sqrt_l1", "dead_fraction", "eval_tokens")
 TEXTS = frozenset(["penalty", "unit"])
 """Fields of results that are text, or null where they are not known."""
 
+CERTAIN_TEXTS = frozenset(["nonlinearity", "freeze"])
+"""Fields of results that are text wherever they stand."""
+
 STREAM_TEXTS = ("lm", "lm_digest", "lm_dtype", "hook", "data", "data_digest")
 """Fields of a study's stream that are text."""
 
@@ -82,7 +85,7 @@ def _check(where: str, name: str, value: Any) -> None:
     """Raise ValueError unless a field of results has a value of its kind."""
     if name in NUMBERS or name in SCORES:
         kind, fits = "a number or null", value is None or is_number(value)
-    elif name == "nonlinearity":
+    elif name in CERTAIN_TEXTS:
         kind, fits = "text", isinstance(value, str)
     elif name in TEXTS:
         kind, fits = "text or null", value is None or isinstance(value, str)

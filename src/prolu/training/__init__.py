@@ -6,6 +6,7 @@
 - `trainer_state`: all that a step changes and a checkpoint holds.
 - `mesh_parts`: one SAE split over the ranks of a mesh.
 - `starting_weights`: the weights before the first step.
+- `frozen_parts`: random baselines, whose encoder or decoder stays as it started.
 - `schedule`, `target_l0`: the learning rate, and the controller of the penalty's coefficient.
 - `resampling`: dead latents, and how they are replaced.
 - `dead_latents`: the latents that an auxiliary term revives.

@@ -26,10 +26,21 @@ PRECISIONS = get_args(Precision)
 SecondMoment = Literal["mean", "zero"]
 """What Adam's second moment of a resampled latent is set to: its mean over living latents, or 0."""
 
+Freeze = Literal["none", "decoder", "encoder", "soft_decoder"]
+"""Which matrix of an SAE stays as it started, or nearly so."""
+
+FROZEN = {
+    "none": "",
+    "decoder": ", frozen decoder",
+    "encoder": ", frozen encoder",
+    "soft_decoder": ", soft-frozen decoder",
+}
+"""What the name of a family says of each choice of `Freeze`."""
+
 BY_NONLINEARITY = "auto"
 """The penalty that suits the nonlinearity."""
 
-LATER_FIELDS: dict[str, Any] = {"l0_integration_steps": 1.0}
+LATER_FIELDS: dict[str, Any] = {"l0_integration_steps": 1.0, "freeze": "none"}
 """Fields that recorded runs of version 0.1.0 lack, and the values with which a run is what it was there."""
 
 
@@ -89,6 +100,10 @@ class RunConfig:
     init_digest: str | None = None
     """The SHA-256 digest that the weights in init_from must have. None: it is computed from them, and only a resumed
     run is checked against it."""
+    freeze: Freeze = "none"
+    """The matrix that stays as it started, so that the run is a random baseline: decoder, encoder, soft_decoder (every
+    decoder row keeps a cosine of at least 0.8 with its start), or none. Biases and thresholds are always trained. An
+    SAE that does not beat its random baselines has learned no directions worth having."""
     normalisation: Normalisation = "per_token"
     """How activations are scaled: per_token scales each to norm sqrt(d_in), none leaves them as they are."""
     resample_fractions: tuple[float, ...] = ()
@@ -154,12 +169,14 @@ class RunConfig:
     def describe(self) -> dict[str, Any]:
         """Return all fields as they are recorded: with the penalty by name, so that no reader must know the rule.
 
-        `l0_integration_steps` is left out where it is what its absence means, or where no controller uses it.
+        The `LATER_FIELDS` are left out where they have the values that their absence means, and
+        `l0_integration_steps` also where no controller uses it.
         """
         recorded = asdict(self) | {"penalty": self.resolved_penalty}
-        if not self.has_target_l0 or self.l0_integration_steps == LATER_FIELDS["l0_integration_steps"]:
-            del recorded["l0_integration_steps"]
-        return recorded
+        unused = {name for name, value in LATER_FIELDS.items() if recorded[name] == value}
+        if not self.has_target_l0:
+            unused.add("l0_integration_steps")
+        return {name: value for name, value in recorded.items() if name not in unused}
 
     @property
     def ignores_coeff(self) -> bool:
@@ -174,17 +191,19 @@ class RunConfig:
     @property
     def family(self) -> str:
         """The family that this run belongs to, as comparisons name it."""
-        return family_of(self.nonlinearity, self.resolved_penalty, fine_tuned=self.init_from is not None)
+        fine_tuned = self.init_from is not None
+        return family_of(self.nonlinearity, self.resolved_penalty, fine_tuned=fine_tuned, freeze=self.freeze)
 
     @property
     def run_id(self) -> str:
         """The name of the run's folder: the settings that vary within a study."""
         nonlinearity = re.sub(r"[^\w.+-]+", "_", self.nonlinearity).strip("_")
         sparsity = f"{self.coeff:.4g}" if self.target_l0 is None else f"L{self.target_l0:g}"
-        start = f"-from{self.init_digest[:8]}" if self.init_digest else ""
-        return (
-            f"{nonlinearity}-{self.resolved_penalty}-{sparsity}-lr{self.lr:.4g}-d{self.d_sae}-s{self.init_seed}{start}"
-        )
+        seed = f"s{self.init_seed}"
+        start = [f"from{self.init_digest[:8]}"] if self.init_digest else []
+        frozen = [] if self.freeze == "none" else [f"frozen_{self.freeze}"]
+        size = [f"lr{self.lr:.4g}", f"d{self.d_sae}"]
+        return "-".join([nonlinearity, self.resolved_penalty, sparsity, *size, seed, *start, *frozen])
 
     def sae_config(self, d_in: int) -> "SAEConfig":
         """Return the config of the run's SAE for activations of width `d_in`."""
@@ -258,15 +277,18 @@ class RunConfig:
         return round(0.8 * end), end
 
 
-def family_of(nonlinearity: str, penalty: str | None, *, fine_tuned: bool = False) -> str:
+def family_of(nonlinearity: str, penalty: str | None, *, fine_tuned: bool = False, freeze: str = "none") -> str:
     """Return the name of a family, as in "prolu_relu + sqrt_l1".
 
     Args:
         nonlinearity: its name; of topk and batchtopk without the k, since runs of one family differ in it.
         penalty: its name; None if it is not known.
         fine_tuned: whether the weights began as those of a saved SAE.
+        freeze: which matrix stayed as it started, as `RunConfig.freeze` says it.
     """
     name = nonlinearity.partition("(")[0]
     shown = name if name in TAKES_L0 else nonlinearity
     family = shown if penalty in ("none", None) else f"{shown} + {penalty}"
+    # A later version may have written a choice that this one does not know.
+    family += FROZEN.get(freeze, f", {freeze} frozen")
     return f"{family}, fine-tuned" if fine_tuned else family

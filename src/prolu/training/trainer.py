@@ -17,6 +17,7 @@ from prolu.sae.nonlinearities import active_mask, nonlinearity_named
 from prolu.sae.penalties import penalty_named
 from prolu.training.config import RunConfig
 from prolu.training.dead_latents import DeadLatents
+from prolu.training.frozen_parts import FrozenParts
 from prolu.training.mesh_parts import check_mesh, needs_dense, part_of, stats_of_batch, whole_weights
 from prolu.training.resampling import ResampledCounts, Resampler
 from prolu.training.starting_weights import starting_weights
@@ -77,13 +78,16 @@ class Trainer:
         self._schedule = config.schedule(batch_size)
         self.l0_controller = config.l0_controller(batch_size)
         self.coeff_warmup_steps = round(config.coeff_warmup_fraction * self.n_steps)
-        self.adam = AdamConfig(beta1=config.beta1, max_grad_norm=config.max_grad_norm)
         # Some SAEs are used with another nonlinearity than they are trained with: BatchTopK is used with a threshold.
         self.nonlinearity = nonlinearity_named(config.resolved_nonlinearity)
         trained = self.nonlinearity.in_training
         self.objective = Objective(trained, penalty_named(config.resolved_penalty), config.coeff, trained.auxiliary)
         self.dead_latents = DeadLatents(trained.auxiliary, config.aux_dead_tokens, batch_size, mesh)
         weights = part_of(starting_weights(config, d_in, dtype), mesh).map(lambda t: t.to(device))
+        self.frozen_parts = FrozenParts(config.freeze, weights)
+        self.adam = AdamConfig(
+            beta1=config.beta1, max_grad_norm=config.max_grad_norm, frozen=self.frozen_parts.untrained
+        )
         self.state = TrainerState.start(weights, config)
         self.losses_finite_ = torch.ones((), dtype=torch.bool, device=device)
         self._saw_scale = config.normalisation == "none"
@@ -106,6 +110,7 @@ class Trainer:
         state = self.state
         update = self.update_now()
         stats = self.steps[state.step].update_(state.weights, state.moments, acts, self._objective_now(), update)
+        self.frozen_parts.hold_(state.weights)
         stats, n_active = stats_of_batch(stats, self.objective.nonlinearity, self.mesh)
         self.losses_finite_.logical_and_(stats.mse.isfinite())
         self.state.observe_(stats, self.nonlinearity, self.resampling)
@@ -189,9 +194,11 @@ class Trainer:
         return Resampler(self.resampling, dead, self._reconstruct, generator, self.mesh)
 
     def resample_(self, resampler: Resampler) -> ResampledCounts:
-        """Give dead latents their new directions, in place."""
+        """Give dead latents their new directions, in place; a frozen matrix keeps its own."""
         starts = {name: self.nonlinearity.initial(name) for name in self.nonlinearity.parameter_names}
-        return resampler.finish_(self.state.weights, self.state.moments, starts)
+        counts = resampler.finish_(self.state.weights, self.state.moments, starts)
+        self.frozen_parts.hold_(self.state.weights)
+        return counts
 
     def _reconstruct(self, x: Tensor) -> Tensor:
         """Return the SAE's reconstruction of normalised activations; on a mesh with the latents of all ranks."""

@@ -96,6 +96,8 @@ class TrainerStack:
         term = self._dead_latents.term_now(state.last_fired, state.n_updates)
         objective = replace(first.objective, coeff=self._coeffs(), auxiliary=term)
         stats = self._step.update_stack_(state.weights, state.moments, acts, objective, updates)
+        for trainer in self.trainers:
+            trainer.frozen_parts.hold_(trainer.state.weights)
         self._losses_finite.logical_and_(stats.mse.isfinite())
         state.observe_(stats, first.nonlinearity, first.resampling)
         n_active = stats.fired.sum(-1)
@@ -145,7 +147,7 @@ def stack_key(trainer: Trainer) -> Hashable:
         (weights.d_in, weights.d_sae, weights.encoder.dtype, weights.encoder.device),
         (config.resolved_nonlinearity, config.resolved_penalty, config.precision, config.normalisation),
         (trainer.adam, trainer.n_steps, trainer.batch_size, trainer.resampling),
-        (config.aux_dead_tokens, trainer.coeff_warmup_steps),
+        (config.aux_dead_tokens, trainer.coeff_warmup_steps, config.freeze),
         None if trainer.l0_controller is None else replace(trainer.l0_controller, target=0.0),
     )
 

@@ -30,6 +30,7 @@ from prolu.evaluation.comparison.styles import (
     far_apart,
     joining,
     lines,
+    look,
     marker,
     pareto_points,
 )
@@ -101,7 +102,7 @@ def _draw_line(axes: Axes, line: Sequence[Point], records: Sequence[Record], x: 
     runs = {r["run_id"]: r for r in records if r["run_id"] in own}
     first = next(iter(runs.values()))
     ink = colour(first["nonlinearity"])
-    dash = DASHES.get(first["penalty"], OTHER_DASH)
+    dash = DASHES.get(look(first), OTHER_DASH)
     shape = marker(first, study_names(records))
     converged = [p for p in line if p.converged]
     others = [p for p in line if not p.converged]
@@ -150,7 +151,7 @@ def _draw_legend(figure: Figure, axes: Axes, records: Sequence[Record], *, besid
     handles = []
     for name, first in families(records).items():
         ink = colour(first["nonlinearity"])
-        dash = DASHES.get(first["penalty"], OTHER_DASH)
+        dash = DASHES.get(look(first), OTHER_DASH)
         # With several studies pooled, markers tell studies apart and not penalties.
         shape = "" if len(pooled) > 1 else marker(first, pooled)
         handles.append(Line2D([], [], color=ink, linestyle=dash, marker=shape, markersize=5, label=_label(name)))
@@ -206,7 +207,7 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], reco
         for record in records:
             rows = curves.get(record["run_id"], [])
             ink = colour(record["nonlinearity"])
-            dash = DASHES.get(record["penalty"], OTHER_DASH)
+            dash = DASHES.get(look(record), OTHER_DASH)
             tokens = [r["tokens"] / 1e6 for r in rows]
             axes.plot(tokens, [r[name] for r in rows], linestyle=dash, color=ink, linewidth=0.9, alpha=0.7)
         axes.set(xlabel="training tokens, millions", title=title)
@@ -215,7 +216,7 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], reco
         _set_frame(axes)
     handles = []
     for name, r in families(records).items():
-        dash = DASHES.get(r["penalty"], OTHER_DASH)
+        dash = DASHES.get(look(r), OTHER_DASH)
         handles.append(Line2D([], [], color=colour(r["nonlinearity"]), linestyle=dash, label=_label(name)))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9, handlelength=3)
     return figure

@@ -22,8 +22,17 @@ readers with any kind of colour blindness."""
 OTHER_COLOURS = (("#882255", "#c65f95"), ("#7A7A1F", "#c2c266"), ("#117733", "#6fbf73"), ("#6A51A3", "#ab98dd"))
 """The colours from which a nonlinearity that `COLOURS` lacks gets one."""
 
-MARKERS = {"l1": "o", "sqrt_l1": "s", "l0": "^", "gated_l1": "D", "none": "v"}
-"""The marker of each penalty, in a figure of one study."""
+MARKERS = {
+    "l1": "o",
+    "sqrt_l1": "s",
+    "l0": "^",
+    "gated_l1": "D",
+    "none": "v",
+    "decoder": "<",
+    "encoder": ">",
+    "soft_decoder": "X",
+}
+"""The marker of each `look`, in a figure of one study."""
 OTHER_MARKER = "P"
 SHAPES = "os^Dv*P"
 """The markers of studies, in a figure of several."""
@@ -33,8 +42,11 @@ DASHES: dict[str, LineStyleType] = {
     "l0": (0, (6, 2, 1, 2)),
     "gated_l1": (0, (9, 3)),
     "none": (0, (2, 1.5)),
+    "decoder": (0, (1, 2)),
+    "encoder": (0, (1, 3.5)),
+    "soft_decoder": (0, (3, 2, 1, 2, 1, 2)),
 }
-"""The line style of each penalty."""
+"""The line style of each `look`."""
 OTHER_DASH: LineStyleType = (0, (1, 1))
 
 LABELS = {
@@ -78,11 +90,17 @@ def colour(nonlinearity: str) -> str:
     return colours(nonlinearity)[0]
 
 
+def look(record: Record) -> str:
+    """Return what a run's line style and marker stand for: its penalty, or of a random baseline its frozen matrix."""
+    freeze = record.get("freeze", "none")
+    return str(record["penalty"] if freeze == "none" else freeze)
+
+
 def marker(record: Record, pooled: Sequence[str]) -> str:
-    """Return the marker of a run: that of its study if several are pooled, otherwise that of its penalty."""
+    """Return the marker of a run: that of its study if several are pooled, otherwise that of its `look`."""
     if len(pooled) > 1:
         return SHAPES[pooled.index(record["study"]) % len(SHAPES)]
-    return MARKERS.get(record["penalty"], OTHER_MARKER)
+    return MARKERS.get(look(record), OTHER_MARKER)
 
 
 def families(records: Sequence[Record]) -> dict[str, Record]:

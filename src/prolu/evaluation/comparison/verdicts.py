@@ -24,6 +24,7 @@ from prolu.evaluation.comparison.wording import (
     listed,
     rows_for_tables,
 )
+from prolu.training.config import FROZEN
 
 __all__ = ["HIGHER", "LOWER", "Comparisons", "Verdict", "matched", "rows_for_tables", "verdict_table"]
 
@@ -84,7 +85,7 @@ def matched(
 def verdict_table(
     studies: FinishedStudy | Sequence[FinishedStudy], l0s: Sequence[float] | None = None, *, unconverged: bool = True
 ) -> list[Verdict]:
-    """Return the verdicts of every family against `relu + l1` and `relu + sqrt_l1`.
+    """Return the verdicts of every family against `relu + l1`, `relu + sqrt_l1` and its own random baselines.
 
     Each interval is for its own comparison: of twenty 95% intervals, one misses the true value on average.
 
@@ -246,12 +247,14 @@ class Comparisons:
 
 
 def _pairs(families: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each challenger with each of its baselines."""
-    for name in families:
+    """Yield each challenger with its baselines: the paper's, and the random ones (`RunConfig.freeze`) of its family."""
+    frozen = [suffix for suffix in FROZEN.values() if suffix]
+    for name in (name for name in families if not name.endswith(tuple(frozen))):
         for i, baseline in enumerate(BASELINES):
             # A baseline is a challenger of the baselines before it only, so that no pair comes twice.
             if baseline in families and name not in BASELINES[: i + 1]:
                 yield name, baseline
+        yield from ((name, name + suffix) for suffix in frozen if name + suffix in families)
 
 
 def _measured(found: Verdict, reaching: Sequence[Sequence[Curve]], resamples: DocumentResamples | None) -> Verdict:

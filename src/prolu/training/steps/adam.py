@@ -31,6 +31,8 @@ class AdamConfig:
     max_grad_norm: float | None = None
     """The largest norm of all gradients together, after the projection; a longer gradient is scaled down to it. None:
     no gradient is clipped."""
+    frozen: str | None = None
+    """The matrix that is not trained, `encoder` or `decoder`, whose gradient does not count in that norm."""
 
 
 class Update(NamedTuple):
@@ -85,7 +87,7 @@ def adam_update_(weights: Weights, gradients: Weights, moments: Moments, update:
     if update.adam.max_grad_norm is not None:
         for rows in slabs:
             project_(gradients.decoder[rows], weights.decoder[rows])
-        scale = clip_scale(gradients, update.adam.max_grad_norm, mesh)
+        scale = clip_scale(gradients, update.adam, mesh)
     for rows in slabs:
         if scale is None:
             project_(gradients.decoder[rows], weights.decoder[rows])
@@ -133,15 +135,22 @@ def _tensors_at(weights: Weights, rows: slice) -> list[Tensor]:
     return [weights.encoder[rows], weights.decoder[rows], *vectors]
 
 
-def clip_scale(gradients: Weights, max_grad_norm: float, mesh: Mesh = ALONE) -> Float[Tensor, ""]:
-    """Return the number by which to divide all gradients, so that their norm together is at most `max_grad_norm`."""
-    norms = torch.stack([torch.linalg.vector_norm(g) for g in gradients.tensors()])
+def clip_scale(gradients: Weights, adam: AdamConfig, mesh: Mesh = ALONE) -> Float[Tensor, ""]:
+    """Return the number by which to divide all gradients, so that their norm together is at most the largest allowed.
+
+    Args:
+        gradients: of the latents of this rank.
+        adam: says what is allowed, in `max_grad_norm`.
+        mesh: the ranks that hold the other latents.
+    """
+    assert adam.max_grad_norm is not None
+    norms = torch.stack([torch.linalg.vector_norm(g) for name, g in gradients.named().items() if name != adam.frozen])
     if mesh.n_latent > 1:
         # b_dec's gradient is on every rank, and is counted by the first only.
         b_dec = torch.linalg.vector_norm(gradients.b_dec)
         squares = norms.square().sum() - b_dec.square() * (mesh.latent_rank > 0)
         norms = mesh.sum_over_latents_(squares, "scalars").sqrt()
-    return (torch.linalg.vector_norm(norms) / max_grad_norm).clamp_(min=1)
+    return (torch.linalg.vector_norm(norms) / adam.max_grad_norm).clamp_(min=1)
 
 
 def project_(gradient: Float[Tensor, "*stack rows d"], unit_rows: Float[Tensor, "*stack rows d"]) -> None:

@@ -171,7 +171,7 @@ class CudaStep(Step):
         clip = None
         if adam.max_grad_norm is not None:
             project_(gradients.decoder, weights.decoder)
-            each = [clip_scale(member(gradients, i), adam.max_grad_norm, self.mesh) for i in range(len(self._coeffs))]
+            each = [clip_scale(member(gradients, i), adam, self.mesh) for i in range(len(self._coeffs))]
             clip = torch.stack(each).reciprocal()
         self._update_(weights, gradients, moments, self._rates, clip, adam)
         return stats
