@@ -274,6 +274,7 @@ def flags_of(lm, text, out):
         (["--engine", "ray", "--gpus-per-group", "-1"], "gpus_per_group -1.0: must be"),
         (["--engine", "ray", "--gpus-per-group", "nan"], "gpus_per_group nan: must be"),
         (["--engine", "ray", "--device", "cuda"], "with --device cuda a group needs a GPU"),
+        (["--engine", "ray", "--lm-device", "cuda:1"], "with --lm-device cuda:1 a group needs a GPU"),
         (["--engine", "ray"], "engine 'ray': is not installed; pip install 'prolu[ray]'"),
     ],
 )

@@ -16,6 +16,7 @@ from prolu.activations import builtin
 from prolu.activations.hooks import Site, hooked, locate, reads_centred, skipped
 from prolu.activations.model_loading import load_model, model_digest
 from prolu.activations.tokenizers import as_token_ids, bos_token_id, n_token_ids, token_strings
+from prolu.runtime.devices import numbered
 from prolu.sae.scaling import centre
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,7 +86,7 @@ class LanguageModel:
         # A folder's absolute path, so that a study that records it can be resumed from any directory.
         self.name = str(path.resolve()) if path.is_dir() and name_or_path != "builtin" else str(name_or_path)
         self.batch_tokens = batch_tokens
-        self.device = torch.device(device)
+        self.device = numbered(device)
         self.dtype = dtype
         folder = str(builtin.MODEL_DIR) if self.name == "builtin" else self.name
         self._model, self.tokenizer = load_model(folder, self.device, device_map, dtype, revision)

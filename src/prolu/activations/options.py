@@ -72,7 +72,10 @@ class Source(TextOptions, ModelOptions):
     """The number of CPU threads of all processes on this machine together. Another number may change the last bits of
     results."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """The device on which the language model runs and SAEs are trained."""
+    """The device on which SAEs are trained, and the language model runs unless --lm-device names another."""
+    lm_device: str = ""
+    """The device on which the language model runs: cpu, cuda, or cuda:N for GPU number N. Empty: that of --device. It
+    may be another GPU than the one that trains; on a machine with one GPU, cpu leaves all its memory to training."""
     mesh: str = ""
     """Train each SAE on several processes started by torchrun: data=D,latent=L divides every batch among D groups of
     processes, and the latents among the L processes of each group."""
@@ -90,5 +93,7 @@ class HarvestSource(TextOptions, ModelOptions):
     """The number of tokens to harvest; fewer if the text has fewer."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
     """The number format of the stored activations."""
+    lm_device: str = "cpu"
+    """The device on which the language model runs: cpu, cuda, or cuda:N for GPU number N."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """The number of CPU threads."""

@@ -14,6 +14,7 @@ from prolu.activations.resolving import check_is_there
 from prolu.activations.store import ActivationStore
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks
+from prolu.runtime.devices import available_device
 from prolu.runtime.mesh import ALONE, Mesh
 
 
@@ -165,18 +166,20 @@ def open_streams(
         mesh: the processes that train together on each stream.
 
     Raises:
-        ValueError: the source cannot be opened, or a batch does not fit into a window.
+        ValueError: the source cannot be opened, a device is not there, or a batch does not fit into a window.
     """
-    device = _device(source.device)
+    device = available_device("device", source.device)
+    lm_device = available_device("lm_device", source.lm_device) if source.lm_device else device
     if source.store is None:
         hooks = source.hook
-        lm, blocks = open_source(describe_options(source, n_tokens, held_out_pool), device=device, folder=source.tokens)
+        description = describe_options(source, n_tokens, held_out_pool)
+        lm, blocks = open_source(description, device=lm_device, folder=source.tokens)
         activations = Harvest(lm, blocks, hooks, source.acts_dtype)
     else:
         activations = ActivationStore(source.store)
         hooks = activations.hooks if len(activations.hooks) == 1 else source.hook
         description = activations.made | {"hook": first_hook(hooks)}
-        lm = open_language_model(description, described_by=f"the store {source.store}", device=device)
+        lm = open_language_model(description, described_by=f"the store {source.store}", device=lm_device)
         blocks = activations.blocks()
     return [
         ActivationStream(
@@ -199,9 +202,3 @@ def first_hook(hooks: Sequence[str]) -> str:
     if not hooks:
         raise ValueError("hook: name at least one hook")
     return hooks[0]
-
-
-def _device(name: str) -> str:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda': PyTorch finds no CUDA GPU on this machine; choose cpu")
-    return name

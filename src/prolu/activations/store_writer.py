@@ -116,6 +116,8 @@ class HarvestRequest:
             "n_blocks": len(blocks.train),
             "blocks_per_shard": self.blocks_per_shard,
         }
+        if lm.device.type != "cpu":  # a GPU rounds differently, and a harvest is resumed where it began
+            made["lm_device"] = lm.device.type
         self.made = through_json(made)  # as an index on the disk has it, so that the two can be compared
 
     def begun(self, out: Path) -> dict[str, Any]:

@@ -132,13 +132,16 @@ class ActivationStream:
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the stream's numbers."""
-        return self._facts | {
+        described = self._facts | {
             "batch_size": self.batch_size,
             "window_tokens": self.window_tokens,
             "train_on_bos": self.train_on_bos,
             "seed": self.seed,
             "device": self.device.type,
         }
+        if self.lm.device.type != self.device.type:  # GPUs and CPUs round differently; two GPUs do not
+            described["lm_device"] = self.lm.device.type
+        return described
 
     def place(self, index: int) -> Place:
         """Return where batch number `index` lies."""

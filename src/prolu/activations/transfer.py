@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from prolu.runtime.devices import numbered
+
 N_SLOTS = 2
 """The number of pinned buffers: one is filled while the other travels."""
 
@@ -15,7 +17,7 @@ class Transfer:
     """
 
     def __init__(self, device: str | torch.device):
-        self.device = torch.device(device)
+        self.device = numbered(device)
         self._is_gpu = self.device.type == "cuda"
         self._slots: list[tuple[Tensor, torch.cuda.Event] | None] = [None] * N_SLOTS
         self._next = 0

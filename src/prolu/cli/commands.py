@@ -23,6 +23,7 @@ from prolu.cli.job import DONE, Job
 from prolu.cli.options import LatentPageOptions
 from prolu.interop.sharing import check_push, deliver, fetch_checked, holds_same, pack, unpack
 from prolu.runtime.checks import at_least_1
+from prolu.runtime.devices import available_device
 from prolu.runtime.files import json_text, locked, retry_while_busy
 from prolu.runtime.mesh import mesh_of
 from prolu.studies.amounts import text_amounts
@@ -113,10 +114,11 @@ def _in_groups(
 def prepare_harvest(request: HarvestSource, out: Path) -> Job:
     """Harvest activations into a store."""
     torch.set_num_threads(at_least_1("threads", request.threads))
+    device = available_device("lm_device", request.lm_device)
     check_store_folder(out)
     description = describe_options(request, request.n_tokens)
     check_is_there(request.data)
-    lm = open_language_model(description)
+    lm = open_language_model(description, device=device)
     widths = [lm.at(hook).d_in for hook in request.hook]
     # A store that was begun takes part of this space already, and has been checked when it was begun.
     if not (out / STORE_FILE).is_file():

@@ -5,6 +5,7 @@
 - `checks`: checks of what a user asks for.
 - `rng`: random generators named by a key.
 - `mesh`: the processes that train one SAE together, and their sums.
+- `devices`: which of the GPUs a name means, and whether it is there.
 - `interrupts`: the first signal to stop saves, the second one exits.
 - `progress`: rates and the time left.
 - `late_import`: packages whose names are imported when the first is used.

@@ -63,8 +63,11 @@ class Engine:
         gpus = self.gpus_per_group
         if not (0 <= gpus <= 1 or (gpus > 1 and gpus == int(gpus))):
             raise ValueError(f"gpus_per_group {gpus}: must be between 0 and 1, or a whole number")
-        if source.device == "cuda" and gpus == 0:
-            raise ValueError("gpus_per_group 0: with --device cuda a group needs a GPU, or a fraction of one as in 0.5")
+        for flag, device in (("--device", source.device), ("--lm-device", source.lm_device)):
+            if device.startswith("cuda") and gpus == 0:
+                raise ValueError(
+                    f"gpus_per_group 0: with {flag} {device} a group needs a GPU, or a fraction of one as in 0.5"
+                )
         if importlib.util.find_spec("ray") is None:
             raise ValueError("engine 'ray': is not installed; pip install 'prolu[ray]'")
 
