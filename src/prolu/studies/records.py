@@ -45,11 +45,8 @@ SAE that another library trained is null."""
 REPORTED = ("sqrt_l1", "dead_fraction", "eval_tokens")
 """Numbers that a report cannot do without."""
 
-TEXTS = frozenset(["penalty", "unit"])
+TEXTS = frozenset(["penalty", "unit", "freeze"])
 """Fields of results that are text, or null where they are not known."""
-
-CERTAIN_TEXTS = frozenset(["nonlinearity", "freeze"])
-"""Fields of results that are text wherever they stand."""
 
 STREAM_TEXTS = ("lm", "lm_digest", "lm_dtype", "hook", "data", "data_digest")
 """Fields of a study's stream that are text."""
@@ -85,7 +82,7 @@ def _check(where: str, name: str, value: Any) -> None:
     """Raise ValueError unless a field of results has a value of its kind."""
     if name in NUMBERS or name in SCORES:
         kind, fits = "a number or null", value is None or is_number(value)
-    elif name in CERTAIN_TEXTS:
+    elif name == "nonlinearity":
         kind, fits = "text", isinstance(value, str)
     elif name in TEXTS:
         kind, fits = "text or null", value is None or isinstance(value, str)

@@ -86,7 +86,7 @@ def family(record: Record) -> str:
     different activations, so their CE increases say nothing about each other.
     """
     fine_tuned = record.get("init_digest") is not None
-    freeze = record.get("freeze", "none")
+    freeze = record.get("freeze") or "none"
     name = family_of(record["nonlinearity"], record["penalty"], fine_tuned=fine_tuned, freeze=freeze)
     hook = hook_of(record)
     return at_hook(hook, name) if hook else name

@@ -92,8 +92,7 @@ def colour(nonlinearity: str) -> str:
 
 def look(record: Record) -> str:
     """Return what a run's line style and marker stand for: its penalty, or of a random baseline its frozen matrix."""
-    freeze = record.get("freeze", "none")
-    return str(record["penalty"] if freeze == "none" else freeze)
+    return str(record.get("freeze") or record["penalty"])
 
 
 def marker(record: Record, pooled: Sequence[str]) -> str:
