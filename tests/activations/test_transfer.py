@@ -44,3 +44,24 @@ def test_a_sweep_on_a_gpu_agrees_with_the_cpus(tiny_lm, tiny_blocks, tmp_path):
         found[device] = run_sweep([run], stream, tmp_path / device, eval_tokens=640, progress=False).records[0]
     for name in ("l0", "mse", "degradation"):
         assert found["cuda"][name] == pytest.approx(found["cpu"][name], rel=0.02)
+
+
+class OnAGPU(torch.Tensor):
+    """A piece that lies on GPU 1, as far as it tells, and notes where it is sent."""
+
+    is_cuda = True
+    device = torch.device("cuda:1")
+
+    def to(self, device):
+        return self if device == self.device else torch.zeros(3)
+
+
+@pytest.mark.parametrize(("there", "is_copied"), [("cuda:0", True), ("cuda:1", False), ("cpu", True)])
+def test_a_piece_on_another_gpu_is_copied(there, is_copied):
+    piece = torch.ones(3).as_subclass(OnAGPU)
+    assert (Transfer(there)(piece) is piece) is not is_copied
+
+
+def test_a_gpu_without_a_number_is_that_of_the_thread_that_asks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert Transfer("cuda").device == torch.device("cuda:1")

@@ -79,25 +79,40 @@ class Harvest(ActivationSource):
     def all_hooks(self, chosen: np.ndarray) -> Iterator[list[Piece]]:
         """Yield the activations of these blocks at every hook, pass by pass, in the number format asked for.
 
+        The last pass is handed out only once all are known to be finite: what was made of the others before must not
+        be used until then. So a GPU is waited for once for all blocks, and not once for each pass.
+
         Raises:
             FloatingPointError: an activation is not finite.
         """
-        for start in range(0, len(chosen), self.blocks_per_pass):
-            some = chosen[start : start + self.blocks_per_pass]
-            # A short pass is filled up with its own blocks again: a matrix product of another shape is summed in
-            # another order, and so would round differently.
-            filled_up = np.resize(some, self.blocks_per_pass)
-            tokens = torch.from_numpy(self.blocks.train[filled_up].astype(np.int64))
-            found = [acts[: len(some)].to(DTYPES[self.dtype]) for acts in self.lm.activations_at(self.hooks, tokens)]
+        passes = [chosen[i : i + self.blocks_per_pass] for i in range(0, len(chosen), self.blocks_per_pass)]
+        # A short pass is filled up with its own blocks again: a matrix product of another shape is summed in another
+        # order, and so would round differently.
+        filled_up = [np.resize(some, self.blocks_per_pass) for some in passes]
+        # All at once, because the CPU waits for the GPU to copy them.
+        tokens = [torch.from_numpy(self.blocks.train[blocks].astype(np.int64)) for blocks in filled_up]
+        there = torch.stack(tokens).to(self.lm.device) if tokens else []
+        finite: dict[str, list[Tensor]] = {hook: [] for hook in self.hooks}
+        for some, ids in zip(passes, there, strict=True):
+            found = [acts[: len(some)].to(DTYPES[self.dtype]) for acts in self.lm.activations_at(self.hooks, ids)]
             for hook, acts in zip(self.hooks, found, strict=True):
                 # Looked at after rounding, because fp16 ends at 65,504.
-                if not acts.isfinite().all():
+                finite[hook].append(acts.isfinite().all())
+            if some is passes[-1]:
+                self._check_finite(passes, finite)
+            yield found
+
+    def _check_finite(self, passes: Sequence[np.ndarray], finite: dict[str, list[Tensor]]) -> None:
+        """Raise FloatingPointError, which names hook and blocks, unless all passes were finite at all hooks."""
+        found = {hook: torch.stack(flags).tolist() for hook, flags in finite.items()}
+        for i, some in enumerate(passes):
+            for hook, flags in found.items():
+                if not flags[i]:
                     raise FloatingPointError(
                         f"activations at {hook} are not finite as {self.dtype}, among blocks "
                         f"{sorted(some.tolist())[:8]}...; try another number format of the language model or of "
                         "its activations"
                     )
-            yield found
 
     def at(self, hook: str, chosen: np.ndarray) -> Iterator[Piece]:
         """Yield the activations of these blocks at one hook.

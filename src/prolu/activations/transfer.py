@@ -12,8 +12,11 @@ N_SLOTS = 2
 class Transfer:
     """`transfer(piece)` returns the piece on the device, ready for whatever is queued there next.
 
-    On its way to a GPU, a piece is copied into a pinned buffer and sent on a CUDA stream of its own. The call returns
-    at once, so the next piece is read, or computed, while this one travels. To a CPU it is copied only if need be.
+    On its way from the CPU to a GPU, a piece is copied into a pinned buffer and sent on a CUDA stream of its own. The
+    call returns at once, so the next piece is read, or computed, while this one travels. From anywhere else it is
+    copied by PyTorch, and not at all if it is there already.
+
+    A transfer belongs to one thread.
     """
 
     def __init__(self, device: str | torch.device):
@@ -21,15 +24,16 @@ class Transfer:
         self._is_gpu = self.device.type == "cuda"
         self._slots: list[tuple[Tensor, torch.cuda.Event] | None] = [None] * N_SLOTS
         self._next = 0
-        self._stream = torch.cuda.Stream(self.device) if self._is_gpu else None
+        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, piece: Tensor) -> Tensor:
-        """Return the piece on the device. On a GPU, the argument may be overwritten as soon as this returns."""
+        """Return the piece on the device. One from the CPU may be overwritten as soon as it was sent to a GPU."""
         if not self._is_gpu or piece.is_cuda:
+            # Between two GPUs, PyTorch makes the current streams of both wait for each other, and the CPU for neither.
             return piece.to(self.device)
+        self._stream = self._stream or torch.cuda.Stream(self.device)
         pinned, sent = self._slot(piece)
         pinned.copy_(piece)
-        assert self._stream is not None
         with torch.cuda.stream(self._stream):
             there = pinned.to(self.device, non_blocking=True)
             sent.record(self._stream)
