@@ -87,9 +87,12 @@ class SAEBenchSAE(torch.nn.Module):
             cfg: Its description.
 
         Raises:
-            ValueError: A row of W_dec does not have norm 1, on which SAEBench's scores per latent rely.
+            ValueError: A row of W_dec does not have norm 1, on which SAEBench's scores per latent rely; or it is a
+                transcoder, which SAEBench does not know.
         """
         super().__init__()
+        if sae.is_transcoder:
+            raise ValueError("a transcoder: SAEBench scores SAEs only, whose input and output are at one hook")
         norms = sae.W_dec.detach().norm(dim=1)
         if (norms - 1).abs().max() > NORM_TOLERANCE:
             raise ValueError(f"W_dec: rows have norms {norms.min():.6g} to {norms.max():.6g}, SAEBench needs norm 1")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,13 @@ class SAE(torch.nn.Module):
     Activations are [..., d_in] and latents [..., d_sae], with any leading dimensions; W_enc is [d_in, d_sae] and W_dec
     [d_sae, d_in].
 
+    A transcoder (`config.is_transcoder`) reads x at one hook and writes y at another one, of width d_out:
+
+        y_hat = f W_dec + b_out        or, as a skip transcoder,        y_hat = f W_dec + b_out + x W_skip
+
+    With `normalisation="per_token"`, x in these equations is c x with c = sqrt(d_in) / norm(x), and y_hat is that of
+    c y: it is divided by c again. So the output follows from the input alone, and is proportional to it.
+
     `encode`, `decode` and `forward` are about activations as they come from the language model: `encode` centres them,
     if the SAE was trained on centred ones, and scales them, and `decode` takes its reconstruction back to where the
     activations came from. Methods whose names end in `_normalised` work on activations that have been centred and
@@ -59,6 +65,10 @@ class SAE(torch.nn.Module):
         self.W_enc = torch.nn.Parameter(weights.encoder.T)
         self.W_dec = torch.nn.Parameter(weights.decoder)
         self.b_dec = torch.nn.Parameter(weights.b_dec)
+        if weights.b_out is not None:
+            self.b_out = torch.nn.Parameter(weights.b_out)
+        if weights.skip is not None:
+            self.W_skip = torch.nn.Parameter(weights.skip)
         self._nonlinearity = nonlinearity_named(config.nonlinearity)
         # By their own names, which are thus the names in the saved file.
         for name in self._nonlinearity.parameter_names:
@@ -68,7 +78,19 @@ class SAE(torch.nn.Module):
     def weights(self) -> Weights:
         """The SAE's own tensors, one row per latent, outside autograd. Writing to them changes the SAE."""
         own = {name: getattr(self, name).data for name in self._nonlinearity.parameter_names}
-        return Weights(self.W_enc.data.T, self.W_dec.data, self.b_dec.data, own)
+        b_out = self.b_out.data if self.is_transcoder else None
+        skip = self.W_skip.data if self.config.skip else None
+        return Weights(self.W_enc.data.T, self.W_dec.data, self.b_dec.data, own, b_out, skip)
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether the SAE is a transcoder, which writes at another hook than it reads at."""
+        return self.config.is_transcoder
+
+    @property
+    def d_out(self) -> int:
+        """The width of the output: d_in, unless the SAE is a transcoder."""
+        return self.config.width_out
 
     @property
     def d_in(self) -> int:
@@ -89,6 +111,11 @@ class SAE(torch.nn.Module):
     def hook(self) -> str:
         """The hook that the SAE was trained at; empty if it is not known."""
         return self._known("hook")
+
+    @property
+    def hook_out(self) -> str:
+        """The hook that a transcoder writes at; empty if it is not known. That of an SAE is `hook`."""
+        return self._known("hook_out") if self.is_transcoder else self.hook
 
     def _known(self, name: str) -> str:
         # From a file that somebody else may have written.
@@ -112,8 +139,10 @@ class SAE(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """Return what the SAE is and where it comes from, on one line."""
-        place = f", {self.hook} of {self.lm}" if self.hook else ""
-        return f"{self.config.nonlinearity}, {self.d_in} -> {self.d_sae}{place}"
+        to_hook = f" to {self.hook_out}" if self.is_transcoder else ""
+        place = f", {self.hook}{to_hook} of {self.lm}" if self.hook else ""
+        widths = f"{self.d_in} -> {self.d_sae}" + (f" -> {self.d_out}" if self.is_transcoder else "")
+        return f"{self.config.nonlinearity}, {widths}{place}"
 
     def encode(self, acts: Activations) -> Float[Tensor, "*batch d_sae"]:
         """Return the latents f of activations as they come from the language model.
@@ -136,13 +165,16 @@ class SAE(torch.nn.Module):
 
     def decode(
         self, latents: Codes, *, like: Tensor | np.ndarray | Sequence[Any] | None = None
-    ) -> Float[Tensor, "*batch d_in"]:
+    ) -> Float[Tensor, "*batch d_out"]:
         """Return the reconstruction of activations as they come from the language model: of x, for `encode(x)`.
+
+        A transcoder returns its output y_hat instead.
 
         Args:
             latents: what `encode` returned, edited or not; or any tensor, array or lists, together with `like`.
-            like: the activations whose scale and mean each row gets; needed only for latents that `encode` did not
-                return, or that an operation has taken out of their rows, and only by an SAE that scales its input.
+            like: the activations x whose scale and mean each row gets; needed only for latents that `encode` did not
+                return, or that an operation has taken out of their rows, and only by an SAE that scales its input, or
+                a skip transcoder.
 
         Raises:
             ValueError: the scale of the rows is not known, or is that of other rows.
@@ -155,34 +187,52 @@ class SAE(torch.nn.Module):
             return self._scaled(like)[1].restore(recon)
         if isinstance(latents, Latents) and hasattr(latents, "row_scale"):
             return latents.row_scale.restore(recon)
-        if self.config.normalisation == "none" and not self.centred:
+        # A transcoder adds no mean of its input to its output.
+        if self.config.normalisation == "none" and not self.config.skip and (self.is_transcoder or not self.centred):
             return recon
         raise ValueError(
             "latents: a plain tensor does not know the scale of its rows, which this SAE took from its input; pass "
             "what `encode` returned, or like=acts, or use decode_normalised"
         )
 
-    def decode_normalised(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
-        """Return the reconstruction f W_dec + b_dec, still centred and scaled."""
-        return latents @ self.W_dec + self.b_dec
+    def decode_normalised(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_out"]:
+        """Return the reconstruction f W_dec + b_dec, still centred and scaled.
 
-    def forward(self, acts: Activations) -> Float[Tensor, "*batch d_in"]:
-        """Return the reconstruction of activations as they come from the language model."""
+        Of a transcoder it is f W_dec + b_out: what a skip connection adds depends on x (`reconstruct_normalised`).
+        """
+        return latents @ self.W_dec + (self.b_out if self.is_transcoder else self.b_dec)
+
+    def skip_normalised(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"] | float:
+        """Return what a skip connection adds to the output, x W_skip, still centred and scaled; 0.0 without one."""
+        return x @ self.W_skip if self.config.skip else 0.0
+
+    def reconstruct_normalised(
+        self, latents: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        """Return the whole output for the latents of x, still centred and scaled: with the skip connection's part."""
+        recon = self.decode_normalised(latents)
+        return recon + self.skip_normalised(x) if self.config.skip else recon
+
+    def forward(self, acts: Activations) -> Float[Tensor, "*batch d_out"]:
+        """Return the reconstruction of activations as they come from the language model; a transcoder's output."""
         x, row_scale = self._scaled(acts)
         return row_scale.restore(self.decode_normalised(self.encode_normalised(x)))
 
     def _scaled(self, acts: Activations) -> tuple[Tensor, RowScale]:
         """Return activations in the space that the SAE works in, and what takes a reconstruction back."""
         acts = self._checked(acts)
-        mean: Tensor | float = 0.0
+        offset: Tensor | float = 0.0
         scale: Tensor | float = 1.0
         if self.centred:
-            mean = acts.mean(-1, keepdim=True)
+            # The target of a transcoder is centred too, and its mean is not that of the input.
+            offset = 0.0 if self.is_transcoder else acts.mean(-1, keepdim=True)
             acts = centre(acts)
         if self.config.normalisation == "per_token":
             acts, norms = normalise(acts)
             scale = (norms / math.sqrt(self.d_in))[..., None]
-        return acts, RowScale(scale, mean)
+        if self.config.skip:
+            offset = self.skip_normalised(acts) * scale
+        return acts, RowScale(scale, offset)
 
     def _checked(self, acts: Any) -> Tensor:
         acts = self._as_tensor("acts", acts)
@@ -210,7 +260,7 @@ class SAE(torch.nn.Module):
         """Return what `save` writes: the content of each file, by name."""
         # safetensors stores no strides, and W_enc is a transposed view.
         tensors = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
-        facts = {"sae": asdict(self.config), "provenance": self.provenance | (provenance or {})}
+        facts = {"sae": self.config.describe(), "provenance": self.provenance | (provenance or {})}
         return {WEIGHTS_FILE: save(tensors), CONFIG_FILE: (json_text(facts, indent=1) + "\n").encode()}
 
     def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:

@@ -22,11 +22,12 @@ class RowScale(NamedTuple):
 
     scale: Float[Tensor, "*batch 1"] | float
     """The factor of each row: its norm divided by sqrt(d_in), or 1.0 for an SAE that does not scale its input."""
-    mean: Float[Tensor, "*batch 1"] | float
-    """The mean of each row, or 0.0 for an SAE that was not trained on centred activations."""
+    offset: Float[Tensor, "*batch d_or_1"] | float
+    """What is added to each row: its mean, or 0.0 for an SAE that was not trained on centred activations. Of a skip
+    transcoder it is what the skip connection adds."""
 
-    def restore(self, recon: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """Return recon * scale + mean.
+    def restore(self, recon: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
+        """Return recon * scale + offset.
 
         Raises:
             ValueError: these are the scales of other rows than the reconstruction has.
@@ -37,8 +38,8 @@ class RowScale(NamedTuple):
                     f"latents with rows {tuple(recon.shape[:-1])}, and activations with rows {tuple(kept.shape[:-1])}: "
                     "must be activations of the same rows"
                 )
-        scale, mean = (kept.to(recon) if isinstance(kept, Tensor) else kept for kept in self)
-        return recon * scale + mean
+        scale, offset = (kept.to(recon) if isinstance(kept, Tensor) else kept for kept in self)
+        return recon * scale + offset
 
 
 class Latents(Tensor):

@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,39 @@ class SAEConfig:
     topk(32), batchtopk(32), jumprelu(0.03), prolu(0.5,1,0)."""
     normalisation: str = "per_token"
     """How activations are scaled: per_token scales each to norm sqrt(d_in) before it is encoded, and its reconstruction
-    back; none leaves both as they are."""
+    back; none leaves both as they are. The target of a transcoder is scaled by the factor of its input."""
+    d_out: int | None = None
+    """The width of the activations that a transcoder writes. None for an SAE, which writes what it reads."""
+    skip: bool = False
+    """Whether a transcoder has a skip connection: x W_skip is added to its output."""
 
     def __post_init__(self):
         at_least_1("d_in", self.d_in)
         at_least_1("d_sae", self.d_sae)
         nonlinearity_named(self.nonlinearity).check_width(self.d_sae)
         one_of("normalisation", self.normalisation, NORMALISATIONS)
+        if self.d_out is not None:
+            at_least_1("d_out", self.d_out)
+        elif self.skip:
+            raise ValueError("skip True: only a transcoder, which has a d_out, has a skip connection")
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether the output is an activation of another hook than the input."""
+        return self.d_out is not None
+
+    @property
+    def width_out(self) -> int:
+        """The width of the output: d_out of a transcoder, d_in of an SAE."""
+        return self.d_in if self.d_out is None else self.d_out
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields as they are saved: those that only transcoders have are left out for an SAE."""
+        return {name: value for name, value in asdict(self).items() if self.is_transcoder or name not in OF_TRANSCODERS}
+
+
+OF_TRANSCODERS = {"d_out", "skip"}
+"""The fields of a config that only transcoders have."""
 
 
 def read_weights(file: Path, config: SAEConfig) -> Weights:
@@ -61,9 +87,13 @@ def read_weights(file: Path, config: SAEConfig) -> Weights:
     own_names = nonlinearity_named(config.nonlinearity).parameter_names
     shapes = {
         "W_enc": (config.d_in, config.d_sae),
-        "W_dec": (config.d_sae, config.d_in),
+        "W_dec": (config.d_sae, config.width_out),
         "b_dec": (config.d_in,),
     }
+    if config.is_transcoder:
+        shapes["b_out"] = (config.width_out,)
+    if config.skip:
+        shapes["W_skip"] = (config.d_in, config.width_out)
     shapes |= dict.fromkeys(own_names, (config.d_sae,))
     if tensors.keys() != shapes.keys():
         raise ValueError(f"{file}: holds the tensors {sorted(tensors)}, and must hold {sorted(shapes)}")
@@ -78,7 +108,14 @@ def read_weights(file: Path, config: SAEConfig) -> Weights:
             raise ValueError(f"{file}: {name} holds values that are not finite")
     own = {name: tensors[name] for name in own_names}
     # The file has W_enc in its public shape; in memory it lies latent by latent.
-    return Weights(tensors["W_enc"].T.contiguous(), tensors["W_dec"], tensors["b_dec"], own)
+    return Weights(
+        tensors["W_enc"].T.contiguous(),
+        tensors["W_dec"],
+        tensors["b_dec"],
+        own,
+        b_out=tensors.get("b_out"),
+        skip=tensors.get("W_skip"),
+    )
 
 
 def weights_digest(folder: str | Path) -> str:
@@ -103,9 +140,13 @@ def read_config(file: Path) -> SAEConfig:
     """
     facts = _read_facts(file)["sae"]
     known = {field.name: field.type for field in fields(SAEConfig)}
+    always = [name for name in known if name not in OF_TRANSCODERS]
     # All of them, defaults too: a file without one was not written by `save`, and a default would be a guess.
-    if not isinstance(facts, dict) or facts.keys() != known.keys():
-        raise ValueError(f"{file}: 'sae' must have the fields {', '.join(known)} and no others")
+    if not isinstance(facts, dict) or facts.keys() not in (known.keys(), set(always)):
+        raise ValueError(
+            f"{file}: 'sae' must have the fields {', '.join(always)}, for a transcoder also "
+            f"{' and '.join(sorted(OF_TRANSCODERS))}, and no others"
+        )
     try:
         for name, value in facts.items():
             check_type(name, value, known[name])

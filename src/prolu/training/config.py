@@ -40,7 +40,7 @@ FROZEN = {
 BY_NONLINEARITY = "auto"
 """The penalty that suits the nonlinearity."""
 
-LATER_FIELDS: dict[str, Any] = {"l0_integration_steps": 1.0, "freeze": "none"}
+LATER_FIELDS: dict[str, Any] = {"l0_integration_steps": 1.0, "freeze": "none", "skip": False}
 """Fields that recorded runs of version 0.1.0 lack, and the values with which a run is what it was there."""
 
 
@@ -105,7 +105,12 @@ class RunConfig:
     decoder row keeps a cosine of at least 0.8 with its start), or none. Biases and thresholds are always trained. An
     SAE that does not beat its random baselines has learned no directions worth having."""
     normalisation: Normalisation = "per_token"
-    """How activations are scaled: per_token scales each to norm sqrt(d_in), none leaves them as they are."""
+    """How activations are scaled: per_token scales each to norm sqrt(d_in), none leaves them as they are. The target of
+    a transcoder is scaled by the factor of its input, so that its output needs no more than its input to be scaled
+    back."""
+    skip: bool = False
+    """Train a skip transcoder: a matrix W_skip besides, so that x W_skip is added to the output. This is for
+    transcoders only (--hook-out)."""
     resample_fractions: tuple[float, ...] = ()
     """The fractions of the steps after which dead latents are resampled and the learning rate warms up again. Empty:
     never. The paper has 0.256 and 0.512."""
@@ -202,15 +207,24 @@ class RunConfig:
         seed = f"s{self.init_seed}"
         start = [f"from{self.init_digest[:8]}"] if self.init_digest else []
         frozen = [] if self.freeze == "none" else [f"frozen_{self.freeze}"]
+        skip = ["skip"] if self.skip else []
         size = [f"lr{self.lr:.4g}", f"d{self.d_sae}"]
-        return "-".join([nonlinearity, self.resolved_penalty, sparsity, *size, seed, *start, *frozen])
+        return "-".join([nonlinearity, self.resolved_penalty, sparsity, *size, seed, *skip, *start, *frozen])
 
-    def sae_config(self, d_in: int) -> "SAEConfig":
-        """Return the config of the run's SAE for activations of width `d_in`."""
+    def sae_config(self, d_in: int, d_out: int | None = None) -> "SAEConfig":
+        """Return the config of the run's SAE for activations of width `d_in`.
+
+        With a `d_out` it is that of a transcoder, whose target has this width.
+        """
         from prolu.sae.saved_sae import SAEConfig
 
         return SAEConfig(
-            d_in=d_in, d_sae=self.d_sae, nonlinearity=self.resolved_nonlinearity, normalisation=self.normalisation
+            d_in=d_in,
+            d_sae=self.d_sae,
+            nonlinearity=self.resolved_nonlinearity,
+            normalisation=self.normalisation,
+            d_out=d_out,
+            skip=self.skip,
         )
 
     # Schedule, controller and resampling are held as fractions, so that a run at another length keeps its shape. The

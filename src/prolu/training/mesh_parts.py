@@ -3,6 +3,8 @@
 In one process every part is the whole, and every sum is there already, to the bit.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -37,7 +39,8 @@ def part_of(weights: Weights, mesh: Mesh) -> Weights:
     here = mesh.latents(weights.d_sae)
     own = {name: t[here] for name, t in weights.own.items()}
     # Copied, so that the whole weights, of which these are views, can be freed.
-    return Weights(weights.encoder[here], weights.decoder[here], weights.b_dec, own).map(torch.clone)
+    part = replace(weights, encoder=weights.encoder[here], decoder=weights.decoder[here], own=own)
+    return part.map(torch.clone)
 
 
 def whole_weights(weights: Weights, mesh: Mesh) -> Weights | None:
@@ -48,7 +51,7 @@ def whole_weights(weights: Weights, mesh: Mesh) -> Weights | None:
     if not mesh.is_first:
         return None
     encoder, decoder, *own = [part for part in parts if part is not None]
-    whole = Weights(encoder, decoder, weights.b_dec.cpu(), dict(zip(weights.own, own, strict=True)))
+    whole = replace(weights, encoder=encoder, decoder=decoder, own=dict(zip(weights.own, own, strict=True)))
     return whole.map(lambda t: t.to(weights.b_dec))
 
 

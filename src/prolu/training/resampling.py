@@ -63,14 +63,14 @@ class Resampler:
         self,
         config: Resampling,
         dead: Bool[Tensor, " d_sae"],
-        reconstruct: Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_in"]],
+        reconstruct: Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_out"]],
         generator: torch.Generator,
         mesh: Mesh = ALONE,
     ):
         """Args:
         config: how latents are resampled.
         dead: which of the latents of all ranks are dead.
-        reconstruct: the SAE as it is now, from and to normalised activations.
+        reconstruct: the SAE as it is now, from normalised activations to the reconstruction of their targets.
         generator: the source of the Gumbel noise.
         mesh: the ranks that share the SAE. All are shown the same activations, and draw the same ones.
         """
@@ -83,13 +83,20 @@ class Resampler:
         self._n_seen = 0
         self._keys = torch.empty(0, dtype=torch.float64)
         self._rows = torch.empty(0)
+        self._targets: Tensor | None = None
 
-    def offer(self, acts: Float[Tensor, "n d_in"], raw_norm: Float[Tensor, " n"]) -> None:
+    def offer(
+        self,
+        acts: Float[Tensor, "n d_in"],
+        raw_norm: Float[Tensor, " n"],
+        target: Float[Tensor, "n d_out"] | None = None,
+    ) -> None:
         """Consider fresh activations as candidates; those beyond `n_candidates` are ignored.
 
         Args:
             acts: normalised activations.
             raw_norm: their norms before they were normalised.
+            target: the targets of a transcoder, scaled as its inputs are; None for an SAE.
         """
         n_wanted = self._config.n_candidates - self._n_seen
         acts = acts[:n_wanted]
@@ -100,31 +107,40 @@ class Resampler:
         # Noise and keys are fp64 on the CPU, so that every device and every rank draws the same activations.
         uniform = torch.rand(len(acts), generator=self._generator, dtype=torch.float64)
         acts = acts.to(self._dead.device)
-        loss = (acts - self._reconstruct(acts)).double().square().sum(1).cpu()
+        wanted = acts if target is None else target[:n_wanted].to(self._dead.device)
+        loss = (wanted - self._reconstruct(acts)).double().square().sum(1).cpu()
         # With an exponent of 0 all are drawn alike, also those that are reconstructed perfectly: log(0) times 0 is NaN.
         log_weight = self._config.exponent * loss.log() if self._config.exponent else torch.zeros_like(loss)
         keys = log_weight - (-uniform.log()).log()
         if self._config.max_raw_norm is not None:
             keys[raw_norm.cpu() >= self._config.max_raw_norm] = -torch.inf
+        # A row of zeros has no direction, neither to read nor to write.
+        keys[~(acts.any(1) & wanted.any(1)).cpu()] = -torch.inf
         # The largest of all keys so far: the draw does not depend on how candidates were cut into chunks.
         every = torch.cat([self._keys, keys])
         self._keys, best = every.topk(min(self.n_dead, len(every)))
-        self._rows = torch.cat([self._rows.to(acts).view(-1, acts.shape[1]), acts])[best.to(acts.device)]
+        best = best.to(acts.device)
+        self._rows = torch.cat([self._rows.to(acts).view(-1, acts.shape[1]), acts])[best]
+        if target is not None:
+            kept = wanted[:0] if self._targets is None else self._targets
+            self._targets = torch.cat([kept, wanted])[best]
 
     def finish_(self, weights: Weights, moments: Moments, starts: Mapping[str, float]) -> ResampledCounts:
         """Write the new directions into weights and moments, in place; on a mesh, into those of this rank's latents.
 
-        With u the drawn activation scaled to unit norm:
+        With u the drawn activation scaled to unit norm, and v its target, which for an SAE is u too:
 
-            W_dec row     <- u
+            W_dec row     <- v
             W_enc column  <- u * encoder_norm * (mean norm of the living columns)
             own parameters <- `starts` (b_enc: 0),  first moments <- 0,  second moments <- `second_moment`
         """
         # Equal on all ranks already, but weights that ranks share must be equal to the bit.
-        for drawn in (self._keys, self._rows):
+        targets = self._rows if self._targets is None else self._targets
+        for drawn in (self._keys, self._rows, *([] if targets is self._rows else [targets])):
             self._mesh.broadcast_(drawn, 0)
         # A key of -inf is a candidate that may not be drawn: one of too large a norm, or reconstructed without error.
-        directions = self._rows[(self._keys > -torch.inf).to(self._rows.device)]
+        may_be_drawn = (self._keys > -torch.inf).to(self._rows.device)
+        directions = self._rows[may_be_drawn]
         dead = self._dead.nonzero().squeeze(1)[: len(directions)]
         if n_reborn := len(dead):
             here = self._mesh.latents(len(self._dead))
@@ -132,11 +148,13 @@ class Resampler:
             norms = torch.linalg.vector_norm(weights.encoder[living[here]], dim=1)
             norm = self._mesh.mean_over_latents(norms)
             unit = directions / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+            written = targets[may_be_drawn]
+            unit_written = written / torch.linalg.vector_norm(written, dim=1, keepdim=True)
             mine = (dead >= here.start) & (dead < here.stop)
             dead = dead[mine] - here.start
             unit = unit[mine]
             weights.encoder[dead] = unit * (self._config.encoder_norm * norm)
-            weights.decoder[dead] = unit
+            weights.decoder[dead] = unit_written[mine]
             for name, parameter in weights.own.items():
                 parameter[dead] = starts[name]
             self._reset_moments_(dead, ~self._dead[here], moments)

@@ -1,6 +1,7 @@
 """The weights before the first update: drawn at random, or those of a saved SAE."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,13 +18,15 @@ UNIT_NORM_TOLERANCE = 16
 format, the file's or the run's."""
 
 
-def starting_weights(config: RunConfig, d_in: int, dtype: torch.dtype = torch.float32) -> Weights:
-    """Return the weights that a run starts from.
+def starting_weights(
+    config: RunConfig, d_in: int, dtype: torch.dtype = torch.float32, d_out: int | None = None
+) -> Weights:
+    """Return the weights that a run starts from; `d_out` is the width of a transcoder's target, None for an SAE.
 
     Raises:
         ValueError: there is no SAE in `init_from`, or it is not the one of `init_digest`, or it does not fit the run.
     """
-    sae_config = config.sae_config(d_in)
+    sae_config = config.sae_config(d_in, d_out)
     if config.init_from is None:
         return initial_weights(sae_config, config.init_seed, dtype, config.initial_bias)
     return _saved_weights(config, sae_config, dtype)
@@ -36,6 +39,9 @@ def initial_weights(
 
     W_enc is Kaiming-uniform over the latents, with the bound sqrt(6 / d_sae); W_dec is W_enc^T with rows of unit norm;
     b_dec is 0; encoder biases are `initial_bias`, other own parameters what their nonlinearity starts them at.
+
+    A transcoder writes into another space than it reads from, so the rows of its W_dec are drawn by themselves, in
+    directions that are uniform over the cube, and have unit norm too; b_out and W_skip are 0.
     """
     nonlinearity = nonlinearity_named(config.nonlinearity)
     bound = math.sqrt(6 / config.d_sae)
@@ -43,6 +49,9 @@ def initial_weights(
     draws = torch.rand(config.d_sae, config.d_in, generator=keyed_generator(init_seed, "init"))
     encoder = ((2 * draws - 1) * bound).to(dtype)
     decoder = encoder.clone()
+    if config.is_transcoder:
+        draws = torch.rand(config.d_sae, config.width_out, generator=keyed_generator(init_seed, "init decoder"))
+        decoder = (2 * draws - 1).to(dtype)
     normalise_rows_(decoder)
     own = {
         name: torch.full((config.d_sae,), nonlinearity.initial(name), dtype=dtype)
@@ -50,7 +59,15 @@ def initial_weights(
     }
     if "b_enc" in own:
         own["b_enc"].fill_(initial_bias)
-    return Weights(encoder, decoder, torch.zeros(config.d_in, dtype=dtype), own)
+    zeros = encoder.new_zeros
+    return Weights(
+        encoder,
+        decoder,
+        zeros(config.d_in),
+        own,
+        b_out=zeros(config.width_out) if config.is_transcoder else None,
+        skip=zeros(config.d_in, config.width_out) if config.skip else None,
+    )
 
 
 def _saved_weights(config: RunConfig, sae_config: SAEConfig, dtype: torch.dtype) -> Weights:
@@ -75,6 +92,8 @@ def _check_fit(config: RunConfig, wanted: SAEConfig, found: SAEConfig) -> None:
         raise ValueError(f"{place}: the SHA-256 of its weights is {digest}, but init_digest is {config.init_digest}")
     if found.d_in != wanted.d_in:
         raise ValueError(f"{place}: that SAE takes activations of width {found.d_in}, these have {wanted.d_in}")
+    if (found.d_out, found.skip) != (wanted.d_out, wanted.skip):
+        raise ValueError(f"{place}: it is {_kind(found)}, and the run trains {_kind(wanted)}")
     for name in ("d_sae", "normalisation"):
         if getattr(found, name) != getattr(wanted, name):
             raise ValueError(
@@ -86,6 +105,12 @@ def _check_fit(config: RunConfig, wanted: SAEConfig, found: SAEConfig) -> None:
             f"nonlinearity {wanted.nonlinearity!r}: the SAE in {config.init_from!r} has {found.nonlinearity!r}; only "
             "its arguments or its synthetic gradient may differ"
         )
+
+
+def _kind(config: SAEConfig) -> str:
+    if not config.is_transcoder:
+        return "an SAE"
+    return f"a {'skip ' if config.skip else ''}transcoder into activations of width {config.d_out}"
 
 
 def _with_unit_rows(config: RunConfig, weights: Weights, norms: Tensor) -> Weights:
@@ -105,4 +130,6 @@ def _with_unit_rows(config: RunConfig, weights: Weights, norms: Tensor) -> Weigh
         )
     factor = norms.to(weights.decoder.dtype)
     own = nonlinearity.rescaled(weights.own, factor)
-    return Weights(weights.encoder * factor[:, None], weights.decoder / factor[:, None], weights.b_dec, own)
+    return replace(
+        weights, encoder=weights.encoder * factor[:, None], decoder=weights.decoder / factor[:, None], own=own
+    )

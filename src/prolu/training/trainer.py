@@ -51,6 +51,7 @@ class Trainer:
         d_in: int,
         batch_size: int,
         *,
+        d_out: int | None = None,
         steps: Steps | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
@@ -60,6 +61,7 @@ class Trainer:
             config: the settings of the run.
             d_in: the width of the activations.
             batch_size: the number of tokens per step, of all ranks together.
+            d_out: the width of the target of a transcoder; None for an SAE, whose target is its input.
             steps: those of another trainer of the same shape, whose buffers are then shared; no bit depends on it.
             dtype: the number format of weights and activations.
             device: where the SAE is trained.
@@ -72,7 +74,7 @@ class Trainer:
         self.config = config
         self.batch_size = batch_size
         self.n_steps = config.n_steps(batch_size)
-        self.sae_config = config.sae_config(d_in)
+        self.sae_config = config.sae_config(d_in, d_out)
         self.resampling = config.resampling(batch_size)
         self.mesh = mesh
         self._schedule = config.schedule(batch_size)
@@ -83,7 +85,7 @@ class Trainer:
         trained = self.nonlinearity.in_training
         self.objective = Objective(trained, penalty_named(config.resolved_penalty), config.coeff, trained.auxiliary)
         self.dead_latents = DeadLatents(trained.auxiliary, config.aux_dead_tokens, batch_size, mesh)
-        weights = part_of(starting_weights(config, d_in, dtype), mesh).map(lambda t: t.to(device))
+        weights = part_of(starting_weights(config, d_in, dtype, d_out), mesh).map(lambda t: t.to(device))
         self.frozen_parts = FrozenParts(config.freeze, weights)
         self.adam = AdamConfig(
             beta1=config.beta1, max_grad_norm=config.max_grad_norm, frozen=self.frozen_parts.untrained
@@ -96,20 +98,25 @@ class Trainer:
             self.crossover = crossover_density(torch.device(device).type, d_in, config.d_sae)
         self.steps = steps or Steps(weights, batch_size // mesh.n_data, config.precision, mesh)
 
-    def step(self, acts: Float[Tensor, "batch d_in"]) -> StepReport:
+    def step(self, acts: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"] | None = None) -> StepReport:
         """Make one update on normalised activations; on a mesh, on this rank's rows of the batch.
 
         Each row must be scaled to norm sqrt(d_in), as `ActivationStream` does, unless the config says
         `normalisation="none"`; rows of other norms are trained on after a warning.
 
+        Args:
+            acts: the activations x.
+            target: the activations y that a transcoder is to give, each scaled by the factor of its x; None for an SAE.
+
         Raises:
             ValueError: there are no activations, their width, dtype or device is not the SAE's, or all steps of the
-                config have been made.
+                config have been made; or a transcoder has no target, or an SAE has one.
         """
-        acts = self.checked(acts)
+        acts, target = self.checked(acts, target)
         state = self.state
         update = self.update_now()
-        stats = self.steps[state.step].update_(state.weights, state.moments, acts, self._objective_now(), update)
+        step = self.steps[state.step]
+        stats = step.update_(state.weights, state.moments, acts, self._objective_now(), update, target)
         self.frozen_parts.hold_(state.weights)
         stats, n_active = stats_of_batch(stats, self.objective.nonlinearity, self.mesh)
         self.losses_finite_.logical_and_(stats.mse.isfinite())
@@ -163,20 +170,31 @@ class Trainer:
             controller = self.l0_controller.after(controller, l0, n_updates)
         return self.state._replace(n_updates=n_updates, step=step_kind, l0_controller=controller)
 
-    def checked(self, acts: Tensor) -> Tensor:
-        """Return activations as a step takes them; raise ValueError, as `step` does, if they do not fit."""
-        if not isinstance(acts, Tensor):
-            raise ValueError(f"acts: a {type(acts).__name__}; pass a tensor, as torch.from_numpy makes of an array")
-        like = self.state.weights.encoder
-        if acts.ndim != 2 or acts.shape[1] != like.shape[1] or not len(acts):
-            raise ValueError(f"acts of shape {tuple(acts.shape)}: must be [batch, d_in] with d_in = {like.shape[1]}")
-        if acts.dtype != like.dtype or acts.device != like.device:
-            raise ValueError(f"acts are {acts.dtype} on {acts.device}: the trainer is {like.dtype} on {like.device}")
+    def checked(self, acts: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return activations and targets as a step takes them; raise ValueError, as `step` does, if they do not fit."""
+        if self.sae_config.is_transcoder != (target is not None):
+            needs = "a transcoder needs one" if target is None else "an SAE has none, only a transcoder with a d_out"
+            raise ValueError(f"target: {needs}")
+        acts = self._fitting("acts", acts, "d_in", self.sae_config.d_in)
+        if target is not None:
+            target = self._fitting("target", target, "d_out", self.sae_config.width_out)
+            if len(target) != len(acts):
+                raise ValueError(f"target has {len(target)} rows: must have those of acts, which are {len(acts)}")
         if not self._saw_scale:
             # Once, because on a GPU a reading waits until the device is done.
             self._saw_scale = True
             _warn_if_not_scaled(acts)
-        return acts.detach().contiguous()
+        return acts, target
+
+    def _fitting(self, name: str, rows: Tensor, width: str, n: int) -> Tensor:
+        if not isinstance(rows, Tensor):
+            raise ValueError(f"{name}: a {type(rows).__name__}; pass a tensor, as torch.from_numpy makes of an array")
+        like = self.state.weights.encoder
+        if rows.ndim != 2 or rows.shape[1] != n or not len(rows):
+            raise ValueError(f"{name} of shape {tuple(rows.shape)}: must be [batch, {width}] with {width} = {n}")
+        if rows.dtype != like.dtype or rows.device != like.device:
+            raise ValueError(f"{name} are {rows.dtype} on {rows.device}: the trainer is {like.dtype} on {like.device}")
+        return rows.detach().contiguous()
 
     @property
     def resamples_now(self) -> bool:
@@ -204,12 +222,13 @@ class Trainer:
         """Return the SAE's reconstruction of normalised activations; on a mesh with the latents of all ranks."""
         if self.mesh.n_latent == 1:
             sae = self.sae()
-            return sae.decode_normalised(sae.encode_normalised(x)).detach()
+            return sae.reconstruct_normalised(sae.encode_normalised(x), x).detach()
         weights = self.state.weights
         m = (x - weights.b_dec) @ weights.encoder.T
         active = active_mask(self.nonlinearity, m, weights.own, gather_of(self.mesh))
         latents = torch.where(active, self.nonlinearity.value(m, weights.own), 0)
-        return self.mesh.sum_over_latents_(latents @ weights.decoder, "resampling") + weights.b_dec
+        recon = self.mesh.sum_over_latents_(latents @ weights.decoder, "resampling") + weights.output_bias
+        return recon if weights.skip is None else recon + x @ weights.skip
 
     def sae(self) -> SAE:
         """Return the SAE as it is now; it shares the trainer's memory. On a mesh use `whole_sae`."""
@@ -267,6 +286,7 @@ class Trainer:
         """Return the resolved config of this run, for its folder."""
         return self.config.describe() | {
             "d_in": self.sae_config.d_in,
+            **({"d_out": self.sae_config.d_out} if self.sae_config.is_transcoder else {}),
             "n_steps": self.n_steps,
             # It decides when a step changes its kind, and so its rounding.
             "crossover": self.crossover,

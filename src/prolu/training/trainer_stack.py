@@ -83,19 +83,23 @@ class TrainerStack:
                 step="dense",
             )
 
-    def step(self, acts: Float[Tensor, "batch d_in"]) -> list[StepReport]:
+    def step(
+        self, acts: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"] | None = None
+    ) -> list[StepReport]:
         """Make one update of every SAE on the same normalised activations; return what each did.
+
+        The arguments are those of `Trainer.step`.
 
         Raises:
             ValueError: as `Trainer.step`.
         """
         first = self.trainers[0]
-        acts = first.checked(acts)
+        acts, target = first.checked(acts, target)
         state = self._state
         updates = [trainer.update_now() for trainer in self.trainers]
         term = self._dead_latents.term_now(state.last_fired, state.n_updates)
         objective = replace(first.objective, coeff=self._coeffs(), auxiliary=term)
-        stats = self._step.update_stack_(state.weights, state.moments, acts, objective, updates)
+        stats = self._step.update_stack_(state.weights, state.moments, acts, objective, updates, target)
         for trainer in self.trainers:
             trainer.frozen_parts.hold_(trainer.state.weights)
         self._losses_finite.logical_and_(stats.mse.isfinite())
@@ -144,7 +148,13 @@ def stack_key(trainer: Trainer) -> Hashable:
     config = trainer.config
     weights = trainer.state.weights
     return (
-        (weights.d_in, weights.d_sae, weights.encoder.dtype, weights.encoder.device),
+        (
+            weights.d_in,
+            weights.d_sae,
+            tuple((name, tensor.shape) for name, tensor in weights.shared().items()),
+            weights.encoder.dtype,
+            weights.encoder.device,
+        ),
         (config.resolved_nonlinearity, config.resolved_penalty, config.precision, config.normalisation),
         (trainer.adam, trainer.n_steps, trainer.batch_size, trainer.resampling),
         (config.aux_dead_tokens, trainer.coeff_warmup_steps, config.freeze),
@@ -155,9 +165,7 @@ def stack_key(trainer: Trainer) -> Hashable:
 def _stacked(parts: Sequence[Weights]) -> Weights:
     """Return weights with one dimension more, in front: that of the parts."""
     own = {name: torch.stack([part.own[name] for part in parts]) for name in parts[0].own}
-    return Weights(
-        torch.stack([part.encoder for part in parts]),
-        torch.stack([part.decoder for part in parts]),
-        torch.stack([part.b_dec for part in parts]),
-        own,
-    )
+    shared = {name: torch.stack([part.shared()[name] for part in parts]) for name in parts[0].shared()}
+    encoder = torch.stack([part.encoder for part in parts])
+    decoder = torch.stack([part.decoder for part in parts])
+    return Weights(encoder, decoder, own=own, **shared)

@@ -140,5 +140,5 @@ class TrainerState(NamedTuple):
 
 
 def _is_split(name: str) -> bool:
-    """Return whether a tensor of a state has a row for each latent: all but those of b_dec."""
-    return not name.endswith(".b_dec")
+    """Return whether a tensor of a state has a row for each latent: all but those of b_dec, b_out and W_skip."""
+    return not name.endswith((".b_dec", ".b_out", ".skip"))

@@ -139,8 +139,10 @@ def common_form_of(sae: SAE) -> CommonForm:
     libraries keep some of them.
 
     Raises:
-        ValueError: No other library has its nonlinearity.
+        ValueError: No other library has its nonlinearity, or it is a transcoder.
     """
+    if sae.is_transcoder:
+        raise ValueError("a transcoder: this format holds SAEs only, whose input and output are at one hook")
     weights = sae.weights
     nonlinearity = nonlinearity_named(sae.config.nonlinearity)
     for kind, (architecture, converted) in CONVERSIONS.items():

@@ -15,7 +15,6 @@ changed SAE is read like any other of that format.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def record_of(sae: SAE, provenance: Mapping[str, Any], undescribed: list[str]) -
         provenance: Where it comes from.
         undescribed: The preparation of inputs that the format cannot describe.
     """
-    return {"sae": asdict(sae.config), "provenance": dict(provenance), "inputs_must_be": undescribed}
+    return {"sae": sae.config.describe(), "provenance": dict(provenance), "inputs_must_be": undescribed}
 
 
 def parameters_file(sae: SAE) -> dict[str, bytes]:
@@ -108,7 +107,7 @@ def _config_in(record: Any) -> SAEConfig | None:
     """Return the config in a record, or None if there is none that this version understands."""
     facts = record.get("sae") if isinstance(record, dict) else None
     # The types are those of an example's values, since an annotation may be a Literal.
-    kinds = {name: type(value) for name, value in asdict(SAEConfig(d_in=1, d_sae=1)).items()}
+    kinds = {name: type(value) for name, value in SAEConfig(d_in=1, d_sae=1).describe().items()}
     if not isinstance(facts, dict) or {name: type(value) for name, value in facts.items()} != kinds:
         return None
     try:

@@ -100,8 +100,9 @@ class Auxiliary:
 
     nonlinearity: "Nonlinearity"
     """The nonlinearity that gives f_aux. Its own parameters are among those of the SAE."""
-    target: Literal["residual", "centred_input"]
-    """What f_aux W_dec reconstructs: x - x_hat, or x - b_dec. No gradient flows into it."""
+    target: Literal["residual", "centred_target"]
+    """What f_aux W_dec reconstructs: the residual x - x_hat, or x - b_dec; of a transcoder y - y_hat, or
+    y - b_out - x W_skip. No gradient flows into it."""
     coeff: float
     """The weight of the term in the loss."""
     trains_decoder: bool

@@ -82,4 +82,4 @@ class Gated(Nonlinearity):
 
         It keeps the gate's direction useful: without it only the penalty would move the gate, and would shut it.
         """
-        return Auxiliary(self.gate, target="centred_input", coeff=1.0, trains_decoder=False)
+        return Auxiliary(self.gate, target="centred_target", coeff=1.0, trains_decoder=False)

@@ -130,9 +130,9 @@ def _slabs(weights: Weights) -> list[slice]:
 
 
 def _tensors_at(weights: Weights, rows: slice) -> list[Tensor]:
-    """Return these rows of both matrices; with the first run of latents also the vectors, whole."""
-    vectors = [weights.b_dec, *weights.own.values()] if rows.start == 0 else []
-    return [weights.encoder[rows], weights.decoder[rows], *vectors]
+    """Return these rows of both matrices; with the first run of latents also all other tensors, whole."""
+    others = weights.tensors()[2:] if rows.start == 0 else []
+    return [weights.encoder[rows], weights.decoder[rows], *others]
 
 
 def clip_scale(gradients: Weights, adam: AdamConfig, mesh: Mesh = ALONE) -> Float[Tensor, ""]:
@@ -146,9 +146,9 @@ def clip_scale(gradients: Weights, adam: AdamConfig, mesh: Mesh = ALONE) -> Floa
     assert adam.max_grad_norm is not None
     norms = torch.stack([torch.linalg.vector_norm(g) for name, g in gradients.named().items() if name != adam.frozen])
     if mesh.n_latent > 1:
-        # b_dec's gradient is on every rank, and is counted by the first only.
-        b_dec = torch.linalg.vector_norm(gradients.b_dec)
-        squares = norms.square().sum() - b_dec.square() * (mesh.latent_rank > 0)
+        # The gradient of what has no row for each latent is on every rank, and is counted by the first only.
+        shared = torch.stack([torch.linalg.vector_norm(g) for g in gradients.shared().values()])
+        squares = norms.square().sum() - shared.square().sum() * (mesh.latent_rank > 0)
         norms = mesh.sum_over_latents_(squares, "scalars").sqrt()
     return (torch.linalg.vector_norm(norms) / adam.max_grad_norm).clamp_(min=1)
 

@@ -25,11 +25,15 @@ class Step(ABC):
 
     @abstractmethod
     def gradients(
-        self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
+        self,
+        weights: Weights,
+        acts: Float[Tensor, "batch d_in"],
+        objective: Objective,
+        target: Float[Tensor, "batch d_out"] | None = None,
     ) -> tuple[Weights, StepStats]:
         """Return the gradient of the loss with respect to every weight, and statistics of the batch.
 
-        The gradients may be the step's own buffers, which the next call overwrites.
+        The gradients may be the step's own buffers, which the next call overwrites. `target` is as in `update_`.
         """
 
     def update_(
@@ -39,6 +43,7 @@ class Step(ABC):
         acts: Float[Tensor, "batch d_in"],
         objective: Objective,
         update: Update,
+        target: Float[Tensor, "batch d_out"] | None = None,
     ) -> StepStats:
         """Make one training update, in place: gradients of this batch, then a projected Adam update (`adam`).
 
@@ -48,11 +53,12 @@ class Step(ABC):
             acts: the batch of activations.
             objective: the loss.
             update: the learning rate and the constants of this Adam update.
+            target: what a transcoder is to give for `acts`; None for an SAE, whose target is `acts`.
 
         Returns:
             The loss and the other statistics of the batch, computed with the weights as they were before the update.
         """
-        gradients, stats = self.gradients(weights, acts, objective)
+        gradients, stats = self.gradients(weights, acts, objective, target)
         self._sum_over_data_(gradients)
         self._apply_(weights, gradients, moments, update)
         return stats

@@ -58,6 +58,7 @@ class CudaStep(Step):
         self._update_ = self._compiled(update_stack_)
         # A captured graph reads its inputs where they were when it was captured: so these never move.
         self._acts = like.encoder.new_empty(batch_size, like.d_in)
+        self._target = None if like.b_out is None else like.encoder.new_empty(batch_size, like.d_out)
         self._rates = like.encoder.new_empty(2, n_saes)
         self._coeffs = like.encoder.new_empty(n_saes)
         self._among = torch.zeros(n_saes, like.d_sae, dtype=torch.bool, device=like.encoder.device)
@@ -66,10 +67,14 @@ class CudaStep(Step):
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepStats] | None] = {}
 
     def gradients(
-        self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
+        self,
+        weights: Weights,
+        acts: Float[Tensor, "batch d_in"],
+        objective: Objective,
+        target: Float[Tensor, "batch d_out"] | None = None,
     ) -> tuple[Weights, StepStats]:
         """Return the gradient of the loss with respect to every weight, and statistics of the batch."""
-        gradients, stats = self.gradients_of_stack(stack_of_one(weights), acts, _objective_of_one(objective))
+        gradients, stats = self.gradients_of_stack(stack_of_one(weights), acts, _objective_of_one(objective), target)
         return member(gradients, 0), stats.of_member(0)
 
     def update_(
@@ -79,14 +84,19 @@ class CudaStep(Step):
         acts: Float[Tensor, "batch d_in"],
         objective: Objective,
         update: Update,
+        target: Float[Tensor, "batch d_out"] | None = None,
     ) -> StepStats:
         """Make one projected Adam update, in place; return statistics from before it."""
         stack = stack_of_one(weights)
         moments = Moments(*map(stack_of_one, moments))
-        return self.update_stack_(stack, moments, acts, _objective_of_one(objective), [update]).of_member(0)
+        return self.update_stack_(stack, moments, acts, _objective_of_one(objective), [update], target).of_member(0)
 
     def gradients_of_stack(
-        self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
+        self,
+        weights: Weights,
+        acts: Float[Tensor, "batch d_in"],
+        objective: Objective,
+        target: Float[Tensor, "batch d_out"] | None = None,
     ) -> tuple[Weights, StepStats]:
         """Return the gradients and the statistics of each SAE of a stack; their first dimension is the SAE.
 
@@ -95,8 +105,9 @@ class CudaStep(Step):
             acts: the batch.
             objective: the loss; its coefficient is a tensor [n_saes], and `among` of its auxiliary term, if that is
                 given, is [n_saes, d_sae].
+            target: the targets of transcoders; None for SAEs.
         """
-        return self._gradients_now(weights, acts, self._in_place(objective))
+        return self._gradients_now(weights, acts, target, self._in_place(objective))
 
     def update_stack_(
         self,
@@ -105,6 +116,7 @@ class CudaStep(Step):
         acts: Float[Tensor, "batch d_in"],
         objective: Objective,
         updates: Sequence[Update],
+        target: Float[Tensor, "batch d_out"] | None = None,
     ) -> StepStats:
         """Make one update of each SAE of a stack, in place; return their statistics from before it.
 
@@ -116,20 +128,22 @@ class CudaStep(Step):
         self._rates.copy_(self._sent(torch.tensor(rates, dtype=self._rates.dtype)), non_blocking=True)
         adam = updates[0].adam
         if not self._on_gpu or len(acts) != len(self._acts):
-            return self._update_now_(weights, moments, acts, objective, adam)
+            return self._update_now_(weights, moments, acts, target, objective, adam)
         self._acts.copy_(acts)
+        if self._target is not None and target is not None:
+            self._target.copy_(target)
         # A graph holds addresses and constants. What changes from step to step is in tensors that never move.
         tensors = (*weights.tensors(), *moments.tensors())
         family = (objective.nonlinearity, objective.penalty, objective.auxiliary)
         key = (family, adam, *(t.data_ptr() for t in tensors))
         if key not in self._graphs:
             self._graphs[key] = None
-            return self._update_now_(weights, moments, self._acts, objective, adam)
+            return self._update_now_(weights, moments, self._acts, self._target, objective, adam)
         captured = self._graphs[key]
         if captured is None:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
-                stats = self._update_now_(weights, moments, self._acts, objective, adam)
+                stats = self._update_now_(weights, moments, self._acts, self._target, objective, adam)
             self._graphs[key] = captured = (graph, stats)
         graph, stats = captured
         graph.replay()
@@ -164,9 +178,15 @@ class CudaStep(Step):
         return numbers.pin_memory() if self._on_gpu and not numbers.is_cuda else numbers
 
     def _update_now_(
-        self, weights: Weights, moments: Moments, acts: Tensor, objective: Objective, adam: AdamConfig
+        self,
+        weights: Weights,
+        moments: Moments,
+        acts: Tensor,
+        target: Tensor | None,
+        objective: Objective,
+        adam: AdamConfig,
     ) -> StepStats:
-        gradients, stats = self._gradients_now(weights, acts, objective)
+        gradients, stats = self._gradients_now(weights, acts, target, objective)
         self._sum_over_data_(gradients)
         clip = None
         if adam.max_grad_norm is not None:
@@ -176,11 +196,14 @@ class CudaStep(Step):
         self._update_(weights, gradients, moments, self._rates, clip, adam)
         return stats
 
-    def _gradients_now(self, weights: Weights, acts: Tensor, objective: Objective) -> tuple[Weights, StepStats]:
+    def _gradients_now(
+        self, weights: Weights, acts: Tensor, target: Tensor | None, objective: Objective
+    ) -> tuple[Weights, StepStats]:
         with _fp32_matmuls_in(self._precision):
             centred, m = self._encode(weights, acts, self._precision)
             bounds = self._bounds(weights, m, objective)
-            return self._gradients(weights, acts, centred, m, bounds, objective, self._precision, self.mesh)
+            constants = (self._precision, self.mesh)
+            return self._gradients(weights, acts, centred, m, bounds, objective, *constants, target)
 
     def _bounds(self, weights: Weights, m: Tensor, objective: Objective) -> tuple[Tensor | None, Tensor | None]:
         """Return the bound of the objective's selection and that of its auxiliary term's; None where there is none."""

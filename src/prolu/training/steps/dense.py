@@ -4,6 +4,10 @@
     df = 2 e W_dec^T / (batch d_in)      dm, d_own = pullback(df) with the penalty's gradient
     dW_dec = f^T e      dW_enc = (x - b_dec)^T dm      db_dec = sum(e) - (sum of dm) W_enc^T
 
+That of a transcoder has another target, e = f W_dec + b_out + x W_skip - y, and
+
+    db_dec = -(sum of dm) W_enc^T      db_out = sum(e)      dW_skip = x^T e
+
 It defines correctness: every other kind of step is tested against it, and it is tested against autograd.
 """
 
@@ -40,11 +44,15 @@ class DenseStep(Step):
         self._slab = max(1, ENTRIES_PER_SLAB // like.d_sae)
 
     def gradients(
-        self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
+        self,
+        weights: Weights,
+        acts: Float[Tensor, "batch d_in"],
+        objective: Objective,
+        target: Float[Tensor, "batch d_out"] | None = None,
     ) -> tuple[Weights, StepStats]:
         """Return gradients, in the step's own buffers, and statistics of the batch."""
         batch = len(acts) * self.mesh.n_data
-        d_in = acts.shape[1]
+        d_out = weights.d_out
         grads = self._gradients
         for tensor in grads.tensors():
             tensor.zero_()
@@ -55,8 +63,9 @@ class DenseStep(Step):
         smallest = torch.full_like(fired[0], torch.inf)
         batch_bound = self._bound_of_batch(weights, acts, objective.nonlinearity)
         # On a mesh the first rank of a row adds b_dec, so that the sum over ranks has it once.
-        bias = weights.b_dec if self.mesh.latent_rank == 0 else torch.zeros_like(weights.b_dec)
-        for chunk in acts.split(len(self._m)):
+        bias = weights.output_bias if self.mesh.latent_rank == 0 else torch.zeros_like(weights.output_bias)
+        wanted = weights.for_decoder(acts, target)
+        for chunk, goal in zip(acts.split(len(self._m)), wanted.split(len(self._m)), strict=True):
             m = self._m[: len(chunk)]
             latents = self._latents[: len(chunk)]
             upstream = self._upstream[: len(chunk)]
@@ -65,21 +74,23 @@ class DenseStep(Step):
             bound = batch_bound if batch_bound is not None else self._bound_of_tokens(m, weights.own, objective)
             smallest = smallest.minimum(self._activate_(m, latents, weights.own, objective, fired, bound))
             error = torch.addmm(bias, latents, weights.decoder)
-            self.mesh.sum_over_latents_(error, "reconstruction").sub_(chunk)
-            mse += error.square().sum(dtype=torch.float64) / (batch * d_in)
+            self.mesh.sum_over_latents_(error, "reconstruction").sub_(goal)
+            mse += error.square().sum(dtype=torch.float64) / (batch * d_out)
             residual = -error if objective.auxiliary else error
-            error *= 2 / (batch * d_in)
+            error *= 2 / (batch * d_out)
             grads.decoder.addmm_(latents.T, error)
             torch.mm(error, weights.decoder.T, out=upstream)
             penalty += self._pull_back_(m, latents, upstream, weights.own, objective, batch)
             if term := objective.auxiliary:
-                target = residual if term.target == "residual" else centred
-                auxiliary += self._auxiliary_(weights, term, m, target, upstream, batch)
+                of_term = residual if term.target == "residual" else goal - weights.output_bias
+                auxiliary += self._auxiliary_(weights, term, m, of_term, upstream, batch)
             m_sum += upstream.sum(0)
             grads.encoder.addmm_(upstream.T, centred)
-            grads.b_dec.add_(error.sum(0))
-        # The tied bias is added at the output and subtracted at the input. Summing dm over tokens first makes the
-        # second part a product with a vector, where autograd would pay a sixth matmul.
+            grads.output_bias.add_(error.sum(0))
+            if grads.skip is not None:
+                grads.skip.addmm_(chunk.T, error)
+        # b_dec is subtracted at the input, and in an SAE added at the output too. Summing dm over tokens first makes
+        # this part a product with a vector, where autograd would pay a sixth matmul.
         grads.b_dec.sub_(self.mesh.sum_over_latents_(m_sum @ weights.encoder, "b_dec"))
         return grads, StepStats(mse, penalty / batch, auxiliary, fired, smallest.where(smallest.isfinite(), 0))
 

@@ -82,9 +82,10 @@ def decode(starts, latents, values, decoder, b_dec, x, scale, error, upstream, s
         error[i] = (x_hat[i] - x[i]) * scale
         upstream[t] = error[i] . decoder[latents[t]]
 
-    Shapes: starts [batch + 1]; latents, values and upstream [n]; decoder [d_sae, d_in]; b_dec [d_in]; x and error
-    [batch, d_in]; squares [batch]. `error`, `upstream` and `squares` are written. The decoder rows that `upstream`
-    needs are those that were just read for x_hat.
+    Shapes: starts [batch + 1]; latents, values and upstream [n]; decoder [d_sae, d_out]; b_dec [d_out]; x and error
+    [batch, d_out]; squares [batch]. For a transcoder, x and b_dec are its target and its output bias. `error`,
+    `upstream` and `squares` are written. The decoder rows that `upstream` needs are those that were just read for
+    x_hat.
     """
     for i in prange(x.shape[0]):
         e = error[i]
@@ -109,7 +110,7 @@ def reconstruct(starts, latents, values, decoder, out):
     """Write out[i] = sum over pairs of token i of values[t] * decoder[latents[t]].
 
     This is the first part of `decode`, for a rank of a mesh that holds some of the latents. Shapes: as there; out
-    [batch, d_in].
+    [batch, d_out].
     """
     for i in prange(out.shape[0]):
         for k in range(out.shape[1]):
@@ -162,8 +163,8 @@ def latent_gradients(blocks, by_latent, tokens, values, to_m, centred, error, en
         encoder_out[j] = sum over pairs of latent j of to_m[t] * centred[tokens[t]]
         decoder_out[j] = sum over pairs of latent j of values[t] * error[tokens[t]]
 
-    Shapes: blocks [n_blocks + 1] (`split_evenly`); by_latent [d_sae + 1]; tokens, values and to_m [n]; centred and
-    error [rows, d_in]; encoder_out and decoder_out [d_sae, d_in].
+    Shapes: blocks [n_blocks + 1] (`split_evenly`); by_latent [d_sae + 1]; tokens, values and to_m [n]; centred
+    [rows, d_in] and error [rows, d_out]; encoder_out [d_sae, d_in] and decoder_out [d_sae, d_out].
     """
     for block in prange(blocks.shape[0] - 1):
         for j in range(blocks[block], blocks[block + 1]):
@@ -195,28 +196,29 @@ def latent_updates(
 
     With w = decoder[j] and g its gradient:  g <- g - (g . w) w;  Adam;  w <- w / |w|.
 
-    Shapes: as in `latent_gradients`; the matrices and their moments [d_sae, d_in], all updated in place; `constants`
-    [7] are those of `Update.constants`. No gradient matrix is ever made: a latent's six rows are touched once, and its
-    gradient lives in one row that stays in the cache. A latent without pairs is updated too, since Adam's moments move
+    Shapes: as in `latent_gradients`; the matrices and their moments, all updated in place; `constants` [7] are those of
+    `Update.constants`. No gradient matrix is ever made: a latent's six rows are touched once, and its two gradients
+    live in two rows that stay in the cache. A latent without pairs is updated too, since Adam's moments move
     a weight when its gradient is 0.
     """
-    d = encoder.shape[1]
+    d_out = decoder.shape[1]
     for block in prange(blocks.shape[0] - 1):
-        gradient = np.empty(d, encoder.dtype)
+        to_encoder = np.empty(encoder.shape[1], encoder.dtype)
+        to_decoder = np.empty(d_out, decoder.dtype)
         for j in range(blocks[block], blocks[block + 1]):
             start = by_latent[j]
             end = by_latent[j + 1]
-            gradient[:] = 0
-            add_rows(gradient, centred, tokens, to_m, start, end)
-            adam_row(encoder[j], gradient, encoder_first[j], encoder_second[j], constants)
+            to_encoder[:] = 0
+            add_rows(to_encoder, centred, tokens, to_m, start, end)
+            adam_row(encoder[j], to_encoder, encoder_first[j], encoder_second[j], constants)
             row = decoder[j]
-            gradient[:] = 0
+            to_decoder[:] = 0
             if end > start:
-                add_rows(gradient, error, tokens, values, start, end)
-                along = dot(gradient, row)
-                for k in range(d):
-                    gradient[k] -= along * row[k]
-            adam_row(row, gradient, decoder_first[j], decoder_second[j], constants)
+                add_rows(to_decoder, error, tokens, values, start, end)
+                along = dot(to_decoder, row)
+                for k in range(d_out):
+                    to_decoder[k] -= along * row[k]
+            adam_row(row, to_decoder, decoder_first[j], decoder_second[j], constants)
             inverse = row.dtype.type(1) / np.sqrt(dot(row, row))
-            for k in range(d):
+            for k in range(d_out):
                 row[k] *= inverse

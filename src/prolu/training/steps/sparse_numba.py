@@ -91,7 +91,7 @@ class SparseNumbaStep(Step):
         dtype = like.encoder.numpy().dtype
         self._like = like
         self._centred = like.encoder.new_empty(batch_size, like.d_in)
-        self._error = like.encoder.new_empty(batch_size, like.d_in)
+        self._error = like.encoder.new_empty(batch_size, like.d_out)
         self._starts = np.zeros(2 * batch_size + 1, np.int64)
         self._squares = np.empty(batch_size, dtype)
         self._finder = PairFinder(like, batch_size)
@@ -104,15 +104,18 @@ class SparseNumbaStep(Step):
         return self._like.zeros_like()
 
     def gradients(
-        self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
+        self,
+        weights: Weights,
+        acts: Float[Tensor, "batch d_in"],
+        objective: Objective,
+        target: Float[Tensor, "batch d_out"] | None = None,
     ) -> tuple[Weights, StepStats]:
         """Return gradients, written out into the step's own buffers, and statistics of the batch."""
-        pairs, vectors, stats = self._pair_gradients(weights, acts, objective)
+        pairs, others, stats = self._pair_gradients(weights, acts, objective, target)
         gradients = self._gradients
         numba_rows.latent_gradients(*pairs, gradients.encoder.numpy(), gradients.decoder.numpy())
-        gradients.b_dec.copy_(vectors["b_dec"])
-        for name, gradient in gradients.own.items():
-            gradient.copy_(vectors[name]) if name in vectors else gradient.zero_()
+        for name, gradient in (gradients.shared() | gradients.own).items():
+            gradient.copy_(others[name]) if name in others else gradient.zero_()
         return gradients, stats
 
     def update_(
@@ -122,6 +125,7 @@ class SparseNumbaStep(Step):
         acts: Float[Tensor, "batch d_in"],
         objective: Objective,
         update: Update,
+        target: Float[Tensor, "batch d_out"] | None = None,
     ) -> StepStats:
         """Make one projected Adam update, in place; return statistics from before it.
 
@@ -129,51 +133,56 @@ class SparseNumbaStep(Step):
         for a sum over ranks.
         """
         if update.adam.max_grad_norm is not None or self.mesh.n_data > 1:
-            return super().update_(weights, moments, acts, objective, update)
+            return super().update_(weights, moments, acts, objective, update, target)
         first, second = moments
-        pairs, vectors, stats = self._pair_gradients(weights, acts, objective)
+        pairs, others, stats = self._pair_gradients(weights, acts, objective, target)
         constants = update.constants(weights.encoder.numpy().dtype)
         matrices = (weights.encoder, weights.decoder, first.encoder, second.encoder, first.decoder, second.decoder)
         numba_rows.latent_updates(*pairs, *(t.numpy() for t in matrices), constants)
-        trained = [(weights.b_dec, first.b_dec, second.b_dec, vectors["b_dec"])]
-        trained += [(weights.own[n], first.own[n], second.own[n], vectors[n]) for n in weights.own if n in vectors]
-        for p, m, v, g in trained:
-            numba_rows.adam_row(p.numpy(), g.numpy(), m.numpy(), v.numpy(), constants)
+        named = [part.shared() | part.own for part in (weights, first, second)]
+        for name, gradient in others.items():
+            # W_skip is updated as one long row.
+            p, m, v = (part[name].view(-1).numpy() for part in named)
+            numba_rows.adam_row(p, gradient.reshape(-1).numpy(), m, v, constants)
         return stats
 
     def _pair_gradients(
-        self, weights: Weights, acts: Tensor, objective: Objective
+        self, weights: Weights, acts: Tensor, objective: Objective, target: Tensor | None
     ) -> tuple[PairsByLatent, dict[str, Tensor], StepStats]:
         """Compute all of a step but the gradients of the two matrices.
 
         Returns:
-            What the kernels need for these two, the gradients of b_dec and the own parameters, and statistics.
+            What the kernels need for these two, the gradients of all other tensors by name, and statistics.
         """
         use_torchs_threads()
-        found = self._pass_over_tokens(weights, acts, objective)
+        found = self._pass_over_tokens(weights, acts, objective, target)
         # In order of latent: from here on the pairs of an auxiliary term are pairs like the others.
         self._sorter.sort(found.starts, found.latents)
         to_m, m_sums = self._sorter.sorted_and_summed("to_m", found.back.m)
-        vectors = {
+        others = {
             # A bias often has the gradient of m itself, which is summed already.
             name: m_sums if gradient is found.back.m else self._sorter.sorted_and_summed("to_own", gradient)[1]
             for name, gradient in found.back.parameters.items()
         }
-        # The tied bias is added at the output and subtracted at the input. An auxiliary term's rows, the second half of
-        # `error`, have no bias at their output.
+        # An auxiliary term's rows, the second half of `error`, have neither a bias nor a skip at their output.
+        error = found.error[: len(acts)]
         to_input = self.mesh.sum_over_latents_(m_sums @ weights.encoder, "b_dec")
-        vectors["b_dec"] = found.error[: len(acts)].sum(0) - to_input
+        others |= weights.bias_gradients(error.sum(0), to_input)
+        if weights.skip is not None:
+            others["skip"] = acts.T @ error
         values, counted = self._sorter.sorted_and_counted(found.to_decoder)
         stats = found.stats._replace(fired=counted) if objective.auxiliary is None else found.stats
-        return self._sorter.pairs(values, to_m, found.centred, found.error), vectors, stats
+        return self._sorter.pairs(values, to_m, found.centred, found.error), others, stats
 
-    def _pass_over_tokens(self, weights: Weights, acts: Tensor, objective: Objective) -> _TokenPass:
+    def _pass_over_tokens(
+        self, weights: Weights, acts: Tensor, objective: Objective, target: Tensor | None
+    ) -> _TokenPass:
         """Encode, decode, and bring the error back to the pairs, token by token."""
         nonlinearity = objective.nonlinearity
         term = objective.auxiliary
         batch = len(acts)
         whole_batch = batch * self.mesh.n_data
-        scale = 2 / (whole_batch * weights.d_in)
+        scale = 2 / (whole_batch * weights.d_out)
         n_rows = batch if term is None else 2 * batch
         centred, error = self._rows(n_rows)
         torch.sub(acts, weights.b_dec, out=centred[:batch])
@@ -184,7 +193,8 @@ class SparseNumbaStep(Step):
         own = self._at_pairs("own", weights.own, latents)
         values = nonlinearity.value(m, own)
         pairs = PairsByToken(starts, latents, values, self._arrays.array("upstream", n))
-        upstream, mse = self._decode(weights.decoder, pairs, weights.b_dec, acts.contiguous(), scale, error[:batch])
+        wanted = weights.for_decoder(acts, target).contiguous()
+        upstream, mse = self._decode(weights.decoder, pairs, weights.output_bias, wanted, scale, error[:batch])
         back, penalty = objective.pull_back(upstream, values, m, own, whole_batch)
         # A penalty may be above 0 at f = 0 (Sqrt(L1) is): every kind of step reports the same loss.
         n_inactive = batch * weights.d_sae - n
@@ -200,7 +210,9 @@ class SparseNumbaStep(Step):
 
         # Counted before the term's pairs join: they are not latents of the SAE.
         fired = np.bincount(latents[values.numpy() > 0], minlength=weights.d_sae)
-        latents, also, also_back, loss = self._auxiliary(weights, term, n, centred, error, scale)
+        # The residual is the error without its scale and sign.
+        of_term = error[:batch] * (-1 / scale) if term.target == "residual" else wanted - weights.output_bias
+        latents, also, also_back, loss = self._auxiliary(weights, term, n, centred, of_term, error, scale)
         to_decoder = torch.cat([values, also if term.trains_decoder else torch.zeros_like(also)])
         stats = stats._replace(auxiliary=loss, fired=torch.from_numpy(fired).to(values.dtype))
         starts = self._starts[: n_rows + 1]
@@ -210,7 +222,7 @@ class SparseNumbaStep(Step):
         """Return n rows for the centred input and n for the error; there are twice as many with an auxiliary term."""
         if len(self._centred) < n:
             self._centred = self._like.encoder.new_empty(n, self._like.d_in)
-            self._error = self._like.encoder.new_empty(n, self._like.d_in)
+            self._error = self._like.encoder.new_empty(n, self._like.d_out)
         return self._centred[:n], self._error[:n]
 
     def _decode(
@@ -239,13 +251,11 @@ class SparseNumbaStep(Step):
         return torch.from_numpy(upstream), torch.tensor(mean)
 
     def _auxiliary(
-        self, weights: Weights, term: Auxiliary, n: int, centred: Tensor, error: Tensor, scale: float
+        self, weights: Weights, term: Auxiliary, n: int, centred: Tensor, target: Tensor, error: Tensor, scale: float
     ) -> _AuxiliaryPairs:
         """Append an auxiliary term's pairs to the n of the SAE, and fill the second halves of `centred` and `error`."""
         batch = len(centred) // 2
         centred[batch:] = centred[:batch]
-        # The residual x - x_hat is the error without its scale and sign.
-        target = centred[:batch] if term.target == "centred_input" else error[:batch] * (-1 / scale)
         starts = self._starts[batch : 2 * batch + 1]
         if term.of_dead:
             assert term.among is not None
@@ -267,7 +277,7 @@ class SparseNumbaStep(Step):
         values = term.nonlinearity.value(m, own)
         upstream = self._arrays.array("also upstream", len(latents))
         pairs = PairsByToken(starts - starts[0], latents, values, upstream)
-        nothing = torch.zeros_like(weights.b_dec)
+        nothing = torch.zeros_like(weights.output_bias)
         to_pairs, mean = self._decode(weights.decoder, pairs, nothing, target, scale * term.coeff, error[batch:])
         back = term.nonlinearity.pullback(to_pairs, m, own)
         return _AuxiliaryPairs(self._finder.found(total)[0], values, back, term.coeff * mean)

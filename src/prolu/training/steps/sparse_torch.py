@@ -43,7 +43,11 @@ class SparseTorchStep(Step):
         self._gradients = like.zeros_like()
 
     def gradients(
-        self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
+        self,
+        weights: Weights,
+        acts: Float[Tensor, "batch d_in"],
+        objective: Objective,
+        target: Float[Tensor, "batch d_out"] | None = None,
     ) -> tuple[Weights, StepStats]:
         """Return gradients, in the step's own buffers, and statistics of the batch."""
         nonlinearity = objective.nonlinearity
@@ -51,23 +55,24 @@ class SparseTorchStep(Step):
         for tensor in grads.tensors():
             tensor.zero_()
         batch = len(acts) * self.mesh.n_data
-        n_entries = batch * weights.d_in
+        n_entries = batch * weights.d_out
         scale = 2 / n_entries
         centred = acts - weights.b_dec
         pairs = self._encode(centred, weights.encoder, weights.own, nonlinearity)
         own = pairs.own(weights)
         values = nonlinearity.value(pairs.m, own)
-        error = self._decoded(weights, pairs, values, len(acts)).add_(weights.b_dec).sub_(acts)
+        wanted = weights.for_decoder(acts, target)
+        error = self._decoded(weights, pairs, values, len(acts)).add_(weights.output_bias).sub_(wanted)
         mse = error.square().sum(dtype=torch.float64) / n_entries
         auxiliary = torch.zeros_like(mse)
         m_sum = torch.zeros_like(grads.encoder[:, 0])
         if (term := objective.auxiliary) is not None:
-            # Before `error` is scaled, because the residual x - x_hat is its target.
+            # Before `error` is scaled, because the residual is its target.
             others = self._dead_pairs(centred, weights, term.nonlinearity, term.among) if term.of_dead else pairs
             their_own = others.own(weights)
             their_values = term.nonlinearity.value(others.m, their_own)
             their_error = self._decoded(weights, others, their_values, len(acts))
-            their_error.sub_(-error if term.target == "residual" else centred)
+            their_error.sub_(-error if term.target == "residual" else wanted - weights.output_bias)
             auxiliary = term.coeff * their_error.square().sum(dtype=torch.float64) / n_entries
             their_error *= scale * term.coeff
             back = term.nonlinearity.pullback(_products(weights, others, their_error), others.m, their_own)
@@ -76,7 +81,11 @@ class SparseTorchStep(Step):
         error *= scale
         back, penalty = objective.pull_back(_products(weights, pairs, error), values, pairs.m, own, batch)
         m_sum += _add_gradients_(grads, pairs, back, values, centred, error)
-        grads.b_dec.copy_(error.sum(0) - self.mesh.sum_over_latents_(m_sum @ weights.encoder, "b_dec"))
+        to_input = self.mesh.sum_over_latents_(m_sum @ weights.encoder, "b_dec")
+        for name, gradient in weights.bias_gradients(error.sum(0), to_input).items():
+            grads.shared()[name].copy_(gradient)
+        if grads.skip is not None:
+            torch.mm(acts.T, error, out=grads.skip)
         fired = torch.bincount(pairs.latent, values > 0, weights.d_sae).to(values.dtype)
         # A penalty may be above 0 at f = 0 (Sqrt(L1) is): every kind of step reports the same loss.
         n_inactive = len(acts) * weights.d_sae - len(values)

@@ -99,7 +99,7 @@ class SparseTritonStep(Step):
     """The GPU's sparse step for SAEs of one shape.
 
     What it does not know itself, it leaves to the GPU's dense step: auxiliary terms of other pairs than the SAE's, or
-    with a decoder that learns (AuxK is both), and a mesh of several ranks.
+    with a decoder that learns (AuxK is both), transcoders, and a mesh of several ranks.
     """
 
     def __init__(self, like: Weights, batch_size: int, precision: str = "fp32", mesh: Mesh = ALONE):
@@ -137,11 +137,15 @@ class SparseTritonStep(Step):
         return CudaStep(self._like, self._batch_size, self._precision, self.mesh)
 
     def gradients(
-        self, weights: Weights, acts: Float[Tensor, "batch d_in"], objective: Objective
+        self,
+        weights: Weights,
+        acts: Float[Tensor, "batch d_in"],
+        objective: Objective,
+        target: Float[Tensor, "batch d_out"] | None = None,
     ) -> tuple[Weights, StepStats]:
         """Return gradients, written out into the step's own buffers, and statistics of the batch."""
         if not self._is_mine(objective):
-            return self._dense.gradients(weights, acts, objective)
+            return self._dense.gradients(weights, acts, objective, target)
         rows, vectors, stats = self._pair_gradients(weights, acts, objective)
         gradients = self._gradients
         # No moments and no constants: they are not looked at.
@@ -158,13 +162,14 @@ class SparseTritonStep(Step):
         acts: Float[Tensor, "batch d_in"],
         objective: Objective,
         update: Update,
+        target: Float[Tensor, "batch d_out"] | None = None,
     ) -> StepStats:
         """Make one projected Adam update, in place; return statistics from before it.
 
         No gradient matrix is made, unless it is needed whole, for a clip, which takes the norm of all gradients.
         """
         if not self._is_mine(objective):
-            return self._dense.update_(weights, moments, acts, objective, update)
+            return self._dense.update_(weights, moments, acts, objective, update, target)
         if update.adam.max_grad_norm is not None:
             return super().update_(weights, moments, acts, objective, update)
         constants = torch.from_numpy(update.constants(np.dtype(FORMATS[weights.encoder.dtype][1])))
@@ -184,9 +189,11 @@ class SparseTritonStep(Step):
 
     def _is_mine(self, objective: Objective) -> bool:
         term = objective.auxiliary
+        if self._like.b_out is not None:
+            return False
         if term is None:
             return self.mesh.n_ranks == 1
-        of_same_pairs = not term.of_dead and term.target == "centred_input"
+        of_same_pairs = not term.of_dead and term.target == "centred_target"
         return self.mesh.n_ranks == 1 and of_same_pairs and not term.trains_decoder
 
     def _latent_rows_(self, rows: _Rows, encoder: Tensor, *others: Tensor, update: bool) -> None:

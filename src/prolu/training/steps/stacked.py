@@ -50,6 +50,7 @@ def gradients_of_stack(
     objective: Objective,
     precision: str,
     mesh: Mesh = ALONE,
+    target: Float[Tensor, "batch d_out"] | None = None,
 ) -> tuple[Weights, StepStats]:
     """Return the gradients of the loss and the statistics of the batch, for each SAE of the stack.
 
@@ -63,15 +64,18 @@ def gradients_of_stack(
         objective: the loss; its coefficient may be a tensor [n_saes, 1, 1].
         precision: that of the inputs of matmuls.
         mesh: the ranks that share the SAEs.
+        target: the targets y of transcoders; None for SAEs.
     """
     batch = len(acts) * mesh.n_data
-    scale = 2 / (batch * acts.shape[1])
+    scale = 2 / (batch * weights.d_out)
     nonlinearity = objective.nonlinearity
     own = {name: p.unsqueeze(-2) for name, p in weights.own.items()}
     nothing = torch.zeros_like(m)
     active = _active(nonlinearity, m, own, bounds[0])
     latents = torch.where(active, nonlinearity.value(m, own), 0)
-    error = _decoded(latents, weights, precision, mesh) + weights.b_dec.unsqueeze(-2) - acts
+    wanted = weights.for_decoder(acts, target)
+    output_bias = weights.output_bias.unsqueeze(-2)
+    error = _decoded(latents, weights, precision, mesh) + output_bias - wanted
     mse = _mean_square(error, batch)
     scaled = error * scale
     upstream = matmul(scaled, weights.decoder.mT, precision)
@@ -82,7 +86,7 @@ def gradients_of_stack(
     to_decoder = matmul(latents.mT, scaled, precision)
     auxiliary = torch.zeros_like(mse)
     if (term := objective.auxiliary) is not None:
-        target = -error if term.target == "residual" else centred
+        of_term = -error if term.target == "residual" else wanted - output_bias
         their_active = _active(term.nonlinearity, m, own, bounds[1])
         # Where no latent takes part there is no term, so that its value is 0 and not that of reconstructing nothing.
         weight = torch.full_like(m[:, 0, 0], term.coeff)
@@ -90,7 +94,7 @@ def gradients_of_stack(
             their_active = their_active & term.among.unsqueeze(-2)
             weight = weight * term.among.any(-1)
         theirs = torch.where(their_active, term.nonlinearity.value(m, own), 0)
-        their_error = _decoded(theirs, weights, precision, mesh) - target
+        their_error = _decoded(theirs, weights, precision, mesh) - of_term
         auxiliary = _mean_square(their_error, batch) * weight
         their_error = their_error * (scale * weight[:, None, None])
         if term.trains_decoder:
@@ -99,15 +103,13 @@ def gradients_of_stack(
         to_m = to_m + torch.where(their_active, their_back.m, 0)
         for name, gradient in their_back.parameters.items():
             to_own[name] = to_own[name] + torch.where(their_active, gradient, 0).sum(-2)
-    # The tied bias is added at the output and subtracted at the input. Summing dm over tokens first makes the second
+    # b_dec is subtracted at the input, and in an SAE added at the output too. Summing dm over tokens first makes this
     # part a product with a vector, where autograd would pay a sixth matmul.
     through_encoder = (to_m.sum(-2).unsqueeze(-2) @ weights.encoder).squeeze(-2)
-    gradients = Weights(
-        encoder=matmul(to_m.mT, centred, precision),
-        decoder=to_decoder,
-        b_dec=scaled.sum(-2) - mesh.sum_over_latents_(through_encoder, "b_dec"),
-        own=to_own,
-    )
+    shared = weights.bias_gradients(scaled.sum(-2), mesh.sum_over_latents_(through_encoder, "b_dec"))
+    if weights.skip is not None:
+        shared["skip"] = acts.T @ scaled
+    gradients = Weights(matmul(to_m.mT, centred, precision), to_decoder, own=to_own, **shared)
     fired = (latents > 0).sum(-2, dtype=acts.dtype)
     smallest = _smallest_active(latents) if nonlinearity.selection is not None else torch.zeros_like(m[:, 0, 0])
     return gradients, StepStats(mse, penalty / batch, auxiliary, fired, smallest)
