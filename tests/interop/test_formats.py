@@ -18,7 +18,17 @@ from prolu.sae.saved_sae import read_provenance
 from prolu.training.starting_weights import initial_weights
 from support.foreign_saes import BROKEN, D_IN, D_SAE, write_dictionary_learning, write_saelens, write_sparsify
 
-CODES = ["relu", "prolu_relu", "prolu_ste", "jumprelu", "gated", "topk(5)", "batchtopk(5)", "thresholded"]
+CODES = [
+    "relu",
+    "prolu_relu",
+    "prolu_ste",
+    "jumprelu",
+    "jumprelu_plain",
+    "gated",
+    "topk(5)",
+    "batchtopk(5)",
+    "thresholded",
+]
 MADE = {
     "lm": "gpt2", "hook": "blocks.3.hook_resid_post", "data": "some/text", "ctx": 64, "centred": True,
     "run": {"nonlinearity": "prolu_ste"},

@@ -199,7 +199,9 @@ def test_kernels_that_cannot_be_compiled_are_found_at_the_start(tiny_stream, tmp
     assert sweep([RunConfig(d_sae=40, n_tokens=640, step="dense")], tiny_stream, tmp_path / "a").records
 
 
-@pytest.mark.parametrize("nonlinearity", ["relu", "prolu_ste", "gated", "jumprelu", "topk", "batchtopk"])
+@pytest.mark.parametrize(
+    "nonlinearity", ["relu", "prolu_ste", "gated", "jumprelu", "jumprelu_plain", "topk", "batchtopk"]
+)
 def test_the_tiny_step_of_every_nonlinearity_runs_and_touches_no_random_numbers(nonlinearity):
     from prolu.studies.preflight import _check_kernels
 

@@ -15,6 +15,8 @@ BASELINES = {
     "gated_sqrt": ("gated", "sqrt_l1"),
     "jumprelu": ("jumprelu(0.4)", "l0"),
     "jumprelu_l1": ("jumprelu(0.4)", "l1"),
+    "jumprelu_plain": ("jumprelu_plain(0.4)", "l0"),
+    "jumprelu_plain_l1": ("jumprelu_plain(0.4)", "l1"),
     "topk": ("topk(5)", "none"),
     "topk_l1": ("topk(5)", "l1"),
     "batchtopk": ("batchtopk(3)", "none"),
@@ -28,6 +30,8 @@ def weights_for(name, d_in=12, d_sae=40, dtype=torch.float64):
     g = torch.Generator().manual_seed(6)
     for parameter in (weights.b_dec, *weights.own.values()):
         parameter.add_(0.2 * torch.randn(parameter.shape, generator=g, dtype=dtype))
+    if "threshold" in weights.own:
+        weights.own["threshold"].abs_()  # as trainers keep it
     return weights
 
 

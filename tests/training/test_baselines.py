@@ -71,7 +71,7 @@ def plain_loss(name, w, x, coeff, dead=None):
         return miss(f) + coeff * penalty.sum(-1).mean() + (x - frozen).square().mean()
     z = m + own["b_enc"]
     if name.startswith("jumprelu"):
-        theta = own["log_threshold"].exp()
+        theta = own["threshold"] if "plain" in name else own["log_threshold"].exp()
         f = Jump.apply(z, theta)
         penalty = f if name.endswith("l1") else Step.apply(z, theta)
         return miss(f) + coeff * penalty.sum(-1).mean()
@@ -101,7 +101,7 @@ def test_one_step_gives_autograds_gradients_of_the_papers_loss(monkeypatch, step
     assert list(gradients.own) == list(weights.own)
     for which, ours in gradients.named().items():
         theirs = leaves.named()[which].grad
-        if which == "own.threshold":  # not trained, but observed
+        if which == "own.threshold" and name == "batchtopk":  # not trained, but observed
             assert theirs is None
             assert not ours.any()
             continue
@@ -164,7 +164,7 @@ def test_a_saved_sae_computes_what_its_paper_says(name, tmp_path):
         expected = (m + own["b_gate"] > 0) * torch.relu(own["r_mag"].exp() * m + own["b_mag"])
     elif name.startswith("jumprelu"):
         z = m + own["b_enc"]
-        expected = z * (z > own["log_threshold"].exp())
+        expected = z * (z > (own["threshold"] if "plain" in name else own["log_threshold"].exp()))
     elif name.startswith("topk"):
         expected = largest(m + own["b_enc"], 5)
     else:
@@ -208,7 +208,8 @@ def test_batchtopk_learns_its_threshold_from_what_was_on():
 
 
 @pytest.mark.parametrize(
-    ("nonlinearity", "penalty"), [("gated", "l1"), ("jumprelu", "l0"), ("topk(4)", "none"), ("batchtopk(4)", "none")]
+    ("nonlinearity", "penalty"),
+    [("gated", "l1"), ("jumprelu", "l0"), ("jumprelu_plain(1)", "l0"), ("topk(4)", "none"), ("batchtopk(4)", "none")],
 )
 @pytest.mark.parametrize("step", ["dense", "sparse", "sparse_torch"])
 def test_baselines_train_with_every_kind_of_step_to_one_result(nonlinearity, penalty, step):
@@ -256,4 +257,31 @@ def test_what_does_not_go_together_is_refused():
 def test_the_paper_values_of_a_threshold():
     code = JumpReLU(0.001)
     assert code.initial("log_threshold") == math.log(0.001)
+    assert JumpReLU(0.001, is_log=False).initial("threshold") == 0.001
     assert isinstance(nonlinearity_named("batchtopk(7)").in_training, TopK)
+
+
+def test_a_plain_threshold_never_stays_below_zero():
+    config = RunConfig(nonlinearity="jumprelu_plain(0.5)", d_sae=20, n_tokens=640, lr=0.2, coeff=0.0)
+    trainer = Trainer(config, 8, 64)
+    threshold = trainer.state.weights.own["threshold"]
+    assert (threshold == 0.5).all()
+    threshold[:10] = -0.3
+    seen = []
+    for seed in range(10):
+        trainer.step(sparse_activations(64, 8, seed=seed, dtype=torch.float32))
+        seen.append(threshold.clone())
+    assert (torch.stack(seen) >= 0).all()
+    assert (seen[0][:10] == 0).any()
+    assert not torch.equal(seen[0], seen[-1])
+
+
+def test_a_jumprelu_does_not_start_from_one_with_another_parameter(tmp_path):
+    SAE(SAEConfig(d_in=12, d_sae=40, nonlinearity="jumprelu"), weights_for("jumprelu", dtype=torch.float32)).save(
+        tmp_path
+    )
+    config = RunConfig(nonlinearity="jumprelu_plain", d_sae=40, n_tokens=640, init_from=str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"nonlinearity 'jumprelu_plain': the SAE in .* has 'jumprelu'; only its argum"
+    ):
+        Trainer(config, 12, 64)

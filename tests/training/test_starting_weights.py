@@ -20,7 +20,7 @@ from support.sweeps import contents, sweep
 from support.synthetic import sparse_activations
 
 D_IN, D_SAE = 16, 40
-NONLINEARITIES = ["relu", "prolu_relu", "prolu_ste", "gated", "jumprelu", "topk(4)", "batchtopk(4)"]
+NONLINEARITIES = ["relu", "prolu_relu", "prolu_ste", "gated", "jumprelu", "jumprelu_plain", "topk(4)", "batchtopk(4)"]
 
 
 def some_sae(nonlinearity="prolu_ste", normalisation="per_token", seed=0):
@@ -49,7 +49,7 @@ def test_before_the_first_step_it_is_that_sae(tmp_path, nonlinearity):
     assert same(SAE.load(tmp_path).weights, sae.weights)  # a copy was trained
 
 
-@pytest.mark.parametrize("nonlinearity", ["relu", "prolu_ste", "gated", "jumprelu"])
+@pytest.mark.parametrize("nonlinearity", ["relu", "prolu_ste", "gated", "jumprelu", "jumprelu_plain"])
 def test_norms_of_decoder_rows_move_into_the_encoder(tmp_path, nonlinearity):
     sae = some_sae(nonlinearity)
     with torch.no_grad():

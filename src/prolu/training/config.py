@@ -49,12 +49,13 @@ class RunConfig:
     """One run: which SAE, which loss, how long."""
 
     nonlinearity: str = "prolu_ste"
-    """The activation function: relu, prolu_relu, prolu_ste, gated, jumprelu, 'topk(k)', 'batchtopk(k)',
-    'jumprelu(bandwidth)', or 'prolu(b_ste,m_ste,m_gg)', ProLU with the gradient of these three weights (docs, The
-    method). With a target L0, or --k, topk and batchtopk are given without k."""
+    """The activation function: relu, prolu_relu, prolu_ste, gated, jumprelu or 'jumprelu(bandwidth)', jumprelu_plain
+    (whose threshold is trained itself, not its logarithm), 'topk(k)', 'batchtopk(k)', or 'prolu(b_ste,m_ste,m_gg)',
+    ProLU with the gradient of these three weights (docs, The method). With a target L0, or --k, topk and batchtopk are
+    given without k."""
     penalty: str = BY_NONLINEARITY
-    """The sparsity penalty: l1, sqrt_l1, l0 (for jumprelu only), none, or auto, which is what suits the nonlinearity:
-    none for topk and batchtopk, which set their L0 by k, l0 for jumprelu, and l1 for all others."""
+    """The sparsity penalty: l1, sqrt_l1, l0 (for a jumprelu only), none, or auto, which is what suits the nonlinearity:
+    none for topk and batchtopk, which set their L0 by k, l0 for a jumprelu, and l1 for all others."""
     coeff: float = 1.2e-3
     """The coefficient lambda of the penalty; where there is none, leave it out. The loss takes the mean of the squared
     error over d_in, so multiply values that were tuned on GPT-2 (d_in = 768) by 768 / d_in. The ProLU paper's first

@@ -100,7 +100,9 @@ def _check_fit(config: RunConfig, wanted: SAEConfig, found: SAEConfig) -> None:
                 f"{name} {getattr(wanted, name)!r}: the SAE in {config.init_from!r} has {getattr(found, name)!r}; a "
                 "run that starts from it must have the same"
             )
-    if type(nonlinearity_named(found.nonlinearity)) is not type(nonlinearity_named(wanted.nonlinearity)):
+    theirs, ours = (nonlinearity_named(each.nonlinearity) for each in (found, wanted))
+    # JumpReLUs may have another parameter for their threshold.
+    if type(theirs) is not type(ours) or theirs.parameter_names != ours.parameter_names:
         raise ValueError(
             f"nonlinearity {wanted.nonlinearity!r}: the SAE in {config.init_from!r} has {found.nonlinearity!r}; only "
             "its arguments or its synthetic gradient may differ"

@@ -14,6 +14,7 @@ COLOURS = {
     "prolu_ste": ("#D55E00", "#f07a2e"),
     "gated": ("#009E73", "#1fbf8f"),
     "jumprelu": ("#CC6FA6", "#e08cc0"),
+    "jumprelu_plain": ("#9E2A66", "#d0609c"),
     "topk": ("#C49A00", "#e6c23c"),
     "batchtopk": ("#44AADD", "#8fd3f7"),
 }

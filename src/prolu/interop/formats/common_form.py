@@ -1,7 +1,7 @@
 """The common form: an SAE in terms that this library and all others share.
 
 Libraries name and arrange the parameters of an SAE differently, and no other library has ProLU, our BatchTopK or our
-JumpReLU, whose parameter is log(theta). Their inference is nevertheless one of four well-known architectures, which
+JumpReLU with the parameter log(theta). Their inference is nevertheless one of four well-known architectures, which
 every format can describe. `CommonForm` is an SAE written as one of these four. Each format then needs two conversions
 only, between its own files and `CommonForm`, and knows nothing of our nonlinearities or of the other formats:
 
@@ -104,8 +104,9 @@ def _threshold_of_prolu(own: Own) -> Own:
 
 
 def _threshold_of_jumprelu(own: Own) -> Own:
-    """Our parameter is the logarithm of the threshold, so that no training step can make the threshold negative."""
-    return {"b_enc": own["b_enc"], "threshold": own["log_threshold"].exp()}
+    """Our parameter is the threshold, or its logarithm, so that no training step can make the threshold negative."""
+    threshold = torch.relu(own["threshold"]) if "threshold" in own else own["log_threshold"].exp()
+    return {"b_enc": own["b_enc"], "threshold": threshold}
 
 
 def _threshold_of_batchtopk(own: Own) -> Own:

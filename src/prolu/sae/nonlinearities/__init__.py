@@ -62,6 +62,7 @@ NONLINEARITIES: dict[str, Nonlinearity] = {
     "prolu_ste": PROLU_STE,
     "gated": Gated(),
     "jumprelu": JumpReLU(),
+    "jumprelu_plain": JumpReLU(is_log=False),
     "thresholded": Thresholded(),
 }
 """The nonlinearities without arguments, by the name that configs and files use."""
@@ -69,6 +70,7 @@ NONLINEARITIES: dict[str, Nonlinearity] = {
 WITH_ARGUMENTS: dict[str, Callable[..., Nonlinearity]] = {
     "prolu": lambda b_ste, m_ste, m_gg: GeneralisedProLU(float(b_ste), float(m_ste), float(m_gg)),
     "jumprelu": lambda bandwidth: JumpReLU(float(bandwidth)),
+    "jumprelu_plain": lambda bandwidth: JumpReLU(float(bandwidth), is_log=False),
     "topk": lambda k: TopK(Selection(int(k))),
     "batchtopk": lambda k: BatchTopK(int(k)),
 }

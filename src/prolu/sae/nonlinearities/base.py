@@ -204,7 +204,7 @@ class Nonlinearity(ABC):
         return {name: factor * parameter for name, parameter in parameters.items()}
 
     def observe_(self, parameters: Parameters, smallest: Float[Tensor, "*stack 1"], n_updates: int) -> None:  # noqa: B027
-        """Take note of an update, in place, in own parameters that are not trained by gradients.
+        """Take note of an update, in place, in own parameters that are not trained by gradients, or have bounds.
 
         Args:
             parameters: the own parameters of the SAE.
