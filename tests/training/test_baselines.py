@@ -49,6 +49,10 @@ class Jump(torch.autograd.Function):
         return g * (z > theta), (-theta / BAND * ((z - theta) / BAND).abs().lt(0.5) * g).sum(0)
 
 
+def theta_of(own):
+    return own["threshold"] if "threshold" in own else own["log_threshold"].exp()
+
+
 def largest(z, n):
     """ReLU(z) where it is among the n largest of the last dimension, else 0."""
     best = z.topk(n)
@@ -71,7 +75,7 @@ def plain_loss(name, w, x, coeff, dead=None):
         return miss(f) + coeff * penalty.sum(-1).mean() + (x - frozen).square().mean()
     z = m + own["b_enc"]
     if name.startswith("jumprelu"):
-        theta = own["threshold"] if "plain" in name else own["log_threshold"].exp()
+        theta = theta_of(own)
         f = Jump.apply(z, theta)
         penalty = f if name.endswith("l1") else Step.apply(z, theta)
         return miss(f) + coeff * penalty.sum(-1).mean()
@@ -164,7 +168,7 @@ def test_a_saved_sae_computes_what_its_paper_says(name, tmp_path):
         expected = (m + own["b_gate"] > 0) * torch.relu(own["r_mag"].exp() * m + own["b_mag"])
     elif name.startswith("jumprelu"):
         z = m + own["b_enc"]
-        expected = z * (z > (own["threshold"] if "plain" in name else own["log_threshold"].exp()))
+        expected = z * (z > theta_of(own))
     elif name.startswith("topk"):
         expected = largest(m + own["b_enc"], 5)
     else:
