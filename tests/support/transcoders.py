@@ -12,6 +12,8 @@ def transcoder_weights(nonlinearity, d_in=12, d_sae=40, d_out=17, *, skip=False,
     g = torch.Generator().manual_seed(6)
     for parameter in (*weights.shared().values(), *weights.own.values()):
         parameter.add_(0.2 * torch.randn(parameter.shape, generator=g, dtype=dtype))
+    if "threshold" in weights.own:
+        weights.own["threshold"].abs_()  # as trainers keep it
     return weights
 
 
