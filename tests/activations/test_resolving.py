@@ -10,7 +10,7 @@ import pytest
 import yaml
 from datasets import Dataset, DatasetDict, get_dataset_config_names, load_dataset, load_from_disk
 
-from prolu import load_blocks
+from prolu import LanguageModel, load_blocks
 from prolu.activations.text_rows import Rows
 from prolu.cli.entry_point import main
 from prolu.studies.results import Results
@@ -283,6 +283,72 @@ def test_what_was_trained_on_through_links_is_scored_and_reported_again(
     assert main(["eval", str(run.folder), "--eval-tokens", "320"]) == 0
     assert main(["report", str(study), "--latent-pages", "all", "--latent-tokens", "320"]) == 0
     assert json.loads((study / "config.json").read_text())["stream"]["data"].startswith(str(tmp_path))
+
+
+def test_a_language_model_keeps_the_name_of_its_link(tiny_lm_folder, tmp_path, monkeypatch):
+    """The target of a link may have another name tomorrow; the link is what its user knows."""
+    (tmp_path / "0f3a").symlink_to(tiny_lm_folder)
+    (tmp_path / "latest").symlink_to("0f3a")
+    monkeypatch.chdir(tmp_path)
+    for name in ("latest", Path("latest"), "./latest", tmp_path / "latest"):
+        assert LanguageModel(name, hook="blocks.1.hook_resid_pre").name == str(tmp_path / "latest")
+
+
+@pytest.mark.parametrize("names", [["a.txt", "b.jsonl"], ["b.jsonl", "a.txt", "c.txt"]])
+def test_several_files_are_trained_on_in_their_order_scored_and_resumed(tiny_lm_folder, tmp_path, monkeypatch, names):
+    texts = {
+        name: [f"{name} {i} {text}" for i in range(8) for text in TEXTS["a"]] for name in ("a.txt", "b.jsonl", "c.txt")
+    }
+    write(tmp_path, {
+        "a.txt": "\n<|endoftext|>\n".join(texts["a.txt"]),
+        "b.jsonl": "\n".join(json.dumps({"text": text}) for text in texts["b.jsonl"]),
+        "c.txt": "\n<|endoftext|>\n".join(texts["c.txt"]),
+    })  # fmt: skip
+    common = ["--lm", str(tiny_lm_folder), "--hook", "blocks.1.hook_resid_pre", "--ctx", "16", "--threads", "1"]
+    sizes = ["--d-sae", "24", "--n-tokens", "3000", "--batch-size", "128", "--eval-tokens", "320", "--coeff", "0.02"]
+
+    def train() -> int:
+        data = ["--data", *(str(tmp_path / name) for name in names)]
+        out = ["--out", str(tmp_path / "run"), "--latent-pages", "none"]
+        return main(["train", *data, *common, *sizes, *out])
+
+    assert train() == 0
+    results = Results.load(tmp_path / "run")
+    assert results.config["stream"]["data"] == [str(tmp_path / name) for name in names]
+    lm = LanguageModel(tiny_lm_folder, hook="blocks.1.hook_resid_pre")
+    wanted = load_blocks(
+        [text for name in names for text in texts[name]], lm.tokenizer, 16, max_train_tokens=3000, held_out_pool=2560
+    )
+    assert results.config["stream"]["data_digest"] == wanted.digest()
+    before = (tmp_path / "run/results.jsonl").read_bytes()
+    monkeypatch.chdir("/")
+    assert train() == 0
+    assert (tmp_path / "run/results.jsonl").read_bytes() == before
+    (run,) = results.runs
+    assert main(["eval", str(tmp_path / "run" / run.record["run_id"]), "--eval-tokens", "320"]) == 0
+    others = [str(tmp_path / name) for name in names]
+    assert main(["eval", str(tmp_path / "run" / run.record["run_id"]), "--eval-tokens", "320", "--data", *others]) == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a.txt", "missing.txt"], "no file 'missing.txt'"),
+        (["a.txt", "folder"], "a folder 'folder', in a list"),
+        (["builtin", "a.txt"], "no file 'builtin'"),
+        (["user/data", "user/other"], "no file 'user/data'"),
+        (["two", "words"], "no file 'two'"),
+        ([], "data"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "harvest", "sweep demo"])
+def test_several_names_are_those_of_files(tiny_lm_folder, tmp_path, monkeypatch, capsys, names, words, command):
+    write(tmp_path, {"a.txt": "A text.", "folder/a.txt": "A text."})
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*command.split(), "--lm", str(tiny_lm_folder), "--out", "out", "--data", *names]) == 2
+    assert words in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_blocks_of_two_names_of_one_file_are_the_same(tokenizer, tmp_path):

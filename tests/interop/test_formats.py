@@ -274,6 +274,12 @@ def test_anyones_sparsify_folder(tmp_path):
     assert differences(sae(x), latents @ t["W_dec"] + t["b_dec"])[1] < 2e-6
     assert made["hook"] == "blocks.3.hook_mlp_out"
     assert (made["lm"], made["data"], made["ctx"], made["centred"]) == ("m", "x/y", 256, False)
+    (tmp_path / "mine").symlink_to(folder)
+    assert import_sae(tmp_path / "mine")[1] == made
+    (tmp_path / "elsewhere").mkdir()
+    folder.rename(tmp_path / "elsewhere/0f3a")
+    folder.symlink_to(tmp_path / "elsewhere/0f3a")
+    assert import_sae(folder)[1] == made
 
 
 def test_our_own_format_is_a_copy(tmp_path):

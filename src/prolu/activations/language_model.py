@@ -83,8 +83,9 @@ class LanguageModel:
             ValueError: there is no such model, a parameter is not in its files, or it has no such hook.
         """
         path = Path(name_or_path).expanduser()
-        # A folder's absolute path, so that a study that records it can be resumed from any directory.
-        self.name = str(path.resolve()) if path.is_dir() and name_or_path != "builtin" else str(name_or_path)
+        # A folder's absolute path, so that a study that records it can be resumed from any directory. Links are not
+        # followed: what a link leads to may have another name tomorrow, as in the hub's cache.
+        self.name = str(path.absolute()) if path.is_dir() and name_or_path != "builtin" else str(name_or_path)
         self.batch_tokens = batch_tokens
         self.device = numbered(device)
         self.dtype = dtype

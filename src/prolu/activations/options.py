@@ -1,9 +1,15 @@
 """The command-line options that describe a source of activations, in a file without PyTorch, as the help needs them."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+
+def one_or_list(names: Sequence[str]) -> str | list[str]:
+    """Return the one name, or a list of several."""
+    return names[0] if len(names) == 1 else list(names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +29,9 @@ class ModelOptions:
 class TextOptions:
     """The text that the language model reads."""
 
-    data: str = "builtin"
-    """The text: a .txt, .jsonl, .parquet or .arrow file, a folder of such files, a dataset on the Hugging Face hub, a
-    folder of token blocks, or `builtin` (the source code of Python's standard library)."""
+    data: tuple[str, ...] = ("builtin",)
+    """The text: a .txt, .jsonl, .parquet or .arrow file, several such files, a folder of them, a dataset on the Hugging
+    Face hub, a folder of token blocks, or `builtin` (the source code of Python's standard library)."""
     text_column: str = "text"
     """The column that holds the text or, for data that is already tokenised, the token ids, as `input_ids` often
     does."""
@@ -42,6 +48,11 @@ class TextOptions:
     is parsed into that token."""
     ctx: int = 128
     """The number of tokens per block."""
+
+    @property
+    def data_source(self) -> str | list[str]:
+        """The one name, or the list of files, as `load_blocks` takes it."""
+        return one_or_list(self.data)
 
 
 @dataclass(frozen=True, kw_only=True)

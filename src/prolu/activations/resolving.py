@@ -69,10 +69,19 @@ def plain_source(source: Any) -> Any:
     missing = [item for item in items if not os.path.isfile(item)]
     # A wrong name of a file must not become a short text; a text may happen to be the name of a file.
     if any(isinstance(item, Path) for item in source) or all(map(_looks_like_a_file, missing)):
-        if missing:
-            raise ValueError(f"data: no file {missing[0]!r}, in a list of files")
+        _check_files(items)
         return [absolute_path(item) for item in items]
     return Texts(items)
+
+
+def _check_files(files: Sequence[str]) -> None:
+    """Raise ValueError unless there are files by all these names."""
+    if not files:
+        raise ValueError("data: name at least one file")
+    for file in files:
+        if not os.path.isfile(file):
+            known = f"a folder {file!r}" if os.path.isdir(file) else f"no file {file!r}"
+            raise ValueError(f"data: {known}, in a list of files; name files only, or one folder or dataset by itself")
 
 
 def _looks_like_a_file(text: str) -> bool:
@@ -85,6 +94,9 @@ def check_is_there(source: Any) -> None:
     It costs nothing, so it comes before a language model is opened, or the hub is asked, for half a minute where there
     is no network.
     """
+    if isinstance(source, list):
+        _check_files(source)
+        return
     if not isinstance(source, str) or os.path.exists(source):
         return
     # What looks like user/repo may be a dataset on the hub, whatever its ending.

@@ -33,7 +33,7 @@ def describe_options(
         "lm_revision": options.revision,
         "lm_dtype": options.lm_dtype,
         "hook": first_hook(options.hook),
-        "data": options.data,
+        "data": options.data_source,
         "text_column": options.text_column,
         "data_config": options.data_config,
         "split": options.split,

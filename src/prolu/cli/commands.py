@@ -117,14 +117,15 @@ def prepare_harvest(request: HarvestSource, out: Path) -> Job:
     device = available_device("lm_device", request.lm_device)
     check_store_folder(out)
     description = describe_options(request, request.n_tokens)
-    check_is_there(request.data)
+    check_is_there(request.data_source)
     lm = open_language_model(description, device=device)
     widths = [lm.at(hook).d_in for hook in request.hook]
     # A store that was begun takes part of this space already, and has been checked when it was begun.
     if not (out / STORE_FILE).is_file():
         check_disk(out, store_bytes(at_least_1("n_tokens", request.n_tokens), widths, request.dtype))
     # Other text is tokenised right into the store; token blocks that lie elsewhere are copied into it by `harvest`.
-    blocks = open_text(description, lm, folder=None if holds_blocks(request.data) else out / TOKENS_FOLDER)
+    are_there = len(request.data) == 1 and holds_blocks(request.data[0])
+    blocks = open_text(description, lm, folder=None if are_there else out / TOKENS_FOLDER)
     HarvestRequest(lm, blocks, request.hook, request.dtype).begun(out)
     check_clean_loss(lm, blocks)
     is_new = not (out / STORE_FILE).is_file()

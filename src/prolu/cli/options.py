@@ -39,9 +39,9 @@ class Scoring:
     """The language model, if it has moved or the SAE's config does not name it."""
     hook: str = ""
     """The hook at which activations are read and replaced, if the SAE's config does not name it."""
-    data: str = ""
-    """Another text to score on than the one that the SAE was trained on: a file, a folder, a dataset on the Hugging
-    Face hub, or `builtin`."""
+    data: tuple[str, ...] = ()
+    """Another text to score on than the one that the SAE was trained on: a file, several files, a folder, a dataset
+    on the Hugging Face hub, or `builtin`."""
     text_column: str = ""
     """The column of the text, if it is not that of the training."""
     data_config: str = ""

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from prolu.activations.language_model import LanguageModel
+from prolu.activations.options import one_or_list
 from prolu.activations.packing import POOL_PER_SCORED_TOKEN
 from prolu.activations.resolving import check_is_there
 from prolu.activations.source import open_language_model, open_text
@@ -102,7 +103,9 @@ def _place(options: Scoring, saved: SavedSAE, study: Mapping[str, Any] | None) -
     Options come first, then the study of --like or, without one, the SAE's own config, then defaults.
     """
     values = {field.name: getattr(options, field.name) for field in fields(options)}
-    given = {name: value for name, value in values.items() if value not in ("", None)}
+    given = {name: value for name, value in values.items() if value not in ("", None, ())}
+    if options.data:
+        given["data"] = one_or_list(options.data)
     if study is None:
         known = dict(saved.provenance)
         if options.data:

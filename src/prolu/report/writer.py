@@ -18,7 +18,7 @@ from prolu.report.latents.pages import page_of
 from prolu.report.page import PageContent, render_page
 from prolu.report.table_files import write_tables
 from prolu.runtime.files import write_atomically
-from prolu.runtime.names import check_inside
+from prolu.runtime.names import check_inside, folder_name
 from prolu.sae.autoencoder import WEIGHTS_FILE
 from prolu.studies.records import RESULTS_FILE, check_reported, read_curve
 from prolu.studies.results import Results, Run, records_of
@@ -106,7 +106,7 @@ def check_studies(found: Sequence[Results], out: str | Path | None) -> None:
 def _page_content(found: Sequence[Results], records: Sequence[Record], place: Path) -> PageContent:
     """Return what the page in the folder `place` shows; runs of several studies are named with their study."""
     is_pooled = len(found) > 1
-    names = study_names(records) if is_pooled else [found[0].folder.resolve().name]
+    names = study_names(records) if is_pooled else [folder_name(found[0].folder)]
     runs_in_order = [run for results in found for run in results.runs]
     # Pooled records have other run_ids than those in their study's folder, but the same order.
     runs = {record["run_id"]: run for record, run in zip(records, runs_in_order, strict=True)}
@@ -147,4 +147,4 @@ def _address(file: Path, place: Path) -> str:
 
 def default_place(folders: Sequence[Path]) -> Path:
     """Return the folder that a report is written to unless another is named."""
-    return folders[0] if len(folders) == 1 else folders[0].resolve().parent / POOLED_FOLDER
+    return folders[0] if len(folders) == 1 else Path(os.path.abspath(folders[0])).parent / POOLED_FOLDER

@@ -1,5 +1,6 @@
 """Names and texts from files that somebody else may have written: what is taken for a name, and how text is shown."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def plain_name(name: Any, where: object) -> str:
             f"does not begin with a dot and has none of {' '.join(sorted(RESERVED))}"
         )
     return name
+
+
+def folder_name(folder: Path) -> str:
+    """Return the name of a folder, also of `.`; a link keeps its own name, by which its user knows it."""
+    return Path(os.path.abspath(folder)).name
 
 
 def check_inside(folder: Path, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prolu.runtime.checks import at_least_1, one_of
 from prolu.training.config import RunConfig
@@ -17,7 +17,7 @@ class Recipe(NamedTuple):
     """The number of tokens per training step."""
     n_tokens: int
     """The number of training tokens of the longest run."""
-    source: Mapping[str, str | int]
+    source: Mapping[str, Any]
     """The default options of the source of activations: lm, hook, data and the fields that belong to the data."""
 
     def changed(self, change: Callable[[list[RunConfig]], list[RunConfig]]) -> "Recipe":
@@ -73,12 +73,12 @@ GPT2_WIDTH = 768
 """The width of GPT-2 small, for which the paper chose its coefficients and the largest raw norm of a candidate for
 resampling. At another width coefficients are scaled by 768 / width, and raw norms are not limited."""
 
-BUILTIN: Mapping[str, str | int] = {"lm": "builtin", "hook": "blocks.2.hook_resid_pre", "data": "builtin"}
+BUILTIN: Mapping[str, Any] = {"lm": "builtin", "hook": "blocks.2.hook_resid_pre", "data": ("builtin",)}
 
-PAPER_SOURCE: Mapping[str, str | int] = {
+PAPER_SOURCE: Mapping[str, Any] = {
     "lm": "gpt2",
     "hook": "blocks.6.hook_resid_pre",
-    "data": "alancooney/sae-monology-pile-uncopyrighted-tokenizer-gpt2",
+    "data": ("alancooney/sae-monology-pile-uncopyrighted-tokenizer-gpt2",),
     "text_column": "input_ids",
     "split": "train[0:40%]",
     "eval_split": "train[90:95%]",

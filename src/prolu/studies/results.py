@@ -1,6 +1,7 @@
 """The finished runs of a study: loading them, choosing among them, comparing them."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -216,6 +217,8 @@ def pool(studies: Sequence[Results], *, hooks_apart: bool = False) -> list[dict[
     folders = [results.folder.resolve() for results in studies]
     if len(set(folders)) < len(folders):
         raise ValueError(f"studies {', '.join(map(str, folders))}: one is listed twice")
+    # Links are followed to see whether two are one folder, and not to name them.
+    folders = [Path(os.path.abspath(results.folder)) for results in studies]
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         names = [f"{folder.parent.name}/{folder.name}" for folder in folders]

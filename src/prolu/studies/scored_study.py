@@ -16,7 +16,7 @@ from prolu.activations.language_model import LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.held_out import HeldOut, Scores, held_out_digest
 from prolu.runtime.files import through_json
-from prolu.runtime.names import check_inside, plain_name
+from prolu.runtime.names import check_inside, folder_name, plain_name
 from prolu.sae.autoencoder import SAE
 from prolu.sae.saved_sae import WEIGHTS_FILE
 from prolu.studies.amounts import text_amounts
@@ -45,7 +45,7 @@ class SavedSAE(NamedTuple):
     @property
     def run_id(self) -> str:
         """The name of the SAE in a scored study, which is that of its folder."""
-        return self.folder.resolve().name
+        return folder_name(self.folder)
 
 
 def describe(lm: LanguageModel, blocks: TokenBlocks, n_tokens: int) -> dict[str, Any]:

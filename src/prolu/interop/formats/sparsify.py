@@ -3,6 +3,7 @@
 Written against version 1.3.3. sparsify has TopK alone, so most SAEs of ours could not be written in its format.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,13 @@ def from_folder(folder: Path) -> tuple[SAE, dict[str, Any]]:
 def _provenance(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Return what the folder tells of where the SAE comes from."""
     # sparsify names the folder after the hookpoint, and keeps the config of the training run in the one above.
-    run_file = folder.resolve().parent / "config.json"
-    training = read_json_object(run_file, "training run of sparsify") if run_file.is_file() else {}
+    # The folder may be a link to one with that name, or a link of that name.
+    places = (Path(os.path.abspath(folder)), folder.resolve())
+    run_file = next((file for place in places if (file := place.parent / "config.json").is_file()), None)
+    training = read_json_object(run_file, "training run of sparsify") if run_file is not None else {}
     provenance = known_fields(training, {"lm": ("model", str), "data": ("dataset", str), "ctx": ("ctx_len", int)})
-    hookpoint = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)(\.mlp)?", folder.resolve().name)
-    if hookpoint:
+    matches = [re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)(\.mlp)?", place.name) for place in places]
+    if hookpoint := next(filter(None, matches), None):
         provenance["hook"] = f"blocks.{hookpoint[1]}.hook_{SITES[hookpoint[2] or '']}"
     origin = {"format": "sparsify", "architecture": "topk", "config": config}
     return provenance | {"centred": False, "origin": origin}

@@ -68,7 +68,7 @@ def _task(request: StudyRequest, source: Source, number: int, runs: list[RunConf
         source=portable(source),
         batch_size=request.stream.batch_size,
         stream=request.stream.describe(),
-        out=request.out.resolve(),
+        out=request.out.absolute(),
         settings=request.settings,
         number=number,
         runs=runs,

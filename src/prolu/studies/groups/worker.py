@@ -56,7 +56,7 @@ def portable(source: Source) -> Source:
 
     A worker on another machine of the cluster, which sees the same disk, can open it.
     """
-    data = absolute_path(source.data) if source.tokens is None else str(source.tokens.absolute())
+    data = tuple(map(absolute_path, source.data)) if source.tokens is None else (str(source.tokens.absolute()),)
     store = None if source.store is None else source.store.absolute()
     return replace(source, lm=absolute_path(source.lm), data=data, tokens=None, store=store)
 
