@@ -11,9 +11,11 @@ import torch
 
 from prolu import ActivationStore, ActivationStream, LanguageModel, RunConfig, grid, harvest, load_blocks
 from prolu.activations.harvesting import Harvest
+from prolu.activations.packing import ReadingStoppedError
+from prolu.activations.store_writer import HarvestStoppedError
 from prolu.cli.entry_point import main
 from support.commands import flags, text_flags
-from support.interruptions import dies_at_disk_operation, disk_operations
+from support.interruptions import before_disk_operations, dies_at_disk_operation, disk_operations
 from support.sweeps import contents, sweep
 
 HOOKS = ("blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out", "blocks.2.hook_resid_post")
@@ -117,6 +119,47 @@ def test_a_harvest_that_dies_anywhere_ends_byte_identical(lm, stories_file, tmp_
         harvest(lm, blocks, tmp_path / "killed", **arguments)
         assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
         shutil.rmtree(tmp_path / "killed")
+
+
+def full_disk(operation, file):
+    def observe(name, path):
+        if name == operation and file in str(path):
+            raise OSError(28, "No space left on device")
+
+    return before_disk_operations(observe)
+
+
+@pytest.mark.parametrize(("operation", "file"), [("write", "00001"), ("rename", "00001"), ("write", "store.json")])
+def test_a_full_disk_ends_a_harvest_in_one_sentence_and_it_resumes(lm, tiny_blocks, tmp_path, operation, file):
+    def write(folder):
+        return harvest(lm, tiny_blocks, folder, shard_tokens=640, progress=False)
+
+    write(tmp_path / "wanted")
+    with full_disk(operation, file), pytest.raises(HarvestStoppedError, match="No space left on device") as stopped:
+        write(tmp_path / "store")
+    assert str(stopped.value).endswith("; finished shards are kept; harvest the same again to resume")
+    assert (stopped.value.errno, stopped.value.__cause__) == (28, None)
+    write(tmp_path / "store")
+    assert contents(tmp_path / "store") == contents(tmp_path / "wanted")
+
+
+@pytest.mark.parametrize(("operation", "file"), [("write", "train.bin"), ("rename", "blocks.json")])
+def test_a_full_disk_ends_the_reading_of_text_in_one_sentence(tiny_lm, stories_file, tmp_path, operation, file):
+    def read(folder):
+        return load_blocks(stories_file, tiny_lm.tokenizer, 32, max_train_tokens=3000, folder=folder)
+
+    wanted = read(tmp_path / "wanted").digest()
+    with full_disk(operation, file), pytest.raises(ReadingStoppedError, match="No space left") as stopped:
+        read(tmp_path / "blocks")
+    assert str(stopped.value).endswith("read the same text into the same folder again to resume")
+    assert read(tmp_path / "blocks").digest() == wanted
+
+
+def test_a_full_disk_while_text_is_tokenised_is_no_wrong_request(tiny_lm_folder, stories_file, tmp_path, capsys):
+    where = ["--lm", str(tiny_lm_folder), "--data", str(stories_file), "--hook", "blocks.1.hook_resid_pre"]
+    with full_disk("write", "train.bin"):
+        assert main(["harvest", *where, "--ctx", "32", "--n-tokens", "3000", "--out", str(tmp_path / "store")]) == 1
+    assert "No space left on device; what was finished is saved; run the same command again" in capsys.readouterr().err
 
 
 def test_going_on_does_not_harvest_again(lm, tiny_blocks, tmp_path, monkeypatch):

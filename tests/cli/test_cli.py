@@ -138,7 +138,7 @@ def test_a_failure_while_running_is_not_a_wrong_request(source, tmp_path, monkey
 
     monkeypatch.setattr("prolu.studies.run_in_training.score", fail)
     assert main(["train", *source, *TINY_TRAIN, "--eval-tokens", "640", "--out", str(tmp_path / "a")]) == 1
-    assert "finished runs are saved" in capsys.readouterr().err
+    assert "what was finished is saved" in capsys.readouterr().err
 
 
 def test_an_interrupt_exits_130(source, tmp_path, monkeypatch, capsys):

@@ -17,8 +17,7 @@ from prolu.cli.entry_point import main
 from prolu.runtime.files import locked
 from prolu.studies import checkpoints
 from prolu.studies.checkpoints import Clock, RunState, read_checkpoint, write_checkpoint
-from prolu.studies.stopping import SweepStoppedError
-from prolu.studies.sweep import SweepFailedError
+from prolu.studies.sweep import SweepFailedError, SweepStoppedError
 from support.commands import text_flags
 from support.interruptions import PowerCutError, before_disk_operations, dies_at_step, end_of, in_a_process, wait_for
 from support.sweeps import contents, stream_over, sweep

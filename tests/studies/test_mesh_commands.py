@@ -112,7 +112,7 @@ def test_asked_to_stop_all_ranks_save_and_stop(alone, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert stderr.count("prolu: interrupted; finished runs are saved; run the same command again to resume") == 1, (
+    assert stderr.count("prolu: interrupted; what was finished is saved; run the same command again to resume") == 1, (
         stderr[-3000:]
     )
     assert list((out / "checkpoints").glob("step-*"))

@@ -12,6 +12,7 @@ from prolu.activations.token_blocks import BlocksFolder, TokenBlocks, holds_bloc
 from prolu.activations.tokenizers import bos_token_id, token_dtype, tokenizer_digest
 from prolu.runtime.checks import one_of
 from prolu.runtime.progress import Meter
+from prolu.runtime.stopping import StoppedError, one_sentence
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,12 @@ HELD_OUT_POOL = POOL_PER_SCORED_TOKEN * 32_768
 
 MAX_EVAL_SPLIT_TOKENS = 2**20
 """The number of tokens that earlier versions read of a split for evaluation."""
+
+
+class ReadingStoppedError(StoppedError):
+    """The disk failed while token blocks were written into a folder. Those that were written are kept."""
+
+    resumes = "the token blocks that were written are kept; read the same text into the same folder again to resume"
 
 
 def load_blocks(
@@ -78,6 +85,7 @@ def load_blocks(
     Raises:
         ValueError: there is no such source, column or split, the splits overlap, the tokenizer does not have some of
             the token ids, there is too little text for one block on either side, or the folder holds something else.
+        ReadingStoppedError: the disk of the folder is full; what was written is kept. It is an OSError.
     """
     if ctx < 2:
         raise ValueError(f"ctx {ctx}: a block must hold at least 2 tokens")
@@ -172,7 +180,7 @@ def _pack_into_folder(text: _Text, tokenizer: Any, ctx: int, folder: Path, *, sh
         "tokenizer": tokenizer_digest(tokenizer),
         "files": [rows.fingerprint() for rows in (text.rows, text.eval_rows) if rows is not None],
     }
-    with BlocksFolder(folder, made, token_dtype(tokenizer)) as on_disk:
+    with one_sentence(ReadingStoppedError), BlocksFolder(folder, made, token_dtype(tokenizer)) as on_disk:
         if not on_disk.finished:
             # A folder that was begun by an earlier version, or for another number of scored tokens, is finished so.
             as_begun = {name: on_disk.made[name] for name in ("special_tokens", "held_out_pool")}

@@ -19,9 +19,16 @@ from prolu.runtime.checks import at_least_1
 from prolu.runtime.files import check_can_be_folder, json_text, locked, nearest_existing, through_json, write_atomically
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
+from prolu.runtime.stopping import StoppedError, one_sentence
 
 SHARD_TOKENS = 131_072
 """The number of tokens per file (201 MB of GPT-2's activations in fp16), and thus the most that a kill can cost."""
+
+
+class HarvestStoppedError(StoppedError):
+    """The disk failed during a harvest. All shards that were finished are kept."""
+
+    resumes = "finished shards are kept; harvest the same again to resume"
 
 
 def harvest(
@@ -52,7 +59,8 @@ def harvest(
         ValueError: the folder holds something else, its disk has no room, or the model has no such hook. Nothing is
             written then.
         FloatingPointError: an activation is not finite in that number format.
-        KeyboardInterrupt: SIGINT or SIGTERM came; whole shards are kept.
+        HarvestStoppedError: the disk is full; finished shards are kept. It is an OSError.
+        KeyboardInterrupt: SIGINT or SIGTERM came; finished shards are kept.
     """
     out = Path(out)
     request = HarvestRequest(lm, blocks, hooks, dtype, shard_tokens)
@@ -61,7 +69,12 @@ def harvest(
     first_missing = len(index["shards"]) * per_shard
     n_left = max(0, len(blocks.train) - first_missing) * blocks.ctx
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out), Interrupt() as interrupt, Meter("harvesting", n_left, shown=progress) as meter:
+    with (
+        one_sentence(HarvestStoppedError),
+        locked(out),
+        Interrupt() as interrupt,
+        Meter("harvesting", n_left, shown=progress) as meter,
+    ):
         _keep_tokens(blocks, out / TOKENS_FOLDER)
         _write_index(out, index)
         buffers = [torch.empty(per_shard, blocks.ctx, width, dtype=DTYPES[dtype]) for width in request.widths.values()]

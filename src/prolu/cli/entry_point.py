@@ -35,7 +35,7 @@ Examples:
 
 `prolu COMMAND --help` lists the options of a command, `prolu --version` prints the version."""
 
-RESUMES = "finished runs are saved; run the same command again to resume"
+RESUMES = "what was finished is saved; run the same command again to resume"
 
 Command = (
     Annotated[Demo, subcommand("demo")]
@@ -102,6 +102,7 @@ def main(args: Sequence[str] | None = None) -> int:
     # tyro prints help and ends the process here. What follows needs PyTorch, which takes seconds to import.
     command = _parsed(args)
     from prolu.runtime.mesh import leave
+    from prolu.runtime.stopping import StoppedError
 
     with _messages_on_stderr():
         try:
@@ -115,7 +116,9 @@ def main(args: Sequence[str] | None = None) -> int:
             except BaseException as problem:
                 return _failed(problem)
         except (ValueError, OSError) as problem:  # OSError: a file or folder of the request cannot be read
-            return _reported(str(problem), WRONG_REQUEST)
+            # The disk may also be full, while text is tokenised: nothing is wrong with the request then.
+            stopped = isinstance(problem, StoppedError)
+            return _failed(problem) if stopped else _reported(str(problem), WRONG_REQUEST)
         except KeyboardInterrupt:
             return INTERRUPTED
         finally:
@@ -142,6 +145,7 @@ def _failed(problem: BaseException) -> int:
 
     A full disk or a lost connection gets one sentence; an error in this package gets a traceback, for a bug report.
     """
+    from prolu.runtime.stopping import StoppedError
     from prolu.studies.sweep import SweepFailedError
 
     match problem:
@@ -150,6 +154,9 @@ def _failed(problem: BaseException) -> int:
         case FolderBusyError() | HubError():
             # Nothing has failed: another process has just taken the folder, or the hub has changed its mind since.
             return _reported(str(problem), WRONG_REQUEST)
+        case StoppedError():
+            # Its own last words are for Python; a command is run again.
+            return _reported(f"{problem.args[0]}; {RESUMES}", FAILED)
         case OSError() | FloatingPointError() | SweepFailedError():
             return _reported(f"{problem}; {RESUMES}", FAILED)
         case Exception():

@@ -7,6 +7,7 @@
 - `mesh`: the processes that train one SAE together, and their sums.
 - `devices`: which of the GPUs a name means, and whether it is there.
 - `interrupts`: the first signal to stop saves, the second one exits.
+- `stopping`: the error that says that the disk failed.
 - `progress`: rates and the time left.
 - `late_import`: packages whose names are imported when the first is used.
 - `version`: the version of this package.

@@ -8,7 +8,6 @@
 - `preflight`: what is found out before a training begins.
 - `extension`: whether a request fits what its folder holds, or extends it.
 - `checkpoints`, `trackers`: their state on the disk, their curves in W&B and TensorBoard.
-- `stopping`: the error that says that the disk failed.
 - `folder`, `results`: the folder of a study, and its finished runs.
 - `records`: checks of what is read of a study that may be a stranger's.
 - `scored_study`: SAEs that were scored here and trained elsewhere.

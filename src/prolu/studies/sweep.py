@@ -20,13 +20,13 @@ from prolu.activations.stream import ActivationStream
 from prolu.runtime.files import locked, through_json
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
+from prolu.runtime.stopping import StoppedError, one_sentence
 from prolu.studies.checkpoints import Clock
 from prolu.studies.folder import failures, finished_runs, read_study, tidy, write_study
 from prolu.studies.preflight import prepare_folders
 from prolu.studies.request import StudyRequest, requests_at_hooks
 from prolu.studies.results import Results
 from prolu.studies.settings import MAX_EPOCHS, MIN_EVAL_FRACTION, SweepSettings
-from prolu.studies.stopping import one_sentence
 from prolu.studies.study_in_training import SharedBuffers, StudyInTraining
 from prolu.studies.trackers import Trackers
 from prolu.training.config import RunConfig
@@ -34,6 +34,12 @@ from prolu.training.config import RunConfig
 
 class SweepFailedError(RuntimeError):
     """No run of a sweep could be finished."""
+
+
+class SweepStoppedError(StoppedError):
+    """The disk, or a file that is read, failed while a sweep was running. All that was finished is kept."""
+
+    resumes = "finished runs are saved; run the same sweep again to resume"
 
 
 def train_together(studies: Sequence[StudyInTraining], clock: Clock, interrupt: Interrupt, *, progress: bool) -> None:
@@ -154,7 +160,7 @@ def run_sweep(
     settings = _settings(eval_tokens, checkpoint_seconds, keep_state, trackers, max_epochs, min_eval_fraction)
     request = StudyRequest(list(runs), stream, Path(out), settings, progress)
     stream.mesh.first_rank_first(lambda: prepare_folders([request]))
-    with one_sentence():
+    with one_sentence(SweepStoppedError):
         train([request])
     return Results.load(out)
 
@@ -201,7 +207,7 @@ def run_sweeps(
     settings = _settings(eval_tokens, checkpoint_seconds, keep_state, trackers, max_epochs, min_eval_fraction)
     requests = requests_at_hooks(runs, streams, Path(out), settings, progress=progress)
     requests[0].stream.mesh.first_rank_first(lambda: prepare_folders(requests))
-    with one_sentence():
+    with one_sentence(SweepStoppedError):
         train(requests)
     return {r.stream.lm.hook: Results.load(r.out) for r in requests if finished_runs(r.runs, r.out)}
 
