@@ -210,7 +210,7 @@ def memory(lm: LanguageModel, store: ActivationStore) -> dict[str, float]:
 
 def resuming(lm: LanguageModel, folder: Path, kills: int) -> dict[str, int]:
     """Kill harvests at random moments, run each again, and count those that end as one that was left alone."""
-    from prolu.activations.token_blocks import copy_blocks
+    from prolu.activations.blocks_folder import copy_blocks
 
     copy_blocks(random_blocks(40 * 1024), folder / "tokens")
     command = [sys.executable, "-m", "prolu", "harvest", "--lm", lm.name, "--hook", "blocks.1.hook_resid_pre"]

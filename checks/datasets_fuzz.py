@@ -227,7 +227,9 @@ def documents(rows: list[dict[str, Any]], column: str) -> list[Any]:
             mask = row.get("attention_mask")
             if mask is None:
                 unmasked.append(content)
-            found.append(content if mask is None else [t for t, kept in zip(content, mask, strict=True) if kept])
+            kept = content if mask is None else [t for t, keeps in zip(content, mask, strict=True) if keeps]
+            if kept:
+                found.append(kept)
     padded = [ids for ids in unmasked if PAD in (ids[0], ids[-1])]
     if not found or 2 * len(padded) > len(unmasked):
         raise Refused("no documents, or padded rows without a mask")

@@ -217,6 +217,7 @@ def data_cases(folder: Path, tokenizer: object) -> Iterator[Case]:
     for name, data in files.items():
         (folder / name).write_bytes(data)
         yield f"data {name}", lambda n=name: prolu.load_blocks(str(folder / n), tokenizer, ctx=32)
+    yield from mask_cases(folder, tokenizer)
     (folder / "hollow").mkdir()
     (folder / "circle").mkdir()
     (folder / "circle" / "a.txt").symlink_to(folder / "circle" / "a.txt")
@@ -240,6 +241,28 @@ def data_cases(folder: Path, tokenizer: object) -> Iterator[Case]:
         )
     for ctx in (-1, 0, 1):
         yield f"ctx {ctx}", lambda c=ctx: prolu.load_blocks(str(folder / "good.parquet"), tokenizer, ctx=c)
+
+
+def mask_cases(folder: Path, tokenizer: object) -> Iterator[Case]:
+    """Rows of token ids whose masks say nothing that can be believed, and columns of two kinds."""
+    ids = list(range(5, 69))
+    masks: dict[str, object] = {
+        "zero": [0] * 64, "negative": [-1] * 64, "added": [0.0] * 40 + [-1e9] * 24, "halves": [0.5] * 64, "short": [1] * 63,
+        "long": [1] * 65, "text": "1" * 64, "texts": ["1"] * 64, "nested": [[1]] * 64, "null": [None] * 64, "number": 1, "object": {"a": 1},
+    }  # fmt: skip
+    for name, mask in masks.items():
+        file = folder / f"mask-{name}.jsonl"
+        file.write_text((json.dumps({"input_ids": ids, "attention_mask": mask}) + "\n") * 40)
+        yield (
+            f"mask {name}",
+            lambda f=file: prolu.load_blocks(f, tokenizer, ctx=32, text_column="input_ids"),
+        )
+    text = json.dumps({"text": "One. Two. Three. " * 20}) + "\n"
+    row = json.dumps({"text": ids}) + "\n"
+    for name, lines in {"text-first": text * 9 + row, "ids-first": row * 9 + text, "in-turn": (text + row) * 9}.items():
+        file = folder / f"kinds-{name}.jsonl"
+        file.write_text(lines)
+        yield f"two kinds in one column, {name}", lambda f=file: prolu.load_blocks(f, tokenizer, ctx=32)
 
 
 def _flipped(data: bytes, at: int) -> bytes:
@@ -550,7 +573,8 @@ def cli_cases(folder: Path, lm: Path, run: Callable[[list[str]], None]) -> Itera
         ["--threads", "0"], ["--threads", "-2"], ["--eval-tokens", "0"], ["--eval-tokens", "-1"], ["--window-tokens", "3"],
         ["--split", "nope"], ["--eval-split", "train"], ["--text-column", "title", "--data", str(folder / "good.parquet")],
         ["--checkpoint-minutes", "-1"], ["--warmup-fraction", "2"], ["--resample-fractions", "2"], ["--lm", ""],
-        ["--hook", ""], ["--data", ""], ["--out", "/dev/null/x"], ["--out", str(folder / "good.parquet")], ["--nonsense"],
+        ["--hook", ""], ["--data", ""], ["--data"], ["--data", "a.txt", "b.txt"], ["--data", str(folder / "stories.txt"), str(folder)],
+        ["--data", "builtin", "builtin"], ["--data", "a/b", "a/c"], ["--out", "/dev/null/x"], ["--out", str(folder / "good.parquet")], ["--nonsense"],
         ["--hook"], ["--hook", "blocks.1.hook_mlp_out", "blocks.1.hook_mlp_out"], ["--hook", "blocks.1.hook_mlp_out", "x"],
         ["--store", "nowhere"], ["--store", str(folder / "good")], ["--tokens", str(folder / "good")], ["--acts-dtype", "int8"],
         ["--resample-second-moment", "median"], ["--max-grad-norm", "0"], ["--decay-start-fraction", "3"],

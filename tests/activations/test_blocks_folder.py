@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prolu.activations.token_blocks import BlocksFolder
+from prolu.activations.blocks_folder import BlocksFolder
 from prolu.runtime.files import FolderBusyError
 
 ROWS = np.arange(8).reshape(2, 4)

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import logging
+import shutil
 import struct
 
 import numpy as np
@@ -112,6 +113,48 @@ def test_the_mask_of_a_column_has_its_name(ids):
 def test_a_mask_with_numbers_of_documents_keeps_all_of_them():
     columns = {"input_ids": [[5, 6, 7, 8, 9, 0]], "attention_mask": [[1, 1, 2, 2, 3, 0]]}
     assert contents(Dataset.from_dict(columns), "input_ids") == [[5, 6, 7, 8, 9]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ([0, 0, 0, 0], "attention_mask that is 0 at all of its 4 token ids"),
+        ([0.0, 0.0, -1e9, -1e9], "an attention_mask that does not fit"),
+        ([0.5, 1.0, 0.0, 0.0], "an attention_mask that does not fit"),
+        ([float("nan"), 1.0, 1.0, 1.0], "an attention_mask that does not fit"),
+        ([-1, 1, 1, 1], "an attention_mask that does not fit"),
+    ],
+)
+def test_what_is_no_mask_of_padding_leaves_its_row_out(mask, words):
+    """A mask that is added to scores of attention says the opposite of one that is multiplied."""
+    columns = {"input_ids": [[5, 6, 7, 8]], "attention_mask": [mask]}
+    with pytest.raises(ValueError, match=f"no text or token ids in column 'input_ids'; a row has .*{words}"):
+        list(Documents(Rows(Dataset.from_dict(columns)), "input_ids"))
+
+
+def test_a_mask_with_holes_leaves_out_what_it_masks():
+    columns = {"input_ids": [[5, 6, 7, 8, 9]], "attention_mask": [[1, 0, 1, 0, 1]]}
+    (document,) = Documents(Rows(Dataset.from_dict(columns)), "input_ids")
+    assert document.content.tolist() == [5, 7, 9]
+
+
+@pytest.mark.parametrize("first", ["texts", "token ids"])
+@pytest.mark.parametrize("ending", ["arrow", "parquet", "jsonl"])
+def test_texts_and_token_ids_in_one_column_are_refused(tokenizer, tmp_path, first, ending):
+    rows = {"texts": [{"text": "One. Two. Three."}] * 5, "token ids": [{"text": [5, 6, 7, 8]}] * 5}
+    files = (first, *(rows.keys() - {first}))
+    for i, kind in enumerate(files):
+        if ending == "jsonl":
+            (tmp_path / f"{i}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[kind]))
+        elif ending == "parquet":
+            Dataset.from_list(rows[kind]).to_parquet(tmp_path / f"{i}.parquet")
+        else:
+            Dataset.from_list(rows[kind]).save_to_disk(tmp_path / "saved")
+            next((tmp_path / "saved").glob("*.arrow")).rename(tmp_path / f"{i}.arrow")
+            shutil.rmtree(tmp_path / "saved")
+    with pytest.raises(ValueError, match=f"column 'text' holds {first} in some rows and {files[1]} in others"):
+        load_blocks(tmp_path, tokenizer, 4, folder=tmp_path / "blocks")
+    assert not (tmp_path / "blocks").exists()
 
 
 def test_a_mask_of_another_length_leaves_its_row_out(ids):

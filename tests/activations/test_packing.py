@@ -10,10 +10,11 @@ from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
 from prolu import load_blocks
 from prolu.activations import packer
+from prolu.activations.blocks_folder import copy_blocks
 from prolu.activations.builtin import stdlib_documents
 from prolu.activations.documents import Documents, is_held_out
 from prolu.activations.text_rows import Rows
-from prolu.activations.token_blocks import copy_blocks, read_blocks
+from prolu.activations.token_blocks import read_blocks
 from support.interruptions import dies_at_disk_operation, disk_operations
 
 

@@ -334,7 +334,7 @@ def test_a_run_whose_schedule_permits_is_extended_to_the_same_bits(tiny_stream, 
         (grid(RunConfig(n_tokens=10240, **LENGTHS), coeff=[0.02, 0.05]), "learning rate at step 0 was"),
         (runs(5760), "extend it to 6400 tokens or more"),
         (runs(10240, resample_fractions=(0.6,), resample_count_fraction=0.3), "it would have been resampled"),
-        (runs(10240)[:1], "holds another study"),
+        (runs(10240)[:1], "holds another study: 2 runs there, 1 here; a study keeps the runs"),
     ):
         with pytest.raises(ValueError, match=words):
             sweep(changed, tiny_stream, tmp_path / "a", keep_state=True)
@@ -351,14 +351,14 @@ def test_a_run_that_did_not_keep_its_state_cannot_be_extended(tiny_stream, tmp_p
 
 
 @pytest.mark.parametrize("exists", [True, False])
-@pytest.mark.parametrize("name", ["log.jsonl", RUNS[0].run_id])
+@pytest.mark.parametrize("name", ["log.jsonl", ".lock", RUNS[0].run_id])
 def test_a_study_is_not_continued_through_links_into_other_folders(tiny_stream, tmp_path, name, exists):
     dies_at_step(7, lambda: train(tiny_stream, tmp_path / "a"))
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "notes.txt").write_text("mine")
-    target = foreign / "log.jsonl" if name == "log.jsonl" else foreign
-    if name == "log.jsonl" and exists:
+    target = foreign if name == RUNS[0].run_id else foreign / "log.jsonl"
+    if name != RUNS[0].run_id and exists:
         target.write_text("mine too\n")
     (tmp_path / "a" / name).unlink(missing_ok=True)
     (tmp_path / "a" / name).symlink_to(target if exists else foreign / "nothing")
@@ -366,6 +366,19 @@ def test_a_study_is_not_continued_through_links_into_other_folders(tiny_stream, 
     with pytest.raises(ValueError, match="a link that leads out of"):
         train(tiny_stream, tmp_path / "a")
     assert contents(foreign) == before
-    # A link to a place inside the study harms nobody.
+    # A link to a file inside the study harms nobody, but is no folder of a run.
+    if name == RUNS[0].run_id:
+        (tmp_path / "a" / name).unlink()
+        (tmp_path / "a" / name).symlink_to(tmp_path / "a/config.json")
+        with pytest.raises(ValueError, match="a file, where the folder of a run belongs; move it away"):
+            train(tiny_stream, tmp_path / "a")
     (tmp_path / "a" / name).unlink()
     train(tiny_stream, tmp_path / "a")
+
+
+def test_a_resampling_that_a_short_run_leaves_out_is_said(tiny_stream, tmp_path, caplog):
+    plain = RunConfig(d_sae=24, n_tokens=640, coeff=1)
+    short = replace(plain, coeff=2, resample_fractions=(0.5, 0.96))
+    sweep([short, plain], tiny_stream, tmp_path / "a")
+    assert "1 resamplings of 2 runs are left out, because they would come after the last step" in caplog.text
+    assert f"(the first: {short.run_id} after 0.96 of its 10 steps)" in caplog.text

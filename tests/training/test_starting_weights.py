@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,3 +219,9 @@ def test_a_fine_tuned_run_is_a_family_of_its_own(saved_sae):
     fresh, tuned = RunConfig(d_sae=D_SAE), config_from(saved_sae)
     assert tuned.family == f"{fresh.family}, fine-tuned"
     assert [family(run.describe()) for run in (fresh, tuned)] == [fresh.family, tuned.family]
+
+
+def test_a_path_is_taken_as_its_text(tmp_path):
+    some_sae().save(tmp_path)
+    for path in (tmp_path, Path(os.path.relpath(tmp_path))):
+        assert RunConfig(init_from=path, d_sae=D_SAE) == RunConfig(init_from=str(path), d_sae=D_SAE)

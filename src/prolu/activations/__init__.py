@@ -7,7 +7,7 @@ In the order of the data:
 - `text_rows`: the rows of a split, or of a slice of it, from file to file.
 - `documents`: the texts of a split, some of which are held out.
 - `packing`, `packer`: which text is read and where its blocks go, and documents made into blocks.
-- `token_blocks`: the blocks, in memory or in a folder.
+- `token_blocks`, `blocks_folder`: the blocks, in memory or in a folder, and how a folder of them is written.
 - `tokenizers`: the BOS of a tokenizer, and the range of its ids.
 - `language_model`, `hooks`: a language model, and the places in it where activations are read.
 - `model_loading`: the weights and tokenizer of a language model, from a folder or the hub.

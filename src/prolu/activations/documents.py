@@ -68,6 +68,7 @@ class Documents:
         """The number of rows among them that had no text and no token ids."""
         self.first_reason = ""
         """Why the first of these was left out."""
+        self._kind = ""  # of the rows so far: texts or token ids
 
     def __iter__(self) -> Iterator[Document]:
         """Yield the documents.
@@ -77,6 +78,7 @@ class Documents:
         """
         self.n_rows = 0
         self.n_left_out = 0
+        self._kind = ""
         padding = _PaddingCheck(self.rows.source, self._mask)
         found = False
         for row in self.rows.read([self.column, self._mask, KEY]):
@@ -109,11 +111,15 @@ class Documents:
             return NoRow(f"columns: {', '.join(map(str, row))}")
         content = row[self.column]
         if isinstance(content, str):
+            self._check_kind("texts")
             key = row.get(KEY)
             return _text(content, key if isinstance(key, str) else content)
         ids = _integers(content)
         if ids is None:
             return NoRow(f"a row holds {'nothing' if content is None else _kind_of(content)} there")
+        if not len(ids):
+            return NoRow("a row holds an empty list there")
+        self._check_kind("token ids")
         if (ids == UNLABELLED).any():
             raise ValueError(
                 f"data {self.rows.source!r}: column {self.column!r} holds {UNLABELLED}, so it holds labels, in which "
@@ -121,15 +127,32 @@ class Documents:
                 "usually input_ids"
             )
         mask = row.get(self._mask)
-        if mask is None:
-            padding.add(ids)
-        else:
-            kept = _mask_of(mask, len(ids))
-            if kept is None:
-                return NoRow(f"a row has {len(ids)} token ids, and an {self._mask} that does not fit them")
-            ids = ids[kept]
-        # The ids in one form: their integer type belongs to the file, and must not decide on a document's side.
-        return Document(ids.astype("<i8").tobytes(), ids)
+        if mask is not None:
+            return self._masked(ids, mask)
+        padding.add(ids)
+        return _of_ids(ids)
+
+    def _masked(self, ids: np.ndarray, mask: Any) -> Document | NoRow:
+        kept = _mask_of(mask, len(ids))
+        if kept is None:
+            return NoRow(f"a row has {len(ids)} token ids, and an {self._mask} that does not fit them")
+        if not kept.any():
+            return NoRow(f"a row has an {self._mask} that is 0 at all of its {len(ids)} token ids")
+        return _of_ids(ids[kept])
+
+    def _check_kind(self, kind: str) -> None:
+        """Raise ValueError if earlier rows were of another kind: two files of one folder may hold different things."""
+        if kind != (self._kind or kind):
+            raise ValueError(
+                f"data {self.rows.source!r}: column {self.column!r} holds {self._kind} in some rows and {kind} in "
+                "others; choose a column, or files, of one kind"
+            )
+        self._kind = kind
+
+
+def _of_ids(ids: np.ndarray) -> Document:
+    # The ids in one form: their integer type belongs to the file, and must not decide on a document's side.
+    return Document(ids.astype("<i8").tobytes(), ids)
 
 
 def _text(content: str, key: str) -> Document | NoRow:
@@ -160,12 +183,18 @@ def _integers(content: Any) -> np.ndarray | None:
 
 
 def _mask_of(mask: Any, n_ids: int) -> np.ndarray | None:
-    """Return where a mask keeps the ids of a row; None if it does not fit them."""
+    """Return where a mask keeps the ids of a row; None if it does not fit them.
+
+    Whole numbers above 0 keep an id too: some programs number the documents of a row in its mask.
+    """
     try:
         values = np.asarray(mask)
     except ValueError:
         return None
     if values.shape != (n_ids,) or not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
+        return None
+    # A mask that is added to scores of attention is 0 where it keeps an id and negative elsewhere: the other way round.
+    if not np.array_equal(values, np.abs(np.trunc(values.astype(np.float64)))):
         return None
     return values != 0
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from prolu.activations.blocks_folder import BlocksFolder
 from prolu.activations.documents import Document
-from prolu.activations.token_blocks import DOCUMENT_DTYPE, BlocksFolder
+from prolu.activations.token_blocks import DOCUMENT_DTYPE
 from prolu.activations.tokenizers import bos_token_id, n_token_ids, token_dtype
 
 TRAIN = False

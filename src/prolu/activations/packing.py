@@ -4,11 +4,12 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prolu.activations.blocks_folder import BlocksFolder
 from prolu.activations.documents import HELD_OUT_FRACTION, Documents, is_held_out
 from prolu.activations.packer import AS_TEXT, HELD_OUT, PARSED, TRAIN, Packer
 from prolu.activations.resolving import absolute_paths, plain_source
 from prolu.activations.text_rows import Rows
-from prolu.activations.token_blocks import BlocksFolder, TokenBlocks, holds_blocks, read_blocks
+from prolu.activations.token_blocks import TokenBlocks, holds_blocks, read_blocks
 from prolu.activations.tokenizers import bos_token_id, token_dtype, tokenizer_digest
 from prolu.runtime.checks import one_of
 from prolu.runtime.progress import Meter

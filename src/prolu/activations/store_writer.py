@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from prolu.activations.blocks_folder import copy_blocks
 from prolu.activations.harvesting import Harvest, describe_activations
 from prolu.activations.language_model import DTYPES, LanguageModel
 from prolu.activations.store import STORE_FILE, TOKENS_FOLDER, ActivationStore, read_index, shard_name
-from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks, copy_blocks, read_blocks
+from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks, read_blocks
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.files import check_can_be_folder, json_text, locked, nearest_existing, through_json, write_atomically
 from prolu.runtime.interrupts import Interrupt

@@ -8,25 +8,15 @@ documents.bin     the number of the document of each held-out id, little-endian 
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence, Set
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from prolu.runtime.files import (
-    FolderBusyError,
-    json_text,
-    locked,
-    read_json_object,
-    through_json,
-    write_at,
-    write_atomically,
-)
+from prolu.runtime.files import read_json_object
 
 BLOCKS_FILE = "blocks.json"
 SIDES = ("train.bin", "held_out.bin")
@@ -50,9 +40,6 @@ FACTS = {
 LATER_FACTS = {"special_tokens": "parsed", "data_config": "", "held_out_fraction": 0.1, "held_out_pool": 0}
 """The facts that version 0.1.0 did not keep yet, with what was always so then. They are compared only where they are
 kept, since the digest of the tokens says whether they mattered."""
-
-BLOCKS_PER_COPY = 2**16
-"""The number of blocks written at once when blocks are copied."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,7 +142,7 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
     # Training would not notice damaged ids, and a study could never be repeated; so every reader checks them.
     if blocks.digest() != index["sha256"]:
         raise ValueError(f"{folder}: its token ids are not what was written (SHA-256)")
-    if documents_digest is not None and _sha256([folder / DOCUMENTS_FILE]) != documents_digest:
+    if documents_digest is not None and sha256_of([folder / DOCUMENTS_FILE]) != documents_digest:
         raise ValueError(f"{folder / DOCUMENTS_FILE}: not what was written (SHA-256)")
     return blocks
 
@@ -165,7 +152,7 @@ def _n_tokens_dropped(progress: Mapping[str, Any]) -> int:
     return progress.get("n_tokens_dropped", sum(map(len, progress.get("tails", ()))))
 
 
-def _sha256(files: Sequence[Path]) -> str:
+def sha256_of(files: Sequence[Path]) -> str:
     """Return SHA-256 over the content of all files, one after the other."""
     total = hashlib.sha256()
     for file in files:
@@ -180,162 +167,3 @@ def _mapped(file: Path, dtype: np.dtype, n_blocks: int, ctx: int) -> np.ndarray:
     if n_blocks < 1 or ctx < 1 or dtype not in (np.uint16, np.uint32) or size != n_blocks * ctx * dtype.itemsize:
         raise ValueError(f"{file}: not the {n_blocks} blocks of {ctx} tokens that its index names")
     return np.memmap(file, dtype, "r", shape=(n_blocks, ctx))
-
-
-def copy_blocks(blocks: TokenBlocks, folder: Path) -> None:
-    """Write finished blocks into a folder of their own."""
-    made = {name: getattr(blocks, name) for name in (*FACTS, "ctx")}
-    with BlocksFolder(folder, made, blocks.train.dtype) as copy:
-        if copy.finished:
-            return
-        _copy_side(copy, blocks.train, False, None)
-        _copy_side(copy, blocks.held_out, True, blocks.held_out_documents)
-        copy.note({name: getattr(blocks, name) for name in ("n_documents", "n_rows_left_out", "n_tokens_dropped")})
-        copy.finish()
-
-
-def _copy_side(copy: "BlocksFolder", rows: np.ndarray, held_out: bool, documents: np.ndarray | None) -> None:
-    # Some at a time, because the rows may be a memory map of more than fits into memory.
-    for start in range(copy.n_blocks[held_out], len(rows), BLOCKS_PER_COPY):
-        some = slice(start, start + BLOCKS_PER_COPY)
-        copy.append(rows[some], held_out, None if documents is None else documents[some])
-
-
-def _is_same(name: str, there: Any, here: Any) -> bool:
-    """Return whether a fact about the text is the same; two paths of one file are."""
-    if name == "source" and isinstance(there, str) and isinstance(here, str):
-        return os.path.realpath(there) == os.path.realpath(here)
-    return there == here
-
-
-class BlocksFolder:
-    """Token blocks while they are written; whatever was noted survives a kill at any moment.
-
-    `with BlocksFolder(...) as folder:` keeps other processes out; the folder is created with the first block.
-    """
-
-    def __init__(self, folder: Path, made: Mapping[str, Any], dtype: np.dtype):
-        """Begin a folder of token blocks, or resume it where `note` was last called.
-
-        Args:
-            folder: the folder, which need not exist.
-            made: everything that decides the blocks; blocks that are there already must have been made from the same.
-            dtype: the number format of the ids.
-
-        Raises:
-            ValueError: the folder holds something else.
-        """
-        self._folder = folder
-        self.made = through_json(made)
-        """Everything that decides the blocks."""
-        self._not_kept: Set[str] = set()
-        self._dtype = dtype
-        self.n_blocks = [0, 0]
-        """The numbers of blocks on the training side and on the held-out side."""
-        self.finished = False
-        """Whether all blocks are there and sealed by their digest."""
-        self.progress: dict[str, Any] = {}
-        """What was last noted by the writer, in its own terms."""
-        if holds_blocks(folder):
-            self._resume()
-        elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
-            raise ValueError(f"tokens {str(folder)!r}: not empty, and no token blocks; choose another folder")
-        self._lock = ExitStack()
-        self._is_locked = False
-
-    def __enter__(self) -> "BlocksFolder":
-        if self._folder.exists() and not self.finished:  # any number of processes may read finished blocks
-            self._take_lock()
-            if holds_blocks(self._folder):
-                self._resume()  # the previous owner may have added blocks before it let go of the lock
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.close()
-        self._is_locked = False
-
-    def _take_lock(self) -> None:
-        self._lock.enter_context(locked(self._folder))
-        self._is_locked = True
-
-    def _begin(self) -> None:
-        """Create the folder and lock it.
-
-        Raises:
-            FolderBusyError: another process has begun the same folder since this one looked.
-        """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
-        if holds_blocks(self._folder):
-            # What that process wrote was not looked at, so this one may not write over it: a second try reads it.
-            raise FolderBusyError(f"folder {str(self._folder)!r}: another process has just begun there; try again")
-        self.note({})
-
-    def _resume(self) -> None:
-        index = read_json_object(self._folder / BLOCKS_FILE, "token blocks")
-        try:
-            made = index["made"]
-            self.progress = index["progress"]
-            self.n_blocks = list(index["n_blocks"])
-            self.finished = index["sha256"] is not None
-            # A folder of an earlier version is finished as it was begun, and does not say more than it did.
-            self._not_kept = LATER_FACTS.keys() - made.keys()
-            self.made |= {name: LATER_FACTS[name] for name in self._not_kept}
-            # A folder keeps the pool that it was begun with, since what is asked for follows from the number of tokens
-            # to score on: another study of the same text may ask for another, and need no other blocks.
-            self.made["held_out_pool"] = made.get("held_out_pool", LATER_FACTS["held_out_pool"])
-            if type(self.made["held_out_pool"]) is not int:
-                raise TypeError
-            held = {name: made.get(name) for name in made.keys() | (self.made.keys() - self._not_kept)}
-        except (KeyError, TypeError, AttributeError):
-            raise ValueError(f"{self._folder / BLOCKS_FILE}: not an index of token blocks") from None
-        for name, value in sorted(held.items()):
-            if not _is_same(name, value, self.made.get(name)):
-                raise ValueError(
-                    f"tokens {str(self._folder)!r} holds other blocks: {name} is {value!r} there, "
-                    f"{self.made.get(name)!r} here; choose another folder"
-                )
-
-    def append(self, blocks: np.ndarray, held_out: bool, documents: np.ndarray | None = None) -> None:
-        """Add whole blocks to a side, with the documents of their tokens if these are kept.
-
-        Documents are kept for all blocks of a side or for none.
-        """
-        if not self._is_locked:
-            # Not before the first block: a request that turns out to be wrong leaves nothing behind.
-            self._begin()
-        self._write_at_end(SIDES[held_out], held_out, blocks, self._dtype)
-        if documents is not None:
-            self._write_at_end(DOCUMENTS_FILE, held_out, documents, DOCUMENT_DTYPE)
-        self.n_blocks[held_out] += len(blocks)
-
-    def _write_at_end(self, file: str, held_out: bool, rows: np.ndarray, dtype: np.dtype) -> None:
-        # The end by the count of blocks, not by the size of the file: what a killed process appended without noting it
-        # is overwritten.
-        end = self.n_blocks[held_out] * self.made["ctx"] * dtype.itemsize
-        write_at(self._folder / file, end, np.ascontiguousarray(rows, dtype).tobytes())
-
-    def note(self, progress: dict[str, Any]) -> None:
-        """Record the blocks added so far, and what the writer needs in order to resume behind them."""
-        self.progress = progress
-        self._write_index(None)
-
-    def finish(self) -> None:
-        """Seal the folder with the digests of its files; nothing can be added afterwards."""
-        self.finished = True
-        documents = self._folder / DOCUMENTS_FILE
-        documents_digest = _sha256([documents]) if documents.exists() else None
-        self._write_index(_sha256([self._folder / side for side in SIDES]), documents_digest)
-
-    def _write_index(self, sha256: str | None, documents: str | None = None) -> None:
-        index = {
-            "made": {name: value for name, value in self.made.items() if name not in self._not_kept},
-            "dtype": self._dtype.name,
-            "n_blocks": self.n_blocks,
-            "sha256": sha256,
-            "documents": documents,
-            "progress": self.progress,
-        }
-        write_atomically(self._folder / BLOCKS_FILE, json_text(index) + "\n")

@@ -111,8 +111,12 @@ class FolderBusyError(ValueError):
     """Another process is working in a folder."""
 
 
+LOCK_FILE = ".lock"
+"""The file by which a process keeps others out of a folder."""
+
+
 @contextmanager
-def locked(folder: Path, file: str = ".lock", *, patience: float = 0.0) -> Iterator[None]:
+def locked(folder: Path, file: str = LOCK_FILE, *, patience: float = 0.0) -> Iterator[None]:
     """Keep other processes out of a folder while the block runs.
 
     The operating system releases the lock when the process ends, even if it is killed: nothing is left to clean up.

@@ -22,17 +22,22 @@ def check_folder(out: Path, study: Mapping[str, Any], batch_size: int) -> None:
         return
     held = read_study(out)
     asked = through_json(study)
-    if len(held["runs"]) == len(asked["runs"]):
-        for number, (old, new) in enumerate(zip(held["runs"], asked["runs"], strict=True)):
-            if not _differ_in_length(old, new):
-                continue
-            refusal = extension_refusal(out, _as_config(old), _as_config(new), batch_size)
-            if refusal is not None:
-                name = next(name for name in sorted(LENGTH_FIELDS) if old.get(name) != new.get(name))
-                raise _another_study(
-                    out, f"runs.{number}.{name}", old.get(name), new.get(name), f"the run cannot be extended: {refusal}"
-                )
-            asked["runs"][number] = old
+    if len(held["runs"]) != len(asked["runs"]):
+        raise ValueError(
+            f"out {str(out)!r} holds another study: {len(held['runs'])} runs there, {len(asked['runs'])} here; a study "
+            "keeps the runs that it was begun with, so train the others into a folder of their own (prolu report shows "
+            "several studies together)"
+        )
+    for number, (old, new) in enumerate(zip(held["runs"], asked["runs"], strict=True)):
+        if not _differ_in_length(old, new):
+            continue
+        refusal = extension_refusal(out, _as_config(old), _as_config(new), batch_size)
+        if refusal is not None:
+            name = next(name for name in sorted(LENGTH_FIELDS) if old.get(name) != new.get(name))
+            raise _another_study(
+                out, f"runs.{number}.{name}", old.get(name), new.get(name), f"the run cannot be extended: {refusal}"
+            )
+        asked["runs"][number] = old
     flat_held = _flat(held)
     flat_asked = _flat(asked)
     # Crossovers follow from the runs and the machine, so what they follow from is named before them.

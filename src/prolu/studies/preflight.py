@@ -61,6 +61,7 @@ def prepare_folders(requests: Sequence[StudyRequest], *, in_groups: bool = False
             logger.info(line)
         _tell_short_targets(new[0].runs, new[0].stream.batch_size)
         _tell_unused_coeffs(new[0].runs)
+        _tell_skipped_resamplings(new[0].runs, new[0].stream.batch_size)
         tell_amounts(new[0].runs, new[0].stream, new[0].settings)
 
 
@@ -139,6 +140,24 @@ def _tell_unused_coeffs(runs: Sequence[RunConfig]) -> None:
             len(unused),
             len(runs),
             ", ".join(f"{coeff:g}" for coeff in dict.fromkeys(run.coeff for run in unused)),
+        )
+
+
+def _tell_skipped_resamplings(runs: Sequence[RunConfig], batch_size: int) -> None:
+    """Warn of runs so short that the fraction of their steps after which they are resampled is all of them."""
+    skipped = [
+        f"{run.run_id} after {fraction:g} of its {run.n_steps(batch_size)} steps"
+        for run in runs
+        for fraction, step in zip(run.resample_fractions, run.resampling(batch_size).steps, strict=True)
+        if step >= run.n_steps(batch_size)
+    ]
+    if skipped:
+        logger.warning(
+            "resample_fractions: %d resamplings of %d runs are left out, because they would come after the last step "
+            "(the first: %s); train on more tokens, or with a smaller batch",
+            len(skipped),
+            len(runs),
+            skipped[0],
         )
 
 

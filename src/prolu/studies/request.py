@@ -14,6 +14,7 @@ from prolu.activations.source import open_streams
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import LATER_FACTS
 from prolu.evaluation.held_out import HeldOut, held_out_digest
+from prolu.runtime.files import LOCK_FILE
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.runtime.names import check_inside
 from prolu.studies.amounts import check_epochs, check_eval_tokens, study_amounts
@@ -148,8 +149,11 @@ def check_requests(requests: Sequence[StudyRequest], *, in_groups: bool = False,
                 starting_weights(run, request.stream.d_in)
         request.settings.check()
         # Before anything is written: what a link leads to may be somebody else's.
-        for name in (LOG_FILE, *(run.run_id for run in request.runs)):
+        for name in (LOCK_FILE, LOG_FILE, *(run.run_id for run in request.runs)):
             check_inside(request.out, name)
+        for run in request.runs:
+            if (folder := request.out / run.run_id).is_file():
+                raise ValueError(f"{folder}: a file, where the folder of a run belongs; move it away")
         check_folder(request.out, request.description, request.stream.batch_size)
         if not is_group:
             _check_text(request)

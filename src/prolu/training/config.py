@@ -1,7 +1,9 @@
 """The settings of one run: every field with its default and its help, checked when the config is made."""
 
+import os
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prolu.runtime.checks import at_least_1
@@ -94,7 +96,7 @@ class RunConfig:
     """The seed of the starting weights."""
     initial_bias: float = 0.0
     """The value at which the encoder biases start."""
-    init_from: str | None = None
+    init_from: str | Path | None = None
     """The folder of a run or of another saved SAE, whose weights the run starts from. It must have the run's d_sae,
     normalisation and nonlinearity; only the arguments of the nonlinearity, such as k, may differ. None: the starting
     weights are drawn at random."""
@@ -145,6 +147,9 @@ class RunConfig:
     GPUs."""
 
     def __post_init__(self):
+        if isinstance(self.init_from, os.PathLike):
+            # Recorded as text; a path is taken because that is what other functions here return.
+            object.__setattr__(self, "init_from", os.fspath(self.init_from))
         check_run(self)
         self._find_start()
 
