@@ -24,6 +24,7 @@ CODES = [
     "prolu_ste",
     "jumprelu",
     "jumprelu_plain",
+    "jumprelu_ste",
     "gated",
     "topk(5)",
     "batchtopk(5)",

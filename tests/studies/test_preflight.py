@@ -200,7 +200,7 @@ def test_kernels_that_cannot_be_compiled_are_found_at_the_start(tiny_stream, tmp
 
 
 @pytest.mark.parametrize(
-    "nonlinearity", ["relu", "prolu_ste", "gated", "jumprelu", "jumprelu_plain", "topk", "batchtopk"]
+    "nonlinearity", ["relu", "prolu_ste", "gated", "jumprelu", "jumprelu_plain", "jumprelu_ste", "topk", "batchtopk"]
 )
 def test_the_tiny_step_of_every_nonlinearity_runs_and_touches_no_random_numbers(nonlinearity):
     from prolu.studies.preflight import _check_kernels

@@ -17,11 +17,16 @@ BASELINES = {
     "jumprelu_l1": ("jumprelu(0.4)", "l1"),
     "jumprelu_plain": ("jumprelu_plain(0.4)", "l0"),
     "jumprelu_plain_l1": ("jumprelu_plain(0.4)", "l1"),
+    "jumprelu_ste_tanh": ("jumprelu_ste(0.4)", "tanh"),
+    "jumprelu_ste_l0": ("jumprelu_ste(0.4)", "l0"),
     "topk": ("topk(5)", "none"),
     "topk_l1": ("topk(5)", "l1"),
     "batchtopk": ("batchtopk(3)", "none"),
 }
 COEFF = 0.02
+
+REVIVED = [name for name in BASELINES if "topk" in name or "ste" in name]
+"""Those with an auxiliary term for dead latents."""
 
 
 def weights_for(name, d_in=12, d_sae=40, dtype=torch.float64):

@@ -11,6 +11,8 @@ CASES = [
     Case("gated_dense", {"nonlinearity": "gated", "step": "dense"}),
     Case("gated", {"nonlinearity": "gated", "step": "sparse"}),
     Case("jumprelu", {"nonlinearity": "jumprelu", "penalty": "l0", "coeff": 0.001, "target_l0": 10.0}),
+    Case("pre_activation", {"nonlinearity": "jumprelu_ste", "step": "dense", "coeff": 0.01} | REVIVED),
+    Case("pre_activation_sparse", {"nonlinearity": "jumprelu_ste", "step": "sparse", "coeff": 0.01} | REVIVED),
     Case("topk", {"nonlinearity": "topk(7)", "penalty": "none"} | REVIVED),
     Case("batchtopk", {"nonlinearity": "batchtopk(7)", "penalty": "none"} | REVIVED),
     Case("clip", {"nonlinearity": "prolu_ste", "step": "dense", "max_grad_norm": 0.05}),

@@ -8,7 +8,14 @@ from prolu.sae.saved_sae import SAEConfig
 from prolu.sae.weights import Weights
 from prolu.training.starting_weights import initial_weights
 
-COMBINATIONS = list(itertools.product(["relu", "prolu_relu", "prolu_ste"], ["l1", "sqrt_l1"]))
+PENALTY = {
+    "l1": lambda f: f,
+    "sqrt_l1": lambda f: torch.sqrt(f + 1e-6),
+    "tanh": lambda f: torch.tanh(4 * f),
+}
+"""The penalties of a latent's value, written out for autograd."""
+
+COMBINATIONS = list(itertools.product(["relu", "prolu_relu", "prolu_ste"], PENALTY))
 
 
 def random_weights(d_in, d_sae, dtype=torch.float64, own=("b_enc",)):

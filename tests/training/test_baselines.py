@@ -13,44 +13,12 @@ from prolu.training.steps import DenseStep, dense, pair_finder, sparse_torch
 from prolu.training.steps.cuda import CudaStep
 from prolu.training.steps.sparse_numba import SparseNumbaStep
 from prolu.training.steps.sparse_torch import SparseTorchStep
-from support.baselines import BASELINES, COEFF, objective_for, weights_for
+from support.baselines import BASELINES, COEFF, REVIVED, objective_for, weights_for
+from support.jumps import jumped, pre_activation_loss, theta_of
 from support.steps import relative
 from support.synthetic import sparse_activations
 
 STEPS = [DenseStep, SparseNumbaStep, SparseTorchStep, CudaStep]
-BAND = 0.4
-
-
-class Step(torch.autograd.Function):
-    """H(z - theta) with the pseudo-gradient of Rajamanoharan 2024b, eq. 12: -(1 / e) K((z - theta) / e) in theta."""
-
-    @staticmethod
-    def forward(ctx, z, theta):
-        ctx.save_for_backward(z, theta)
-        return (z > theta).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx, g):
-        z, theta = ctx.saved_tensors
-        return None, (-((z - theta) / BAND).abs().lt(0.5).to(z.dtype) / BAND * g).sum(0)
-
-
-class Jump(torch.autograd.Function):
-    """Z H(z - theta), eq. 11: -(theta / e) K((z - theta) / e) in theta."""
-
-    @staticmethod
-    def forward(ctx, z, theta):
-        ctx.save_for_backward(z, theta)
-        return z * (z > theta)
-
-    @staticmethod
-    def backward(ctx, g):
-        z, theta = ctx.saved_tensors
-        return g * (z > theta), (-theta / BAND * ((z - theta) / BAND).abs().lt(0.5) * g).sum(0)
-
-
-def theta_of(own):
-    return own["threshold"] if "threshold" in own else own["log_threshold"].exp()
 
 
 def largest(z, n):
@@ -75,10 +43,9 @@ def plain_loss(name, w, x, coeff, dead=None):
         return miss(f) + coeff * penalty.sum(-1).mean() + (x - frozen).square().mean()
     z = m + own["b_enc"]
     if name.startswith("jumprelu"):
-        theta = theta_of(own)
-        f = Jump.apply(z, theta)
-        penalty = f if name.endswith("l1") else Step.apply(z, theta)
-        return miss(f) + coeff * penalty.sum(-1).mean()
+        f, penalty = jumped(name, z, own)
+        loss = miss(f) + coeff * penalty.sum(-1).mean()
+        return loss if dead is None else loss + pre_activation_loss(z, own, dead, x.shape[1])
     f = largest(z, 5) if name.startswith("topk") else largest(z.flatten(), 3 * len(x)).view_as(z)
     loss = miss(f) + (coeff * f.sum(-1).mean() if name.endswith("l1") else 0)
     if dead is not None:
@@ -89,9 +56,7 @@ def plain_loss(name, w, x, coeff, dead=None):
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize(
-    ("name", "with_dead"), [*((n, False) for n in BASELINES), *((n, True) for n in BASELINES if "topk" in n)]
-)
+@pytest.mark.parametrize(("name", "with_dead"), [*((n, False) for n in BASELINES), *((n, True) for n in REVIVED)])
 @pytest.mark.parametrize(("batch", "d_in", "d_sae"), [(1, 5, 9), (60, 12, 40), (130, 16, 333)])
 def test_one_step_gives_autograds_gradients_of_the_papers_loss(monkeypatch, step, name, batch, d_in, d_sae, with_dead):
     for module in (dense, pair_finder, sparse_torch):
@@ -213,7 +178,14 @@ def test_batchtopk_learns_its_threshold_from_what_was_on():
 
 @pytest.mark.parametrize(
     ("nonlinearity", "penalty"),
-    [("gated", "l1"), ("jumprelu", "l0"), ("jumprelu_plain(1)", "l0"), ("topk(4)", "none"), ("batchtopk(4)", "none")],
+    [
+        ("gated", "l1"),
+        ("jumprelu", "l0"),
+        ("jumprelu_plain(1)", "l0"),
+        ("jumprelu_ste", "tanh"),
+        ("topk(4)", "none"),
+        ("batchtopk(4)", "none"),
+    ],
 )
 @pytest.mark.parametrize("step", ["dense", "sparse", "sparse_torch"])
 def test_baselines_train_with_every_kind_of_step_to_one_result(nonlinearity, penalty, step):

@@ -114,7 +114,8 @@ from prolu.training.steps.stacked import encode, gradients_of_stack, stack_of_on
 from prolu.sae.saved_sae import SAEConfig
 from prolu.training.starting_weights import initial_weights
 FAMILIES = [("relu", "l1"), ("prolu_relu", "sqrt_l1"), ("prolu_ste", "sqrt_l1"), ("gated", "sqrt_l1"),
-            ("jumprelu", "l0"), ("jumprelu_plain", "l0"), ("topk(5)", "none"), ("batchtopk(3)", "none")]
+            ("jumprelu", "l0"), ("jumprelu_plain", "l0"), ("jumprelu_ste", "tanh"),
+            ("topk(5)", "none"), ("batchtopk(3)", "none")]
 x = torch.randn(40, 24, dtype=torch.float64)
 coeff = torch.full((1, 1, 1), 0.02, dtype=torch.float64)
 for name, penalty in FAMILIES:

@@ -7,7 +7,7 @@ from prolu.sae.nonlinearities import NONLINEARITIES, prolu
 from prolu.sae.penalties import L1, PENALTIES
 from prolu.training.moments import Moments
 from prolu.training.steps import DenseStep, Objective, Update, adam_update_, dense
-from support.steps import COMBINATIONS, random_weights, relative
+from support.steps import COMBINATIONS, PENALTY, random_weights, relative
 from support.synthetic import sparse_activations
 
 
@@ -17,7 +17,7 @@ def plain_loss(weights, x, nonlinearity, penalty, coeff):
     b = weights.own["b_enc"]
     f = torch.relu(m + b) if nonlinearity == "relu" else prolu(m, b, nonlinearity.removeprefix("prolu_"))
     x_hat = f @ weights.decoder + weights.b_dec
-    p = f.sum(-1) if penalty == "l1" else torch.sqrt(f + 1e-6).sum(-1)
+    p = PENALTY[penalty](f).sum(-1)
     return ((x - x_hat) ** 2).mean(), p.mean(), ((x - x_hat) ** 2).mean() + coeff * p.mean()
 
 

@@ -13,7 +13,8 @@ from support.sweeps import sweep
 
 USUAL = {
     "relu": "l1", "prolu_relu": "l1", "prolu_ste": "l1", "prolu(0.5,1,0)": "l1", "gated": "l1", "jumprelu": "l0",
-    "jumprelu(0.03)": "l0", "topk(4)": "none", "batchtopk(4)": "none",
+    "jumprelu(0.03)": "l0", "jumprelu_plain": "l0", "jumprelu_ste(1)": "tanh",
+    "topk(4)": "none", "batchtopk(4)": "none",
 }  # fmt: skip
 
 

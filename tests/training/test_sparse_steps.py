@@ -1,6 +1,5 @@
 """Both sparse steps against the dense reference: gradients, updates, statistics, at odd sizes and all densities."""
 
-import itertools
 import os
 import subprocess
 import sys
@@ -18,10 +17,9 @@ from prolu.training.steps import DenseStep, Objective, Update, pair_finder, spar
 from prolu.training.steps.choice import crossover_density, next_step_kind
 from prolu.training.steps.sparse_numba import SparseNumbaStep
 from prolu.training.steps.sparse_torch import SparseTorchStep
-from support.steps import random_weights, relative
+from support.steps import COMBINATIONS, random_weights, relative
 from support.synthetic import sparse_activations
 
-COMBINATIONS = list(itertools.product(["relu", "prolu_relu", "prolu_ste"], ["l1", "sqrt_l1"]))
 STEPS = [SparseNumbaStep, SparseTorchStep]
 BIASES = {"nearly none on": -1.6, "sparse": -0.9, "half": 0.0, "all on": 1e3}
 

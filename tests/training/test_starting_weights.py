@@ -21,7 +21,17 @@ from support.sweeps import contents, sweep
 from support.synthetic import sparse_activations
 
 D_IN, D_SAE = 16, 40
-NONLINEARITIES = ["relu", "prolu_relu", "prolu_ste", "gated", "jumprelu", "jumprelu_plain", "topk(4)", "batchtopk(4)"]
+NONLINEARITIES = [
+    "relu",
+    "prolu_relu",
+    "prolu_ste",
+    "gated",
+    "jumprelu",
+    "jumprelu_plain",
+    "jumprelu_ste",
+    "topk(4)",
+    "batchtopk(4)",
+]
 
 
 def some_sae(nonlinearity="prolu_ste", normalisation="per_token", seed=0):

@@ -18,6 +18,7 @@ KINDS = {
     "target": replace(BASE, nonlinearity="prolu_relu", target_l0=6.0, coeff_warmup_fraction=0.2),
     "gated": replace(BASE, nonlinearity="gated", beta1=0.0),
     "jumprelu": replace(BASE, nonlinearity="jumprelu"),
+    "jumprelu_ste": replace(BASE, nonlinearity="jumprelu_ste", aux_dead_tokens=200),
     "jumprelu_plain": replace(BASE, nonlinearity="jumprelu_plain(0.5)"),
     "topk": replace(BASE, nonlinearity="topk(4)", aux_dead_tokens=200),
     "batchtopk": replace(BASE, nonlinearity="batchtopk(4)", aux_dead_tokens=200),

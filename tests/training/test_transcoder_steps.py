@@ -18,11 +18,12 @@ from prolu.training.steps.sparse_numba import SparseNumbaStep
 from prolu.training.steps.sparse_torch import SparseTorchStep
 from prolu.training.steps.stacked import member
 from prolu.training.trainer_stack import _stacked
-from support.baselines import BASELINES, COEFF, objective_for
-from support.steps import COMBINATIONS, relative
+from support.baselines import BASELINES, COEFF, REVIVED, objective_for
+from support.jumps import jumped, pre_activation_loss
+from support.steps import COMBINATIONS, PENALTY, relative
 from support.synthetic import sparse_activations
 from support.transcoders import targets_of, transcoder_weights
-from training.test_baselines import Jump, Step, largest, theta_of
+from training.test_baselines import largest
 
 STEPS = [DenseStep, SparseNumbaStep, SparseTorchStep, CudaStep]
 SIZES = [(1, 5, 9, 7), (60, 12, 40, 17), (130, 16, 333, 9)]
@@ -50,10 +51,9 @@ def plain_loss(name, w, x, y, coeff, dead=None):
         return miss(f) + coeff * penalty.sum(-1).mean() + (y - frozen).square().mean()
     z = m + own["b_enc"]
     if name.startswith("jumprelu"):
-        theta = theta_of(own)
-        f = Jump.apply(z, theta)
-        penalty = f if name.endswith("l1") else Step.apply(z, theta)
-        return miss(f) + coeff * penalty.sum(-1).mean()
+        f, penalty = jumped(name, z, own)
+        loss = miss(f) + coeff * penalty.sum(-1).mean()
+        return loss if dead is None else loss + pre_activation_loss(z, own, dead, y.shape[1])
     f = largest(z, 5) if name.startswith("topk") else largest(z.flatten(), 3 * len(x)).view_as(z)
     loss = miss(f) + (coeff * f.sum(-1).mean() if name.endswith("l1") else 0)
     if dead is not None:
@@ -92,9 +92,7 @@ def check_gradients(step, weights, x, y, objective, loss_of):
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize(
-    ("name", "with_dead"), [*((n, False) for n in BASELINES), *((n, True) for n in BASELINES if "topk" in n)]
-)
+@pytest.mark.parametrize(("name", "with_dead"), [*((n, False) for n in BASELINES), *((n, True) for n in REVIVED)])
 @pytest.mark.parametrize(("batch", "d_in", "d_sae", "d_out"), SIZES)
 def test_gradients_are_autograds_for_gated_jumprelu_and_topk(step, name, batch, d_in, d_sae, d_out, with_dead, skip):
     dead = torch.arange(d_sae) % 3 == 0 if with_dead else None
@@ -118,8 +116,7 @@ def test_gradients_are_autograds_for_relu_and_prolu(step, nonlinearity, penalty,
         own = w.own["b_enc"]
         gradient = nonlinearity.removeprefix("prolu_")
         f = torch.relu(m + own) if nonlinearity == "relu" else prolu.prolu(m, own, gradient)
-        size = f if penalty == "l1" else torch.sqrt(f + 1e-6)
-        return (y - output(w, f, x)).square().mean() + 0.03 * size.sum(-1).mean()
+        return (y - output(w, f, x)).square().mean() + 0.03 * PENALTY[penalty](f).sum(-1).mean()
 
     check_gradients(step, weights, x, y, Objective(NONLINEARITIES[nonlinearity], PENALTIES[penalty], 0.03), loss_of)
 

@@ -49,6 +49,7 @@ SYMBOLS = {
     "<": "triangle-left",
     ">": "triangle-right",
     "X": "x",
+    "h": "hexagon",
 }
 """Plotly's names of the markers that the figures for papers use."""
 
@@ -56,6 +57,7 @@ DASHES = {
     "l1": "solid",
     "sqrt_l1": "5px,3px",
     "l0": "8px,3px,2px,3px",
+    "tanh": "6px,2px,2px,2px,2px,2px",
     "gated_l1": "12px,4px",
     "none": "2px,3px",
     "decoder": "1px,3px",

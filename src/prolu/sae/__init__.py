@@ -6,7 +6,8 @@
 - `weights`: the tensors of one SAE, one row per latent.
 - `scaling`: activations centred and scaled to a fixed norm before they are encoded.
 - `choices`: names that configs choose from.
-- `penalties`: the sparsity penalties l1, sqrt_l1 and l0.
+- `penalties`: the sparsity penalties, one class each.
+- `calls`: names with arguments in brackets, of nonlinearities and penalties.
 - `nonlinearities`: ReLU, ProLU, Gated, JumpReLU, TopK and BatchTopK, one file each.
 """
 

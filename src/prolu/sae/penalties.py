@@ -1,13 +1,15 @@
 """Sparsity penalties: each is a sum over latents and a mean over tokens, given by the value and slope of one entry."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prolu.runtime.checks import one_of
+from prolu.sae.calls import form_of, made_by_call
 from prolu.sae.nonlinearities import Nonlinearity, Parameters, Pullback
 
 
@@ -114,14 +116,55 @@ class L0(Penalty):
         return None
 
 
-PENALTIES: dict[str, Penalty] = {"l1": L1(), "sqrt_l1": SqrtL1(), "l0": L0(), "none": NoPenalty()}
-"""The penalties, by the names that configs and files use."""
+@dataclass(frozen=True)
+class Tanh(Penalty):
+    """P = sum_i tanh(c f_i), with dP/df_i = c (1 - tanh(c f_i)^2); decoder rows have unit norm.
+
+    It counts latents as L0 does, but softly, so that no pseudo-gradient is needed: it presses on small latents as L1
+    does, and lets large ones be. It is that of Anthropic's Circuits Updates of January 2025, for jumprelu_ste, and goes
+    with any nonlinearity.
+    """
+
+    scale: float = 4.0
+    """c; the update has 4, at inputs of norm sqrt(d_in), as here."""
+
+    def __post_init__(self):
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale {self.scale}: must be more than 0, and finite")
+
+    def value(self, latents):
+        """Return the penalty of each latent, tanh(c f)."""
+        return torch.tanh(self.scale * latents)
+
+    def slope(self, latents):
+        """Return c (1 - tanh(c f)^2)."""
+        return self.scale * (1 - torch.tanh(self.scale * latents).square())
+
+
+PENALTIES: dict[str, Penalty] = {
+    "l1": L1(),
+    "sqrt_l1": SqrtL1(),
+    "l0": L0(),
+    "tanh": Tanh(),
+    "none": NoPenalty(),
+}
+"""The penalties without arguments, by the names that configs and files use."""
+
+WITH_ARGUMENTS: dict[str, Callable[..., Penalty]] = {
+    "tanh": lambda scale: Tanh(float(scale)),
+}
+"""The penalties with arguments, which are written in brackets after the name, as in `tanh(4)`."""
 
 
 def penalty_named(name: str) -> Penalty:
-    """Return the penalty that a config calls by this name, such as sqrt_l1.
+    """Return the penalty that a config calls by this name, such as sqrt_l1 or tanh(4).
 
     Raises:
-        ValueError: There is none of this name.
+        ValueError: There is none of this name, or its arguments are wrong.
     """
-    return PENALTIES[one_of("penalty", name, PENALTIES)]
+    if (called := made_by_call("penalty", name, WITH_ARGUMENTS)) is not None:
+        return called
+    if name in PENALTIES:
+        return PENALTIES[name]
+    forms = [*PENALTIES, *(form_of(each, WITH_ARGUMENTS) for each in WITH_ARGUMENTS)]
+    raise ValueError(f"penalty {name!r}: choose one of {', '.join(forms)}")

@@ -34,8 +34,8 @@ class SAEConfig:
     d_sae: int
     """The number of latents."""
     nonlinearity: str = "prolu_ste"
-    """The activation function: relu, prolu_relu, prolu_ste, gated, jumprelu, jumprelu_plain, thresholded, or one with
-    arguments, as in topk(32), batchtopk(32), jumprelu(0.03), prolu(0.5,1,0)."""
+    """The activation function: relu, prolu_relu, prolu_ste, gated, jumprelu, jumprelu_plain, jumprelu_ste, thresholded,
+    or one with arguments, as in topk(32), batchtopk(32), jumprelu(0.03), prolu(0.5,1,0)."""
     normalisation: str = "per_token"
     """How activations are scaled: per_token scales each to norm sqrt(d_in) before it is encoded, and its reconstruction
     back; none leaves both as they are. The target of a transcoder is scaled by the factor of its input."""

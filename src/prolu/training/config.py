@@ -52,12 +52,14 @@ class RunConfig:
 
     nonlinearity: str = "prolu_ste"
     """The activation function: relu, prolu_relu, prolu_ste, gated, jumprelu or 'jumprelu(bandwidth)', jumprelu_plain
-    (whose threshold is trained itself, not its logarithm), 'topk(k)', 'batchtopk(k)', or 'prolu(b_ste,m_ste,m_gg)',
+    (whose threshold is trained itself, not its logarithm), jumprelu_ste (whose straight-through gradients reach all
+    weights; for the penalty tanh), 'topk(k)', 'batchtopk(k)', or 'prolu(b_ste,m_ste,m_gg)',
     ProLU with the gradient of these three weights (docs, The method). With a target L0, or --k, topk and batchtopk are
     given without k."""
     penalty: str = BY_NONLINEARITY
-    """The sparsity penalty: l1, sqrt_l1, l0 (for a jumprelu only), none, or auto, which is what suits the nonlinearity:
-    none for topk and batchtopk, which set their L0 by k, l0 for a jumprelu, and l1 for all others."""
+    """The sparsity penalty: l1, sqrt_l1, l0 (for a jumprelu only), tanh or 'tanh(scale)', none, or auto, which is what
+    suits the nonlinearity: none for topk and batchtopk, which set their L0 by k, l0 for a jumprelu, tanh for
+    jumprelu_ste, and l1 for all others."""
     coeff: float = 1.2e-3
     """The coefficient lambda of the penalty; where there is none, leave it out. The loss takes the mean of the squared
     error over d_in, so multiply values that were tuned on GPT-2 (d_in = 768) by 768 / d_in. The ProLU paper's first
@@ -134,8 +136,8 @@ class RunConfig:
     resample_second_moment: SecondMoment = "mean"
     """What Adam's second moment of a resampled latent is set to: mean (the mean over living latents) or zero."""
     aux_dead_tokens: int = 10_000_000
-    """The number of tokens without activity after which a latent of topk or batchtopk is trained by the auxiliary term
-    (AuxK) that revives dead latents."""
+    """The number of tokens without activity after which a latent of topk, batchtopk or jumprelu_ste is trained by the
+    auxiliary term (AuxK, or the pre-activation loss) that revives dead latents."""
     step: Literal["auto", StepKind, "stacked"] = "auto"
     """How a training step is computed: dense, sparse, sparse_torch (sparse without numba), stacked (dense, in one step
     with all runs of the study that differ in coefficient, learning rate, target L0 or seed only; meant for many small
@@ -208,14 +210,14 @@ class RunConfig:
     @property
     def run_id(self) -> str:
         """The name of the run's folder: the settings that vary within a study."""
-        nonlinearity = re.sub(r"[^\w.+-]+", "_", self.nonlinearity).strip("_")
+        family = [re.sub(r"[^\w.+-]+", "_", name).strip("_") for name in (self.nonlinearity, self.resolved_penalty)]
         sparsity = f"{self.coeff:.4g}" if self.target_l0 is None else f"L{self.target_l0:g}"
         seed = f"s{self.init_seed}"
         start = [f"from{self.init_digest[:8]}"] if self.init_digest else []
         frozen = [] if self.freeze == "none" else [f"frozen_{self.freeze}"]
         skip = ["skip"] if self.skip else []
         size = [f"lr{self.lr:.4g}", f"d{self.d_sae}"]
-        return "-".join([nonlinearity, self.resolved_penalty, sparsity, *size, seed, *skip, *start, *frozen])
+        return "-".join([*family, sparsity, *size, seed, *skip, *start, *frozen])
 
     def sae_config(self, d_in: int, d_out: int | None = None) -> "SAEConfig":
         """Return the config of the run's SAE for activations of width `d_in`.

@@ -15,6 +15,7 @@ COLOURS = {
     "gated": ("#009E73", "#1fbf8f"),
     "jumprelu": ("#CC6FA6", "#e08cc0"),
     "jumprelu_plain": ("#9E2A66", "#d0609c"),
+    "jumprelu_ste": ("#9610f9", "#8730fb"),
     "topk": ("#C49A00", "#e6c23c"),
     "batchtopk": ("#44AADD", "#8fd3f7"),
 }
@@ -27,6 +28,7 @@ MARKERS = {
     "l1": "o",
     "sqrt_l1": "s",
     "l0": "^",
+    "tanh": "h",
     "gated_l1": "D",
     "none": "v",
     "decoder": "<",
@@ -42,6 +44,7 @@ DASHES: dict[str, LineStyleType] = {
     "sqrt_l1": (0, (5, 2)),
     "l0": (0, (6, 2, 1, 2)),
     "gated_l1": (0, (9, 3)),
+    "tanh": (0, (4, 1.5, 1, 1.5, 1, 1.5)),
     "none": (0, (2, 1.5)),
     "decoder": (0, (1, 2)),
     "encoder": (0, (1, 3.5)),

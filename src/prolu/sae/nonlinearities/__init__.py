@@ -7,10 +7,10 @@
 - `fixed_threshold`: a JumpReLU with given thresholds, for SAEs of other libraries.
 """
 
-import inspect
-import re
 from collections.abc import Callable
+from dataclasses import replace
 
+from prolu.sae.calls import form_of, made_by_call
 from prolu.sae.choices import TAKES_L0
 from prolu.sae.nonlinearities.base import (
     Auxiliary,
@@ -25,7 +25,7 @@ from prolu.sae.nonlinearities.base import (
 )
 from prolu.sae.nonlinearities.fixed_threshold import Thresholded
 from prolu.sae.nonlinearities.gated import Gated
-from prolu.sae.nonlinearities.jumprelu import JumpReLU
+from prolu.sae.nonlinearities.jumprelu import JUMPRELU_STE, JumpReLU
 from prolu.sae.nonlinearities.prolu_family import PROLU_RELU, PROLU_STE, GeneralisedProLU, ProLU, heaviside, prolu
 from prolu.sae.nonlinearities.relu import ReLU
 from prolu.sae.nonlinearities.topk import BatchTopK, TopK
@@ -63,6 +63,7 @@ NONLINEARITIES: dict[str, Nonlinearity] = {
     "gated": Gated(),
     "jumprelu": JumpReLU(),
     "jumprelu_plain": JumpReLU(is_log=False),
+    "jumprelu_ste": JUMPRELU_STE,
     "thresholded": Thresholded(),
 }
 """The nonlinearities without arguments, by the name that configs and files use."""
@@ -71,14 +72,12 @@ WITH_ARGUMENTS: dict[str, Callable[..., Nonlinearity]] = {
     "prolu": lambda b_ste, m_ste, m_gg: GeneralisedProLU(float(b_ste), float(m_ste), float(m_gg)),
     "jumprelu": lambda bandwidth: JumpReLU(float(bandwidth)),
     "jumprelu_plain": lambda bandwidth: JumpReLU(float(bandwidth), is_log=False),
+    "jumprelu_ste": lambda bandwidth: replace(JUMPRELU_STE, bandwidth=float(bandwidth)),
     "topk": lambda k: TopK(Selection(int(k))),
     "batchtopk": lambda k: BatchTopK(int(k)),
 }
 """The nonlinearities with arguments, which are written in brackets after the name, as in `topk(32)`. Each entry makes
 one from its arguments as texts; their names are those that a message shows."""
-
-CALL = re.compile(r"(\w+)\(([^()]*)\)")
-"""A name with arguments in brackets."""
 
 
 def nonlinearity_named(name: str) -> Nonlinearity:
@@ -91,22 +90,10 @@ def nonlinearity_named(name: str) -> Nonlinearity:
         return NONLINEARITIES[name]
     if name in TAKES_L0:
         raise ValueError(f"nonlinearity {name!r}: give the number of latents, as in {name}(32), or a target_l0")
-    written = CALL.fullmatch(name)
-    if written and written[1] in WITH_ARGUMENTS:
-        try:
-            return WITH_ARGUMENTS[written[1]](*written[2].split(","))
-        except TypeError:
-            # The arguments are texts, which int and float take: only their number can be wrong.
-            raise ValueError(f"nonlinearity {name!r}: wrong number of arguments, write {_form(written[1])}") from None
-        except ValueError as problem:
-            raise ValueError(f"nonlinearity {name!r}: {problem}") from None
+    if (called := made_by_call("nonlinearity", name, WITH_ARGUMENTS)) is not None:
+        return called
     lower = name.lower()
     if lower != name and lower.partition("(")[0] in {*NONLINEARITIES, *WITH_ARGUMENTS}:
         raise ValueError(f"nonlinearity {name!r}: names are in lower case; write {lower}")
-    forms = [*NONLINEARITIES, *map(_form, WITH_ARGUMENTS)]
+    forms = [*NONLINEARITIES, *(form_of(each, WITH_ARGUMENTS) for each in WITH_ARGUMENTS)]
     raise ValueError(f"nonlinearity {name!r}: choose one of {', '.join(forms)}")
-
-
-def _form(name: str) -> str:
-    """Return a nonlinearity with arguments as it is written, as in `topk(k)`."""
-    return f"{name}({','.join(inspect.signature(WITH_ARGUMENTS[name]).parameters)})"

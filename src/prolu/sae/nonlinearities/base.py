@@ -95,14 +95,15 @@ def _largest(candidates: Tensor, n: int) -> Tensor:
 class Auxiliary:
     """An auxiliary term of the loss: coeff * mean over batch and d_in of (f_aux W_dec - target)^2.
 
-    It is a second reconstruction, from latents f_aux that another nonlinearity makes of the same m.
+    It is a second reconstruction, from latents f_aux that another nonlinearity makes of the same m. Without a target it
+    is coeff * the sum of f_aux over latents / d_in, as a mean over the batch.
     """
 
     nonlinearity: "Nonlinearity"
     """The nonlinearity that gives f_aux. Its own parameters are among those of the SAE."""
-    target: Literal["residual", "centred_target"]
+    target: Literal["residual", "centred_target"] | None
     """What f_aux W_dec reconstructs: the residual x - x_hat, or x - b_dec; of a transcoder y - y_hat, or
-    y - b_out - x W_skip. No gradient flows into it."""
+    y - b_out - x W_skip. No gradient flows into it. None: nothing is reconstructed."""
     coeff: float
     """The weight of the term in the loss."""
     trains_decoder: bool

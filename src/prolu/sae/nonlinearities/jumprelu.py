@@ -1,6 +1,7 @@
 """JumpReLU: m + b passes unchanged above a learned threshold (Rajamanoharan et al. 2024b, arXiv 2407.14435).
 
-Its threshold is trained as its logarithm, as in the paper, or as itself.
+Its threshold is trained as its logarithm, as in the paper, or as itself; and its pseudo-derivatives reach the threshold
+only, as in the paper, or all weights.
 """
 
 import math
@@ -9,7 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prolu.sae.nonlinearities.base import Nonlinearity, Parameters, Pullback
+from prolu.sae.nonlinearities.base import Auxiliary, Nonlinearity, Parameters, Pullback
+
+PRE_ACTIVATION_COEFF = 3e-6
+"""The coefficient of the pre-activation loss, lambda_P of the January 2025 update."""
 
 
 @dataclass(frozen=True)
@@ -26,25 +30,53 @@ class JumpReLU(Nonlinearity):
 
         jumprelu          theta = exp(log_threshold), and log_threshold is trained, as in the paper
         jumprelu_plain    theta = max(0, threshold), and threshold is trained, and put back to 0 where it falls below
+        jumprelu_ste      as jumprelu, and with the opposite pseudo-derivatives in z, since only z - theta decides
 
     Adam changes a parameter by about the learning rate at each step: a logarithm moves theta by a fraction of itself,
     which is little where theta is small. SAELens (from 6.48) and dictionary_learning therefore train theta itself.
 
+    jumprelu_ste is that of Anthropic's Circuits Updates of January 2025, for the penalty tanh: the straight-through
+    gradients reach all weights, the band is wide (e = 2 at inputs of norm sqrt(d_in)), theta starts at exp(0.1), and
+    latents that have been silent for long are drawn towards their threshold by the pre-activation loss
+
+        lambda_P * mean over batch of sum_i ReLU(theta_i - z_i) |W_dec_i|        / d_in
+
+    whose last factor is that of our squared error, and whose norms are 1. The update has it for all latents; here, as
+    in SAELens, for silent ones only, since all others get gradients when they are active. Of its other choices, the
+    encoder's starting weights and biases that are fitted to data are not taken over.
+
     JumpReLU exists because the penalty can then be L0 itself, which does not shrink latents as L1 does. The paper does
     not subtract b_dec at the input; a shift of b_enc by b_dec W_enc makes the two forms equal.
     """
-
-    usual_penalty = "l0"  # through which its threshold is trained
 
     bandwidth: float = 0.03
     """The width e of the kernel. The paper has 0.001 for inputs of norm 1, and the norm here is sqrt(d_in), about 28
     for GPT-2."""
     is_log: bool = True
     """Whether the parameter is the logarithm of theta."""
+    reaches_all: bool = False
+    """Whether z has the opposite of theta's pseudo-derivatives."""
+    initial_fraction: float = 1.0
+    """What theta starts at, as a fraction of the bandwidth."""
+    pre_activation_coeff: float = 0.0
+    """The coefficient lambda_P of the pre-activation loss; 0 for none."""
 
     def __post_init__(self):
         if not 0 < self.bandwidth < math.inf:
             raise ValueError(f"bandwidth {self.bandwidth}: must be more than 0, and finite")
+
+    @property
+    def usual_penalty(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The penalty through which the threshold is trained, L0; tanh where all weights get a gradient."""
+        return "tanh" if self.reaches_all else "l0"
+
+    @property
+    def auxiliary(self):
+        """The pre-activation loss of dead latents; None if its coefficient is 0."""
+        if not self.pre_activation_coeff:
+            return None
+        below = BelowThreshold(self)
+        return Auxiliary(below, target=None, coeff=self.pre_activation_coeff, trains_decoder=False, of_dead=True)
 
     @property
     def parameter_names(self):
@@ -52,10 +84,11 @@ class JumpReLU(Nonlinearity):
         return ("b_enc", "log_threshold" if self.is_log else "threshold")
 
     def initial(self, name):
-        """Return 0 for the bias; theta starts at the bandwidth, as in the paper."""
+        """Return 0 for the bias; theta starts at the bandwidth, as in the paper, or at a fraction of it."""
         if name == "b_enc":
             return 0.0
-        return math.log(self.bandwidth) if self.is_log else self.bandwidth
+        theta = self.initial_fraction * self.bandwidth
+        return math.log(theta) if self.is_log else theta
 
     def theta(self, parameters: Parameters) -> Tensor:
         """Return the threshold of each latent, above which it is active; never below 0, where values are negative."""
@@ -81,21 +114,31 @@ class JumpReLU(Nonlinearity):
         return torch.where(z > self.theta(parameters), z, 0)
 
     def pullback(self, upstream, m, parameters):
-        """Return upstream * [z > theta] for m and b, and -upstream * (theta / e) K((z - theta) / e) for theta."""
+        """Return upstream * [z > theta] for m and b, and -upstream * (theta / e) K((z - theta) / e) for theta.
+
+        Where pseudo-derivatives reach all weights, m and b also get the opposite of what theta gets.
+        """
         z = m + parameters["b_enc"]
         theta = self.theta(parameters)
         through = torch.where(z > theta, upstream, 0)
-        slope = -(theta * self._theta_slope(theta))
-        to_threshold = torch.where(self._in_band(z, theta), upstream * slope / self.bandwidth, 0)
+        in_band = self._in_band(z, theta)
+        slope = -(theta * self.theta_slope(theta))
+        to_threshold = torch.where(in_band, upstream * slope / self.bandwidth, 0)
+        if self.reaches_all:
+            through = through + torch.where(in_band, upstream * theta / self.bandwidth, 0)
         return Pullback(through, {"b_enc": through, self.parameter_names[1]: to_threshold})
 
     def gate_pullback(self, m, parameters):
-        """Return 0 for m and -(1 / e) K((z - theta) / e) for theta."""
+        """Return -(1 / e) K((z - theta) / e) for theta, and for m and b the opposite or 0."""
         z = m + parameters["b_enc"]
         theta = self.theta(parameters)
-        slope = (-self._theta_slope(theta) / self.bandwidth).expand_as(z)
-        to_threshold = torch.where(self._in_band(z, theta), slope, 0)
-        return Pullback(torch.zeros_like(z), {self.parameter_names[1]: to_threshold})
+        slope = (-self.theta_slope(theta) / self.bandwidth).expand_as(z)
+        in_band = self._in_band(z, theta)
+        back = {self.parameter_names[1]: torch.where(in_band, slope, 0)}
+        if not self.reaches_all:
+            return Pullback(torch.zeros_like(z), back)
+        to_z = in_band.to(z.dtype) / self.bandwidth
+        return Pullback(to_z, {"b_enc": to_z} | back)
 
     def rescaled(self, parameters, factor):
         """Return b and theta times `factor`; the bandwidth has no part in the value."""
@@ -109,10 +152,37 @@ class JumpReLU(Nonlinearity):
         if not self.is_log:
             parameters["threshold"].clamp_(min=0)
 
-    def _theta_slope(self, theta: Tensor) -> Tensor:
+    def theta_slope(self, theta: Tensor) -> Tensor:
         """Return the derivative of theta with respect to the parameter."""
         return theta if self.is_log else torch.ones_like(theta)
 
     def _in_band(self, z, theta):
         """Return K((z - theta) / e), as a mask."""
         return (z - theta).abs() < self.bandwidth / 2
+
+
+@dataclass(frozen=True)
+class BelowThreshold(Nonlinearity):
+    """f_aux = ReLU(theta - z): how far a latent of a JumpReLU is below its threshold, for the pre-activation loss."""
+
+    jump: JumpReLU
+    """The JumpReLU, whose parameters these are."""
+
+    def support(self, m, parameters):
+        """Return a mask that is True where z is below theta."""
+        return m + parameters["b_enc"] < self.jump.theta(parameters)
+
+    def value(self, m, parameters):
+        """Return theta - z."""
+        return self.jump.theta(parameters) - (m + parameters["b_enc"])
+
+    def pullback(self, upstream, m, parameters):
+        """Return -upstream for m and b, and upstream for theta."""
+        to_threshold = upstream * self.jump.theta_slope(self.jump.theta(parameters))
+        return Pullback(-upstream, {"b_enc": -upstream, self.jump.parameter_names[1]: to_threshold})
+
+
+JUMPRELU_STE = JumpReLU(
+    bandwidth=2.0, reaches_all=True, initial_fraction=math.exp(0.1) / 2, pre_activation_coeff=PRE_ACTIVATION_COEFF
+)
+"""The JumpReLU of the January 2025 update."""

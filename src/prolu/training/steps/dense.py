@@ -174,15 +174,23 @@ class DenseStep(Step):
         """
         chosen = m if term.among is None else m.masked_fill(~term.among, -torch.inf)
         active = active_mask(term.nonlinearity, chosen, weights.own, gather_of(self.mesh))
+        if term.among is not None:
+            active = active & term.among
         # True becomes -1, all bits set, which `_keep_` needs.
         mask = -active.to(self._support.dtype)
         latents = _keep_(term.nonlinearity.value(m, weights.own).clone(), mask)
-        error = self.mesh.sum_over_latents_(latents @ weights.decoder, "reconstruction").sub_(target)
-        value = term.coeff * error.square().sum(dtype=torch.float64) / (batch * target.shape[1])
-        error *= 2 * term.coeff / (batch * target.shape[1])
-        if term.trains_decoder:
-            self._gradients.decoder.addmm_(latents.T, error)
-        back = term.nonlinearity.pullback(error @ weights.decoder.T, m, weights.own)
+        scale = term.coeff / (batch * target.shape[1])
+        if term.target is None:
+            value = self.mesh.sum_over_latents_(scale * latents.sum(dtype=torch.float64), "scalars")
+            to_latents = torch.full_like(latents, scale)
+        else:
+            error = self.mesh.sum_over_latents_(latents @ weights.decoder, "reconstruction").sub_(target)
+            value = scale * error.square().sum(dtype=torch.float64)
+            error *= 2 * scale
+            if term.trains_decoder:
+                self._gradients.decoder.addmm_(latents.T, error)
+            to_latents = error @ weights.decoder.T
+        back = term.nonlinearity.pullback(to_latents, m, weights.own)
         to_m = _keep_(back.m.clone(), mask)
         self._accumulate_(back, to_m, mask)
         upstream += to_m

@@ -275,12 +275,18 @@ class SparseNumbaStep(Step):
             m[:] = main_m
         own = self._at_pairs("also own", weights.own, latents)
         values = term.nonlinearity.value(m, own)
-        upstream = self._arrays.array("also upstream", len(latents))
-        pairs = PairsByToken(starts - starts[0], latents, values, upstream)
-        nothing = torch.zeros_like(weights.output_bias)
-        to_pairs, mean = self._decode(weights.decoder, pairs, nothing, target, scale * term.coeff, error[batch:])
+        if term.target is None:
+            # The pairs have no decoder gradient, but 0 times what was left here might be NaN.
+            error[batch:] = 0
+            to_pairs = torch.full_like(values, scale / 2 * term.coeff)
+            value = self.mesh.sum_over_latents_(values.sum(dtype=torch.float64) * (scale / 2), "scalars")
+        else:
+            upstream = self._arrays.array("also upstream", len(latents))
+            pairs = PairsByToken(starts - starts[0], latents, values, upstream)
+            nothing = torch.zeros_like(weights.output_bias)
+            to_pairs, value = self._decode(weights.decoder, pairs, nothing, target, scale * term.coeff, error[batch:])
         back = term.nonlinearity.pullback(to_pairs, m, own)
-        return _AuxiliaryPairs(self._finder.found(total)[0], values, back, term.coeff * mean)
+        return _AuxiliaryPairs(self._finder.found(total)[0], values, back, term.coeff * value)
 
     def _at_pairs(self, purpose: str, parameters: Parameters, latents: np.ndarray) -> dict[str, Tensor]:
         """Return parameters pair by pair, in arrays named by their purpose."""

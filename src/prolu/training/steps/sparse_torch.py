@@ -71,11 +71,18 @@ class SparseTorchStep(Step):
             others = self._dead_pairs(centred, weights, term.nonlinearity, term.among) if term.of_dead else pairs
             their_own = others.own(weights)
             their_values = term.nonlinearity.value(others.m, their_own)
-            their_error = self._decoded(weights, others, their_values, len(acts))
-            their_error.sub_(-error if term.target == "residual" else wanted - weights.output_bias)
-            auxiliary = term.coeff * their_error.square().sum(dtype=torch.float64) / n_entries
-            their_error *= scale * term.coeff
-            back = term.nonlinearity.pullback(_products(weights, others, their_error), others.m, their_own)
+            if term.target is None:
+                their_error = error
+                auxiliary = term.coeff * their_values.sum(dtype=torch.float64) / n_entries
+                self.mesh.sum_over_latents_(auxiliary, "scalars")
+                to_theirs = torch.full_like(their_values, term.coeff / n_entries)
+            else:
+                their_error = self._decoded(weights, others, their_values, len(acts))
+                their_error.sub_(-error if term.target == "residual" else wanted - weights.output_bias)
+                auxiliary = term.coeff * their_error.square().sum(dtype=torch.float64) / n_entries
+                their_error *= scale * term.coeff
+                to_theirs = _products(weights, others, their_error)
+            back = term.nonlinearity.pullback(to_theirs, others.m, their_own)
             to_decoder = their_values if term.trains_decoder else None
             m_sum += _add_gradients_(grads, others, back, to_decoder, centred, their_error)
         error *= scale

@@ -94,12 +94,18 @@ def gradients_of_stack(
             their_active = their_active & term.among.unsqueeze(-2)
             weight = weight * term.among.any(-1)
         theirs = torch.where(their_active, term.nonlinearity.value(m, own), 0)
-        their_error = _decoded(theirs, weights, precision, mesh) - of_term
-        auxiliary = _mean_square(their_error, batch) * weight
-        their_error = their_error * (scale * weight[:, None, None])
-        if term.trains_decoder:
-            to_decoder = to_decoder + matmul(theirs.mT, their_error, precision)
-        their_back = term.nonlinearity.pullback(matmul(their_error, weights.decoder.mT, precision), m, own)
+        if term.target is None:
+            to_theirs = (scale / 2 * weight[:, None, None]).expand_as(m)
+            of_latents = theirs.sum((-2, -1), dtype=torch.float64) * (scale / 2)
+            auxiliary = mesh.sum_over_latents_(of_latents, "scalars") * weight
+        else:
+            their_error = _decoded(theirs, weights, precision, mesh) - of_term
+            auxiliary = _mean_square(their_error, batch) * weight
+            their_error = their_error * (scale * weight[:, None, None])
+            if term.trains_decoder:
+                to_decoder = to_decoder + matmul(theirs.mT, their_error, precision)
+            to_theirs = matmul(their_error, weights.decoder.mT, precision)
+        their_back = term.nonlinearity.pullback(to_theirs, m, own)
         to_m = to_m + torch.where(their_active, their_back.m, 0)
         for name, gradient in their_back.parameters.items():
             to_own[name] = to_own[name] + torch.where(their_active, gradient, 0).sum(-2)
