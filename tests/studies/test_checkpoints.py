@@ -159,7 +159,7 @@ def test_a_run_that_fails_is_stopped_and_the_others_do_not_notice(wanted, tiny_s
 def test_out_of_memory_in_one_run(wanted, tiny_stream, tmp_path, monkeypatch):
     plain = Trainer.step
 
-    def step(self, acts):
+    def step(self, acts, target=None):
         if self.config.nonlinearity == "relu" and self.state.n_updates == 5:
             raise MemoryError("cannot allocate")
         return plain(self, acts)

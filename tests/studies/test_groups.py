@@ -187,7 +187,7 @@ def test_a_late_task_without_runs_does_not_deal_a_failed_run_anew(tiny_stream, t
 
 
 def test_when_every_run_fails_there_is_a_reason(tiny_lm_folder, stories_file, tmp_path, monkeypatch, capsys):
-    def step(self, acts):
+    def step(self, acts, target=None):
         raise MemoryError("cannot allocate")
 
     monkeypatch.setattr(Trainer, "step", step)

@@ -63,6 +63,10 @@ class Source(TextOptions, ModelOptions):
     """The hooks to train at: blocks.L.hook_SITE, where L counts from 0 and SITE is resid_pre, resid_post, attn_out or
     mlp_out; or the path of a module followed by .input or .output, as in model.layers.3.mlp.output. Several hooks share
     one pass of the language model; each gives a study of its own in OUT/HOOK."""
+    hook_out: tuple[str, ...] = ()
+    """Train transcoders, which read at --hook and write at this hook: an MLP's input and its output, for example, as in
+    --hook model.layers.2.mlp.input --hook-out blocks.2.hook_mlp_out. Give one for each --hook. By default SAEs are
+    trained."""
     tokens: Path | None = None
     """A folder that keeps the text as token blocks, so that it is tokenised only once: it is written, resumed or read
     as needed. Such a folder can also be given as --data."""

@@ -170,11 +170,14 @@ def open_streams(
     """
     device = available_device("device", source.device)
     lm_device = available_device("lm_device", source.lm_device) if source.lm_device else device
+    outs = hooks_out(source)
     if source.store is None:
         hooks = source.hook
         description = describe_options(source, n_tokens, held_out_pool)
         lm, blocks = open_source(description, device=lm_device, folder=source.tokens)
-        activations = Harvest(lm, blocks, hooks, source.acts_dtype)
+        # Each hook once: what one transcoder writes, another one may read.
+        read = dict.fromkeys(hook for hook in (*hooks, *outs) if hook)
+        activations = Harvest(lm, blocks, tuple(read) if any(outs) else hooks, source.acts_dtype)
     else:
         activations = ActivationStore(source.store)
         hooks = activations.hooks if len(activations.hooks) == 1 else source.hook
@@ -190,11 +193,27 @@ def open_streams(
             window_tokens=source.window_tokens,
             train_on_bos=source.train_on_bos,
             source=activations,
+            hook_out=hook_out,
             device=device,
             mesh=mesh,
         )
-        for hook in hooks
+        for hook, hook_out in zip(hooks, outs, strict=True)
     ]
+
+
+def hooks_out(source: Source) -> tuple[str, ...]:
+    """Return the hook at which transcoders write, for each hook of a source; empty strings for SAEs.
+
+    Raises:
+        ValueError: there is neither one for each hook nor none.
+    """
+    if not source.hook_out:
+        return ("",) * len(source.hook)
+    if len(source.hook_out) != len(source.hook):
+        raise ValueError(
+            f"hook_out {' '.join(source.hook_out)}: name one for each hook, which are {' '.join(source.hook)}, or none"
+        )
+    return source.hook_out
 
 
 def first_hook(hooks: Sequence[str]) -> str:

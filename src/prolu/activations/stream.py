@@ -19,6 +19,7 @@ from prolu.runtime.checks import at_least_1
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.runtime.progress import doing
 from prolu.runtime.rng import keyed_generator
+from prolu.sae.choices import Normalisation
 from prolu.sae.scaling import normalise, normalise_
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,23 @@ class Batch(NamedTuple):
     """The normalised activations: each row has norm sqrt(d_in)."""
     raw_norm: Float[Tensor, " batch"]
     """The norm of each row before it was normalised."""
+    target: Float[Tensor, "batch d_out"] | None = None
+    """The activations of the same tokens at the hook that transcoders write at, as they come from the language model;
+    None in a stream without such a hook."""
+
+    def scaled(self, normalisation: Normalisation) -> tuple[Tensor, Tensor | None]:
+        """Return inputs and targets in the space in which an SAE with this normalisation works.
+
+        With `none`, both are as they come from the language model. With `per_token`, the factor that scales an input x
+        to norm sqrt(d_in) scales its target too: sqrt(d_in) / norm(x). So an output can be scaled back without knowing
+        its target. The target of an input of zeros is scaled to zeros.
+        """
+        root = math.sqrt(self.acts.shape[1])
+        if normalisation == "none":
+            return self.acts * (self.raw_norm / root)[:, None], self.target
+        if self.target is None:
+            return self.acts, None
+        return self.acts, self.target * torch.where(self.raw_norm > 0, root / self.raw_norm, 0)[:, None]
 
 
 class ActivationStream:
@@ -57,6 +75,8 @@ class ActivationStream:
         acts_dtype: str = "fp32",
         train_on_bos: bool = True,
         source: ActivationSource | None = None,
+        hook_out: str = "",
+        normalised: bool = True,
         device: str | torch.device = "cpu",
         mesh: Mesh = ALONE,
     ):
@@ -73,13 +93,16 @@ class ActivationStream:
             train_on_bos: whether to train on the first position of every block.
             source: a store of these activations, or a harvest shared with streams at other hooks; by default a harvest
                 of the stream's own.
+            hook_out: the hook that transcoders write at, read in the same passes; empty for SAEs.
+            normalised: whether rows are scaled to norm sqrt(d_in); otherwise they stay as they come from the language
+                model.
             device: where windows are held, and SAEs are trained on their batches.
             mesh: the ranks that train together. Each harvests its part of a window, and its batches are its rows of the
                 whole batches, which are the same for every mesh.
 
         Raises:
-            ValueError: a batch does not fit into a window, a block does not fit into the model, or the store holds
-                other activations.
+            ValueError: a batch does not fit into a window, a block does not fit into the model, the store holds other
+                activations, or `hook_out` is no other hook of the model.
         """
         at_least_1("batch_size", batch_size)
         mesh.check("batch_size", batch_size, "data")
@@ -89,7 +112,11 @@ class ActivationStream:
         self.batch_size = batch_size
         self.seed = seed
         self.train_on_bos = train_on_bos
-        self._source: ActivationSource = source or Harvest(lm, blocks, dtype=acts_dtype)
+        self._normalised = normalised
+        if hook_out == lm.hook:
+            raise ValueError(f"hook_out {hook_out!r}: is the hook itself; leave it out to train SAEs")
+        hooks = (lm.hook, hook_out) if hook_out else (lm.hook,)
+        self._source: ActivationSource = source or Harvest(lm, blocks, hooks, acts_dtype)
         self._facts = describe_activations(lm, blocks) | {"hook": lm.hook, "acts_dtype": self._source.dtype}
         if source is not None:
             source.check(self._facts)
@@ -107,11 +134,38 @@ class ActivationStream:
         n_rows = self._windows.n_rows_held(mesh)
         self._acts = torch.empty(n_rows, lm.d_in, device=self.device)
         self._norms = torch.empty(n_rows, device=self.device)
+        self._targets: ActivationStream | None = None
+        if hook_out:
+            # The order of rows follows from seed, epoch and window alone, so a stream at the other hook has the same.
+            self._targets = ActivationStream(
+                lm.at(hook_out),
+                blocks,
+                batch_size,
+                seed,
+                window_tokens,
+                train_on_bos=train_on_bos,
+                source=self._source,
+                normalised=False,
+                device=device,
+                mesh=mesh,
+            )
+            self._targets.tells_repeats = False
+            self._facts |= {"hook_out": hook_out}
 
     @property
     def d_in(self) -> int:
         """The width of the activations."""
         return self.lm.d_in
+
+    @property
+    def d_out(self) -> int | None:
+        """The width of the targets of transcoders; None in a stream for SAEs."""
+        return None if self._targets is None else self._targets.d_in
+
+    @property
+    def hook_out(self) -> str:
+        """The hook that transcoders write at; empty in a stream for SAEs."""
+        return "" if self._targets is None else self._targets.lm.hook
 
     @property
     def device(self) -> torch.device:
@@ -159,7 +213,8 @@ class ActivationStream:
         self._hold(epoch, window)
         n_data = self.mesh.n_data
         rows = self._order[row // n_data : (row + self.batch_size) // n_data]
-        return Batch(self._acts[rows], self._norms[rows])
+        target = None if self._targets is None else self._targets[index].acts
+        return Batch(self._acts[rows], self._norms[rows], target)
 
     def fresh(self, n_tokens: int, *key: int | str) -> Iterator[Batch]:
         """Yield about `n_tokens` activations of training blocks drawn by (seed, key), whatever the stream's position.
@@ -167,13 +222,26 @@ class ActivationStream:
         They come in whole passes of the language model, so that asking for more does not change what comes first, and
         end early if the corpus does.
         """
+        if self._targets is None:
+            yield from self._fresh(n_tokens, *key)
+            return
+        # In turns, so that one pass serves both hooks.
+        for batch, written in zip(self._fresh(n_tokens, *key), self._targets.fresh(n_tokens, *key), strict=True):
+            yield batch._replace(target=written.acts)
+
+    def _fresh(self, n_tokens: int, *key: int | str) -> Iterator[Batch]:
         order = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, *key)).numpy()
         per_pass = max(1, self.lm.batch_tokens // self.blocks.ctx)
         n_blocks = min(len(order), math.ceil(n_tokens / self._windows.rows_per_block))
         passes = [order[i : i + per_pass] for i in range(0, n_blocks, per_pass)]
         for first in range(0, len(passes), self.mesh.n_ranks):
             for raw in self._raw_on_all_ranks(passes[first : first + self.mesh.n_ranks]):
-                yield Batch(*normalise(raw.float().flatten(0, 1)))
+                rows = raw.float().flatten(0, 1)
+                if self._normalised:
+                    yield Batch(*normalise(rows))
+                else:
+                    # Copied, because raw activations may lie in a buffer that the next piece overwrites.
+                    yield Batch(rows.clone(), torch.linalg.vector_norm(rows, dim=-1))
 
     def _raw_on_all_ranks(self, passes: list[np.ndarray]) -> Iterator[Float[Tensor, "n positions d_in"]]:
         """Yield the activations of at most one pass per rank: each rank computes its own and sends it to the others."""
@@ -234,7 +302,7 @@ class ActivationStream:
             rows = acts[start:end]
             rows.view(raw.shape).copy_(raw)  # converts to fp32 on the way, without a copy of the piece in between
             # In fp32 and row by row: the norm of a row does not depend on the piece that the row came in.
-            norms[start:end] = normalise_(rows)
+            norms[start:end] = normalise_(rows) if self._normalised else torch.linalg.vector_norm(rows, dim=-1)
             start = end
 
     def _exchange(self, chosen: np.ndarray, order: Tensor) -> Tensor:

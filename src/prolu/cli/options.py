@@ -39,6 +39,8 @@ class Scoring:
     """The language model, if it has moved or the SAE's config does not name it."""
     hook: str = ""
     """The hook at which activations are read and replaced, if the SAE's config does not name it."""
+    hook_out: str = ""
+    """The hook at which the output of a transcoder replaces activations, if its config does not name it."""
     data: tuple[str, ...] = ()
     """Another text to score on than the one that the SAE was trained on: a file, several files, a folder, a dataset
     on the Hugging Face hub, or `builtin`."""

@@ -48,7 +48,7 @@ SET_BY_STUDY = (
 OF_ONE_TEXT = {"text_column": "text", "data_config": "", "split": "train", "eval_split": "", "special_tokens": "text"}
 """The fields that belong to one text, and their values for another."""
 
-DEFAULTS = OF_ONE_TEXT | {"lm_revision": "", "lm_dtype": "fp32", "max_train_tokens": None} | LATER_FACTS
+DEFAULTS = OF_ONE_TEXT | {"hook_out": "", "lm_revision": "", "lm_dtype": "fp32", "max_train_tokens": None} | LATER_FACTS
 """The fields that may be missing from an SAE's config, and their values then."""
 
 
@@ -73,15 +73,27 @@ def prepare_scoring(options: Scoring, runs: Sequence[Path]) -> Job:
     if options.eval_tokens is not None:
         check_eval_tokens(blocks, n_tokens, options.min_eval_fraction)
     tell_eval_tokens(blocks, n_tokens)
+    hook_out = place["hook_out"]
     for one in found:
-        if lm.d_in != one.sae.config.d_in:
-            raise ValueError(
-                f"{one.folder}: takes activations of width {one.sae.config.d_in}, {lm.name} gives {lm.d_in} there"
-            )
-    scored_study = None if options.out is None else ScoredStudy(options.out, describe(lm, blocks, n_tokens))
+        _check_widths(one, lm, hook_out)
+    described = describe(lm, blocks, n_tokens, hook_out)
+    scored_study = None if options.out is None else ScoredStudy(options.out, described)
     if scored_study is not None:
         scored_study.check(found)
-    return [lambda: _score(options, found, HeldOut(lm, blocks, n_tokens), scored_study)]
+    return [lambda: _score(options, found, HeldOut(lm, blocks, n_tokens, hook_out=hook_out), scored_study)]
+
+
+def _check_widths(saved: SavedSAE, lm: LanguageModel, hook_out: str) -> None:
+    """Raise ValueError unless an SAE's widths are those of the activations, and a transcoder has a hook to write at."""
+    sae = saved.sae
+    if lm.d_in != sae.d_in:
+        raise ValueError(f"{saved.folder}: takes activations of width {sae.d_in}, {lm.name} gives {lm.d_in} there")
+    if sae.is_transcoder and not hook_out:
+        raise ValueError(f"{saved.folder}: its config does not say hook_out; give --hook-out")
+    if hook_out and not sae.is_transcoder:
+        raise ValueError(f"{saved.folder}: is no transcoder, and its output replaces its input; leave --hook-out out")
+    if hook_out and (width := lm.at(hook_out).d_in) != sae.d_out:
+        raise ValueError(f"{saved.folder}: gives activations of width {sae.d_out}, {lm.name} has {width} there")
 
 
 def _common_place(options: Scoring, found: Sequence[SavedSAE], study: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -117,7 +129,10 @@ def _place(options: Scoring, saved: SavedSAE, study: Mapping[str, Any] | None) -
     else:
         _check_fits(options, saved, study, given)
         known = dict(study["stream"])
-    known |= {name: value for name, value in given.items() if name in (*NEEDED, *SET_BY_STUDY)}
+        if "hook" in saved.provenance:
+            # A transcoder and an SAE whose outputs replace the same activations may read at two hooks.
+            known |= {name: saved.provenance.get(name, "") for name in ("hook", "hook_out")}
+    known |= {name: value for name, value in given.items() if name in (*NEEDED, "hook_out", *SET_BY_STUDY)}
     if missing := [name for name in NEEDED if name not in known]:
         flags = " ".join(f"--{name}" for name in missing)
         raise ValueError(f"{saved.folder}: its config does not say {', '.join(missing)}; give {flags}")
@@ -131,13 +146,19 @@ def _check_fits(options: Scoring, saved: SavedSAE, study: Mapping[str, Any], giv
     if contradicting := [name for name in SET_BY_STUDY if name in given]:
         flag = f"--{contradicting[0].replace('_', '-')}"
         raise ValueError(f"like: the study sets {contradicting[0]} itself; leave {flag} out")
-    own = saved.provenance.get("hook")
-    theirs = study["stream"].get("hook")
-    if own is not None and own != theirs and not options.hook:
+    own = _replaced(saved.provenance)
+    theirs = _replaced(study["stream"])
+    flag = "--hook-out" if saved.sae.is_transcoder else "--hook"
+    if own is not None and own != theirs and not (options.hook_out if saved.sae.is_transcoder else options.hook):
         raise ValueError(
-            f"{saved.folder}: was trained at {own}, and the study at {theirs}; give --hook {theirs} to score it "
+            f"{saved.folder}: was trained at {own}, and the study at {theirs}; give {flag} {theirs} to score it "
             "there anyway"
         )
+
+
+def _replaced(stream: Mapping[str, Any]) -> str | None:
+    """Return the hook whose activations are replaced: that of an SAE, or the one that a transcoder writes at."""
+    return stream.get("hook_out") or stream.get("hook")
 
 
 def _opened(

@@ -70,13 +70,14 @@ class NotFiniteError(ValueError, FloatingPointError):
 class HeldOut:
     """Held-out token blocks, with everything about them that does not depend on an SAE, computed once."""
 
-    def __init__(self, lm: LanguageModel, blocks: TokenBlocks, n_tokens: int = 32_768):
+    def __init__(self, lm: LanguageModel, blocks: TokenBlocks, n_tokens: int = 32_768, *, hook_out: str = ""):
         """Choose the blocks and run the language model on them.
 
         Args:
             lm: the language model, at the hook whose activations are reconstructed.
             blocks: the text; the choice of held-out blocks depends on it alone.
             n_tokens: how many held-out tokens to use; all there are if it is more.
+            hook_out: the hook that transcoders write at, whose activations their outputs replace; empty for SAEs.
 
         Raises:
             ValueError: `n_tokens` is less than 1, or no block is held out.
@@ -87,7 +88,9 @@ class HeldOut:
             raise ValueError("these token blocks hold out none for evaluation; at least 1 is needed")
         chosen = choose_blocks(blocks, n_tokens)
         numbers = blocks.held_out_documents
-        self.lm = lm
+        self.lm = lm.at(hook_out) if hook_out else lm
+        """The language model at the hook whose activations are replaced."""
+        self.hook_out = hook_out
         self.tokens = blocks.held_out[chosen]
         self.unit = "block" if numbers is None else "document"
         """What `documents` counts: documents, or blocks where it is not known which token belongs to which document."""
@@ -96,14 +99,16 @@ class HeldOut:
         self.document_rows = rows.reshape(numbers.shape)
         """For each token, the row of its document in `documents`, [n, ctx]."""
         self.acts: Float[Tensor, "n ctx d_in"] = lm.activations(self.tokens)
-        self.restart_points = lm.restart_points(self.tokens)
-        self.clean = clean_predictions(lm, self.tokens)
+        self.target: Float[Tensor, "n ctx d_out"] = self.lm.activations(self.tokens) if hook_out else self.acts
+        """What is reconstructed, and replaced: the activations themselves, or for transcoders those at `hook_out`."""
+        self.restart_points = self.lm.restart_points(self.tokens)
+        self.clean = clean_predictions(self.lm, self.tokens)
         self.ce_clean = self.clean.ce.double().mean().item()
         if not math.isfinite(self.ce_clean):
             raise _not_finite(lm, self.tokens[(~self.clean.ce.isfinite()).any(1).cpu().numpy()][:1])
-        zeros = torch.zeros_like(self.acts)
+        zeros = torch.zeros_like(self.target)
         self.ce_zero = self.spliced_ce(zeros)
-        zeros[:, 0] = self.acts[:, 0]
+        zeros[:, 0] = self.target[:, 0]
         self.ce_zero_no_bos = self.spliced_ce(zeros)
 
     @property
@@ -111,7 +116,16 @@ class HeldOut:
         """The number of tokens scored."""
         return self.tokens.size
 
-    def spliced_ce(self, recon: Float[Tensor, "n ctx d_in"]) -> float:
+    def check(self, sae: SAE) -> None:
+        """Raise ValueError unless an SAE has the widths of these activations, and is a transcoder if need be."""
+        if sae.is_transcoder != bool(self.hook_out):
+            needs = "needs a hook_out" if sae.is_transcoder else "has none"
+            raise ValueError(f"hook_out {self.hook_out!r}: {'a transcoder' if sae.is_transcoder else 'an SAE'} {needs}")
+        widths = (self.acts.shape[-1], self.target.shape[-1])
+        if (sae.d_in, sae.d_out) != widths:
+            raise ValueError(f"the SAE has widths {(sae.d_in, sae.d_out)}, and the activations have {widths}")
+
+    def spliced_ce(self, recon: Float[Tensor, "n ctx d_out"]) -> float:
         """Return the mean cross-entropy with `recon` in place of the activations, in nats per predicted token."""
         return self.lm.cross_entropy(self.tokens, recon, self.restart_points).double().mean().item()
 
@@ -167,7 +181,7 @@ def score(sae: SAE, held_out: HeldOut) -> Scores:
     spliced = _splice(held_out, recon)
     figures = found.figures() | spliced.figures(held_out.ce_clean, held_out.ce_zero)
     # In place: `recon` is as large as all held-out activations, and needed no more with its position 0.
-    recon[:, 0] = held_out.acts[:, 0]
+    recon[:, 0] = held_out.target[:, 0]
     without = _splice(held_out, recon).figures(held_out.ce_clean, held_out.ce_zero_no_bos)
     figures |= {name + WITHOUT_BOS: value for name, value in without.items()}
     latents = latent_figures(sae, found.all.code)
@@ -196,20 +210,23 @@ class _Spliced(NamedTuple):
         return figures | {"kl": self.kl.mean().item()}
 
 
-def _splice(held_out: HeldOut, recon: Float[Tensor, "n ctx d_in"]) -> _Spliced:
+def _splice(held_out: HeldOut, recon: Float[Tensor, "n ctx d_out"]) -> _Spliced:
     return _Spliced(*spliced_losses(held_out.lm, held_out.tokens, recon, held_out.restart_points, held_out.clean))
 
 
 class _Sums:
     """The sums over some of the tokens that need no language model."""
 
-    def __init__(self, d_in: int, d_sae: int):
+    def __init__(self, d_out: int, d_sae: int):
         self.code = CodeSums(d_sae)
-        self._normalised = ReconstructionSums(d_in)
-        self._raw = ReconstructionSums(d_in)
+        self._normalised = ReconstructionSums(d_out)
+        self._raw = ReconstructionSums(d_out)
 
     def update(self, latents: Tensor, x: Tensor, out: Tensor, raw: Tensor, raw_out: Tensor) -> None:
-        """Add tokens: their latents, and x and x_hat in the SAE's space and in the language model's."""
+        """Add tokens: their latents, and x and x_hat in the SAE's space and in the language model's.
+
+        Of a transcoder x is the target y.
+        """
         self.code.update(latents)
         self._normalised.update(x, out)
         self._raw.update(raw, raw_out)
@@ -227,7 +244,7 @@ class _Sums:
 class _Reconstruction(NamedTuple):
     """What an SAE makes of the held-out activations."""
 
-    recon: Float[Tensor, "n ctx d_in"]
+    recon: Float[Tensor, "n ctx d_out"]
     """The reconstructions, in the scale of the language model's activations."""
     l0: Float[Tensor, "n ctx"]
     """The number of active latents of each token."""
@@ -242,12 +259,13 @@ class _Reconstruction(NamedTuple):
 
 
 def _reconstruct(sae: SAE, held_out: HeldOut) -> _Reconstruction:
+    held_out.check(sae)
     d_in = sae.config.d_in
     d_sae = sae.config.d_sae
     is_scaled = sae.config.normalisation == "per_token"
-    position_0 = _Sums(d_in, d_sae)
-    rest = _Sums(d_in, d_sae)
-    recon = torch.empty_like(held_out.acts)
+    position_0 = _Sums(sae.d_out, d_sae)
+    rest = _Sums(sae.d_out, d_sae)
+    recon = torch.empty_like(held_out.target)
     l0 = torch.empty(held_out.tokens.shape)
     squared_error = torch.empty(held_out.tokens.shape)
     blocks_per_pass = max(1, ENTRIES_PER_PASS // (held_out.acts.shape[1] * d_sae))
@@ -257,8 +275,13 @@ def _reconstruct(sae: SAE, held_out: HeldOut) -> _Reconstruction:
         # An SAE without per-token scaling gets the factor 1, as a token of norm sqrt(d_in) does.
         x, norms = normalise(raw) if is_scaled else (raw, raw.new_full(raw.shape[:-1], math.sqrt(d_in)))
         latents = sae.encode_normalised(x)
-        out = sae.decode_normalised(latents)
-        raw_out = out * (norms / math.sqrt(d_in))[..., None]
+        out = sae.reconstruct_normalised(latents, x)
+        scale = (norms / math.sqrt(d_in))[..., None]
+        raw_out = out * scale
+        if sae.is_transcoder:
+            # From here on x is what is reconstructed. It is scaled by the factor of the input, as in training.
+            raw = held_out.target[rows].to(raw)
+            x = torch.where(scale > 0, raw / scale, 0)
         recon[rows] = raw_out
         l0[rows] = active_as_numbers(latents).sum(-1).cpu()
         squared_error[rows] = (x - out).square().sum(-1).cpu()

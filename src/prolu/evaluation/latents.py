@@ -34,7 +34,8 @@ class LatentFigures(NamedTuple):
     mean_when_on: Tensor
     """The mean of f_i over these tokens, in units of the SAE's input; 0 if there are none."""
     encoder_decoder_cosine: Tensor
-    """The cosine of the encoder column W_enc[:, i] and the decoder row W_dec[i], from -1 to 1."""
+    """The cosine of the encoder column W_enc[:, i] and the decoder row W_dec[i], from -1 to 1; nan for a transcoder, in
+    which they are directions of two spaces."""
     negative_bias: Tensor
     """1 where b_enc < 0, otherwise 0; nan for an SAE without b_enc."""
 
@@ -100,8 +101,13 @@ def latent_figures(sae: SAE, code: CodeSums) -> LatentFigures:
 
 @torch.no_grad()
 def encoder_decoder_cosine(sae: SAE) -> Float[Tensor, " d_sae"]:
-    """Return the cosine of each latent's encoder column W_enc[:, i] and decoder row W_dec[i], in float64 on the CPU."""
+    """Return the cosine of each latent's encoder column W_enc[:, i] and decoder row W_dec[i], in float64 on the CPU.
+
+    For a transcoder it is nan: the two are directions of two spaces.
+    """
     weights = sae.weights
+    if sae.is_transcoder:
+        return torch.full((weights.d_sae,), torch.nan, dtype=torch.float64)
     return torch.nn.functional.cosine_similarity(weights.encoder.double(), weights.decoder.double(), dim=1).cpu()
 
 

@@ -1,7 +1,7 @@
 """An SAE in place of the activations at a hook, in any forward pass of a transformers model."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -12,8 +12,13 @@ from prolu.sae.scaling import centre
 
 
 @contextmanager
-def splice(model: torch.nn.Module, sae: SAE, hook: str, *, keep_error: bool = False) -> Iterator[None]:
+def splice(
+    model: torch.nn.Module, sae: SAE, hook: str, *, keep_error: bool = False, hook_out: str = ""
+) -> Iterator[None]:
     """Replace the activations at a hook by the SAE's reconstruction, in every forward pass inside the `with` block.
+
+    A transcoder reads the activations at `hook`, and its output replaces those at `hook_out`, which the model must
+    reach later.
 
     All positions are replaced, as in an evaluation: x becomes x_hat(x - mean x) if the SAE was trained on centred
     activations, as in a model with LayerNorms, and x_hat(x) if not. The SAE computes in its own number format and on
@@ -26,21 +31,35 @@ def splice(model: torch.nn.Module, sae: SAE, hook: str, *, keep_error: bool = Fa
         hook: the name of the hook, as `LanguageModel` takes it.
         keep_error: add the SAE's error, x - x_hat as a constant, to its reconstruction. The model then computes what it
             does without the SAE, but gradients flow through the SAE's latents.
+        hook_out: the hook that a transcoder writes at; empty for an SAE.
 
     Raises:
-        ValueError: The model has no such hook, or its width is not the SAE's.
+        ValueError: The model has no such hook, or its width is not the SAE's; or a transcoder has no hook to write at,
+            or an SAE has one.
     """
+    if sae.is_transcoder != bool(hook_out):
+        needs = "a transcoder needs one" if sae.is_transcoder else "an SAE has none, it writes where it reads"
+        raise ValueError(f"hook_out {hook_out!r}: {needs}")
     site = locate(model, hook).site
     # An SAE that was never saved does not know what it was trained on: what a LanguageModel hands out by default.
     centred = sae.centred if "centred" in sae.provenance else reads_centred(model)
 
-    def replaced(acts: Tensor) -> Tensor:
+    outputs: list[Tensor] = []
+
+    def read(acts: Tensor) -> Tensor:
         x = acts.to(sae.W_dec)
         # The mean over d_model is not added back: every reader of the residual stream, a LayerNorm, removes it.
-        recon = sae(centre(x) if centred else x)
+        outputs.append(sae(centre(x) if centred else x))
+        return acts
+
+    def replaced(acts: Tensor) -> Tensor:
+        recon = outputs.pop()
         if keep_error:
-            recon = recon + (x - recon).detach()
+            recon = recon + (acts.to(recon) - recon).detach()
         return recon.to(acts)
 
-    with hooked(model, site, replaced):
+    with ExitStack() as hooks:
+        # Of an SAE both are at one place, where the one that was put there first comes first.
+        hooks.enter_context(hooked(model, site, read))
+        hooks.enter_context(hooked(model, locate(model, hook_out).site if hook_out else site, replaced))
         yield

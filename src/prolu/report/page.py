@@ -138,9 +138,13 @@ def facts(content: PageContent) -> list[str]:
         n_families = len(families(runs))
         n_tokens = runs[0].get("n_tokens")
         lm, hook, data = (stream.get(field, "not recorded") for field in ("lm", "hook", "data"))
+        kind = "SAE"
+        if hook_out := stream.get("hook_out"):
+            kind = "transcoder"
+            hook = f"{hook}, written at {hook_out}"
         text = data if n_tokens is None else f"{n_tokens:,} training tokens of {data}"
         sentences.append(
-            f"{prefix}{len(runs)} of {_counted(len(config['runs']), 'SAE')} finished, {n_converged} of them converged; "
+            f"{prefix}{len(runs)} of {_counted(len(config['runs']), kind)} finished, {n_converged} of them converged; "
             f"{_counted(n_families, 'family', 'families')}, {_counted(n_seeds, 'init seed')}. "
             f"Activations of {lm} at {hook}, {text}, scored on {runs[0]['eval_tokens']:,} "
             "held-out tokens."

@@ -75,7 +75,8 @@ def _trained_on(drawn: DrawnReport) -> list[str]:
     """Return the language model with its hook, and the numbers of training tokens, as far as they are known."""
     stream = drawn.studies[0].config["stream"]
     model = Path(str(stream.get("lm", ""))).name
-    place = f"{model} {stream.get('hook', '')}".strip()
+    to_hook = f" to {stream['hook_out']}" if stream.get("hook_out") else ""
+    place = f"{model} {stream.get('hook', '')}{to_hook}".strip()
     budgets = sorted({r["n_tokens"] for r in drawn.records if r.get("n_tokens")})
     tokens = " to ".join(dict.fromkeys(_millions(n) for n in (budgets[0], budgets[-1]))) if budgets else ""
     return [fact for fact in (place, f"{tokens} tokens" if tokens else "") if fact]

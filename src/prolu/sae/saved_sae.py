@@ -52,7 +52,7 @@ class SAEConfig:
         if self.d_out is not None:
             at_least_1("d_out", self.d_out)
         elif self.skip:
-            raise ValueError("skip True: only a transcoder, which has a d_out, has a skip connection")
+            raise ValueError("skip True: only a transcoder has a skip connection; name the hook_out that it writes at")
 
     @property
     def is_transcoder(self) -> bool:

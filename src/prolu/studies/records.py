@@ -48,7 +48,7 @@ REPORTED = ("sqrt_l1", "dead_fraction", "eval_tokens")
 TEXTS = frozenset(["penalty", "unit", "freeze"])
 """Fields of results that are text, or null where they are not known."""
 
-STREAM_TEXTS = ("lm", "lm_digest", "lm_dtype", "hook", "data", "data_digest")
+STREAM_TEXTS = ("lm", "lm_digest", "lm_dtype", "hook", "hook_out", "data", "data_digest")
 """Fields of a study's stream that are text."""
 
 LARGEST_INTEGER = 2**63 - 1

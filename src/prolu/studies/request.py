@@ -70,7 +70,7 @@ class StudyRequest:
     @cached_property
     def held_out(self) -> HeldOut:
         """The held-out text of the study, with what the language model makes of it; its predictions are finite."""
-        return HeldOut(self.stream.lm, self.stream.blocks, self.settings.eval_tokens)
+        return HeldOut(self.stream.lm, self.stream.blocks, self.settings.eval_tokens, hook_out=self.stream.hook_out)
 
     @property
     def unfinished(self) -> list[RunConfig]:
@@ -109,8 +109,10 @@ def requests_at_hooks(
     first = streams[0].describe()
     for stream in streams[1:]:
         for name, value in stream.describe().items():
-            if name != "hook" and value != first[name]:
-                raise ValueError(f"streams at several hooks: {name} is {first[name]!r} and {value!r}; make them alike")
+            if name not in ("hook", "hook_out") and value != first.get(name):
+                raise ValueError(
+                    f"streams at several hooks: {name} is {first.get(name)!r} and {value!r}; make them alike"
+                )
     check_parent(out, hooks)
     fixed = [] if callable(runs) else list(runs)  # an iterator could be read at one hook only
     requests = []
@@ -145,8 +147,9 @@ def check_requests(requests: Sequence[StudyRequest], *, in_groups: bool = False,
         check_runs(request.runs, request.stream.batch_size)
         for run in request.runs:
             check_mesh(run, request.stream.batch_size, request.stream.mesh)
+            run.sae_config(request.stream.d_in, request.stream.d_out)  # a skip connection needs a hook to write at
             if run.init_from is not None:
-                starting_weights(run, request.stream.d_in)
+                starting_weights(run, request.stream.d_in, d_out=request.stream.d_out)
         request.settings.check()
         # Before anything is written: what a link leads to may be somebody else's.
         for name in (LOCK_FILE, LOG_FILE, *(run.run_id for run in request.runs)):

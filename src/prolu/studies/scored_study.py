@@ -48,10 +48,18 @@ class SavedSAE(NamedTuple):
         return folder_name(self.folder)
 
 
-def describe(lm: LanguageModel, blocks: TokenBlocks, n_tokens: int) -> dict[str, Any]:
-    """Return the config of a scored study: everything that decides the scores."""
+def describe(lm: LanguageModel, blocks: TokenBlocks, n_tokens: int, hook_out: str = "") -> dict[str, Any]:
+    """Return the config of a scored study: everything that decides the scores.
+
+    Args:
+        lm: the language model at the hook.
+        blocks: the text.
+        n_tokens: the number of tokens to score on.
+        hook_out: the hook that transcoders write at; empty for SAEs.
+    """
+    hooks = {"hook": lm.hook} | ({"hook_out": hook_out} if hook_out else {})
     return {
-        "stream": describe_activations(lm, blocks) | {"hook": lm.hook},
+        "stream": describe_activations(lm, blocks) | hooks,
         "eval_tokens": n_tokens,
         "held_out_digest": held_out_digest(blocks, n_tokens),
         "amounts": text_amounts(blocks, n_tokens),

@@ -28,9 +28,9 @@ from prolu.training.trainer_stack import MOST_ENTRIES, TrainerStack, stack_key, 
 
 logger = logging.getLogger(__name__)
 
-SharedBuffers = dict[tuple[int, int, tuple[str, ...], str], Steps]
-"""Buffers of training steps by d_in, d_sae, the nonlinearity's own parameters and precision. Trainers of one shape
-share them, since only one of them steps at a time."""
+SharedBuffers = dict[Hashable, Steps]
+"""Buffers of training steps by the shapes of all weights and the precision. Trainers of one shape share them, since
+only one of them steps at a time."""
 
 
 class StudyInTraining:
@@ -59,8 +59,14 @@ class StudyInTraining:
         """Return the runs whose next step this is; a run that was restored at a later step waits for the others."""
         return [run for run in self.runs if run.n_updates == step]
 
-    def step_stacks(self, ready: Sequence[RunInTraining], acts: Tensor) -> dict[str, StepReport | Exception]:
+    def step_stacks(
+        self, ready: Sequence[RunInTraining], rows: Mapping[str, tuple[Tensor, Tensor | None]]
+    ) -> dict[str, StepReport | Exception]:
         """Make the next step of all stacks with a run that is ready.
+
+        Args:
+            ready: the runs whose next step this is.
+            rows: the batch's activations and targets, by the normalisation of runs (`Batch.scaled`).
 
         Returns:
             What the step did in each run, by name; if the step of a stack failed, the failure for each of its runs.
@@ -70,7 +76,7 @@ class StudyInTraining:
             # A run that has failed stays in its stack, so that the numbers of the others do not change.
             if any(run in ready for run in runs):
                 try:
-                    reports: Sequence[StepReport | Exception] = stack.step(acts)
+                    reports: Sequence[StepReport | Exception] = stack.step(*rows[runs[0].trainer.config.normalisation])
                 except (MemoryError, RuntimeError) as problem:
                     reports = [problem] * len(runs)
                 found |= dict(zip([run.run_id for run in runs], reports, strict=True))
@@ -159,11 +165,12 @@ class StudyInTraining:
     def _trainer(self, config: RunConfig, buffers: SharedBuffers) -> Trainer:
         stream = self.stream
         own = nonlinearity_named(config.resolved_nonlinearity).parameter_names
-        shape = (stream.d_in, config.d_sae, own, config.precision)
+        shape = (stream.d_in, stream.d_out, config.skip, config.d_sae, own, config.precision)
         trainer = Trainer(
             config,
             stream.d_in,
             stream.batch_size,
+            d_out=stream.d_out,
             steps=buffers.get(shape),
             device=stream.device,
             mesh=self.mesh,

@@ -21,6 +21,7 @@ from prolu.runtime.files import locked, through_json
 from prolu.runtime.interrupts import Interrupt
 from prolu.runtime.progress import Meter
 from prolu.runtime.stopping import StoppedError, one_sentence
+from prolu.sae.choices import Normalisation
 from prolu.studies.checkpoints import Clock
 from prolu.studies.folder import failures, finished_runs, read_study, tidy, write_study
 from prolu.studies.preflight import prepare_folders
@@ -59,11 +60,15 @@ def train_together(studies: Sequence[StudyInTraining], clock: Clock, interrupt: 
             _resample_dead_latents(studies, step)
             for study in studies:
                 if runs_now := study.runs_at(step):
-                    acts = study.stream[step].acts
-                    in_stacks = study.step_stacks(runs_now, acts)
+                    batch = study.stream[step]
+                    # In the space in which each run's SAE works: once for all runs that are scaled alike.
+                    scalings: set[Normalisation] = {run.trainer.config.normalisation for run in runs_now}
+                    rows = {normalisation: batch.scaled(normalisation) for normalisation in scalings}
+                    in_stacks = study.step_stacks(runs_now, rows)
                     for run in runs_now:
                         with study.isolating_failure(run):
-                            report = in_stacks.get(run.run_id) or run.trainer.step(acts)
+                            inputs = rows[run.trainer.config.normalisation]
+                            report = in_stacks.get(run.run_id) or run.trainer.step(*inputs)
                             if isinstance(report, Exception):
                                 raise report
                             run.record_step(report, study.held_out)
@@ -277,8 +282,9 @@ def _resample_dead_latents(studies: Sequence[StudyInTraining], step: int) -> Non
     # Batches are taken in turns, one of each hook, so that one pass of the language model serves all hooks.
     for batches in zip(*fresh, strict=True):
         for i, batch in zip(asking, batches, strict=True):
-            for resampler in resamplers[i]:
-                resampler.offer(batch.acts, batch.raw_norm)
+            for run, resampler in zip(due[i], resamplers[i], strict=True):
+                acts, target = batch.scaled(run.trainer.config.normalisation)
+                resampler.offer(acts, batch.raw_norm, target)
     for runs, some in zip(due, resamplers, strict=True):
         for run, resampler in zip(runs, some, strict=True):
             run.record_resampling(step, run.trainer.resample_(resampler)._asdict())

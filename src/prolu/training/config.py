@@ -205,7 +205,9 @@ class RunConfig:
     def family(self) -> str:
         """The family that this run belongs to, as comparisons name it."""
         fine_tuned = self.init_from is not None
-        return family_of(self.nonlinearity, self.resolved_penalty, fine_tuned=fine_tuned, freeze=self.freeze)
+        return family_of(
+            self.nonlinearity, self.resolved_penalty, fine_tuned=fine_tuned, freeze=self.freeze, skip=self.skip
+        )
 
     @property
     def run_id(self) -> str:
@@ -299,7 +301,9 @@ class RunConfig:
         return round(0.8 * end), end
 
 
-def family_of(nonlinearity: str, penalty: str | None, *, fine_tuned: bool = False, freeze: str = "none") -> str:
+def family_of(
+    nonlinearity: str, penalty: str | None, *, fine_tuned: bool = False, freeze: str = "none", skip: bool = False
+) -> str:
     """Return the name of a family, as in "prolu_relu + sqrt_l1".
 
     Args:
@@ -307,10 +311,12 @@ def family_of(nonlinearity: str, penalty: str | None, *, fine_tuned: bool = Fals
         penalty: its name; None if it is not known.
         fine_tuned: whether the weights began as those of a saved SAE.
         freeze: which matrix stayed as it started, as `RunConfig.freeze` says it.
+        skip: whether it is a skip transcoder.
     """
     name = nonlinearity.partition("(")[0]
     shown = name if name in TAKES_L0 else nonlinearity
     family = shown if penalty in ("none", None) else f"{shown} + {penalty}"
     # A later version may have written a choice that this one does not know.
     family += FROZEN.get(freeze, f", {freeze} frozen")
+    family += ", skip" if skip else ""
     return f"{family}, fine-tuned" if fine_tuned else family

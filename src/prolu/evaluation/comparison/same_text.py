@@ -47,7 +47,7 @@ def check_comparable(studies: Sequence[ScoredStudy], *, hooks_apart: bool = Fals
 
 def _difference(a: Mapping[str, Any], b: Mapping[str, Any], *, hooks_apart: bool) -> str:
     """Return what differs between the models, hooks and held-out tokens of two studies; empty if nothing does."""
-    for name in MODEL_FACTS if hooks_apart else (*MODEL_FACTS, "hook"):
+    for name in MODEL_FACTS if hooks_apart else (*MODEL_FACTS, "hook", "hook_out"):
         pair = [_stream(config).get(name) for config in (a, b)]
         if pair[0] != pair[1] or (name == "lm_digest" and None in pair):
             return _in_words(name, pair)

@@ -95,7 +95,9 @@ function defineColumns() {
     column("mean", "mean", list.mean, (i) => number(list.mean[i]), "minmax(3.4rem, .9fr)", "wide", "mean activation over the tokens on which it is active"),
     ...Object.entries(list.own).map(([name, values]) =>
       column(name, name, values, (i) => number(values[i]), "minmax(4.5rem, 1fr)", "wide", `the parameter ${name} of its nonlinearity`)),
-    column("cosine", "cos", list.cosine, (i) => number(list.cosine[i]), "minmax(3.2rem, .8fr)", "wide", "cosine of its encoder column and its decoder row"),
+    ...(list.cosine
+      ? [column("cosine", "cos", list.cosine, (i) => number(list.cosine[i]), "minmax(3.2rem, .8fr)", "wide", "cosine of its encoder column and its decoder row")]
+      : []),
   ];
   // Each parameter of the nonlinearity is a column more, for which the list takes some width from the latent.
   document.documentElement.style.setProperty("--list", `max(38%, ${24.5 + 4.5 * Object.keys(list.own).length}rem)`);
@@ -209,7 +211,7 @@ function described(id, latent, text) {
     ["max", number(list.max[id])],
     ["mean where active", number(list.mean[id])],
     ...Object.entries(list.own).map(([name, values]) => [name, number(values[id])]),
-    ["cos(encoder, decoder)", number(list.cosine[id])],
+    ...(list.cosine ? [["cos(encoder, decoder)", number(list.cosine[id])]] : []),
   ];
   const pairs = (title, items, about, kind = "") => make("div", { class: kind }, make("h3", { title: about }, title), make("ul", { class: "pairs" }, ...items));
   const item = (left, value) => make("li", {}, left, make("span", { class: "value" }, value));
@@ -358,7 +360,11 @@ function showFacts() {
   const effect = facts.unembedding === null
     ? "The hook is not as wide as the residual stream, so no tokens are promoted or suppressed directly."
     : `Promoted and suppressed tokens are those with the largest and the smallest entries of W_dec[i] @ W_U: the latent's decoder row${withoutMean} times the unembedding, with the gain of the final norm. The norm's division and offset, and the model's blocks in between, are left out.`;
+  const transcoder = facts.transcoder;
   const notes = [
+    ...(transcoder
+      ? [`This is a ${transcoder.skip ? "skip " : ""}transcoder. Its latents read the activations at ${transcoder.reads}: the examples show on which tokens. Their decoder rows write at ${transcoder.writes}: promoted and suppressed tokens and nearest latents are of what they write.${transcoder.skip ? " What the skip connection writes belongs to no latent, and is not shown." : ""}`]
+      : []),
     `A latent is active on a token if its activation there is above 0. Activations are those of the SAE's normalised space, on ${whole(facts.n_tokens)} held-out tokens; the first position of every token block, BOS, is left out. A latent that is active on none of these tokens is dead in this sample, and may be active on others.`,
     `Density is the fraction of those tokens on which a latent is active. The strongest examples are at most one per token block. The others are drawn at random, a few from each fifth of at most ${facts.sample} activations of the latent, which are drawn at random too. The shade of a token is its activation as a fraction of the latent's largest; the number beside an example is the activation of the outlined token.`,
     effect,

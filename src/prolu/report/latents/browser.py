@@ -92,7 +92,7 @@ def write_browser(folder: Path, source: PageSource, made: Mapping[str, Any], adv
     _put(folder, "list", _list(source.sae, firings, texts))
     # After the details, because promoted tokens that are not in the text get their places there.
     _put(folder, "tokens", names.texts)
-    write_atomically(folder / INDEX_FILE, _page(source.facts, firings, unembedding))
+    write_atomically(folder / INDEX_FILE, _page(source, firings, unembedding))
     # Last of all: a folder without this file was not finished, and is made anew.
     write_atomically(folder / MADE_FILE, json_text(made) + "\n")
 
@@ -159,7 +159,8 @@ def _list(sae: SAE, firings: Firings, texts: list[int]) -> dict[str, Any]:
         "mean": [_short(v) for v in firings.mean.tolist()],
         "max": [_short(v) for v in firings.max.tolist()],
         "own": {name: [_short(v) for v in t.float().tolist()] for name, t in sae.weights.own.items()},
-        "cosine": [_short(v) for v in encoder_decoder_cosine(sae).tolist()],
+        # Those of a transcoder are directions of two spaces.
+        **({} if sae.is_transcoder else {"cosine": [_short(v) for v in encoder_decoder_cosine(sae).tolist()]}),
         "token": [-1 if peak is None else texts[peak] for peak in peaks],
     }
 
@@ -174,14 +175,17 @@ def _put(folder: Path, name: str, value: Any) -> None:
     write_atomically(folder / "data" / f"{name}.js", f"put({json.dumps(name)}, {data})\n")
 
 
-def _page(facts: Mapping[str, Any], firings: Firings, unembedding: Unembedding | None) -> str:
-    shown = dict(facts) | {
+def _page(source: PageSource, firings: Firings, unembedding: Unembedding | None) -> str:
+    sae = source.sae
+    hooks = {"reads": sae.hook, "writes": sae.hook_out, "skip": sae.config.skip} if sae.is_transcoder else None
+    shown = dict(source.facts) | {
         "n_latents": len(firings.n_active),
         "n_alive": int((firings.n_active > 0).sum()),
         "n_tokens": firings.n_tokens,
         "shard": SHARD,
         "n_bands": N_BANDS,
         "sample": SAMPLE,
+        "transcoder": hooks,
         "unembedding": None if unembedding is None else {"removes_mean": unembedding.removes_mean},
     }
-    return render("latents/browser.html", name=facts["name"], facts=shown)
+    return render("latents/browser.html", name=source.facts["name"], facts=shown)

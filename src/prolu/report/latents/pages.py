@@ -80,17 +80,25 @@ class LatentPages:
 
         Args:
             runs: the runs whose latents are shown.
-            lm: the language model at the hook of the study.
+            lm: the language model at the hook of the study, at which latents read.
             blocks: the text; its held-out blocks are looked at.
         """
+        hook_out = self._hook_out
+        # The tokens that latents promote follow from what they write.
+        lm_out = lm.at(hook_out) if hook_out else lm
         size = len(choose_blocks(blocks, self.n_tokens)) * blocks.ctx
         # The text passes through the model once, and through each SAE twice; writing counts as a third time.
         with Meter("looking at latents", size * (1 + 3 * len(runs))) as meter:
             # Once for all runs: their activations at a hook are the same.
             text = HeldOutText.read(lm, blocks, self.n_tokens, meter.advance)
             for run in runs:
-                source = PageSource(run.load(), text, lm, self.n_examples, _facts(run))
+                source = PageSource(run.load(), text, lm_out, self.n_examples, _facts(run))
                 write_browser(run.folder / FEATURES_FOLDER, source, self._made(run), meter.advance)
+
+    @property
+    def _hook_out(self) -> str:
+        """The hook that the transcoders of the study write at; empty for SAEs."""
+        return self.results.config["stream"].get("hook_out", "")
 
     def _made(self, run: Run) -> dict[str, Any]:
         """Return everything that decides the pages of a run."""
@@ -99,7 +107,8 @@ class LatentPages:
             "format": FORMAT,
             # Of the weights, because a run that was trained anew or further has its old run_id.
             "weights": hashlib.sha256((run.folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
-            "stream": {name: stream.get(name) for name in ("lm_digest", "hook", "data_digest")},
+            "stream": {name: stream.get(name) for name in ("lm_digest", "hook", "data_digest")}
+            | ({"hook_out": self._hook_out} if self._hook_out else {}),
             "n_tokens": self.n_tokens,
             "n_examples": self.n_examples,
         }
