@@ -257,3 +257,16 @@ def test_from_the_command_line(tiny_lm_folder, stories_file, tmp_path, capsys):
     sae = next((tmp_path / "sae").glob("topk*"))
     assert main(["eval", str(sae), "--hook-out", WRITE]) == 2
     assert "is no transcoder" in capsys.readouterr().err
+
+
+def test_a_named_study_of_transcoders(tiny_lm_folder, stories_file, tmp_path, capsys):
+    flags = text_flags(tiny_lm_folder, stories_file, hook=READ, hook_out=WRITE, eval_tokens=640)
+    small = ["--scale", "0.002", "--batch-size", "64", "--d-sae", "24", "--target-l0", "4", "--latent-pages", "none"]
+    command = ["sweep", "demo", *flags, *small, "--skip", "--out", str(tmp_path / "a")]
+    assert main(command) == 0
+    records = Results.load(tmp_path / "a").records
+    assert len(records) >= 3
+    assert all(record["skip"] and record["run_id"].endswith("-skip") for record in records)
+    summary = capsys.readouterr().out
+    assert f"to {WRITE}" in summary
+    assert ", skip" in (tmp_path / "a" / "report.html").read_text()

@@ -125,6 +125,9 @@ class Study:
     """The number of latents of every run. By default the study's own multiple of the width of the activations."""
     lr: float | None = None
     """The peak learning rate of every run. By default the study's own."""
+    skip: bool = False
+    """Train skip transcoders: a matrix W_skip besides, so that x W_skip is added to the output. This is for transcoders
+    only (--hook-out)."""
     target_l0: tuple[float, ...] = ()
     """Target L0s that replace the study's coefficients: each family is trained once at each of them, as in --target-l0
     8 16 32 64."""
@@ -177,7 +180,7 @@ class Study:
                 raise ValueError(f"n_tokens {self.n_tokens} and scale {self.scale:g}: give one of the two")
             recipe = recipe.of_length(self.n_tokens)
         given = {name: value for name in ("d_sae", "lr") if (value := getattr(self, name)) is not None}
-        recipe = recipe.changed(lambda runs: [replace(run, **given) for run in runs])
+        recipe = recipe.changed(lambda runs: [replace(run, **given, skip=self.skip) for run in runs])
         # Targets first: they keep one run of each family, and so one seed.
         if self.target_l0:
             recipe = recipe.at_targets(self.target_l0)

@@ -1,7 +1,7 @@
 """An SAE in place of the activations at a hook, in any forward pass of a transformers model."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -44,22 +44,26 @@ def splice(
     # An SAE that was never saved does not know what it was trained on: what a LanguageModel hands out by default.
     centred = sae.centred if "centred" in sae.provenance else reads_centred(model)
 
-    outputs: list[Tensor] = []
-
-    def read(acts: Tensor) -> Tensor:
+    def output_for(acts: Tensor) -> Tensor:
         x = acts.to(sae.W_dec)
         # The mean over d_model is not added back: every reader of the residual stream, a LayerNorm, removes it.
-        outputs.append(sae(centre(x) if centred else x))
-        return acts
+        return sae(centre(x) if centred else x)
 
-    def replaced(acts: Tensor) -> Tensor:
-        recon = outputs.pop()
+    def replaced(acts: Tensor, recon: Tensor) -> Tensor:
         if keep_error:
             recon = recon + (acts.to(recon) - recon).detach()
         return recon.to(acts)
 
-    with ExitStack() as hooks:
-        # Of an SAE both are at one place, where the one that was put there first comes first.
-        hooks.enter_context(hooked(model, site, read))
-        hooks.enter_context(hooked(model, locate(model, hook_out).site if hook_out else site, replaced))
+    if not hook_out:
+        with hooked(model, site, lambda acts: replaced(acts, output_for(acts))):
+            yield
+        return
+
+    outputs: list[Tensor] = []
+
+    def read(acts: Tensor) -> Tensor:
+        outputs[:] = [output_for(acts)]
+        return acts
+
+    with hooked(model, site, read), hooked(model, locate(model, hook_out).site, lambda acts: replaced(acts, *outputs)):
         yield
