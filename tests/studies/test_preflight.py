@@ -205,9 +205,10 @@ def test_kernels_that_cannot_be_compiled_are_found_at_the_start(tiny_stream, tmp
 def test_the_tiny_step_of_every_nonlinearity_runs_and_touches_no_random_numbers(nonlinearity):
     from prolu.studies.preflight import _check_kernels
 
-    targets = {"target_l0": 16.0} if "topk" in nonlinearity else {}
     before = torch.get_rng_state()
-    _check_kernels([RunConfig(d_sae=40, n_tokens=640, nonlinearity=nonlinearity, penalty="none", **targets)])
+    for k in (16.0, 64.0) if "topk" in nonlinearity else (None,):
+        run = RunConfig(d_sae=80, n_tokens=640, nonlinearity=nonlinearity, penalty="none", target_l0=k)
+        _check_kernels([run])
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -200,7 +200,10 @@ def _tiny_step(nonlinearity: str) -> None:
     from prolu.training.steps import Update
     from prolu.training.steps.sparse_numba import SparseNumbaStep
 
-    weights = initial_weights(SAEConfig(d_in=4, d_sae=32, nonlinearity=nonlinearity), 0)
+    selection = nonlinearity_named(nonlinearity).in_training.selection
+    # As many latents as are selected, which fewer could not be.
+    d_sae = 32 if selection is None else max(32, selection.k)
+    weights = initial_weights(SAEConfig(d_in=4, d_sae=d_sae, nonlinearity=nonlinearity), 0)
     acts = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     objective = Objective(nonlinearity_named(nonlinearity), penalty_named("l1"), 0.0)
     SparseNumbaStep(weights, 8).update_(weights, Moments.zeros_like(weights), acts, objective, Update(0, 0.0))
