@@ -1,6 +1,7 @@
 """Gated, JumpReLU, TopK and BatchTopK against their papers' equations, written out and left to autograd."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,12 +28,13 @@ def largest(z, n):
     return torch.zeros_like(z).scatter(-1, best.indices, torch.relu(best.values))
 
 
-def plain_loss(name, w, x, coeff, dead=None):
-    """Each paper's loss, in the library's scale: MSE a mean over dimensions."""
+def plain_loss(name, w, x, coeff, dead=None, prefixes=()):
+    """Each paper's loss, in the library's scale: MSE a mean over dimensions, and over prefixes of a nested loss."""
     own, m = w.own, (x - w.b_dec) @ w.encoder.T
 
     def miss(f):
-        return (x - f @ w.decoder - w.b_dec).square().mean()
+        ends = (*prefixes, w.d_sae)
+        return sum((x - f[:, :end] @ w.decoder[:end] - w.b_dec).square().mean() for end in ends) / len(ends)
 
     if name.startswith("gated"):
         pi_gate = m + own["b_gate"]
@@ -58,15 +60,20 @@ def plain_loss(name, w, x, coeff, dead=None):
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(("name", "with_dead"), [*((n, False) for n in BASELINES), *((n, True) for n in REVIVED)])
 @pytest.mark.parametrize(("batch", "d_in", "d_sae"), [(1, 5, 9), (60, 12, 40), (130, 16, 333)])
-def test_one_step_gives_autograds_gradients_of_the_papers_loss(monkeypatch, step, name, batch, d_in, d_sae, with_dead):
+@pytest.mark.parametrize("nested", [False, True])
+def test_one_step_gives_autograds_gradients_of_the_papers_loss(
+    monkeypatch, step, name, batch, d_in, d_sae, with_dead, nested
+):
     for module in (dense, pair_finder, sparse_torch):
         monkeypatch.setattr(module, "ROWS_PER_CHUNK", 50)
     dead = torch.arange(d_sae) % 3 == 0 if with_dead else None
     weights, x = weights_for(name, d_in, d_sae), sparse_activations(batch, d_in)
     leaves = weights.map(lambda t: t.clone().requires_grad_())
-    loss = plain_loss(name, leaves, x, COEFF, dead)
+    prefixes = (1, d_sae // 3, d_sae - 2) if nested else ()
+    loss = plain_loss(name, leaves, x, COEFF, dead, prefixes)
     loss.backward()
-    gradients, stats = step(weights, batch).gradients(weights, x, objective_for(name, dead=dead))
+    objective = replace(objective_for(name, dead=dead), prefixes=prefixes)
+    gradients, stats = step(weights, batch).gradients(weights, x, objective)
     assert list(gradients.own) == list(weights.own)
     for which, ours in gradients.named().items():
         theirs = leaves.named()[which].grad
@@ -78,7 +85,9 @@ def test_one_step_gives_autograds_gradients_of_the_papers_loss(monkeypatch, step
         assert relative(ours, theirs) < 1e-12, which
         if batch > 1:
             assert ours.abs().max() > 0, f"{which} does not move"
-    assert float(stats.mse + COEFF * stats.penalty + stats.auxiliary) == pytest.approx(loss.item(), rel=1e-12)
+    # The MSE that is reported is that of all latents, with a nested loss too.
+    plain = plain_loss(name, weights, x, COEFF, dead).item()
+    assert float(stats.mse + COEFF * stats.penalty + stats.auxiliary) == pytest.approx(plain, rel=1e-12)
     if "topk" in name:
         n = batch * (3 if name == "batchtopk" else 5)
         assert stats.fired.sum() <= n

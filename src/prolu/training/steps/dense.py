@@ -11,6 +11,8 @@ That of a transcoder has another target, e = f W_dec + b_out + x W_skip - y, and
 It defines correctness: every other kind of step is tested against it, and it is tested against autograd.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -65,6 +67,7 @@ class DenseStep(Step):
         # On a mesh the first rank of a row adds b_dec, so that the sum over ranks has it once.
         bias = weights.output_bias if self.mesh.latent_rank == 0 else torch.zeros_like(weights.output_bias)
         wanted = weights.for_decoder(acts, target)
+        blocks = objective.blocks(weights.d_sae)
         for chunk, goal in zip(acts.split(len(self._m)), wanted.split(len(self._m)), strict=True):
             m = self._m[: len(chunk)]
             latents = self._latents[: len(chunk)]
@@ -73,13 +76,10 @@ class DenseStep(Step):
             torch.mm(centred, weights.encoder.T, out=m)
             bound = batch_bound if batch_bound is not None else self._bound_of_tokens(m, weights.own, objective)
             smallest = smallest.minimum(self._activate_(m, latents, weights.own, objective, fired, bound))
-            error = torch.addmm(bias, latents, weights.decoder)
-            self.mesh.sum_over_latents_(error, "reconstruction").sub_(goal)
-            mse += error.square().sum(dtype=torch.float64) / (batch * d_out)
-            residual = -error if objective.auxiliary else error
-            error *= 2 / (batch * d_out)
-            grads.decoder.addmm_(latents.T, error)
-            torch.mm(error, weights.decoder.T, out=upstream)
+            errors = self._errors(latents, weights.decoder, bias, goal, blocks)
+            mse += errors[-1].square().sum(dtype=torch.float64) / (batch * d_out)
+            residual = -errors[-1] if objective.auxiliary else errors[-1]
+            error = self._send_back_(errors, latents, weights.decoder, upstream, blocks, batch)
             penalty += self._pull_back_(m, latents, upstream, weights.own, objective, batch)
             if term := objective.auxiliary:
                 of_term = residual if term.target == "residual" else goal - weights.output_bias
@@ -93,6 +93,43 @@ class DenseStep(Step):
         # this part a product with a vector, where autograd would pay a sixth matmul.
         grads.b_dec.sub_(self.mesh.sum_over_latents_(m_sum @ weights.encoder, "b_dec"))
         return grads, StepStats(mse, penalty / batch, auxiliary, fired, smallest.where(smallest.isfinite(), 0))
+
+    def _errors(
+        self, latents: Tensor, decoder: Tensor, bias: Tensor, goal: Tensor, blocks: Sequence[slice]
+    ) -> list[Tensor]:
+        """Return the error of the reconstruction from all latents up to the end of each block."""
+        recon = bias
+        errors = []
+        for block in blocks:
+            recon = torch.addmm(recon, latents[:, block], decoder[block])
+            # On a mesh there is one block only (`check_mesh`), so that the sum over ranks has it once.
+            errors.append(self.mesh.sum_over_latents_(recon, "reconstruction") - goal)
+        return errors
+
+    def _send_back_(
+        self,
+        errors: Sequence[Tensor],
+        latents: Tensor,
+        decoder: Tensor,
+        upstream: Tensor,
+        blocks: Sequence[slice],
+        batch: int,
+    ) -> Tensor:
+        """Add to the decoder's gradient, and fill `upstream` with the gradient of the error with respect to latents.
+
+        Returns:
+            The gradient with respect to the reconstruction, which the output bias has too; `errors` are used up.
+        """
+        scale = 2 / (batch * decoder.shape[1] * len(blocks))
+        error = None
+        for block, of_prefix in zip(reversed(blocks), reversed(errors), strict=True):
+            of_prefix.mul_(scale)
+            # Summed from the back: a block sees the errors of all prefixes that contain it.
+            error = of_prefix if error is None else error.add_(of_prefix)
+            self._gradients.decoder[block].addmm_(latents[:, block].T, error)
+            torch.mm(error, decoder[block].T, out=upstream[:, block])
+        assert error is not None
+        return error
 
     def _slabs(self, n_rows: int) -> list[slice]:
         """Cut `n_rows` rows into slices, each of so many whole rows that it has about `ENTRIES_PER_SLAB` entries."""

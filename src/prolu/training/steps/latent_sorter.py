@@ -1,5 +1,7 @@
 """The pairs of the sparse step on a CPU in order of latent, as the gradients of the matrices need them (numba)."""
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +29,9 @@ class PairsByLatent(NamedTuple):
     by_latent: np.ndarray
     """Where each latent's pairs start, and where the last one's end: [d_sae + 1]."""
     tokens: np.ndarray
-    """The row of each pair."""
+    """The row of each pair in `centred`."""
+    error_rows: np.ndarray
+    """The row of each pair in `error`: the same, but for a nested loss."""
     values: np.ndarray
     """f of each pair; 0 where the decoder is not trained."""
     to_m: np.ndarray
@@ -81,7 +85,32 @@ class LatentSorter:
         numba_pairs.gather_and_count(self._by_latent, self._source, values.numpy(), out, counts.numpy())
         return out, counts
 
-    def pairs(self, values: np.ndarray, to_m: np.ndarray, centred: Tensor, error: Tensor) -> PairsByLatent:
-        """Return the sorted pairs for the kernels, with latents divided into blocks of about equal work."""
+    def pairs(
+        self, values: np.ndarray, to_m: np.ndarray, centred: Tensor, error: Tensor, prefixes: Sequence[int], batch: int
+    ) -> PairsByLatent:
+        """Return the sorted pairs for the kernels, with latents divided into blocks of about equal work.
+
+        Args:
+            values: f of each pair.
+            to_m: the gradient with respect to m, of each pair.
+            centred: x - b_dec of each row.
+            error: the scaled error of each row, for every block of latents between two prefixes.
+            prefixes: those of a nested loss.
+            batch: the number of tokens.
+        """
         numba_pairs.split_evenly(self._by_latent, PAIRS_PER_LATENT, self._blocks)
-        return PairsByLatent(self._blocks, self._by_latent, self._tokens, values, to_m, centred.numpy(), error.numpy())
+        rows = self._error_rows(prefixes, batch) if prefixes else self._tokens
+        matrices = (centred.numpy(), error.numpy())
+        return PairsByLatent(self._blocks, self._by_latent, self._tokens, rows, values, to_m, *matrices)
+
+    def _error_rows(self, prefixes: Sequence[int], batch: int) -> np.ndarray:
+        """Return the row of the error that each pair sees.
+
+        The rows of the error are those of the first block, of the second ..., and then those of an auxiliary term.
+        """
+        rows = self._arrays.array("error rows", len(self._tokens), np.int32)
+        bounds = self._by_latent[[0, *prefixes, self._d_sae]]
+        for block, (start, end) in enumerate(itertools.pairwise(bounds)):
+            tokens = self._tokens[start:end]
+            rows[start:end] = tokens + batch * np.where(tokens < batch, block, len(prefixes))
+        return rows

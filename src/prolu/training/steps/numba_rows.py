@@ -106,6 +106,48 @@ def decode(starts, latents, values, decoder, b_dec, x, scale, error, upstream, s
 
 @jit(parallel=True, fastmath=FAST)
 @no_type_check
+def decode_nested(ends, starts, latents, values, decoder, b_dec, x, scale, error, upstream, squares):
+    """Decode each token block by block of latents, for a nested loss; otherwise as `decode`.
+
+        x_hat_b[i] = b_dec + sum over pairs of token i with latents[t] < ends[b] of values[t] * decoder[latents[t]]
+        squares[i] = |x_hat_last[i] - x[i]|^2
+        error[b, i] = (sum over c >= b of x_hat_c[i] - x[i]) * scale
+        upstream[t] = error[b, i] . decoder[latents[t]], with b the block of latents[t]
+
+    Shapes: ends [n_blocks], the last of which is d_sae; error [n_blocks, batch, d_out]; the others as in `decode`. The
+    pairs of a token are in order of latent, so those of a block are neighbours.
+    """
+    n_blocks = ends.shape[0]
+    for i in prange(x.shape[0]):
+        bounds = np.empty(n_blocks + 1, np.int64)
+        bounds[0] = starts[i]
+        for b in range(n_blocks):
+            t = bounds[b]
+            while t < starts[i + 1] and latents[t] < ends[b]:
+                t += 1
+            bounds[b + 1] = t
+            e = error[b, i]
+            for k in range(e.shape[0]):
+                e[k] = b_dec[k] if b == 0 else error[b - 1, i, k]
+            add_rows(e, decoder, latents, values, bounds[b], t)
+        total = x.dtype.type(0)
+        for b in range(n_blocks - 1, -1, -1):
+            e = error[b, i]
+            if b == n_blocks - 1:
+                for k in range(e.shape[0]):
+                    r = e[k] - x[i, k]
+                    total += r * r
+                    e[k] = r * scale
+            else:
+                for k in range(e.shape[0]):
+                    e[k] = (e[k] - x[i, k]) * scale + error[b + 1, i, k]
+            for t in range(bounds[b], bounds[b + 1]):
+                upstream[t] = dot(e, decoder[latents[t]])
+        squares[i] = total
+
+
+@jit(parallel=True, fastmath=FAST)
+@no_type_check
 def reconstruct(starts, latents, values, decoder, out):
     """Write out[i] = sum over pairs of token i of values[t] * decoder[latents[t]].
 
@@ -157,21 +199,21 @@ def adam_row(p, g, first, second, constants):
 
 @jit(parallel=True, fastmath=FAST)
 @no_type_check
-def latent_gradients(blocks, by_latent, tokens, values, to_m, centred, error, encoder_out, decoder_out):
+def latent_gradients(blocks, by_latent, tokens, error_rows, values, to_m, centred, error, encoder_out, decoder_out):
     """Write the gradients of both matrices, a latent's two rows at a time.
 
         encoder_out[j] = sum over pairs of latent j of to_m[t] * centred[tokens[t]]
-        decoder_out[j] = sum over pairs of latent j of values[t] * error[tokens[t]]
+        decoder_out[j] = sum over pairs of latent j of values[t] * error[error_rows[t]]
 
-    Shapes: blocks [n_blocks + 1] (`split_evenly`); by_latent [d_sae + 1]; tokens, values and to_m [n]; centred
-    [rows, d_in] and error [rows, d_out]; encoder_out [d_sae, d_in] and decoder_out [d_sae, d_out].
+    Shapes: blocks [n_blocks + 1] (`split_evenly`); by_latent [d_sae + 1]; tokens, error_rows, values and
+    to_m [n]; centred [rows, d_in] and error [any, d_out]; encoder_out [d_sae, d_in] and decoder_out [d_sae, d_out].
     """
     for block in prange(blocks.shape[0] - 1):
         for j in range(blocks[block], blocks[block + 1]):
             encoder_out[j, :] = 0
             decoder_out[j, :] = 0
             add_rows(encoder_out[j], centred, tokens, to_m, by_latent[j], by_latent[j + 1])
-            add_rows(decoder_out[j], error, tokens, values, by_latent[j], by_latent[j + 1])
+            add_rows(decoder_out[j], error, error_rows, values, by_latent[j], by_latent[j + 1])
 
 
 @jit(parallel=True, fastmath=FAST)
@@ -180,6 +222,7 @@ def latent_updates(
     blocks,
     by_latent,
     tokens,
+    error_rows,
     values,
     to_m,
     centred,
@@ -214,7 +257,7 @@ def latent_updates(
             row = decoder[j]
             to_decoder[:] = 0
             if end > start:
-                add_rows(to_decoder, error, tokens, values, start, end)
+                add_rows(to_decoder, error, error_rows, values, start, end)
                 along = dot(to_decoder, row)
                 for k in range(d_out):
                     to_decoder[k] -= along * row[k]

@@ -1,5 +1,6 @@
 """The loss that a step minimises, and the statistics that it reports."""
 
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,12 @@ class Objective:
     """loss = mean over batch and d_in of (x - x_hat)^2 + coeff * mean over batch of P + auxiliary term.
 
     The squared error is a mean over dimensions and P a sum over latents. Both are in normalised space.
+
+    A nested (Matryoshka) loss has in place of the first term its mean over several reconstructions, each from the first
+    latents only: x_hat_g = sum over i < g of f_i W_dec[i] + b_dec, for every g of `prefixes` and for d_sae. It costs a
+    step little: a latent i of block j, of those that are in the same prefixes, sees in place of the error
+    e = x_hat - x the sum of e_g over the prefixes that contain it, divided by their number. So the latents are decoded
+    block by block, each block's error is kept, and the errors are summed from the last block to the first.
     """
 
     nonlinearity: Nonlinearity
@@ -23,6 +30,13 @@ class Objective:
     coeff: float | Tensor
     """The coefficient of the penalty. It is a tensor where a GPU computes it, or where a stack of SAEs has several."""
     auxiliary: Auxiliary | None = None
+    prefixes: tuple[int, ...] = ()
+    """The numbers of latents of the shorter SAEs of a nested loss, from the smallest on; empty for a plain loss."""
+
+    def blocks(self, d_sae: int) -> list[slice]:
+        """Return the blocks of latents between two prefixes, from the first latent on; all latents without prefixes."""
+        bounds = (0, *self.prefixes, d_sae)
+        return [slice(start, end) for start, end in itertools.pairwise(bounds)]
 
     def pull_back(
         self,

@@ -16,6 +16,7 @@ Memory in numbers of 4 bytes, with F = d_sae, d = d_in, B = batch, n = pairs: 6 
 chunk of m) + 2 B d (centred input and error) + about 12 n.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -164,7 +165,7 @@ class SparseNumbaStep(Step):
             name: m_sums if gradient is found.back.m else self._sorter.sorted_and_summed("to_own", gradient)[1]
             for name, gradient in found.back.parameters.items()
         }
-        # An auxiliary term's rows, the second half of `error`, have neither a bias nor a skip at their output.
+        # All prefixes contain the first block. An auxiliary term's rows have neither a bias nor a skip at their output.
         error = found.error[: len(acts)]
         to_input = self.mesh.sum_over_latents_(m_sums @ weights.encoder, "b_dec")
         others |= weights.bias_gradients(error.sum(0), to_input)
@@ -172,7 +173,8 @@ class SparseNumbaStep(Step):
             others["skip"] = acts.T @ error
         values, counted = self._sorter.sorted_and_counted(found.to_decoder)
         stats = found.stats._replace(fired=counted) if objective.auxiliary is None else found.stats
-        return self._sorter.pairs(values, to_m, found.centred, found.error), others, stats
+        pairs = self._sorter.pairs(values, to_m, found.centred, found.error, objective.prefixes, len(acts))
+        return pairs, others, stats
 
     def _pass_over_tokens(
         self, weights: Weights, acts: Tensor, objective: Objective, target: Tensor | None
@@ -184,7 +186,9 @@ class SparseNumbaStep(Step):
         whole_batch = batch * self.mesh.n_data
         scale = 2 / (whole_batch * weights.d_out)
         n_rows = batch if term is None else 2 * batch
-        centred, error = self._rows(n_rows)
+        blocks = objective.blocks(weights.d_sae)
+        of_blocks = len(blocks) * batch
+        centred, error = self._rows(n_rows, of_blocks + n_rows - batch)
         torch.sub(acts, weights.b_dec, out=centred[:batch])
 
         starts = self._starts[: batch + 1]
@@ -194,7 +198,9 @@ class SparseNumbaStep(Step):
         values = nonlinearity.value(m, own)
         pairs = PairsByToken(starts, latents, values, self._arrays.array("upstream", n))
         wanted = weights.for_decoder(acts, target).contiguous()
-        upstream, mse = self._decode(weights.decoder, pairs, weights.output_bias, wanted, scale, error[:batch])
+        each = scale / len(blocks)
+        bias = weights.output_bias
+        upstream, mse = self._decode(weights.decoder, pairs, bias, wanted, each, error[:of_blocks], blocks)
         back, penalty = objective.pull_back(upstream, values, m, own, whole_batch)
         # A penalty may be above 0 at f = 0 (Sqrt(L1) is): every kind of step reports the same loss.
         n_inactive = batch * weights.d_sae - n
@@ -210,25 +216,37 @@ class SparseNumbaStep(Step):
 
         # Counted before the term's pairs join: they are not latents of the SAE.
         fired = np.bincount(latents[values.numpy() > 0], minlength=weights.d_sae)
-        # The residual is the error without its scale and sign.
-        of_term = error[:batch] * (-1 / scale) if term.target == "residual" else wanted - weights.output_bias
-        latents, also, also_back, loss = self._auxiliary(weights, term, n, centred, of_term, error, scale)
+        # The residual is the error of all latents, which the last block sees, without its scale and sign.
+        last = error[of_blocks - batch : of_blocks]
+        of_term = last * (-1 / each) if term.target == "residual" else wanted - bias
+        latents, also, also_back, loss = self._auxiliary(weights, term, n, centred, of_term, error[of_blocks:], scale)
         to_decoder = torch.cat([values, also if term.trains_decoder else torch.zeros_like(also)])
         stats = stats._replace(auxiliary=loss, fired=torch.from_numpy(fired).to(values.dtype))
         starts = self._starts[: n_rows + 1]
         return _TokenPass(starts, latents, _joined(back, also_back), to_decoder, centred, error, stats)
 
-    def _rows(self, n: int) -> tuple[Tensor, Tensor]:
-        """Return n rows for the centred input and n for the error; there are twice as many with an auxiliary term."""
-        if len(self._centred) < n:
-            self._centred = self._like.encoder.new_empty(n, self._like.d_in)
-            self._error = self._like.encoder.new_empty(n, self._like.d_out)
-        return self._centred[:n], self._error[:n]
+    def _rows(self, n_centred: int, n_error: int) -> tuple[Tensor, Tensor]:
+        """Return so many rows for the centred input and for the error.
+
+        An auxiliary term has rows of its own in both, and with a nested loss the error has rows for every block.
+        """
+        if len(self._centred) < n_centred:
+            self._centred = self._like.encoder.new_empty(n_centred, self._like.d_in)
+        if len(self._error) < n_error:
+            self._error = self._like.encoder.new_empty(n_error, self._like.d_out)
+        return self._centred[:n_centred], self._error[:n_error]
 
     def _decode(
-        self, decoder: Tensor, pairs: PairsByToken, bias: Tensor, target: Tensor, scale: float, error: Tensor
+        self,
+        decoder: Tensor,
+        pairs: PairsByToken,
+        bias: Tensor,
+        target: Tensor,
+        scale: float,
+        error: Tensor,
+        blocks: Sequence[slice] = (),
     ) -> tuple[Tensor, Tensor]:
-        """Fill `error` with (f W_dec + bias - target) * scale, row by row.
+        """Fill `error` with (f W_dec + bias - target) * scale, row by row; of several blocks, with what each sees.
 
         Returns:
             The product of the error with each pair's decoder row, and the mean of the unscaled error's squares.
@@ -243,6 +261,12 @@ class SparseNumbaStep(Step):
             numba_rows.reconstruct(starts, latents, values.numpy(), rows, error.numpy())
             self.mesh.sum_over_latents_(error, "reconstruction").add_(bias)
             numba_rows.send_back(starts, latents, rows, x, factor, error.numpy(), upstream, squares)
+        elif len(blocks) > 1:
+            ends = np.array([block.stop for block in blocks])
+            each = error.view(len(blocks), len(target), -1).numpy()
+            numba_rows.decode_nested(
+                ends, starts, latents, values.numpy(), rows, bias.numpy(), x, factor, each, upstream, squares
+            )
         else:
             numba_rows.decode(
                 starts, latents, values.numpy(), rows, bias.numpy(), x, factor, error.numpy(), upstream, squares
@@ -253,7 +277,7 @@ class SparseNumbaStep(Step):
     def _auxiliary(
         self, weights: Weights, term: Auxiliary, n: int, centred: Tensor, target: Tensor, error: Tensor, scale: float
     ) -> _AuxiliaryPairs:
-        """Append an auxiliary term's pairs to the n of the SAE, and fill the second halves of `centred` and `error`."""
+        """Append an auxiliary term's pairs to the n of the SAE; fill the second half of `centred`, and `error`."""
         batch = len(centred) // 2
         centred[batch:] = centred[:batch]
         starts = self._starts[batch : 2 * batch + 1]
@@ -277,14 +301,14 @@ class SparseNumbaStep(Step):
         values = term.nonlinearity.value(m, own)
         if term.target is None:
             # The pairs have no decoder gradient, but 0 times what was left here might be NaN.
-            error[batch:] = 0
+            error[:] = 0
             to_pairs = torch.full_like(values, scale / 2 * term.coeff)
             value = self.mesh.sum_over_latents_(values.sum(dtype=torch.float64) * (scale / 2), "scalars")
         else:
             upstream = self._arrays.array("also upstream", len(latents))
             pairs = PairsByToken(starts - starts[0], latents, values, upstream)
             nothing = torch.zeros_like(weights.output_bias)
-            to_pairs, value = self._decode(weights.decoder, pairs, nothing, target, scale * term.coeff, error[batch:])
+            to_pairs, value = self._decode(weights.decoder, pairs, nothing, target, scale * term.coeff, error)
         back = term.nonlinearity.pullback(to_pairs, m, own)
         return _AuxiliaryPairs(self._finder.found(total)[0], values, back, term.coeff * value)
 

@@ -4,6 +4,7 @@ It finds the (token, latent) pairs on the support after one dense matmul, and wo
 every value and gradient is exactly zero, so nothing is approximated.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,17 @@ class _Pairs(NamedTuple):
     latent: Tensor
     m: Tensor
     """The pre-activation of each pair."""
+    row: Tensor
+    """The row of the error that each pair sees: its token, or with several blocks of latents block * batch + token."""
+
+    def in_blocks(self, blocks: Sequence[slice], batch: int) -> "_Pairs":
+        """Return the pairs in order of block, and within a block in order of token."""
+        if len(blocks) == 1:
+            return self
+        ends = torch.tensor([block.stop for block in blocks])
+        row = self.token + batch * torch.bucketize(self.latent, ends, right=True)
+        order = torch.argsort(row, stable=True)
+        return _Pairs(self.token[order], self.latent[order], self.m[order], row[order])
 
     def own(self, weights: Weights) -> dict[str, Tensor]:
         """Return the nonlinearity's own parameters, pair by pair."""
@@ -57,18 +69,23 @@ class SparseTorchStep(Step):
         batch = len(acts) * self.mesh.n_data
         n_entries = batch * weights.d_out
         scale = 2 / n_entries
+        blocks = objective.blocks(weights.d_sae)
         centred = acts - weights.b_dec
-        pairs = self._encode(centred, weights.encoder, weights.own, nonlinearity)
+        found = self._encode(centred, weights.encoder, weights.own, nonlinearity)
+        pairs = found.in_blocks(blocks, len(acts))
         own = pairs.own(weights)
         values = nonlinearity.value(pairs.m, own)
         wanted = weights.for_decoder(acts, target)
-        error = self._decoded(weights, pairs, values, len(acts)).add_(weights.output_bias).sub_(wanted)
+        # One error for each block, [n_blocks, batch, d_out]: of the reconstruction from all latents up to its end.
+        parts = self._decoded(weights, pairs, values, len(blocks) * len(acts)).view(len(blocks), len(acts), -1)
+        errors = parts.cumsum(0).add_(weights.output_bias).sub_(wanted)
+        error = errors[-1]
         mse = error.square().sum(dtype=torch.float64) / n_entries
         auxiliary = torch.zeros_like(mse)
         m_sum = torch.zeros_like(grads.encoder[:, 0])
         if (term := objective.auxiliary) is not None:
             # Before `error` is scaled, because the residual is its target.
-            others = self._dead_pairs(centred, weights, term.nonlinearity, term.among) if term.of_dead else pairs
+            others = self._dead_pairs(centred, weights, term.nonlinearity, term.among) if term.of_dead else found
             their_own = others.own(weights)
             their_values = term.nonlinearity.value(others.m, their_own)
             if term.target is None:
@@ -85,9 +102,12 @@ class SparseTorchStep(Step):
             back = term.nonlinearity.pullback(to_theirs, others.m, their_own)
             to_decoder = their_values if term.trains_decoder else None
             m_sum += _add_gradients_(grads, others, back, to_decoder, centred, their_error)
-        error *= scale
-        back, penalty = objective.pull_back(_products(weights, pairs, error), values, pairs.m, own, batch)
-        m_sum += _add_gradients_(grads, pairs, back, values, centred, error)
+        # A block sees the errors of all prefixes that contain it.
+        seen = errors.flip(0).cumsum(0).flip(0).mul_(scale / len(blocks))
+        error = seen[0]
+        rows = seen.view(-1, weights.d_out)
+        back, penalty = objective.pull_back(_products(weights, pairs, rows), values, pairs.m, own, batch)
+        m_sum += _add_gradients_(grads, pairs, back, values, centred, rows)
         to_input = self.mesh.sum_over_latents_(m_sum @ weights.encoder, "b_dec")
         for name, gradient in weights.bias_gradients(error.sum(0), to_input).items():
             grads.shared()[name].copy_(gradient)
@@ -99,9 +119,9 @@ class SparseTorchStep(Step):
         penalty = (penalty + n_inactive * objective.penalty.at_zero) / batch
         return grads, StepStats(mse, penalty, auxiliary, fired, smallest_active(nonlinearity, values))
 
-    def _decoded(self, weights: Weights, pairs: _Pairs, values: Tensor, n_tokens: int) -> Tensor:
+    def _decoded(self, weights: Weights, pairs: _Pairs, values: Tensor, n_rows: int) -> Tensor:
         """Return f W_dec of each token, without b_dec; on a mesh, of the latents of all ranks."""
-        out = _weighted_sums(weights.decoder, pairs.latent, _starts(pairs.token, n_tokens), values)
+        out = _weighted_sums(weights.decoder, pairs.latent, _starts(pairs.row, n_rows), values)
         return self.mesh.sum_over_latents_(out, "reconstruction")
 
     def _encode(self, centred: Tensor, encoder: Tensor, own: Parameters, nonlinearity: Nonlinearity) -> _Pairs:
@@ -121,7 +141,7 @@ class SparseTorchStep(Step):
                 mask = m > threshold if threshold is not None else nonlinearity.support(m, own)
             flat = mask.view(-1).nonzero().squeeze(1)
             token = torch.div(flat, len(encoder), rounding_mode="floor")
-            found.append(_Pairs(token + start, flat - token * len(encoder), m.view(-1)[flat]))
+            found.append(_Pairs(token + start, flat - token * len(encoder), m.view(-1)[flat], token + start))
         pairs = _Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
         if selection is not None and selection.over_batch:
             assert threshold is not None
@@ -144,11 +164,11 @@ class SparseTorchStep(Step):
 
 
 def _products(weights: Weights, pairs: _Pairs, error: Tensor) -> Tensor:
-    """Return the product of a token's error with the decoder row of each of its pairs."""
-    starts = _starts(pairs.token, len(error))
+    """Return the product of the error that each pair sees with its decoder row."""
+    starts = _starts(pairs.row, len(error))
     # The gradient of an embedding bag in its per-sample weights is this product, and makes no [n_pairs, d_in] of rows.
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        error, weights.decoder, pairs.latent, starts, pairs.token, 0
+        error, weights.decoder, pairs.latent, starts, pairs.row, 0
     )
 
 
@@ -158,7 +178,7 @@ def _add_gradients_(
     """Add the pairs' part of every gradient except that of b_dec.
 
         dW_enc[j] += sum over pairs of j of dm * centred[token]
-        dW_dec[j] += sum over pairs of j of f * error[token]
+        dW_dec[j] += sum over pairs of j of f * error[row]
 
     Args:
         grads: what is added to.
@@ -166,7 +186,7 @@ def _add_gradients_(
         back: the gradient on m and the own parameters, pair by pair.
         values: the latents of the pairs; None if the decoder is not trained.
         centred: x - b_dec of each token.
-        error: the scaled error of each token.
+        error: the scaled error of each row.
 
     Returns:
         The sum of the gradient on m over tokens, of each latent.
@@ -177,7 +197,7 @@ def _add_gradients_(
     tokens = pairs.token[order]
     grads.encoder.add_(_weighted_sums(centred, tokens, starts, back.m[order]))
     if values is not None:
-        grads.decoder.add_(_weighted_sums(error, tokens, starts, values[order]))
+        grads.decoder.add_(_weighted_sums(error, pairs.row[order], starts, values[order]))
     for name, gradient in back.parameters.items():
         grads.own[name].index_add_(0, pairs.latent, gradient)
     return torch.zeros_like(grads.encoder[:, 0]).index_add_(0, pairs.latent, back.m)

@@ -11,6 +11,9 @@ latent is active is decided there, and storing m in bf16 would flip gates. A CPU
 of sums, because a product of two bf16 numbers is exact in fp32.
 """
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -75,15 +78,20 @@ def gradients_of_stack(
     latents = torch.where(active, nonlinearity.value(m, own), 0)
     wanted = weights.for_decoder(acts, target)
     output_bias = weights.output_bias.unsqueeze(-2)
-    error = _decoded(latents, weights, precision, mesh) + output_bias - wanted
+    blocks = objective.blocks(weights.d_sae)
+    errors = [recon + output_bias - wanted for recon in _decoded_up_to(latents, weights, blocks, precision, mesh)]
+    error = errors[-1]
     mse = _mean_square(error, batch)
-    scaled = error * scale
-    upstream = matmul(scaled, weights.decoder.mT, precision)
+    # A block of latents sees the errors of all prefixes that contain it, summed from the back.
+    seen = list(itertools.accumulate(e * (scale / len(blocks)) for e in reversed(errors)))[::-1]
+    scaled = seen[0]
+    of_blocks = list(zip(blocks, seen, strict=True))
+    upstream = _joined([matmul(e, weights.decoder[:, b].mT, precision) for b, e in of_blocks], -1)
     back, penalty = objective.pull_back(upstream, latents, m, own, batch)
     # Selected, not multiplied by the mask: 0 * inf would be NaN.
     to_m = torch.where(active, back.m, 0)
     to_own = {name: torch.where(active, back.parameters.get(name, nothing), 0).sum(-2) for name in own}
-    to_decoder = matmul(latents.mT, scaled, precision)
+    to_decoder = _joined([matmul(latents[..., b].mT, e, precision) for b, e in of_blocks], -2)
     auxiliary = torch.zeros_like(mse)
     if (term := objective.auxiliary) is not None:
         of_term = -error if term.target == "residual" else wanted - output_bias
@@ -182,6 +190,20 @@ def _active(nonlinearity: Nonlinearity, m: Tensor, own: Parameters, bound: Tenso
 def _decoded(latents: Tensor, weights: Weights, precision: str, mesh: Mesh) -> Tensor:
     """Return f W_dec, without b_dec; on a mesh, of the latents of all ranks."""
     return mesh.sum_over_latents_(matmul(latents, weights.decoder, precision), "reconstruction")
+
+
+def _decoded_up_to(
+    latents: Tensor, weights: Weights, blocks: Sequence[slice], precision: str, mesh: Mesh
+) -> list[Tensor]:
+    """Return f W_dec, without b_dec, from all latents up to the end of each block."""
+    parts = [matmul(latents[..., block], weights.decoder[:, block], precision) for block in blocks]
+    # On a mesh there is one block only (`check_mesh`).
+    return list(itertools.accumulate(mesh.sum_over_latents_(part, "reconstruction") for part in parts))
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Return the parts as one tensor; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def _mean_square(error: Tensor, batch: int) -> Tensor:
