@@ -101,6 +101,10 @@ def test_what_cannot_be_split_is_refused():
     with pytest.raises(ValueError, match=r"step 'sparse': topk\(4\) on several ranks needs the dense step"):
         check_mesh(topk, 64, Of(1, 2))
     check_mesh(topk, 64, Of(2, 1))
+    nested = RunConfig(d_sae=64, n_tokens=640, matryoshka=(16, 32))
+    with pytest.raises(ValueError, match=r"mesh: the latents of a nested loss .* cannot be divided among 2 ranks"):
+        check_mesh(nested, 64, Of(1, 2))
+    check_mesh(nested, 64, Of(2, 1))
 
 
 @pytest.mark.parametrize("mesh", MESHES)

@@ -30,6 +30,9 @@ Position 0 is not counted in them, and keeps its true activation when the SAE is
 that it would dominate figures of raw activations.
 """
 
+PREFIX_FIGURES = ("l0", "l1", "mse", "fvu", "ce_recon", "degradation", "recovered", "kl")
+"""The figures of a prefix of an SAE that was trained with a nested loss."""
+
 
 def choose_blocks(blocks: TokenBlocks, n_tokens: int) -> np.ndarray:
     """Return the numbers, in ascending order, of the held-out blocks that hold `n_tokens` tokens (or all there are).
@@ -198,6 +201,21 @@ def probe(sae: SAE, held_out: HeldOut) -> dict[str, float]:
     return _reconstruct(sae, held_out).figures()
 
 
+@torch.no_grad()
+def score_prefix(sae: SAE, held_out: HeldOut, n_latents: int) -> dict[str, float]:
+    """Return some figures of `evaluate` for the reconstruction from the first latents only, over all positions.
+
+    The latents are those that the SAE gives; the others are left out of the reconstruction and of the counts. So this
+    is a shorter SAE of a nested loss, whose selection of latents, where there is one, is made among all of them.
+
+    Returns:
+        `l0`, `l1`, `mse`, `fvu`, `ce_recon`, `degradation`, `recovered` and `kl`.
+    """
+    found = _reconstruct(sae, held_out, n_latents)
+    figures = found.figures() | _splice(held_out, found.recon).figures(held_out.ce_clean, held_out.ce_zero)
+    return {name: figures[name] for name in PREFIX_FIGURES}
+
+
 class _Spliced(NamedTuple):
     """The language model's losses with reconstructions in place of the activations, for each predicted token."""
 
@@ -258,7 +276,8 @@ class _Reconstruction(NamedTuple):
         return self.all.figures() | without
 
 
-def _reconstruct(sae: SAE, held_out: HeldOut) -> _Reconstruction:
+def _reconstruct(sae: SAE, held_out: HeldOut, n_latents: int | None = None) -> _Reconstruction:
+    """Return what an SAE makes of the held-out activations, from its first `n_latents` latents or from all."""
     held_out.check(sae)
     d_in = sae.config.d_in
     d_sae = sae.config.d_sae
@@ -275,6 +294,7 @@ def _reconstruct(sae: SAE, held_out: HeldOut) -> _Reconstruction:
         # An SAE without per-token scaling gets the factor 1, as a token of norm sqrt(d_in) does.
         x, norms = normalise(raw) if is_scaled else (raw, raw.new_full(raw.shape[:-1], math.sqrt(d_in)))
         latents = sae.encode_normalised(x)
+        latents[..., n_latents or d_sae :] = 0
         out = sae.reconstruct_normalised(latents, x)
         scale = (norms / math.sqrt(d_in))[..., None]
         raw_out = out * scale

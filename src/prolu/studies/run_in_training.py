@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prolu.evaluation.comparison.frontiers import is_converged
-from prolu.evaluation.held_out import HeldOut, probe, score
+from prolu.evaluation.held_out import HeldOut, probe, score, score_prefix
 from prolu.runtime.files import json_text, write_atomically
 from prolu.sae.autoencoder import SAE
 from prolu.studies.checkpoints import RunState
@@ -152,6 +152,7 @@ class RunInTraining:
         # A run that ends where its last probe would be has no probe there: its final score is one.
         start, end = (self._probes.get(n, figures) for n in self._probe_steps)
         config = self.trainer.config
+        prefixes = [{"d_sae": n} | score_prefix(sae, held_out, n) for n in config.matryoshka]
         return (
             config.describe()
             | {"run_id": config.run_id, "converged": is_converged(start, end, self._probe_steps[1])}
@@ -159,6 +160,7 @@ class RunInTraining:
             | {"resampled": self._resampled, "density_histogram": latents.density_histogram()}
             | {"eval_tokens": held_out.n_tokens, "unit": held_out.unit}
             | figures
+            | ({"prefixes": prefixes} if prefixes else {})
             | {
                 "l0_probe_start": start["l0"],
                 "mse_probe_start": start["mse"],

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -42,7 +43,7 @@ FROZEN = {
 BY_NONLINEARITY = "auto"
 """The penalty that suits the nonlinearity."""
 
-LATER_FIELDS: dict[str, Any] = {"l0_integration_steps": 1.0, "freeze": "none", "skip": False}
+LATER_FIELDS: dict[str, Any] = {"l0_integration_steps": 1.0, "freeze": "none", "skip": False, "matryoshka": ()}
 """Fields that recorded runs of version 0.1.0 lack, and the values with which a run is what it was there."""
 
 
@@ -77,6 +78,10 @@ class RunConfig:
     """The fraction of the steps over which the coefficient rises linearly from 0."""
     d_sae: int = 12_288
     """The number of latents. The paper has 12,288 = 16 d_in."""
+    matryoshka: tuple[int, ...] = ()
+    """A nested (Matryoshka) loss: the numbers of latents, from the smallest on, such that the first 512, the first
+    2,048 ... of them reconstruct well by themselves, as all d_sae do. Empty: only all of them together are trained to
+    reconstruct."""
     n_tokens: int = 100_000_000
     """The number of training tokens; a remainder that does not fill a batch is dropped. The paper has 400 million."""
     lr: float = 1e-3
@@ -204,10 +209,7 @@ class RunConfig:
     @property
     def family(self) -> str:
         """The family that this run belongs to, as comparisons name it."""
-        fine_tuned = self.init_from is not None
-        return family_of(
-            self.nonlinearity, self.resolved_penalty, fine_tuned=fine_tuned, freeze=self.freeze, skip=self.skip
-        )
+        return family_of(self.describe())
 
     @property
     def run_id(self) -> str:
@@ -219,7 +221,8 @@ class RunConfig:
         frozen = [] if self.freeze == "none" else [f"frozen_{self.freeze}"]
         skip = ["skip"] if self.skip else []
         size = [f"lr{self.lr:.4g}", f"d{self.d_sae}"]
-        return "-".join([*family, sparsity, *size, seed, *skip, *start, *frozen])
+        nested = ["nested" + ".".join(map(str, self.matryoshka))] if self.matryoshka else []
+        return "-".join([*family, sparsity, *size, seed, *nested, *skip, *start, *frozen])
 
     def sae_config(self, d_in: int, d_out: int | None = None) -> "SAEConfig":
         """Return the config of the run's SAE for activations of width `d_in`.
@@ -301,22 +304,24 @@ class RunConfig:
         return round(0.8 * end), end
 
 
-def family_of(
-    nonlinearity: str, penalty: str | None, *, fine_tuned: bool = False, freeze: str = "none", skip: bool = False
-) -> str:
+def family_of(settings: Mapping[str, Any]) -> str:
     """Return the name of a family, as in "prolu_relu + sqrt_l1".
 
+    The name of topk and batchtopk is without their k, since runs of one family differ in it.
+
     Args:
-        nonlinearity: its name; of topk and batchtopk without the k, since runs of one family differ in it.
-        penalty: its name; None if it is not known.
-        fine_tuned: whether the weights began as those of a saved SAE.
-        freeze: which matrix stayed as it started, as `RunConfig.freeze` says it.
-        skip: whether it is a skip transcoder.
+        settings: the settings of a run as `RunConfig.describe` records them, or a line of results, which has them.
+            Those that are missing or None are taken for the usual ones; of an SAE that was trained elsewhere not all
+            are known.
     """
+    nonlinearity = settings["nonlinearity"]
+    penalty = settings["penalty"]
+    freeze = settings.get("freeze") or "none"
     name = nonlinearity.partition("(")[0]
     shown = name if name in TAKES_L0 else nonlinearity
     family = shown if penalty in ("none", None) else f"{shown} + {penalty}"
+    family += ", matryoshka" if settings.get("matryoshka") else ""
     # A later version may have written a choice that this one does not know.
     family += FROZEN.get(freeze, f", {freeze} frozen")
-    family += ", skip" if skip else ""
-    return f"{family}, fine-tuned" if fine_tuned else family
+    family += ", skip" if settings.get("skip") else ""
+    return f"{family}, fine-tuned" if settings.get("init_digest") is not None else family

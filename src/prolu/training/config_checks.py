@@ -1,5 +1,6 @@
 """What a `RunConfig` must fulfil; each refusal is one sentence that names the field and the valid values."""
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,9 @@ def _check_ranges(config: "RunConfig") -> None:
     _require(config, "max_grad_norm", norm is None or norm > 0, "more than 0, or None for no clip")
     for name in ("d_sae", "n_tokens", "aux_dead_tokens", "resample_candidates"):
         at_least_1(name, getattr(config, name))
+    bounds = (0, *config.matryoshka, config.d_sae)
+    are_ascending = all(before < after for before, after in itertools.pairwise(bounds))
+    _require(config, "matryoshka", are_ascending, "ascending numbers of latents, above 0 and below d_sae")
     for name in ("lr_floor", "coeff_warmup_fraction"):
         _require(config, name, 0 <= getattr(config, name) <= 1, "between 0 and 1")
 

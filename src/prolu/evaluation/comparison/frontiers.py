@@ -80,16 +80,13 @@ def pareto_mask(x: Sequence[float], y: Sequence[float]) -> list[bool]:
 def family(record: Record) -> str:
     """Return a run's family, such as `prolu_ste + l1`.
 
-    A run that was fine-tuned from a saved SAE is of a family of its own, and so is one with a frozen matrix, and a skip
-    transcoder.
+    A run that was fine-tuned from a saved SAE is of a family of its own, and so is one with a frozen matrix or a nested
+    loss, and a skip transcoder.
 
     Where studies at several hooks are shown together, a family is named with its hook: SAEs at two hooks reconstruct
     different activations, so their CE increases say nothing about each other.
     """
-    fine_tuned = record.get("init_digest") is not None
-    freeze = record.get("freeze") or "none"
-    skip = bool(record.get("skip"))
-    name = family_of(record["nonlinearity"], record["penalty"], fine_tuned=fine_tuned, freeze=freeze, skip=skip)
+    name = family_of(record)
     hook = hook_of(record)
     return at_hook(hook, name) if hook else name
 

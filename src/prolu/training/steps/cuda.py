@@ -134,7 +134,7 @@ class CudaStep(Step):
             self._target.copy_(target)
         # A graph holds addresses and constants. What changes from step to step is in tensors that never move.
         tensors = (*weights.tensors(), *moments.tensors())
-        family = (objective.nonlinearity, objective.penalty, objective.auxiliary)
+        family = (objective.nonlinearity, objective.penalty, objective.auxiliary, objective.prefixes)
         key = (family, adam, *(t.data_ptr() for t in tensors))
         if key not in self._graphs:
             self._graphs[key] = None

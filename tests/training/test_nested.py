@@ -1,0 +1,106 @@
+"""Nested (Matryoshka) losses: what they train, how they are named and scored. The gradients are in `test_baselines`."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from prolu import SAE, HeldOut, RunConfig, Trainer, evaluate
+from prolu.evaluation.comparison.frontiers import family
+from prolu.evaluation.held_out import PREFIX_FIGURES, score_prefix
+from prolu.sae.scaling import normalise
+from prolu.studies.extension import _as_config
+from prolu.training.steps.cuda import CudaStep
+from prolu.training.trainer_stack import TrainerStack, stack_key
+from support.steps import relative
+from support.sweeps import contents, sweep
+from support.synthetic import sparse_activations
+
+D_IN, BATCH, STEPS = 13, 30, 20
+PREFIXES = (3, 11, 30)
+BASE = RunConfig(d_sae=37, n_tokens=STEPS * BATCH, lr=1e-2, coeff=0.01, step="dense", matryoshka=PREFIXES)
+FAMILIES = [
+    ("relu", "l1"), ("prolu_relu", "sqrt_l1"), ("prolu_ste", "l1"), ("gated", "l1"), ("jumprelu", "l0"),
+    ("topk(5)", "none"), ("batchtopk(5)", "none"),
+]  # fmt: skip
+
+
+def batch(seed):
+    return normalise(sparse_activations(BATCH, D_IN, seed=seed))[0]
+
+
+def trained(config, kind):
+    config = replace(config, step="dense" if kind in ("gpu", "stacked") else kind)
+    trainer = Trainer(config, D_IN, BATCH, dtype=torch.float64)
+    if kind == "gpu":
+        trainer.steps = {"dense": CudaStep(trainer.state.weights, BATCH)}
+    step = TrainerStack([trainer]).step if kind == "stacked" else trainer.step
+    for n in range(STEPS):
+        step(batch(n))
+    return trainer
+
+
+@pytest.mark.parametrize("kind", ["sparse", "sparse_torch", "stacked", "gpu"])
+@pytest.mark.parametrize(("nonlinearity", "penalty"), FAMILIES)
+def test_twenty_updates_are_those_of_the_dense_step(nonlinearity, penalty, kind):
+    config = replace(BASE, nonlinearity=nonlinearity, penalty=penalty, aux_dead_tokens=2 * BATCH)
+    wanted = trained(config, "dense").state.weights
+    for ours, theirs in zip(trained(config, kind).state.weights.tensors(), wanted.tensors(), strict=True):
+        assert relative(ours, theirs) < 1e-9
+
+
+def test_a_prefix_reconstructs_better_than_that_of_a_plain_sae():
+    x = torch.cat([batch(n) for n in range(200, 220)])
+
+    def mse_of_prefix(matryoshka, n):
+        config = replace(BASE, nonlinearity="relu", n_tokens=300 * BATCH, matryoshka=matryoshka, init_seed=1)
+        trainer = Trainer(config, D_IN, BATCH, dtype=torch.float64)
+        for step in range(300):
+            trainer.step(batch(step))
+        sae = trainer.sae()
+        latents = sae.encode_normalised(x).detach()
+        latents[:, n:] = 0
+        return (x - sae.decode_normalised(latents)).square().mean().item()
+
+    assert mse_of_prefix(PREFIXES, 11) < 0.9 * mse_of_prefix((), 11)
+
+
+@pytest.mark.parametrize("prefixes", [(0, 3), (3, 3), (5, 3), (37,), (3, 50), (-1,)])
+def test_prefixes_must_ascend_within_the_sae(prefixes):
+    with pytest.raises(ValueError, match=r"matryoshka .*: must be ascending numbers of"):
+        replace(BASE, matryoshka=prefixes)
+
+
+def test_names_and_records():
+    plain = replace(BASE, matryoshka=(), nonlinearity="batchtopk(5)", penalty="none")
+    nested = replace(plain, matryoshka=PREFIXES)
+    assert "matryoshka" not in plain.describe()
+    assert nested.family == family(nested.describe()) == "batchtopk, matryoshka"
+    assert nested.run_id == f"{plain.run_id}-nested3.11.30"
+    assert _as_config(nested.describe() | {"matryoshka": list(PREFIXES)}).matryoshka == PREFIXES
+    assert stack_key(Trainer(plain, D_IN, BATCH)) != stack_key(Trainer(nested, D_IN, BATCH))
+
+
+def test_scores_of_prefixes(tiny_stream, tmp_path):
+    run = RunConfig(
+        d_sae=40, n_tokens=1920, coeff=0.02, nonlinearity="batchtopk(4)", penalty="none", matryoshka=(8, 20)
+    )
+    results = sweep([run], tiny_stream, tmp_path / "a")
+    (record,) = results.records
+    assert [each["d_sae"] for each in record["prefixes"]] == [8, 20]
+    sae = results.runs[0].load()
+    held_out = HeldOut(tiny_stream.lm, tiny_stream.blocks, record["eval_tokens"])
+    figures = evaluate(sae, held_out)
+    assert score_prefix(sae, held_out, 40) == {name: figures[name] for name in PREFIX_FIGURES}
+    acts = held_out.acts
+    for each in record["prefixes"]:
+        latents = sae.encode(acts)
+        latents[..., each["d_sae"] :] = 0
+        recon = sae.decode(latents).detach()
+        assert each["l0"] == pytest.approx((latents > 0).sum(-1).double().mean().item(), rel=1e-9)
+        assert each["degradation"] == pytest.approx(held_out.spliced_ce(recon) - held_out.ce_clean, abs=1e-6)
+    assert record["prefixes"][0]["l0"] < record["prefixes"][1]["l0"] < record["l0"]
+    before = contents(tmp_path / "a")
+    sweep([run], tiny_stream, tmp_path / "a")
+    assert contents(tmp_path / "a") == before
+    assert isinstance(SAE.load(results.runs[0].folder), SAE)
