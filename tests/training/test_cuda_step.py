@@ -113,6 +113,7 @@ from prolu.training.steps import AdamConfig, Objective
 from prolu.training.steps.stacked import encode, gradients_of_stack, stack_of_one, update_stack_
 from prolu.sae.saved_sae import SAEConfig
 from prolu.training.starting_weights import initial_weights
+torch._dynamo.config.recompile_limit = 64  # one compiled variant for each family
 FAMILIES = [("relu", "l1"), ("prolu_relu", "sqrt_l1"), ("prolu_ste", "sqrt_l1"), ("gated", "sqrt_l1"),
             ("jumprelu", "l0"), ("jumprelu_plain", "l0"), ("jumprelu_ste", "tanh"),
             ("topk(5)", "none"), ("batchtopk(3)", "none")]
@@ -125,7 +126,9 @@ for name, penalty in FAMILIES:
     if term is not None and term.of_dead:
         term = replace(term, among=torch.arange(96)[None] % 3 == 0)
     weights = stack_of_one(initial_weights(config, 1, torch.float64))
-    objective = Objective(nonlinearity, PENALTIES[penalty], coeff, term)
+    # One of them with a nested loss, whose blocks are part of what is compiled.
+    prefixes = (10, 50) if name == "relu" else ()
+    objective = Objective(nonlinearity, PENALTIES[penalty], coeff, term, prefixes)
     centred, m = encode(weights, x, "fp32")
     compiled = torch.compile(encode, dynamic=False, fullgraph=True)(weights, x, "fp32")
     torch.testing.assert_close(compiled[1], m, rtol=1e-11, atol=1e-13)

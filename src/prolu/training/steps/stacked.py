@@ -13,6 +13,7 @@ of sums, because a product of two bf16 numbers is exact in fp32.
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -95,28 +96,12 @@ def gradients_of_stack(
     auxiliary = torch.zeros_like(mse)
     if (term := objective.auxiliary) is not None:
         of_term = -error if term.target == "residual" else wanted - output_bias
-        their_active = _active(term.nonlinearity, m, own, bounds[1])
-        # Where no latent takes part there is no term, so that its value is 0 and not that of reconstructing nothing.
-        weight = torch.full_like(m[:, 0, 0], term.coeff)
-        if term.among is not None:
-            their_active = their_active & term.among.unsqueeze(-2)
-            weight = weight * term.among.any(-1)
-        theirs = torch.where(their_active, term.nonlinearity.value(m, own), 0)
-        if term.target is None:
-            to_theirs = (scale / 2 * weight[:, None, None]).expand_as(m)
-            of_latents = theirs.sum((-2, -1), dtype=torch.float64) * (scale / 2)
-            auxiliary = mesh.sum_over_latents_(of_latents, "scalars") * weight
-        else:
-            their_error = _decoded(theirs, weights, precision, mesh) - of_term
-            auxiliary = _mean_square(their_error, batch) * weight
-            their_error = their_error * (scale * weight[:, None, None])
-            if term.trains_decoder:
-                to_decoder = to_decoder + matmul(theirs.mT, their_error, precision)
-            to_theirs = matmul(their_error, weights.decoder.mT, precision)
-        their_back = term.nonlinearity.pullback(to_theirs, m, own)
-        to_m = to_m + torch.where(their_active, their_back.m, 0)
-        for name, gradient in their_back.parameters.items():
-            to_own[name] = to_own[name] + torch.where(their_active, gradient, 0).sum(-2)
+        theirs = _auxiliary(term, weights, m, own, bounds[1], of_term, batch, precision, mesh)
+        auxiliary = theirs.value
+        to_m = to_m + theirs.to_m
+        to_own |= {name: to_own[name] + gradient for name, gradient in theirs.to_own.items()}
+        if theirs.to_decoder is not None:
+            to_decoder = to_decoder + theirs.to_decoder
     # b_dec is subtracted at the input, and in an SAE added at the output too. Summing dm over tokens first makes this
     # part a product with a vector, where autograd would pay a sixth matmul.
     through_encoder = (to_m.sum(-2).unsqueeze(-2) @ weights.encoder).squeeze(-2)
@@ -127,6 +112,54 @@ def gradients_of_stack(
     fired = (latents > 0).sum(-2, dtype=acts.dtype)
     smallest = _smallest_active(latents) if nonlinearity.selection is not None else torch.zeros_like(m[:, 0, 0])
     return gradients, StepStats(mse, penalty / batch, auxiliary, fired, smallest)
+
+
+class _AuxiliaryGradients(NamedTuple):
+    """An auxiliary term and its gradients, for each SAE of a stack."""
+
+    value: Float[Tensor, " n_saes"]
+    """The term, its coefficient included."""
+    to_m: Float[Tensor, "n_saes batch d_sae"]
+    to_own: dict[str, Tensor]
+    to_decoder: Tensor | None
+    """None if the term does not train the decoder."""
+
+
+def _auxiliary(
+    term: Auxiliary,
+    weights: Weights,
+    m: Tensor,
+    own: Parameters,
+    bound: Tensor | None,
+    target: Tensor,
+    batch: int,
+    precision: str,
+    mesh: Mesh,
+) -> _AuxiliaryGradients:
+    """Return an auxiliary term and its gradients; `target` is what its latents reconstruct."""
+    scale = 2 / (batch * weights.d_out)
+    active = _active(term.nonlinearity, m, own, bound)
+    # Where no latent takes part there is no term, so that its value is 0 and not that of reconstructing nothing.
+    weight = torch.full_like(m[:, 0, 0], term.coeff)
+    if term.among is not None:
+        active = active & term.among.unsqueeze(-2)
+        weight = weight * term.among.any(-1)
+    latents = torch.where(active, term.nonlinearity.value(m, own), 0)
+    to_decoder = None
+    if term.target is None:
+        to_latents = (scale / 2 * weight[:, None, None]).expand_as(m)
+        of_latents = latents.sum((-2, -1), dtype=torch.float64) * (scale / 2)
+        value = mesh.sum_over_latents_(of_latents, "scalars") * weight
+    else:
+        error = _decoded(latents, weights, precision, mesh) - target
+        value = _mean_square(error, batch) * weight
+        error = error * (scale * weight[:, None, None])
+        if term.trains_decoder:
+            to_decoder = matmul(latents.mT, error, precision)
+        to_latents = matmul(error, weights.decoder.mT, precision)
+    back = term.nonlinearity.pullback(to_latents, m, own)
+    to_own = {name: torch.where(active, gradient, 0).sum(-2) for name, gradient in back.parameters.items()}
+    return _AuxiliaryGradients(value, torch.where(active, back.m, 0), to_own, to_decoder)
 
 
 def update_stack_(
