@@ -15,6 +15,9 @@ ENVIRONMENT = ROOT / ".venv-peers"
 PACKAGES = ["torch", "sae-lens==6.54.12", "dictionary-learning==0.1.0", "eai-sparsify==1.3.3", "numba", "jaxtyping"]
 """The packages of the environment. eai-sparsify is imported as `sparsify`."""
 
+ALONE = ["circuit-tracer==0.5.0"]
+"""Packages without their dependencies, whose pins the others' contradict; what is used of them needs PyTorch only."""
+
 
 def environment() -> Path:
     """Return the Python of an environment with the other libraries and this one.
@@ -23,7 +26,7 @@ def environment() -> Path:
     """
     python = ENVIRONMENT / "bin" / "python"
     made = ENVIRONMENT / "installed"
-    if not made.exists() or made.read_text() != "\n".join(PACKAGES):
+    if not made.exists() or made.read_text() != "\n".join(PACKAGES + ALONE):
         print(f"making {ENVIRONMENT.name} for the peers (about two minutes)", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
         pip = [python, "-m", "pip"]
@@ -31,9 +34,8 @@ def environment() -> Path:
         subprocess.run([*pip, "install", "--quiet", *constraints, *PACKAGES], check=True)
         # It comes along in a build for another torch, with which transformers cannot be imported.
         subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchvision"], check=True)
-        # Without its dependencies, whose pins the others' contradict.
-        subprocess.run([*pip, "install", "--quiet", "--no-deps", "--editable", ROOT], check=True)
-        made.write_text("\n".join(PACKAGES))
+        subprocess.run([*pip, "install", "--quiet", "--no-deps", *ALONE, "--editable", ROOT], check=True)
+        made.write_text("\n".join(PACKAGES + ALONE))
     return python
 
 

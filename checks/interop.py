@@ -34,7 +34,7 @@ from peers import ENVIRONMENT, environment
 from prolu.activations.builtin import HOOK, MODEL_DIR
 from prolu.activations.language_model import LanguageModel
 from prolu.interop import export_files, import_sae, write_folder
-from prolu.interop.formats.common_form import common_form_of
+from prolu.interop.formats.common_form import encoder_form_of
 from prolu.sae.scaling import normalise
 
 N_ACTS = 200_000
@@ -108,7 +108,7 @@ def compare(
 
 def margins(sae: prolu.SAE, acts: Tensor) -> Tensor:
     """Return how far each latent is from becoming active or inactive, [n, d_sae], in fp64."""
-    form = common_form_of(sae)
+    form = encoder_form_of(sae)
     x = normalise(acts)[0] if sae.config.normalisation == "per_token" else acts
     m = (x.double() - form.b_dec.double()) @ form.W_enc.double()
     own = {name: t.double() for name, t in form.own.items()}

@@ -18,6 +18,9 @@ CASES = [
     Case("clip", {"nonlinearity": "prolu_ste", "step": "dense", "max_grad_norm": 0.05}),
     Case("frozen", {"nonlinearity": "relu", "freeze": "decoder", "step": "sparse", "max_grad_norm": 0.05}),
     Case("soft", {"nonlinearity": "prolu_relu", "freeze": "soft_decoder", "step": "dense"}),
+    Case("transcoder", {"nonlinearity": "gated", "step": "dense", "skip": True, "max_grad_norm": 0.05}, d_out=11),
+    Case("transcoder_sparse", {"nonlinearity": "relu", "step": "sparse", "skip": True}, d_out=31),
+    Case("transcoder_topk", {"nonlinearity": "topk(7)"} | REVIVED, d_out=31),
     Case("one_step", {"nonlinearity": "prolu_ste", "penalty": "sqrt_l1", "step": "sparse"}, "float32", 1),
     Case("one_dense_step", {"nonlinearity": "prolu_ste", "penalty": "sqrt_l1", "step": "dense"}, "float32", 1),
 ]

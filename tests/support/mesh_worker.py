@@ -35,6 +35,8 @@ class Case:
     n_steps: int = 50
     d_in: int = D_IN
     batch: int = BATCH
+    d_out: int | None = None
+    """The width of the targets, for a transcoder."""
     start: str | None = None
     """A file of an earlier case's state to go on from."""
 
@@ -54,9 +56,18 @@ def activations(case: Case, key: int) -> torch.Tensor:
     return normalise((code @ factors).to(getattr(torch, case.dtype)))[0]
 
 
+def targets(case: Case, acts: torch.Tensor) -> torch.Tensor | None:
+    """What a transcoder is to give for a batch."""
+    if case.d_out is None:
+        return None
+    weights = torch.randn(case.d_in, case.d_out, generator=torch.Generator().manual_seed(98), dtype=torch.float64)
+    return (acts.double() @ weights).relu().to(acts)
+
+
 def train(case: Case, mesh: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The whole state afterwards, and what was seen; only on the first rank."""
-    trainer = Trainer(case.run_config(), case.d_in, case.batch, dtype=getattr(torch, case.dtype), mesh=mesh)
+    dtype = getattr(torch, case.dtype)
+    trainer = Trainer(case.run_config(), case.d_in, case.batch, d_out=case.d_out, dtype=dtype, mesh=mesh)
     if case.start is not None:
         held = {name: t for name, t in load_file(f"{case.start}.safetensors").items() if name != "recon"}
         trainer.restore_(held, json.loads(Path(f"{case.start}.json").read_text())["counters"])
@@ -70,9 +81,10 @@ def train(case: Case, mesh: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any
             resampler = trainer.resampler()
             for key in range(7):
                 fresh = activations(case, 1000 + key)
-                resampler.offer(fresh, torch.linalg.vector_norm(fresh, dim=1))
+                resampler.offer(fresh, torch.linalg.vector_norm(fresh, dim=1), targets(case, fresh))
             resampled.append(trainer.resample_(resampler)._asdict())
-        report = trainer.step(activations(case, step)[own].clone())
+        acts = activations(case, step)[own].clone()
+        report = trainer.step(acts, targets(case, acts))
         seen.append(
             [float(v) for v in (report.stats.mse, report.stats.penalty, report.stats.auxiliary, report.n_active)]
         )
@@ -80,7 +92,8 @@ def train(case: Case, mesh: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any
     state = {name: t.clone() for name, t in trainer.whole_state().items()}
     sae = trainer.whole_sae()
     if sae is not None:
-        state["recon"] = sae.decode_normalised(sae.encode_normalised(activations(case, 5))).detach()
+        acts = activations(case, 5)
+        state["recon"] = sae.reconstruct_normalised(sae.encode_normalised(acts), acts).detach()
     facts = {"seen": seen, "resampled": resampled, "line": line, "counters": trainer.state.counters()}
     return state, facts | {"sent": dict(mesh.bytes_sent)}
 

@@ -105,11 +105,14 @@ def test_a_stack_is_trained_as_each_of_its_saes_alone(name, limit):
 
 COMPILED = """
 import torch
+import torch._dynamo
+torch._dynamo.config.recompile_limit = 64  # a variant for each family
 from dataclasses import replace
 from prolu.sae.nonlinearities import nonlinearity_named
 from prolu.sae.penalties import PENALTIES
 from prolu.training.moments import Moments
 from prolu.training.steps import AdamConfig, Objective
+from prolu.runtime.mesh import ALONE
 from prolu.training.steps.stacked import encode, gradients_of_stack, stack_of_one, update_stack_
 from prolu.sae.saved_sae import SAEConfig
 from prolu.training.starting_weights import initial_weights
@@ -119,8 +122,10 @@ FAMILIES = [("relu", "l1"), ("prolu_relu", "sqrt_l1"), ("prolu_ste", "sqrt_l1"),
             ("topk(5)", "none"), ("batchtopk(3)", "none")]
 x = torch.randn(40, 24, dtype=torch.float64)
 coeff = torch.full((1, 1, 1), 0.02, dtype=torch.float64)
-for name, penalty in FAMILIES:
-    config = SAEConfig(d_in=24, d_sae=96, nonlinearity=name)
+TRANSCODERS = [("gated", "l1"), ("topk(5)", "none")]
+for name, penalty, transcodes in [(*f, False) for f in FAMILIES] + [(*f, True) for f in TRANSCODERS]:
+    sides = {"d_out": 18, "skip": True} if transcodes else {}
+    config = SAEConfig(d_in=24, d_sae=96, nonlinearity=name, **sides)
     nonlinearity = nonlinearity_named(name).in_training
     term = nonlinearity.auxiliary
     if term is not None and term.of_dead:
@@ -136,7 +141,8 @@ for name, penalty in FAMILIES:
     if nonlinearity.selection is not None:
         above = m - nonlinearity.threshold(weights.own)
         bounds = nonlinearity.selection.bound(above[0]).view(1, -1, 1), torch.zeros(1, 40, 1, dtype=torch.float64)
-    arguments = weights, x, centred, m, bounds, objective, "fp32"
+    target = x[:, :18] ** 2 if transcodes else None
+    arguments = weights, x, centred, m, bounds, objective, "fp32", ALONE, target
     plain, stats = gradients_of_stack(*arguments)
     fused, also = torch.compile(gradients_of_stack, dynamic=False, fullgraph=True)(*arguments)
     for a, b in zip((*plain.tensors(), *stats), (*fused.tensors(), *also), strict=True):

@@ -1,7 +1,7 @@
 """SAEs and studies elsewhere: other libraries' formats, SAEBench, the Hugging Face hub.
 
 - `exchange`: the table of formats, `export_files` and `import_sae`; `format_names`: the names of the formats.
-- `formats`: one file per format, the form that all of them share, and how files are read and round trips checked.
+- `formats`: one file per format, the forms that they share, and how files are read and round trips checked.
 - `saebench`: an SAE of ours as SAEBench's evaluations take it.
 - `sharing`, `model_card`: studies pushed to and pulled from the hub.
 

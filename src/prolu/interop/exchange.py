@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prolu.interop.format_names import ExportFormat, ImportFormat
-from prolu.interop.formats import dictionary_learning, own_format, saelens, sparsify
+from prolu.interop.formats import circuit_tracer, dictionary_learning, own_format, saelens, sparsify
 from prolu.runtime.checks import one_of
 from prolu.runtime.files import check_can_be_folder, write_atomically
 from prolu.sae.autoencoder import SAE
@@ -27,9 +27,9 @@ class Format(NamedTuple):
 
     files: tuple[str, ...]
     """The files by which a folder of this format is recognised."""
-    from_folder: Callable[[Path], tuple[SAE, dict[str, Any]]]
+    from_folder: Callable[[Path], tuple[SAE, dict[str, Any]]] | None
     """Reads a folder: the SAE and its provenance. ValueError if the folder is damaged, or ours cannot compute what its
-    SAE computes."""
+    SAE computes. None where the format is written only."""
     to_files: Callable[[SAE, Mapping[str, Any]], dict[str, bytes]] | None = None
     """Writes an SAE with its provenance as the files of a folder, by name. ValueError if the format cannot describe the
     SAE. None where the format is read only."""
@@ -47,9 +47,15 @@ FORMATS: dict[str, Format] = {
         dictionary_learning.undescribed_preparation,
     ),
     "sparsify": Format(sparsify.FILES, sparsify.from_folder),
+    "circuit_tracer": Format(
+        circuit_tracer.FILES, None, circuit_tracer.to_files, circuit_tracer.undescribed_preparation
+    ),
 }
 """The formats, by the names that the command line uses. A new format is a file in `formats`, a line here and its name
 in one of the types of `format_names`."""
+
+READERS = {name: one for name, one in FORMATS.items() if one.from_folder is not None}
+"""The formats that can be read."""
 
 
 def export_files(run: str | Path, format: str, *, inputs_normalised: bool = False) -> dict[str, bytes]:
@@ -57,7 +63,7 @@ def export_files(run: str | Path, format: str, *, inputs_normalised: bool = Fals
 
     Args:
         run: The folder of a run.
-        format: saelens, dictionary_learning or prolu.
+        format: saelens, dictionary_learning, circuit_tracer or prolu.
         inputs_normalised: Whether to export an SAE even if the format cannot describe how its inputs must be prepared
             (centred, scaled per token). The export then records what must be done.
 
@@ -93,7 +99,8 @@ def import_sae(folder: str | Path, format: str = "auto") -> tuple[SAE, dict[str,
         ValueError: The folder is not of that format, is damaged, or its SAE computes something that ours cannot.
     """
     folder = Path(folder)
-    chosen = FORMATS[_recognised(folder) if format == "auto" else _checked(folder, format)]
+    chosen = READERS[_recognised(folder) if format == "auto" else _checked(folder, format)]
+    assert chosen.from_folder is not None
     sae, provenance = chosen.from_folder(folder)
     # So that it knows its hook, and whether its input must be centred, before it is saved as well.
     sae.provenance = dict(provenance)
@@ -106,9 +113,9 @@ def _recognised(folder: Path) -> str:
     Raises:
         ValueError: The folder is of no format, or of several.
     """
-    found = [name for name, one in FORMATS.items() if not _missing(folder, one)]
+    found = [name for name, one in READERS.items() if not _missing(folder, one)]
     if not found:
-        known = "; ".join(f"{name}: {' and '.join(one.files)}" for name, one in FORMATS.items())
+        known = "; ".join(f"{name}: {' and '.join(one.files)}" for name, one in READERS.items())
         raise ValueError(f"{folder}: no SAE in a format that is known here, which have these files: {known}")
     if len(found) > 1:
         raise ValueError(f"{folder}: has the files of {' and of '.join(found)}; choose one with --format")
@@ -121,8 +128,8 @@ def _checked(folder: Path, format: str) -> str:
     Raises:
         ValueError: It does not, or a file is missing.
     """
-    one_of("format", format, ["auto", *FORMATS])
-    if missing := _missing(folder, FORMATS[format]):
+    one_of("format", format, ["auto", *READERS])
+    if missing := _missing(folder, READERS[format]):
         raise ValueError(f"{folder}: has no {' and no '.join(missing)}, which a folder of {format} has")
     return format
 

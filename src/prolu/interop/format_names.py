@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-ExportFormat = Literal["prolu", "saelens", "dictionary_learning"]
+ExportFormat = Literal["prolu", "saelens", "dictionary_learning", "circuit_tracer"]
 """The formats that can be written."""
 
-ImportFormat = Literal[ExportFormat, "sparsify"]
+ImportFormat = Literal["prolu", "saelens", "dictionary_learning", "sparsify"]
 """The formats that can be read."""

@@ -144,6 +144,11 @@ def common_form_of(sae: SAE) -> CommonForm:
     """
     if sae.is_transcoder:
         raise ValueError("a transcoder: this format holds SAEs only, whose input and output are at one hook")
+    return encoder_form_of(sae)
+
+
+def encoder_form_of(sae: SAE) -> CommonForm:
+    """Return an SAE, or the encoder and decoder of a transcoder, in the common form; see `common_form_of`."""
     weights = sae.weights
     nonlinearity = nonlinearity_named(sae.config.nonlinearity)
     for kind, (architecture, converted) in CONVERSIONS.items():

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prolu.activations.hooks import SITES
+from prolu.interop.formats import saelens_transcoder
 from prolu.interop.formats.checked_reading import (
     check_supported,
     checked_tensors,
@@ -34,8 +35,8 @@ from prolu.interop.formats.round_trip import (
 from prolu.runtime.files import json_text, read_json_object
 from prolu.sae.autoencoder import SAE
 
-CONFIG_FILE = "cfg.json"
-TENSORS_FILE = "sae_weights.safetensors"
+CONFIG_FILE = saelens_transcoder.CONFIG_FILE
+TENSORS_FILE = saelens_transcoder.TENSORS_FILE
 FILES = (CONFIG_FILE, TENSORS_FILE)
 
 VERSION = "6.54.12"
@@ -51,6 +52,8 @@ RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"
 
 def undescribed_preparation(sae: SAE, provenance: Mapping[str, Any]) -> list[str]:
     """Return what must be done to an SAE's inputs and cannot be described in SAELens's config."""
+    if sae.is_transcoder:
+        return saelens_transcoder.undescribed_preparation(sae, provenance)
     # SAELens has the model centred, through the kwargs of `_metadata`, if TransformerLens loads it.
     is_described = _is_transformer_lens_hook(provenance.get("hook"))
     return [CENTRED] if provenance.get("centred") and not is_described else []
@@ -62,6 +65,8 @@ def to_files(sae: SAE, provenance: Mapping[str, Any]) -> dict[str, bytes]:
     Raises:
         ValueError: The nonlinearity has no counterpart in SAELens.
     """
+    if sae.is_transcoder:
+        return saelens_transcoder.to_files(sae, provenance, _metadata(provenance))
     form = common_form_of(sae)
     record = record_of(sae, provenance, undescribed_preparation(sae, provenance))
     config: dict[str, Any] = {
