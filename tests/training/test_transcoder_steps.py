@@ -121,6 +121,30 @@ def test_gradients_are_autograds_for_relu_and_prolu(step, nonlinearity, penalty,
     check_gradients(step, weights, x, y, Objective(NONLINEARITIES[nonlinearity], PENALTIES[penalty], 0.03), loss_of)
 
 
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("nonlinearity", ["relu", "prolu_ste"])
+def test_gradients_of_a_nested_loss_are_autograds(step, nonlinearity, skip):
+    """The mean of the losses of three prefixes and of all latents, each with the whole bias and skip connection."""
+    batch, d_in, d_sae, d_out = 70, 12, 40, 17
+    weights = transcoder_weights(nonlinearity, d_in, d_sae, d_out, skip=skip)
+    x, y = sparse_activations(batch, d_in), targets_of(batch, d_out)
+
+    def loss_of(w):
+        m = (x - w.b_dec) @ w.encoder.T
+        own = w.own["b_enc"]
+        f = torch.relu(m + own) if nonlinearity == "relu" else prolu.prolu(m, own, "ste")
+        kept = [f * (torch.arange(d_sae) < n) for n in (3, 11, 30, d_sae)]
+        return sum((y - output(w, part, x)).square().mean() for part in kept) / 4 + 0.03 * f.sum(-1).mean()
+
+    objective = Objective(NONLINEARITIES[nonlinearity], PENALTIES["l1"], 0.03, prefixes=(3, 11, 30))
+    leaves = weights.map(lambda t: t.clone().requires_grad_())
+    loss_of(leaves).backward()
+    gradients, _ = step(weights, batch).gradients(weights, x, objective, y)
+    for which, ours in gradients.named().items():
+        assert relative(ours, leaves.named()[which].grad) < 1e-12, which
+
+
 @pytest.mark.parametrize("limit", [None, 1e-3])
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("name", BASELINES)
