@@ -136,6 +136,59 @@ def feeding(lm: LanguageModel, store: ActivationStore, rounds: int) -> dict[str,
     }
 
 
+def waiting(
+    trainer: Trainer, streams: dict[str, ActivationStream], n_windows: int, rounds: int, wait: Callable[[], object]
+) -> dict[str, float]:
+    """Return which fraction of the time of training each stream's data is waited for, and the time of a step alone.
+
+    That is 1 - (time of steps on one batch that is there) / (time of as many steps on the stream's batches). Streams
+    are timed from a window's first batch to that of the window `n_windows` later, so that each fills as many windows
+    within its time as it trains on.
+
+    Args:
+        trainer: makes the steps.
+        streams: the streams to compare.
+        n_windows: the number of windows in each round.
+        rounds: the number of rounds, in each of which all take turns.
+        wait: waits until the device has done what it was asked for.
+    """
+    per_window = next(iter(streams.values())).window_tokens // trainer.batch_size
+    n_steps = n_windows * per_window
+    seconds: dict[str, list[float]] = {name: [] for name in ("steps alone", *streams)}
+    for i in range(rounds + 1):
+        first = i * n_steps
+        for name, found in seconds.items():
+            stream = streams.get(name)
+            resident = next(iter(streams.values()))[first].acts if stream is None else stream[first].acts
+            wait()
+            start = time.perf_counter()
+            for step in range(first, first + n_steps):
+                trainer.step(resident if stream is None else stream[step].acts)
+            if stream is not None:
+                stream[first + n_steps]
+            wait()
+            if i:
+                found.append(time.perf_counter() - start)
+            for one in streams.values():
+                one.close()  # so that it reads nothing in the others' time
+    alone = statistics.median(seconds.pop("steps alone"))
+    return {"seconds_per_step": alone / n_steps} | {
+        f"waiting_{name}": 1 - alone / statistics.median(some) for name, some in seconds.items()
+    }
+
+
+def read_ahead(lm: LanguageModel, store: ActivationStore, rounds: int) -> dict[str, float]:
+    """Compare small steps on batches from a store, whose windows are read between steps or ahead of them."""
+    run = RunConfig(d_sae=2 * lm.d_in, n_tokens=10**9, nonlinearity="topk(32)", lr=1e-8)
+    streams = {
+        f"read_ahead_{way}": ActivationStream(
+            lm, store.blocks(), 4096, window_tokens=65_536, source=ActivationStore(store.folder), read_ahead=way
+        )
+        for way in ("off", "on")
+    }
+    return waiting(Trainer(run, lm.d_in, 4096), streams, 3, rounds, lambda: None)
+
+
 def reading(store: ActivationStore, rounds: int) -> dict[str, float]:
     """Compare reading windows (random blocks) with reading the files from end to end, in bytes per second.
 
@@ -254,6 +307,7 @@ def main() -> None:
         store = harvest(Noise(lm), random_blocks(options.store_tokens), folder / "store", progress=False)
         found["memory"] = memory(lm, store)
         found["feed"] = feeding(lm, store, options.rounds)
+        found["read_ahead"] = read_ahead(lm, store, options.rounds)
         found["read"] = reading(store, options.rounds)
         found["resume"] = resuming(lm, folder, options.kills)
     if options.json:

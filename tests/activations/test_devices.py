@@ -77,7 +77,7 @@ def test_each_part_goes_to_its_own_device(tiny_lm_folder, stories_file, monkeypa
     monkeypatch.setattr(
         opening, "available_device", lambda *one: asked.append(one) or torch.device(one[1].replace("cuda", "meta"))
     )
-    options = {"lm": str(tiny_lm_folder), "data": str(stories_file), "hook": ("blocks.1.hook_resid_pre",), "ctx": 32}
+    options = {"lm": str(tiny_lm_folder), "data": (str(stories_file),), "hook": ("blocks.1.hook_resid_pre",), "ctx": 32}
     (stream,) = open_streams(Source(**options, device="cuda", lm_device="cpu"), 2560, 2560, 64)
     assert asked == [("device", "cuda"), ("lm_device", "cpu")]
     assert (stream.device.type, stream.lm.device.type) == ("meta", "cpu")
@@ -110,5 +110,5 @@ def test_two_gpus_are_one_kind_of_device(tiny_lm, tiny_blocks):
     stream.lm = copy.copy(tiny_lm)
     stream.lm.device = torch.device("cuda:1")
     assert stream.describe()["lm_device"] == "cuda"
-    stream._to_device.device = torch.device("cuda:0")
+    stream.device = torch.device("cuda:0")
     assert "lm_device" not in stream.describe()

@@ -13,6 +13,7 @@ In the order of the data:
 - `model_loading`: the weights and tokenizer of a language model, from a folder or the hub.
 - `harvesting`, `store`, `store_writer`: activations of blocks, computed now, read from the disk or written there.
 - `stream`, `windows`: shuffled batches, a pure function of a seed and an index, and how they divide the text.
+- `held_windows`: the window that is trained on, and the next one, which a thread may fill meanwhile.
 - `transfer`: activations copied to the device that trains.
 - `options`: the command-line options that describe a stream.
 - `source`: the language model, text and stream that options or a study's config describe, opened.

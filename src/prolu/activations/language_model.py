@@ -1,6 +1,7 @@
 """A Hugging Face causal language model with named hooks: read activations there, splice others in at one hook."""
 
 import copy
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -97,6 +98,9 @@ class LanguageModel:
         # Empty until the digest is asked for, then a list of one. A list, because the copies that `at` and `uncentred`
         # make share it: however many hooks there are, the weights are hashed once.
         self._digests: list[str] = []
+        # Shared in the same way. A pass puts hooks on the model itself, and a splice takes blocks out of it, so a pass
+        # in another thread (a stream that reads ahead) must not run meanwhile.
+        self._alone = threading.RLock()
         self._move_to(hook)
 
     def _move_to(self, hook: str) -> None:
@@ -258,7 +262,7 @@ class LanguageModel:
             rows = slice(start, start + len(part))
             start = rows.stop
             restart = None if restart_points is None else restart_points[rows]
-            with torch.no_grad(), self._unembedding_seen() as seen, ExitStack() as replacements:
+            with self._alone, torch.no_grad(), self._unembedding_seen() as seen, ExitStack() as replacements:
                 if splice is not None:
                     replacements.enter_context(self._spliced(splice[rows], restart))
                 logits = self._model(input_ids=part, use_cache=False).logits
@@ -287,7 +291,7 @@ class LanguageModel:
                 raise _StopError
             return value
 
-        with ExitStack() as hooks:
+        with self._alone, ExitStack() as hooks:
             for site in dict.fromkeys(sites):  # each site once, though two hooks may name the same one
                 hooks.enter_context(hooked(self._model, site, partial(note, site)))
             try:

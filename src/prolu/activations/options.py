@@ -82,7 +82,11 @@ class Source(TextOptions, ModelOptions):
     stream_seed: int = 0
     """The seed of the order of activations."""
     window_tokens: int = 262_144
-    """The number of tokens that are shuffled together; their activations are held in memory."""
+    """The number of tokens that are shuffled together; their activations are held in memory, twice if the next ones are
+    read ahead."""
+    read_ahead: Literal["auto", "on", "off"] = "auto"
+    """Whether the next window is read while one is trained on, in the memory of a second window; it changes no number.
+    auto: where SAEs are trained on a GPU, from a store or from a language model on another device (--lm-device)."""
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     """The number of CPU threads of all processes on this machine together. Another number may change the last bits of
     results."""

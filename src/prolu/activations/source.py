@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from prolu.activations.harvesting import Harvest
+from prolu.activations.held_windows import reads_ahead
 from prolu.activations.language_model import BATCH_TOKENS, DTYPES, LanguageModel
 from prolu.activations.options import HarvestSource, Source
 from prolu.activations.packing import HELD_OUT_POOL, load_blocks
@@ -168,6 +169,7 @@ def open_streams(
     Raises:
         ValueError: the source cannot be opened, a device is not there, or a batch does not fit into a window.
     """
+    ahead = options_read_ahead(source, mesh.n_ranks)
     device = available_device("device", source.device)
     lm_device = available_device("lm_device", source.lm_device) if source.lm_device else device
     outs = hooks_out(source)
@@ -196,6 +198,7 @@ def open_streams(
             hook_out=hook_out,
             device=device,
             mesh=mesh,
+            read_ahead="on" if ahead else "off",
         )
         for hook, hook_out in zip(hooks, outs, strict=True)
     ]
@@ -214,6 +217,21 @@ def hooks_out(source: Source) -> tuple[str, ...]:
             f"hook_out {' '.join(source.hook_out)}: name one for each hook, which are {' '.join(source.hook)}, or none"
         )
     return source.hook_out
+
+
+def options_read_ahead(source: Source, n_ranks: int = 1) -> bool:
+    """Return whether streams of these options read windows ahead, in the memory of one more window for each hook.
+
+    Raises:
+        ValueError: they are asked to, and cannot.
+    """
+    return reads_ahead(
+        source.read_ahead,
+        # A model on another device too: only studies use it, and they take turns with the thread that reads.
+        pays=source.device != "cpu" and (source.store is not None or source.lm_device not in ("", source.device)),
+        n_hooks=len(source.hook) + len(source.hook_out) if source.store is None else 1,
+        n_ranks=n_ranks,
+    )
 
 
 def first_hook(hooks: Sequence[str]) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from prolu.activations.harvesting import ActivationSource, Piece
 from prolu.activations.language_model import DTYPES
@@ -61,7 +60,6 @@ class ActivationStore(ActivationSource):
                 "complete it"
             )
         self._starts = {hook: [self._start_of(i, hook) for i in range(self.n_shards)] for hook in self.hooks}
-        self._buffers: dict[str, Tensor] = {}
         self._digests = {self.folder / shard["file"]: shard["sha256"] for some in self._shards for shard in some}
         self._verified: set[Path] = set()
 
@@ -100,9 +98,11 @@ class ActivationStore(ActivationSource):
         Raises:
             OSError: a shard has vanished, has become shorter, or is not what was written.
         """
-        # One buffer for as long as the store is open, filled by plain reads. Memory-mapped shards were slower and grew
-        # the process's memory, and a shard cut short would have killed it instead of raising an error.
-        buffer = self._buffer(hook)
+        # One buffer for all blocks, filled by plain reads. Memory-mapped shards were slower and grew the process's
+        # memory, and a shard cut short would have killed it instead of raising an error. Each call has a buffer of its
+        # own, since a window may be read in a thread while candidates for resampling are read.
+        shape = (BLOCKS_PER_READ, self.made["ctx"], self._widths[hook])
+        buffer = torch.empty(shape, dtype=DTYPES[self.dtype])
         n_bytes = buffer[0].nbytes
         whole = buffer.view(torch.uint8).numpy().data.cast("B")
         into = [whole[i * n_bytes : (i + 1) * n_bytes] for i in range(len(buffer))]
@@ -117,12 +117,6 @@ class ActivationStore(ActivationSource):
                     reads = [(into[i], file, handles[file], at) for i, (file, at) in enumerate(places)]
                     list(readers.map(_read_all, (reads[i::READERS] for i in range(READERS))))
                 yield buffer[: len(some)]
-
-    def _buffer(self, hook: str) -> Tensor:
-        if hook not in self._buffers:
-            shape = (BLOCKS_PER_READ, self.made["ctx"], self._widths[hook])
-            self._buffers[hook] = torch.empty(shape, dtype=DTYPES[self.dtype])
-        return self._buffers[hook]
 
     def expect(self, hook: str, chosen: np.ndarray) -> None:
         """Ask the system to begin reading these blocks from the disk, and return at once.

@@ -11,13 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prolu.activations.harvesting import ActivationSource, Harvest, describe_activations
+from prolu.activations.held_windows import HeldWindow, ReadAhead, WindowReader, reads_ahead
 from prolu.activations.language_model import LanguageModel
+from prolu.activations.store import ActivationStore
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.transfer import Transfer
-from prolu.activations.windows import Place, Windows
+from prolu.activations.windows import Place, WindowNumber, Windows
 from prolu.runtime.checks import at_least_1
+from prolu.runtime.devices import numbered
 from prolu.runtime.mesh import ALONE, Mesh
-from prolu.runtime.progress import doing
 from prolu.runtime.rng import keyed_generator
 from prolu.sae.choices import Normalisation
 from prolu.sae.scaling import normalise, normalise_
@@ -56,7 +58,7 @@ class ActivationStream:
 
     In every epoch, a seeded permutation assigns token blocks to windows. A window is harvested with the language model,
     or read from a store, and its rows are shuffled by a permutation seeded by (seed, epoch, window). Only one window is
-    held in memory, so asking in order is fast and jumping costs one window.
+    trained on at a time, so asking in order is fast and jumping costs one window; the next one may be read meanwhile.
 
     The number of a batch is thus all that a checkpoint must keep of a stream, and all runs of a study see the same
     batches.
@@ -79,6 +81,7 @@ class ActivationStream:
         normalised: bool = True,
         device: str | torch.device = "cpu",
         mesh: Mesh = ALONE,
+        read_ahead: ReadAhead = "auto",
     ):
         """Prepare a stream; nothing is harvested before the first batch is asked for.
 
@@ -99,10 +102,14 @@ class ActivationStream:
             device: where windows are held, and SAEs are trained on their batches.
             mesh: the ranks that train together. Each harvests its part of a window, and its batches are its rows of the
                 whole batches, which are the same for every mesh.
+            read_ahead: whether a thread fills the next window while one is trained on, in the memory of one more
+                window. No number depends on it. auto: from a store, for training on a GPU. on: also on a CPU, and from
+                a language model, which must then not be given hooks by anybody else (as `splice` does) until the stream
+                is closed; not on a mesh, and not for a harvest at several hooks. off: never.
 
         Raises:
             ValueError: a batch does not fit into a window, a block does not fit into the model, the store holds other
-                activations, or `hook_out` is no other hook of the model.
+                activations, `hook_out` is no other hook of the model, or the stream cannot be read ahead.
         """
         at_least_1("batch_size", batch_size)
         mesh.check("batch_size", batch_size, "data")
@@ -129,11 +136,25 @@ class ActivationStream:
 
         self.tells_repeats = mesh.is_first
         """Whether it will be said, once, when the text is read a second time."""
-        self._held: tuple[int, int] | None = None  # (epoch, window) of the rows in the buffers
-        self._to_device = Transfer(device)
+        self.device = numbered(device)
+        """The device on which the batches are."""
+        self.reads_ahead = reads_ahead(
+            read_ahead,
+            # Not for a model on another device: whether anybody else gives it hooks is not known here.
+            pays=self.device.type != "cpu" and isinstance(self._source, ActivationStore),
+            n_hooks=len(self._source.hooks) if isinstance(self._source, Harvest) else 1,
+            n_ranks=mesh.n_ranks,
+        )
+        """Whether a thread fills the next window while one is trained on."""
+        self.n_windows = 2 if self.reads_ahead else 1
+        """The number of windows that are held in memory."""
         n_rows = self._windows.n_rows_held(mesh)
-        self._acts = torch.empty(n_rows, lm.d_in, device=self.device)
-        self._norms = torch.empty(n_rows, device=self.device)
+        self._reader = WindowReader(
+            self._filling,
+            self._announce,
+            lambda: HeldWindow(n_rows, lm.d_in, self.device),
+            ahead=self.reads_ahead,
+        )
         self._targets: ActivationStream | None = None
         if hook_out:
             # The order of rows follows from seed, epoch and window alone, so a stream at the other hook has the same.
@@ -148,6 +169,7 @@ class ActivationStream:
                 normalised=False,
                 device=device,
                 mesh=mesh,
+                read_ahead="on" if self.reads_ahead else "off",
             )
             self._targets.tells_repeats = False
             self._facts |= {"hook_out": hook_out}
@@ -166,11 +188,6 @@ class ActivationStream:
     def hook_out(self) -> str:
         """The hook that transcoders write at; empty in a stream for SAEs."""
         return "" if self._targets is None else self._targets.lm.hook
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which the batches are."""
-        return self._to_device.device
 
     @property
     def dropped_tokens_per_epoch(self) -> int:
@@ -202,19 +219,26 @@ class ActivationStream:
         return self._windows.place(index)
 
     def __getitem__(self, index: int) -> Batch:
-        # What is held now decides only whether the window must be filled again, never what is in it.
         epoch, window, row = self.place(index)
+        number = WindowNumber(epoch, window)
         if epoch and self.tells_repeats:
             self.tells_repeats = False
             logger.warning(
                 "from batch %s on, the text is read again: it has %s training tokens, and one pass gives %s batches",
                 f"{index:,}", f"{self.blocks.train.size:,}", f"{self.batches_per_epoch:,}",
             )  # fmt: skip
-        self._hold(epoch, window)
+        # What is held now decides only whether the window must be filled again, never what is in it.
+        held = self._reader.get(number, self._windows.following(number, self.blocks))
         n_data = self.mesh.n_data
-        rows = self._order[row // n_data : (row + self.batch_size) // n_data]
+        rows = held.order[row // n_data : (row + self.batch_size) // n_data]
         target = None if self._targets is None else self._targets[index].acts
-        return Batch(self._acts[rows], self._norms[rows], target)
+        return Batch(held.acts[rows], held.norms[rows], target)
+
+    def close(self) -> None:
+        """Stop reading ahead, and wait until no thread does. Batches can still be asked for, which begins it again."""
+        self._reader.close()
+        if self._targets is not None:
+            self._targets.close()
 
     def fresh(self, n_tokens: int, *key: int | str) -> Iterator[Batch]:
         """Yield about `n_tokens` activations of training blocks drawn by (seed, key), whatever the stream's position.
@@ -256,46 +280,40 @@ class ActivationStream:
             if rank == mesh.rank:
                 raw = torch.cat(own)
             else:
-                raw = self._acts.new_empty(len(blocks), self._windows.rows_per_block, self.d_in)
+                raw = torch.empty(len(blocks), self._windows.rows_per_block, self.d_in, device=self.device)
             yield mesh.broadcast_(raw, rank)
 
     def _raw(self, chosen: np.ndarray) -> Iterator[Float[Tensor, "n positions d_in"]]:
         """Yield the activations of these blocks that are trained on, piece by piece; the next may overwrite them."""
+        to_device = Transfer(self.device)  # one for each call, since a thread may be reading too
         for piece in self._source.at(self.lm.hook, chosen):
-            yield self._to_device(piece)[:, self._first :]
+            yield to_device(piece)[:, self._first :]
 
     def _blocks_of(self, epoch: int, window: int) -> np.ndarray:
         """Return the blocks of a window: a part of the epoch's permutation, which depends on seed and epoch only."""
         order = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, "blocks", epoch))
         return order[window * self._windows.n_blocks :][: self._windows.n_blocks].numpy()
 
-    def _hold(self, epoch: int, window: int) -> None:
-        """Fill the buffers with a window, unless they hold it already."""
-        if self._held == (epoch, window):
-            return
-        self._held = None  # should filling fail halfway, the buffers hold no window at all
-        chosen = self._blocks_of(epoch, window)
+    def _filling(self, held: HeldWindow, number: WindowNumber) -> Iterator[None]:
+        """Fill a window, piece by piece."""
+        chosen = self._blocks_of(*number)
         # Drawn for the whole window, on the CPU and by a generator of its own: so the order depends neither on the mesh
         # nor on the device nor on what was drawn before.
-        generator = keyed_generator(self.seed, "rows", epoch, window)
+        generator = keyed_generator(self.seed, "rows", *number)
         order = torch.randperm(len(chosen) * self._windows.rows_per_block, generator=generator)
-        with doing("reading activations"):
-            if self.mesh.n_ranks == 1:
-                self._fill_(self._acts, self._norms, chosen)
-            else:
-                order = self._exchange(chosen, order)
-        self._expect_next(epoch, window)
-        self._order = order.to(self.device)
-        self._held = (epoch, window)
+        if self.mesh.n_ranks == 1:
+            yield from self._fill_(held.acts, held.norms, chosen)
+        else:
+            order = self._exchange(held, chosen, order)
+        held.order = order.to(self.device)
 
-    def _expect_next(self, epoch: int, window: int) -> None:
-        """Announce the following window to the source, which may read it while this one is trained on."""
-        is_last = (window + 1) * self._windows.n_blocks >= len(self.blocks.train)
-        following = self._blocks_of(epoch + 1, 0) if is_last else self._blocks_of(epoch, window + 1)
-        self._source.expect(self.lm.hook, following[self.mesh.slice_of_rank(len(following))])
+    def _announce(self, number: WindowNumber) -> None:
+        """Tell the source which of the blocks of a window this rank will ask for, some time before it does."""
+        chosen = self._blocks_of(*number)
+        self._source.expect(self.lm.hook, chosen[self.mesh.slice_of_rank(len(chosen))])
 
-    def _fill_(self, acts: Tensor, norms: Tensor, chosen: np.ndarray) -> None:
-        """Write the normalised activations of these blocks, and their norms before, into buffers."""
+    def _fill_(self, acts: Tensor, norms: Tensor, chosen: np.ndarray) -> Iterator[None]:
+        """Write the normalised activations of these blocks, and their norms before, into buffers, piece by piece."""
         start = 0
         for raw in self._raw(chosen):
             end = start + raw.shape[0] * raw.shape[1]
@@ -304,8 +322,9 @@ class ActivationStream:
             # In fp32 and row by row: the norm of a row does not depend on the piece that the row came in.
             norms[start:end] = normalise_(rows) if self._normalised else torch.linalg.vector_norm(rows, dim=-1)
             start = end
+            yield
 
-    def _exchange(self, chosen: np.ndarray, order: Tensor) -> Tensor:
+    def _exchange(self, window: HeldWindow, chosen: np.ndarray, order: Tensor) -> Tensor:
         """Harvest this rank's part of a window, and swap rows with the other ranks until each has its batches' rows.
 
         Rows of a window are numbered block by block, as they are harvested; `order` is the shuffled order of these
@@ -323,8 +342,9 @@ class ActivationStream:
         first_own_row = own.start * self._windows.rows_per_block
 
         # One column more than d_in, so that a row's norm travels with it.
-        held = self._acts.new_empty(int(n_rows[mesh.rank]), self.d_in + 1)
-        self._fill_(held[:, : self.d_in], held[:, self.d_in], chosen[own])
+        held = window.acts.new_empty(int(n_rows[mesh.rank]), self.d_in + 1)
+        for _ in self._fill_(held[:, : self.d_in], held[:, self.d_in], chosen[own]):
+            pass
 
         # The rows that each data rank uses, in the order of their use: [n_data, rows of its part of all batches].
         whole_batches = order[: len(order) // self.batch_size * self.batch_size]
@@ -339,8 +359,8 @@ class ActivationStream:
         came_from = harvested_by[used_here]
         n_received = torch.bincount(came_from, minlength=mesh.n_ranks).tolist()
         rows = mesh.exchanged(held[torch.cat(sent).to(held.device)], [len(some) for some in sent], n_received)
-        self._acts[: len(rows)] = rows[:, : self.d_in]
-        self._norms[: len(rows)] = rows[:, self.d_in]
+        window.acts[: len(rows)] = rows[:, : self.d_in]
+        window.norms[: len(rows)] = rows[:, self.d_in]
 
         # The rows lie sorted by the rank they came from and, from one rank, in the order of their use; the stable sort
         # of `came_from` is that very arrangement. Its inverse says where the row for each use lies.

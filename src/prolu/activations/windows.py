@@ -6,6 +6,15 @@ from prolu.activations.token_blocks import TokenBlocks
 from prolu.runtime.mesh import Mesh
 
 
+class WindowNumber(NamedTuple):
+    """Which window of a stream is meant."""
+
+    epoch: int
+    """The number of times that the whole text has been read before."""
+    window: int
+    """The window within the epoch."""
+
+
 class Place(NamedTuple):
     """Where a batch lies in the stream: its activations follow from this and from the seed."""
 
@@ -49,6 +58,11 @@ class Windows(NamedTuple):
         n_full_windows, n_blocks_left = divmod(len(blocks.train), n_blocks)
         batches_left = n_blocks_left * rows_per_block // batch_size
         return cls(batch_size, rows_per_block, n_blocks, n_full_windows * (n_rows // batch_size) + batches_left)
+
+    def following(self, number: WindowNumber, blocks: TokenBlocks) -> WindowNumber:
+        """Return the window that comes after a window."""
+        is_last = (number.window + 1) * self.n_blocks >= len(blocks.train)
+        return WindowNumber(number.epoch + 1, 0) if is_last else WindowNumber(number.epoch, number.window + 1)
 
     @property
     def n_batches(self) -> int:

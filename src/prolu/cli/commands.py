@@ -14,7 +14,13 @@ import torch
 
 from prolu.activations.options import HarvestSource, Source
 from prolu.activations.resolving import check_is_there
-from prolu.activations.source import describe_options, first_hook, open_language_model, open_text
+from prolu.activations.source import (
+    describe_options,
+    first_hook,
+    open_language_model,
+    open_text,
+    options_read_ahead,
+)
 from prolu.activations.store import STORE_FILE, TOKENS_FOLDER, ActivationStore
 from prolu.activations.store_writer import HarvestRequest, check_disk, check_store_folder, harvest, store_bytes
 from prolu.activations.token_blocks import holds_blocks
@@ -192,6 +198,7 @@ def prepare_dry_run(recipe: Recipe, source: Source, settings: SweepSettings, *, 
         window_tokens=source.window_tokens,
         eval_tokens=settings.eval_tokens,
         ctx=source.ctx,
+        n_windows=2 if options_read_ahead(source) else 1,
     )
 
     def job() -> None:

@@ -67,6 +67,7 @@ def estimate(
     window_tokens: int,
     eval_tokens: int,
     ctx: int,
+    n_windows: int = 1,
     rates: Rates | None = None,
 ) -> Estimate:
     """Estimate the cost of training runs at each hook, on one pass of the language model, and of scoring them.
@@ -78,6 +79,7 @@ def estimate(
         window_tokens: The number of tokens that are shuffled together.
         eval_tokens: The number of held-out tokens that SAEs are scored on.
         ctx: The number of tokens in a token block.
+        n_windows: The number of windows that are held at each hook: 2 if the next one is read ahead.
         rates: The rates of the machine to estimate for. If None, this machine's are measured, which takes seconds.
     """
     deepest = max(lms, key=lambda lm: lm.blocks_below)  # one pass up to its hook reaches all others
@@ -100,6 +102,7 @@ def estimate(
         n_parameters=deepest.n_parameters,
         n_vocabulary=deepest.n_vocabulary,
         n_hooks=len(lms),
+        n_windows=n_windows,
     )
     return Estimate(
         n_hooks=len(lms),
@@ -195,15 +198,16 @@ def buffer_bytes(
     n_parameters: int,
     n_vocabulary: int,
     n_hooks: int = 1,
+    n_windows: int = 1,
 ) -> int:
     """Return the size of what a process holds once, however many SAEs of at most `d_sae` latents it trains.
 
-    These are the buffers of a step, the window, the held-out activations and the language model.
+    These are the buffers of a step, the windows, the held-out activations and the language model.
     """
     # Gradients of both matrices, a chunk's dense temporaries, the centred input and the error.
     numbers = (2 * d + 5 * ROWS_PER_CHUNK) * d_sae + 2 * batch_size * d
-    # A window with its raw norms at each hook, and the raw windows of the hooks that wait for their turn.
-    numbers += n_hooks * window_tokens * (d + 1) + (n_hooks - 1) * window_tokens * d
+    # Windows with their raw norms at each hook, and the raw windows of the hooks that wait for their turn.
+    numbers += n_hooks * n_windows * window_tokens * (d + 1) + (n_hooks - 1) * window_tokens * d
     numbers += n_hooks * COPIES_OF_HELD_OUT * eval_tokens * d
     # The logits of a batch of the language model, and their log-softmax.
     return (numbers + n_parameters + 2 * BATCH_TOKENS * n_vocabulary) * BYTES

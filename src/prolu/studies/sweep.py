@@ -100,6 +100,8 @@ def train(requests: Sequence[StudyRequest]) -> None:
             for request in requests:
                 held.enter_context(locked(request.out))
                 _record_extension(request)
+        for request in requests:
+            held.callback(request.stream.close)  # no thread reads on when training has ended, however it did
         held.enter_context(trackers)
         buffers: SharedBuffers = {}
         todo = [(request, unfinished) for request in requests if (unfinished := request.unfinished)]

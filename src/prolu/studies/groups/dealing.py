@@ -73,6 +73,7 @@ def memory_of(request: StudyRequest, runs: Sequence[RunConfig]) -> int:
         eval_tokens=request.settings.eval_tokens,
         n_parameters=sum(p.numel() for p in model.parameters()),
         n_vocabulary=model.config.get_text_config().vocab_size,
+        n_windows=stream.n_windows,
     )
     state = state_bytes([run.d_sae for run in runs], stream.d_in)
     return PROCESS_BYTES + state + buffers + stream.blocks.train.nbytes

@@ -142,7 +142,8 @@ class CudaStep(Step):
         captured = self._graphs[key]
         if captured is None:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # A thread that reads activations ahead may allocate and wait meanwhile, which the other modes forbid it.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 stats = self._update_now_(weights, moments, self._acts, self._target, objective, adam)
             self._graphs[key] = captured = (graph, stats)
         graph, stats = captured
