@@ -7,9 +7,12 @@ import torch
 
 from prolu import SAE, HeldOut, RunConfig, Trainer, evaluate
 from prolu.evaluation.comparison.frontiers import family
+from prolu.evaluation.comparison.prefixes import with_prefix
 from prolu.evaluation.held_out import PREFIX_FIGURES, score_prefix
+from prolu.report.writer import write_report
 from prolu.sae.scaling import normalise
 from prolu.studies.extension import _as_config
+from prolu.studies.records import check_records
 from prolu.training.steps.cuda import CudaStep
 from prolu.training.trainer_stack import TrainerStack, stack_key
 from support.steps import relative
@@ -104,3 +107,32 @@ def test_scores_of_prefixes(tiny_stream, tmp_path):
     sweep([run], tiny_stream, tmp_path / "a")
     assert contents(tmp_path / "a") == before
     assert isinstance(SAE.load(results.runs[0].folder), SAE)
+
+
+def test_the_report_has_a_figure_for_each_prefix(tiny_stream, tmp_path, capsys):
+    runs = [
+        RunConfig(d_sae=40, n_tokens=1920, nonlinearity=f"batchtopk({k})", matryoshka=nested)
+        for k in (2, 4)
+        for nested in ((), (8, 20))
+    ]
+    results = sweep(runs, tiny_stream, tmp_path / "a")
+    drawn = write_report([results])
+    assert {file.name for file in (tmp_path / "a/figures").glob("*first*.svg")} == {
+        "degradation-against-l0-first-8.svg",
+        "degradation-against-l0-first-20.svg",
+    }
+    page = drawn.page.read_text()
+    assert "The first 20 latents alone: CE increase against sparsity" in page
+    shorter = with_prefix(results.records, 8)
+    assert [r["l0"] for r in shorter] == [r["prefixes"][0]["l0"] for r in results.records if "prefixes" in r]
+    assert {family(r) for r in shorter} == {"batchtopk, matryoshka"}
+
+
+@pytest.mark.parametrize(
+    "prefixes",
+    ["<script>", [8], [{"d_sae": "8", "l0": 1.0, "degradation": 1.0}], [{"d_sae": 8, "l0": 1.0}],
+     [{"d_sae": 8, "l0": None, "degradation": 1.0}], [{"d_sae": 8, "l0": 1.0, "degradation": "x"}]],
+)  # fmt: skip
+def test_prefixes_that_a_stranger_wrote_are_checked(tmp_path, prefixes):
+    with pytest.raises(ValueError, match=r"line 1: prefixes is .*, but must be a list of scores"):
+        check_records(tmp_path / "results.jsonl", [{"prefixes": prefixes}])

@@ -10,6 +10,7 @@ from plotly.offline import get_plotlyjs
 from prolu.evaluation.comparison.claims import FamilyComparison
 from prolu.evaluation.comparison.frontiers import Record, family, study_names
 from prolu.evaluation.comparison.points import Point, points
+from prolu.evaluation.comparison.prefixes import prefix_title, prefix_widths, with_prefix
 from prolu.evaluation.comparison.styles import (
     FRONTIER_PLANES,
     LABELS,
@@ -113,7 +114,7 @@ def render_page(content: PageContent) -> str:
         families=table_of_families(records),
         claims=rows_of_claims([*content.comparison.against_relu, *content.comparison.paper]),
         subject="this study" if len(content.configs) == 1 else "these studies",
-        n_planes=len(PLANES),
+        n_planes=len(PLANES) + len(prefix_widths(records)),
         n_curves=len(CURVES),
         runs=rows_of_runs(records, content.pages),
         columns=list(COLUMNS.values()),
@@ -158,13 +159,15 @@ def _counted(n: int, one: str, several: str = "") -> str:
 
 def page_data(content: PageContent) -> dict[str, Any]:
     """Return what the page's script draws and filters."""
+    widths = prefix_widths(content.records)
+    planes = [_plane(content.records, x, y) for x, y in PLANES]
     return {
         "runs": [_run(r, content.pages) for r in content.records],
         "families": {name: _style(r) for name, r in families(content.records).items()},
         "studies": _study_symbols(content.records),
-        "names": COLUMNS,
+        "names": COLUMNS | {f"{name}@{n}": COLUMNS[name] for n in widths for name in ("l0", "degradation")},
         # Of one SAE they would have one point each.
-        "planes": [] if content.headline else [_plane(content.records, x, y) for x, y in PLANES],
+        "planes": [] if content.headline else planes + [_plane_of_prefix(content.records, n) for n in widths],
         "curves": [_curve(column, title, content) for column, title in CURVES.items()],
     }
 
@@ -179,7 +182,9 @@ def _run(r: Record, pages: Mapping[str, str]) -> dict[str, Any]:
         "converged": bool(r["converged"]),
         "page": pages.get(r["run_id"], ""),
     }
-    return about | {name: _number(r.get(name)) for name in SHOWN}
+    prefixes = r.get("prefixes") or ()
+    of_prefixes = {f"{name}@{p['d_sae']}": _number(p.get(name)) for p in prefixes for name in ("l0", "degradation")}
+    return about | {name: _number(r.get(name)) for name in SHOWN} | of_prefixes
 
 
 def _setting(r: Record) -> str:
@@ -220,6 +225,13 @@ def _plane(records: Sequence[Record], x: str, y: str) -> dict[str, Any]:
         "points": [_point(p) | {"best": p.run_ids in best} for p in found],
         "lines": [_joining(line, x, y) for line in lines(found)] if (x, y) == ("l0", "degradation") else [],
     }
+
+
+def _plane_of_prefix(records: Sequence[Record], n: int) -> dict[str, Any]:
+    """Return the plane of what the first n latents of nested losses do by themselves."""
+    plane = _plane(with_prefix(records, n), "l0", "degradation")
+    # The script takes the points of single runs by these names.
+    return plane | {"title": prefix_title(n), "x": f"l0@{n}", "y": f"degradation@{n}"}
 
 
 def _joining(line: Sequence[Point], x: str, y: str) -> dict[str, Any]:

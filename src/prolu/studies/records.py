@@ -86,6 +86,8 @@ def _check(where: str, name: str, value: Any) -> None:
         kind, fits = "text", isinstance(value, str)
     elif name in TEXTS:
         kind, fits = "text or null", value is None or isinstance(value, str)
+    elif name == "prefixes":
+        kind, fits = "a list of scores, each with d_sae, l0 and degradation", _are_prefixes(value)
     elif name == "converged":
         kind, fits = "true, false or null", value is None or isinstance(value, bool)
     else:
@@ -93,6 +95,16 @@ def _check(where: str, name: str, value: Any) -> None:
     if not fits:
         raise ValueError(f"{where} {name} is {shortened(value)}, but must be {kind}")
     check_printable(f"{where} {name}", value)
+
+
+def _are_prefixes(value: Any) -> bool:
+    """Return whether a value lists the scores of prefixes of a nested loss, all of them numbers."""
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        return False
+    widths = [each.get("d_sae") for each in value]
+    needed = [each.get(name) for each in value for name in ("l0", "degradation")]
+    numbers = [number for each in value for number in each.values() if number is not None]
+    return all(type(n) is int and n > 0 for n in widths) and all(map(is_number, [*needed, *numbers]))
 
 
 def scores_lacking(record: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@
 - `curves`: a family's runs as one curve, the only interpolation there is.
 - `intervals`: the arithmetic of 95% intervals.
 - `points`: the points of a figure, which are means over seeds, and hypervolumes.
+- `prefixes`: the scores of the shorter SAEs of nested losses.
 - `same_text`: which studies may be compared.
 - `replicates`: the curves of every family and seed, and resamples of the held-out documents.
 - `verdicts`: which of two families has the lower CE increase, with a 95% interval: all numbers of a comparison.

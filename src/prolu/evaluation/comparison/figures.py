@@ -60,7 +60,7 @@ def save_figure(figure: Figure, *files: Path) -> None:
     plt.close(figure)
 
 
-def draw_frontier(records: Sequence[Record], x: str, y: str) -> Figure:
+def draw_frontier(records: Sequence[Record], x: str, y: str, title: str | None = None) -> Figure:
     """Return the figure of all families in one plane.
 
     A large point is a mean over init seeds with its 95% t intervals, small points are the runs. Points are filled if
@@ -70,6 +70,7 @@ def draw_frontier(records: Sequence[Record], x: str, y: str) -> Figure:
         records: the runs of one study, or of several.
         x: the figure on the horizontal axis, by its name in results.jsonl.
         y: the figure on the vertical axis, likewise.
+        title: the title, if it is not the usual one of the plane.
     """
     found = points(records, x, y)
     many = len(families(records)) > MANY
@@ -78,7 +79,8 @@ def draw_frontier(records: Sequence[Record], x: str, y: str) -> Figure:
         _draw_line(axes, line, records, x, y)
     if (x, y) in FRONTIER_PLANES:
         _draw_rings(axes, pareto_points(found))
-    axes.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y), title=TITLES.get((x, y), f"{y} against {x}"))
+    title = title or TITLES.get((x, y), f"{y} against {x}")
+    axes.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y), title=title)
     if x == "l0":
         axes.set_xscale("log")
         _set_plain_ticks(axes)
