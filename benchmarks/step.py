@@ -52,13 +52,13 @@ def sparse_problem(d_in: int, d_sae: int, batch: int, l0: float) -> tuple[Weight
     return Weights(features.clone(), features.clone(), torch.zeros(d_in), own), x
 
 
-def our_step(kind: str, weights: Weights, x: torch.Tensor) -> Callable[[], None]:
-    """Return a function that makes one update by a step of ours."""
+def our_step(kind: str, weights: Weights, x: torch.Tensor, prefixes: tuple[int, ...] = ()) -> Callable[[], None]:
+    """Return a function that makes one update by a step of ours, with a nested loss if there are prefixes."""
     weights = weights.map(torch.clone)
     moments = Moments.zeros_like(weights)
     n = 0
     step = Steps(weights, len(x))[kind]
-    objective = Objective(NONLINEARITIES["relu"], L1(), COEFF)
+    objective = Objective(NONLINEARITIES["relu"], L1(), COEFF, prefixes=prefixes)
 
     def once() -> None:
         nonlocal n
@@ -136,8 +136,11 @@ def measure(options: argparse.Namespace) -> dict:
     kinds = {"sparse_numba": "sparse", "sparse_torch": "sparse_torch", "dense": "dense"}
     variants = {name: our_step(kind, weights, x) for name, kind in kinds.items()}
     variants["autograd"] = autograd_step(weights, x)
+    if options.prefixes:
+        variants |= {f"{name}, nested": our_step(kind, weights, x, options.prefixes) for name, kind in kinds.items()}
     if options.variants:
-        variants = {name: variants[name] for name in options.variants.split(",")}
+        chosen = options.variants.split(",")
+        variants = {name: once for name, once in variants.items() if name.removesuffix(", nested") in chosen}
     if options.peers:
         variants |= peer_steps(weights, x, LR)
     medians = interleaved(variants | {"matmul": encoder_matmul(weights, x)}, options.rounds)
@@ -146,6 +149,11 @@ def measure(options: argparse.Namespace) -> dict:
     figures = {name: {"median_s": s, "x_floor": s / floor} for name, s in medians.items()}
     shape = {name: getattr(options, name) for name in ("d_in", "d_sae", "batch", "rounds", "threads")}
     return {"floor_s": floor, "l0": l0, **shape, "heap_reuse": options.heap_reuse, "variants": figures}
+
+
+def prefixes_of(text: str) -> tuple[int, ...]:
+    """Return the numbers that a text such as "256,1024" lists."""
+    return tuple(map(int, text.split(",")))
 
 
 def again(python: Path, extra: dict[str, str]) -> None:
@@ -163,6 +171,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="how often each step is timed")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--variants", help="only these of ours, separated by commas: sparse_numba,dense,...")
+    parser.add_argument("--prefixes", type=prefixes_of, default=(), help="also nested losses, of 256,1024,... latents")
     parser.add_argument("--peers", action="store_true", help="also SAELens and dictionary_learning, in .venv-peers")
     parser.add_argument("--heap-reuse", action="store_true", help="let glibc keep freed memory")
     parser.add_argument("--json", type=Path, help="file to write")
