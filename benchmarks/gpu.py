@@ -10,6 +10,7 @@ up, or that fails, is noted there with the reason, and the next one begins.
 - peers: the steps of other libraries, through their own trainers, as far as they are installed.
 - stacks: many small SAEs in one step, against one after the other.
 - sparse: the sparse step in Triton against the dense step.
+- stream: the harvest against the bare language model, and how long steps wait for data from a store.
 - sweep: a study from text to weights, killed and resumed.
 - profile: where the time of the slowest of our steps goes.
 """
@@ -292,6 +293,17 @@ def sparse(stage: Stage) -> None:
         stage.attempt(f"{shape[0]} -> {shape[1]}", lambda s=shape: figures(stage.device, [s], [32, 64, 128]))
 
 
+def stream(stage: Stage) -> None:
+    """Compare the harvest with the bare model, and steps on batches from a store with steps that wait for no data."""
+    import gpu_stream
+
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        found = gpu_stream.Problem(Path(folder), stage.device, small=stage.small)
+        for dtype in ("bf16", "fp32"):
+            stage.attempt(f"harvest, {dtype}", lambda d=dtype: found.harvest_over_bare(d))
+        stage.attempt("from a store", found.waiting)
+
+
 def peers(stage: Stage) -> None:
     """Time the steps of other libraries, each library in a process of its own."""
     for d_in, d_sae in [(32, 256)] if stage.small else SHAPES[: min(2, stage.options.shapes)]:
@@ -417,7 +429,7 @@ def killed_and_resumed(stage: Stage, name: str, folder: Path) -> dict[str, Any]:
         "import sys, prolu; out, device, n_tokens, name = sys.argv[1:]; "
         "lm = prolu.LanguageModel('builtin', hook='blocks.2.hook_resid_pre', device=device); "
         "blocks = prolu.load_blocks('builtin', lm.tokenizer, ctx=128); "
-        "stream = prolu.ActivationStream(lm, blocks, batch_size=1024, seed=0); "
+        "stream = prolu.ActivationStream(lm, blocks, batch_size=1024, seed=0, device=device); "
         "runs = [prolu.RunConfig(nonlinearity=name, target_l0=16.0, d_sae=512, n_tokens=int(float(n_tokens)), lr=4e-3, "
         "precision='bf16', step='dense', init_seed=s) for s in range(3)]; "
         "prolu.run_sweep(runs, stream, out, eval_tokens=8192, checkpoint_seconds=2.0, progress=False)"
@@ -474,8 +486,8 @@ def kernels(stage: Stage, name: str, d_in: int, d_sae: int, batch: int) -> dict[
 
 
 STAGES = {
-    "check": 120, "speed": 200, "peers": 150, "stacks": 90, "selection": 30, "sparse": 90, "sweep": 120,
-    "profile": 40,
+    "check": 120, "speed": 200, "peers": 150, "stacks": 90, "selection": 30, "sparse": 90, "stream": 90,
+    "sweep": 120, "profile": 40,
 }  # fmt: skip
 """The stages with the most seconds that each may take."""
 

@@ -32,12 +32,13 @@ CTX = 128
 VOCABULARY = 50_257
 
 
-def write_gpt2(folder: Path) -> None:
-    """Write a model of GPT-2 small's shape with random weights, and a tokenizer with as many ids."""
+def write_gpt2(folder: Path, n_ids: int = VOCABULARY, **shape: int) -> None:
+    """Write a model with random weights and a tokenizer with as many ids, of GPT-2 small's shape unless told else."""
     torch.manual_seed(0)
     # n_ctx is in the config of the hub's GPT-2 too, and TransformerLens reads it.
-    GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, n_ctx=1024)).save_pretrained(folder)
-    ids = {f"t{i}": i for i in range(VOCABULARY)}
+    config = GPT2Config(bos_token_id=0, eos_token_id=0, n_ctx=1024, vocab_size=n_ids, **shape)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    ids = {f"t{i}": i for i in range(n_ids)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="t1"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="t0", eos_token="t0").save_pretrained(folder)
 
