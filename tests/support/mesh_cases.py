@@ -11,6 +11,14 @@ CASES = [
     Case("gated_dense", {"nonlinearity": "gated", "step": "dense"}),
     Case("gated", {"nonlinearity": "gated", "step": "sparse"}),
     Case("jumprelu", {"nonlinearity": "jumprelu", "penalty": "l0", "coeff": 0.001, "target_l0": 10.0}),
+    Case(
+        "quadratic",
+        {"nonlinearity": "jumprelu", "penalty": "quadratic_l0", "target_l0": 10.0, "coeff": 0.1, "step": "dense"},
+    ),
+    Case("frequency", {"nonlinearity": "prolu_ste", "penalty": "frequency_tanh", "coeff": 0.001, "step": "sparse"}),
+    Case(
+        "frequency_torch", {"nonlinearity": "relu", "penalty": "frequency_tanh", "coeff": 0.001, "step": "sparse_torch"}
+    ),
     Case("pre_activation", {"nonlinearity": "jumprelu_ste", "step": "dense", "coeff": 0.01} | REVIVED),
     Case("pre_activation_sparse", {"nonlinearity": "jumprelu_ste", "step": "sparse", "coeff": 0.01} | REVIVED),
     Case("topk", {"nonlinearity": "topk(7)", "penalty": "none"} | REVIVED),

@@ -109,7 +109,7 @@ import torch._dynamo
 torch._dynamo.config.recompile_limit = 64  # a variant for each family
 from dataclasses import replace
 from prolu.sae.nonlinearities import nonlinearity_named
-from prolu.sae.penalties import PENALTIES
+from prolu.sae.penalties import penalty_named
 from prolu.training.moments import Moments
 from prolu.training.steps import AdamConfig, Objective
 from prolu.runtime.mesh import ALONE
@@ -119,7 +119,7 @@ from prolu.training.starting_weights import initial_weights
 torch._dynamo.config.recompile_limit = 64  # one compiled variant for each family
 FAMILIES = [("relu", "l1"), ("prolu_relu", "sqrt_l1"), ("prolu_ste", "sqrt_l1"), ("gated", "sqrt_l1"),
             ("jumprelu", "l0"), ("jumprelu_plain", "l0"), ("jumprelu_ste", "tanh"),
-            ("topk(5)", "none"), ("batchtopk(3)", "none")]
+            ("jumprelu", "quadratic_l0(5)"), ("relu", "frequency_tanh"), ("topk(5)", "none"), ("batchtopk(3)", "none")]
 x = torch.randn(40, 24, dtype=torch.float64)
 coeff = torch.full((1, 1, 1), 0.02, dtype=torch.float64)
 TRANSCODERS = [("gated", "l1"), ("topk(5)", "none")]
@@ -133,7 +133,7 @@ for name, penalty, transcodes in [(*f, False) for f in FAMILIES] + [(*f, True) f
     weights = stack_of_one(initial_weights(config, 1, torch.float64))
     # One of them with a nested loss, whose blocks are part of what is compiled.
     prefixes = (10, 50) if name == "relu" else ()
-    objective = Objective(nonlinearity, PENALTIES[penalty], coeff, term, prefixes)
+    objective = Objective(nonlinearity, penalty_named(penalty), coeff, term, prefixes)
     centred, m = encode(weights, x, "fp32")
     compiled = torch.compile(encode, dynamic=False, fullgraph=True)(weights, x, "fp32")
     torch.testing.assert_close(compiled[1], m, rtol=1e-11, atol=1e-13)

@@ -51,6 +51,8 @@ SYMBOLS = {
     ">": "triangle-right",
     "X": "x",
     "h": "hexagon",
+    "p": "pentagon",
+    "d": "diamond-tall",
 }
 """Plotly's names of the markers that the figures for papers use."""
 
@@ -59,6 +61,8 @@ DASHES = {
     "sqrt_l1": "5px,3px",
     "l0": "8px,3px,2px,3px",
     "tanh": "6px,2px,2px,2px,2px,2px",
+    "quadratic_l0": "9px,2px,3px,2px,3px,2px",
+    "frequency_l0": "9px,2px,1px,2px,1px,2px,1px,2px",
     "gated_l1": "12px,4px",
     "none": "2px,3px",
     "decoder": "1px,3px",

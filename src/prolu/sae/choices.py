@@ -8,3 +8,6 @@ NORMALISATIONS = get_args(Normalisation)
 
 TAKES_L0 = ("topk", "batchtopk")
 """The nonlinearities whose one argument is the L0 that is asked for, so that a target L0 needs no controller."""
+
+TAKES_TARGET = ("quadratic_l0", "quadratic_tanh")
+"""The penalties whose one argument is the L0 that is asked for."""

@@ -1,4 +1,4 @@
-"""Sparsity penalties: each is a sum over latents and a mean over tokens, given by the value and slope of one entry."""
+"""Sparsity penalties: what one entry adds, its slope, and how the batch's means over tokens make one number."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prolu.sae.calls import form_of, made_by_call
+from prolu.sae.choices import TAKES_TARGET
 from prolu.sae.nonlinearities import Nonlinearity, Parameters, Pullback
 
 
@@ -21,6 +22,20 @@ class Penalty(ABC):
 
     at_zero: float = 0.0
     """p(0), which an inactive latent contributes to the value. It is a constant and has no gradient."""
+    is_of_means: bool = False
+    """Whether the loss has another function of the batch's means of p(f_i), `total`, than their sum.
+
+    Its slope depends on the whole batch. So every kind of step finds the means before it brings any gradient back, and
+    multiplies the coefficient, latent by latent, by `weights` of them. p(0) must be 0.
+    """
+
+    def total(self, means: Float[Tensor, "*stack d_sae"]) -> Float[Tensor, "*stack"]:
+        """Return the penalty of a batch, from the mean of p(f_i) over its tokens for each latent i."""
+        return means.sum(-1)
+
+    def weights(self, means: Float[Tensor, "*stack d_sae"]) -> Float[Tensor, "*stack d_sae"]:
+        """Return the derivative of `total` with respect to each mean."""
+        return torch.ones_like(means)
 
     @abstractmethod
     def value(self, latents: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -141,17 +156,104 @@ class Tanh(Penalty):
         return self.scale * (1 - torch.tanh(self.scale * latents).square())
 
 
+class OfMeans(Penalty):
+    """A penalty that counts latents by another one, `count`, and makes another number of its means than their sum.
+
+    By L0, the means are how often each latent is active; by tanh they are so approximately, for nonlinearities whose
+    gate has no pseudo-gradient, ReLU and ProLU among them.
+    """
+
+    is_of_means = True
+    count: Penalty
+    """The penalty p whose means are taken: L0 or tanh."""
+
+    def value(self, latents):
+        """Return the count of each latent."""
+        return self.count.value(latents)
+
+    def slope(self, latents):
+        """Return the slope of the count."""
+        return self.count.slope(latents)
+
+    def pullback(self, nonlinearity, m, parameters):
+        """Return the gradient of the count that does not pass through f, if there is one."""
+        return self.count.pullback(nonlinearity, m, parameters)
+
+    def check(self, nonlinearity):
+        """Return why latents cannot be counted so with a nonlinearity; None if they can."""
+        return self.count.check(nonlinearity)
+
+
+@dataclass(frozen=True)
+class Quadratic(OfMeans):
+    """P = (L0 / target - 1)^2, where L0 is the mean over the batch.
+
+    It draws L0 to a target from both sides, with no other strength than the reconstruction lets it have: at a small
+    coefficient L0 stays above. dictionary_learning trains JumpReLU so, with a coefficient of 1 for a squared error that
+    is a sum over d_in, which is 1 / d_in here. (SAELens takes (L0 - target)^2 token by token, as a mean.)
+    """
+
+    target: float
+    """The L0 to which it draws."""
+    count: Penalty = L0()
+
+    def __post_init__(self):
+        if not 0 < self.target < math.inf:
+            raise ValueError(f"target {self.target}: must be more than 0, and finite")
+
+    def total(self, means):
+        """Return (L0 / target - 1)^2."""
+        return (means.sum(-1) / self.target - 1).square()
+
+    def weights(self, means):
+        """Return 2 (L0 / target - 1) / target for every latent."""
+        miss = means.sum(-1, keepdim=True) / self.target - 1
+        return (2 / self.target * miss).expand_as(means)
+
+
+@dataclass(frozen=True)
+class Frequency(OfMeans):
+    """P = sum_i q_i (1 + q_i / scale), with q_i how often latent i is active in the batch.
+
+    For rare latents it is L0; one that is active on more than `scale` of the tokens is pressed on ever more. It keeps
+    latents that are active nearly always, which L0 does not mind, out of an SAE (Smith et al. 2025, the second progress
+    update of Google DeepMind's team; Gemma Scope 2 has such a penalty besides a quadratic one).
+    """
+
+    scale: float = 0.1
+    """The frequency from which the quadratic part is larger than the linear one."""
+    count: Penalty = L0()
+
+    def __post_init__(self):
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale {self.scale}: must be more than 0, and finite")
+
+    def total(self, means):
+        """Return sum_i q_i (1 + q_i / scale)."""
+        return (means * (1 + means / self.scale)).sum(-1)
+
+    def weights(self, means):
+        """Return 1 + 2 q_i / scale for each latent."""
+        return 1 + 2 * means / self.scale
+
+
 PENALTIES: dict[str, Penalty] = {
     "l1": L1(),
     "sqrt_l1": SqrtL1(),
     "l0": L0(),
     "tanh": Tanh(),
+    "frequency_l0": Frequency(),
+    "frequency_tanh": Frequency(count=Tanh()),
     "none": NoPenalty(),
 }
 """The penalties without arguments, by the names that configs and files use."""
 
 WITH_ARGUMENTS: dict[str, Callable[..., Penalty]] = {
     "tanh": lambda scale: Tanh(float(scale)),
+    "quadratic_l0": lambda target: Quadratic(float(target)),
+    "quadratic_tanh": lambda target: Quadratic(float(target), count=Tanh()),
+    "frequency_l0": lambda scale: Frequency(float(scale)),
+    "frequency_tanh": lambda scale: Frequency(float(scale), count=Tanh()),
 }
 """The penalties with arguments, which are written in brackets after the name, as in `tanh(4)`."""
 
@@ -166,5 +268,7 @@ def penalty_named(name: str) -> Penalty:
         return called
     if name in PENALTIES:
         return PENALTIES[name]
+    if name in TAKES_TARGET:
+        raise ValueError(f"penalty {name!r}: give the L0, as in {name}(32), or a target_l0")
     forms = [*PENALTIES, *(form_of(each, WITH_ARGUMENTS) for each in WITH_ARGUMENTS)]
     raise ValueError(f"penalty {name!r}: choose one of {', '.join(forms)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prolu.runtime.checks import at_least_1
-from prolu.sae.choices import TAKES_L0, Normalisation
+from prolu.sae.choices import TAKES_L0, TAKES_TARGET, Normalisation
 from prolu.training.config_checks import check_run
 from prolu.training.schedule import Schedule
 from prolu.training.target_l0 import CONTROLLED_FRACTION, INTEGRATION_FRACTION, L0Controller
@@ -58,8 +58,10 @@ class RunConfig:
     ProLU with the gradient of these three weights (docs, The method). With a target L0, or --k, topk and batchtopk are
     given without k."""
     penalty: str = BY_NONLINEARITY
-    """The sparsity penalty: l1, sqrt_l1, l0 (for a jumprelu only), tanh or 'tanh(scale)', none, or auto, which is what
-    suits the nonlinearity: none for topk and batchtopk, which set their L0 by k, l0 for a jumprelu, tanh for
+    """The sparsity penalty: l1, sqrt_l1, l0 (for a jumprelu only), tanh or 'tanh(scale)', quadratic_l0 (which draws L0
+    to the target L0, at a fixed coefficient), frequency_l0 or 'frequency_l0(scale)' (which presses most on latents that
+    are active often), quadratic_tanh and frequency_tanh (the same for every nonlinearity), none, or auto, which suits
+    the nonlinearity: none for topk and batchtopk, which set their L0 by k, l0 for a jumprelu, tanh for
     jumprelu_ste, and l1 for all others."""
     coeff: float = 1.2e-3
     """The coefficient lambda of the penalty; where there is none, leave it out. The loss takes the mean of the squared
@@ -197,14 +199,28 @@ class RunConfig:
         return {name: value for name, value in recorded.items() if name not in unused}
 
     @property
+    def trained_penalty(self) -> str:
+        """The penalty with its arguments: quadratic_l0 with a target L0 of 32 is quadratic_l0(32)."""
+        if self.resolved_penalty in TAKES_TARGET and self.target_l0 is not None:
+            return f"{self.resolved_penalty}({self.target_l0!r})"
+        return self.resolved_penalty
+
+    @property
     def ignores_coeff(self) -> bool:
         """Whether a coefficient other than the default was given, and there is no penalty that it could weigh."""
         return self.resolved_penalty == "none" and self.coeff != RunConfig.coeff
 
     @property
     def has_target_l0(self) -> bool:
-        """Whether the coefficient is adjusted to reach a target L0; topk and batchtopk reach theirs by their k."""
-        return self.target_l0 is not None and self.nonlinearity not in TAKES_L0
+        """Whether the coefficient is adjusted to reach a target L0.
+
+        topk and batchtopk reach theirs by their k, and a quadratic penalty draws to it.
+        """
+        return (
+            self.target_l0 is not None
+            and self.nonlinearity not in TAKES_L0
+            and self.resolved_penalty not in TAKES_TARGET
+        )
 
     @property
     def family(self) -> str:
@@ -319,6 +335,8 @@ def family_of(settings: Mapping[str, Any]) -> str:
     freeze = settings.get("freeze") or "none"
     name = nonlinearity.partition("(")[0]
     shown = name if name in TAKES_L0 else nonlinearity
+    if penalty is not None and (base := penalty.partition("(")[0]) in TAKES_TARGET:
+        penalty = base
     family = shown if penalty in ("none", None) else f"{shown} + {penalty}"
     family += ", matryoshka" if settings.get("matryoshka") else ""
     # A later version may have written a choice that this one does not know.

@@ -57,7 +57,7 @@ def _check_sparsity(config: "RunConfig") -> None:
     _require(config, "target_l0", is_possible, "more than 0 and less than d_sae, or None")
     nonlinearity = nonlinearity_named(config.resolved_nonlinearity)
     nonlinearity.check_width(config.d_sae)
-    penalty = penalty_named(config.resolved_penalty)
+    penalty = penalty_named(config.trained_penalty)
     if (reason := penalty.check(nonlinearity)) is not None:
         raise ValueError(f"penalty {config.resolved_penalty!r}: {reason}; nonlinearity is {config.nonlinearity!r}")
     if config.has_target_l0 and (config.resolved_penalty == "none" or not config.coeff > 0):

@@ -83,7 +83,7 @@ class Trainer:
         # Some SAEs are used with another nonlinearity than they are trained with: BatchTopK is used with a threshold.
         self.nonlinearity = nonlinearity_named(config.resolved_nonlinearity)
         trained = self.nonlinearity.in_training
-        penalty = penalty_named(config.resolved_penalty)
+        penalty = penalty_named(config.trained_penalty)
         self.objective = Objective(trained, penalty, config.coeff, trained.auxiliary, config.matryoshka)
         self.dead_latents = DeadLatents(trained.auxiliary, config.aux_dead_tokens, batch_size, mesh)
         weights = part_of(starting_weights(config, d_in, dtype, d_out), mesh).map(lambda t: t.to(device))

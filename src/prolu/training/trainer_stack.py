@@ -155,7 +155,7 @@ def stack_key(trainer: Trainer) -> Hashable:
             weights.encoder.dtype,
             weights.encoder.device,
         ),
-        (config.resolved_nonlinearity, config.resolved_penalty, config.precision, config.normalisation),
+        (config.resolved_nonlinearity, config.trained_penalty, config.precision, config.normalisation),
         (trainer.adam, trainer.n_steps, trainer.batch_size, trainer.resampling),
         (config.aux_dead_tokens, trainer.coeff_warmup_steps, config.freeze, config.matryoshka),
         None if trainer.l0_controller is None else replace(trainer.l0_controller, target=0.0),

@@ -29,6 +29,8 @@ MARKERS = {
     "sqrt_l1": "s",
     "l0": "^",
     "tanh": "h",
+    "quadratic_l0": "p",
+    "frequency_l0": "d",
     "gated_l1": "D",
     "none": "v",
     "decoder": "<",
@@ -45,6 +47,8 @@ DASHES: dict[str, LineStyleType] = {
     "l0": (0, (6, 2, 1, 2)),
     "gated_l1": (0, (9, 3)),
     "tanh": (0, (4, 1.5, 1, 1.5, 1, 1.5)),
+    "quadratic_l0": (0, (7, 1.5, 2, 1.5, 2, 1.5)),
+    "frequency_l0": (0, (7, 1.5, 1, 1.5, 1, 1.5, 1, 1.5)),
     "none": (0, (2, 1.5)),
     "decoder": (0, (1, 2)),
     "encoder": (0, (1, 3.5)),
@@ -96,7 +100,7 @@ def colour(nonlinearity: str) -> str:
 
 def look(record: Record) -> str:
     """Return what a run's line style and marker stand for: its penalty, or of a random baseline its frozen matrix."""
-    return str(record.get("freeze") or record["penalty"])
+    return str(record.get("freeze") or record["penalty"]).partition("(")[0]
 
 
 def marker(record: Record, pooled: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ It defines correctness: every other kind of step is tested against it, and it is
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -64,6 +65,7 @@ class DenseStep(Step):
         m_sum = torch.zeros_like(fired)
         smallest = torch.full_like(fired[0], torch.inf)
         batch_bound = self._bound_of_batch(weights, acts, objective.nonlinearity)
+        objective, of_means = self._for_batch(weights, acts, objective, batch_bound)
         # On a mesh the first rank of a row adds b_dec, so that the sum over ranks has it once.
         bias = weights.output_bias if self.mesh.latent_rank == 0 else torch.zeros_like(weights.output_bias)
         wanted = weights.for_decoder(acts, target)
@@ -92,7 +94,8 @@ class DenseStep(Step):
         # b_dec is subtracted at the input, and in an SAE added at the output too. Summing dm over tokens first makes
         # this part a product with a vector, where autograd would pay a sixth matmul.
         grads.b_dec.sub_(self.mesh.sum_over_latents_(m_sum @ weights.encoder, "b_dec"))
-        return grads, StepStats(mse, penalty / batch, auxiliary, fired, smallest.where(smallest.isfinite(), 0))
+        penalty = penalty / batch if of_means is None else of_means
+        return grads, StepStats(mse, penalty, auxiliary, fired, smallest.where(smallest.isfinite(), 0))
 
     def _errors(
         self, latents: Tensor, decoder: Tensor, bias: Tensor, goal: Tensor, blocks: Sequence[slice]
@@ -153,6 +156,25 @@ class DenseStep(Step):
             best = self.mesh.gathered_over_all(best, "selection")
             best = best.topk(min(n, len(best)), sorted=False).values
         return best.min().clamp(min=0)
+
+    def _for_batch(
+        self, weights: Weights, acts: Tensor, objective: Objective, batch_bound: Tensor | None
+    ) -> tuple[Objective, Tensor | None]:
+        """Return the objective with the coefficient that a penalty of means has for this batch, and that penalty.
+
+        Like a bound over the batch, it takes an encoder matmul of its own. Other objectives are returned as they are.
+        """
+        if not objective.penalty.is_of_means:
+            return objective, None
+        sums = torch.zeros_like(weights.encoder[:, 0])
+        for chunk in acts.split(len(self._m)):
+            m = torch.mm(chunk - weights.b_dec, weights.encoder.T, out=self._m[: len(chunk)])
+            latents = self._latents[: len(chunk)]
+            bound = batch_bound if batch_bound is not None else self._bound_of_tokens(m, weights.own, objective)
+            self._activate_(m, latents, weights.own, objective, torch.zeros_like(sums), bound)
+            sums += objective.penalty.value(objective.nonlinearity.penalised(latents, m, weights.own)).sum(0)
+        factors, total = objective.of_batch(sums, len(acts) * self.mesh.n_data, self.mesh)
+        return replace(objective, coeff=objective.coeff * factors), total
 
     def _bound_of_tokens(self, m: Tensor, own: Parameters, objective: Objective) -> Tensor | None:
         """Return the same bound for each token, where a selection takes latents of several ranks; else None."""

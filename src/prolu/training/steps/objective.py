@@ -1,13 +1,14 @@
 """The loss that a step minimises, and the statistics that it reports."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prolu.runtime.mesh import Mesh
 from prolu.sae.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback
 from prolu.sae.penalties import Penalty
 
@@ -15,6 +16,8 @@ from prolu.sae.penalties import Penalty
 @dataclass(frozen=True)
 class Objective:
     """loss = mean over batch and d_in of (x - x_hat)^2 + coeff * mean over batch of P + auxiliary term.
+
+    A penalty of means (`Penalty.is_of_means`) has coeff * P instead, with P of the whole batch.
 
     The squared error is a mean over dimensions and P a sum over latents. Both are in normalised space.
 
@@ -28,7 +31,8 @@ class Objective:
     nonlinearity: Nonlinearity
     penalty: Penalty
     coeff: float | Tensor
-    """The coefficient of the penalty. It is a tensor where a GPU computes it, or where a stack of SAEs has several."""
+    """The coefficient of the penalty. It is a tensor where a GPU computes it, where a stack of SAEs has several, or
+    where it differs between latents."""
     auxiliary: Auxiliary | None = None
     prefixes: tuple[int, ...] = ()
     """The numbers of latents of the shorter SAEs of a nested loss, from the smallest on; empty for a plain loss."""
@@ -76,6 +80,57 @@ class Objective:
         # Summed over a row first, then over rows in fp64: long fp32 sums would lose digits.
         return back, self.penalty.value(penalised).sum(-1).sum(-1, dtype=torch.float64)
 
+    def of_batch(
+        self, sums: Float[Tensor, "*stack d_sae"], batch: int, mesh: Mesh
+    ) -> tuple[Float[Tensor, "*stack d_sae"], Float[Tensor, "*stack"]]:
+        """Return, for a penalty of means, the factor on each latent's coefficient, and this rank's part of P.
+
+        Args:
+            sums: the sum of p over this rank's tokens, for each of its latents.
+            batch: the number of tokens of the whole batch.
+            mesh: the ranks that share the SAE.
+        """
+        means = mesh.sum_over_data_(sums, "penalty") / batch
+        of_all = mesh.gathered_over_latents(means, -1, "penalty")
+        factors = self.penalty.weights(of_all)[..., mesh.latents(of_all.shape[-1])]
+        # Every rank has the whole of P, and statistics are added up over ranks.
+        return factors, self.penalty.total(of_all).double() / mesh.n_ranks
+
+    def at_entries(
+        self, latents: Tensor, m: Tensor, own: Parameters, batch: int, mesh: Mesh
+    ) -> tuple["Objective", Tensor | None]:
+        """Return the objective for whole matrices [..., batch, d_sae], and P if it is one of means.
+
+        The arguments are as in `pull_back`, and the ranks that share the SAE.
+        """
+        if not self.penalty.is_of_means:
+            return self, None
+        counts = self.penalty.value(self.nonlinearity.penalised(latents, m, own)).sum(-2)
+        factors, total = self.of_batch(counts, batch, mesh)
+        # Not `replace`, which torch.compile does not take.
+        coeff = self.coeff * factors.unsqueeze(-2)
+        return Objective(self.nonlinearity, self.penalty, coeff, self.auxiliary, self.prefixes), total
+
+    def at_pairs(
+        self, values: Tensor, m: Tensor, own: Parameters, latents: Tensor, d_sae: int, batch: int, mesh: Mesh
+    ) -> tuple["Objective", Tensor | None]:
+        """Return the objective for a batch's pairs, and P if it is one of means.
+
+        Args:
+            values: f of each pair.
+            m: the pre-activation of each pair.
+            own: the nonlinearity's own parameters, pair by pair.
+            latents: the latent of each pair.
+            d_sae: the number of latents.
+            batch: the number of tokens of the whole batch.
+            mesh: the ranks that share the SAE.
+        """
+        if not self.penalty.is_of_means:
+            return self, None
+        counts = self.penalty.value(self.nonlinearity.penalised(values, m, own))
+        factors, total = self.of_batch(counts.new_zeros(d_sae).index_add_(0, latents, counts), batch, mesh)
+        return replace(self, coeff=self.coeff * factors[latents]), total
+
 
 class StepStats(NamedTuple):
     """Statistics of one step's batch, from before the update. They are tensors, so that nothing waits for a device.
@@ -86,7 +141,7 @@ class StepStats(NamedTuple):
     mse: Float[Tensor, "*stack"]
     """The mean over batch and d_in of (x - x_hat)^2, in normalised space."""
     penalty: Float[Tensor, "*stack"]
-    """The mean over the batch of P, without the coefficient."""
+    """The mean over the batch of P, or the P of the whole batch, without the coefficient."""
     auxiliary: Float[Tensor, "*stack"]
     """The auxiliary term with its coefficient; 0 without such a term."""
     fired: Float[Tensor, "*stack d_sae"]

@@ -201,12 +201,15 @@ class SparseNumbaStep(Step):
         each = scale / len(blocks)
         bias = weights.output_bias
         upstream, mse = self._decode(weights.decoder, pairs, bias, wanted, each, error[:of_blocks], blocks)
+        at = torch.from_numpy(latents)
+        objective, of_means = objective.at_pairs(values, m, own, at, weights.d_sae, whole_batch, self.mesh)
         back, penalty = objective.pull_back(upstream, values, m, own, whole_batch)
         # A penalty may be above 0 at f = 0 (Sqrt(L1) is): every kind of step reports the same loss.
         n_inactive = batch * weights.d_sae - n
+        penalty = (penalty + n_inactive * objective.penalty.at_zero) / whole_batch if of_means is None else of_means
         stats = StepStats(
             mse=mse,
-            penalty=(penalty + n_inactive * objective.penalty.at_zero) / whole_batch,
+            penalty=penalty,
             auxiliary=torch.zeros_like(mse),
             fired=values.new_empty(0),
             smallest=smallest_active(nonlinearity, values),

@@ -104,19 +104,19 @@ class SparseTorchStep(Step):
             m_sum += _add_gradients_(grads, others, back, to_decoder, centred, their_error)
         # A block sees the errors of all prefixes that contain it.
         seen = errors.flip(0).cumsum(0).flip(0).mul_(scale / len(blocks))
-        error = seen[0]
         rows = seen.view(-1, weights.d_out)
+        objective, of_means = objective.at_pairs(values, pairs.m, own, pairs.latent, weights.d_sae, batch, self.mesh)
         back, penalty = objective.pull_back(_products(weights, pairs, rows), values, pairs.m, own, batch)
         m_sum += _add_gradients_(grads, pairs, back, values, centred, rows)
         to_input = self.mesh.sum_over_latents_(m_sum @ weights.encoder, "b_dec")
-        for name, gradient in weights.bias_gradients(error.sum(0), to_input).items():
+        for name, gradient in weights.bias_gradients(seen[0].sum(0), to_input).items():
             grads.shared()[name].copy_(gradient)
         if grads.skip is not None:
-            torch.mm(acts.T, error, out=grads.skip)
+            torch.mm(acts.T, seen[0], out=grads.skip)
         fired = torch.bincount(pairs.latent, values > 0, weights.d_sae).to(values.dtype)
         # A penalty may be above 0 at f = 0 (Sqrt(L1) is): every kind of step reports the same loss.
         n_inactive = len(acts) * weights.d_sae - len(values)
-        penalty = (penalty + n_inactive * objective.penalty.at_zero) / batch
+        penalty = (penalty + n_inactive * objective.penalty.at_zero) / batch if of_means is None else of_means
         return grads, StepStats(mse, penalty, auxiliary, fired, smallest_active(nonlinearity, values))
 
     def _decoded(self, weights: Weights, pairs: _Pairs, values: Tensor, n_rows: int) -> Tensor:

@@ -189,7 +189,7 @@ class SparseTritonStep(Step):
 
     def _is_mine(self, objective: Objective) -> bool:
         term = objective.auxiliary
-        if self._like.b_out is not None or objective.prefixes:
+        if self._like.b_out is not None or objective.prefixes or objective.penalty.is_of_means:
             return False
         if term is None:
             return self.mesh.n_ranks == 1

@@ -88,6 +88,7 @@ def gradients_of_stack(
     scaled = seen[0]
     of_blocks = list(zip(blocks, seen, strict=True))
     upstream = _joined([matmul(e, weights.decoder[:, b].mT, precision) for b, e in of_blocks], -1)
+    objective, of_means = objective.at_entries(latents, m, own, batch, mesh)
     back, penalty = objective.pull_back(upstream, latents, m, own, batch)
     # Selected, not multiplied by the mask: 0 * inf would be NaN.
     to_m = torch.where(active, back.m, 0)
@@ -111,7 +112,8 @@ def gradients_of_stack(
     gradients = Weights(matmul(to_m.mT, centred, precision), to_decoder, own=to_own, **shared)
     fired = (latents > 0).sum(-2, dtype=acts.dtype)
     smallest = _smallest_active(latents) if nonlinearity.selection is not None else torch.zeros_like(m[:, 0, 0])
-    return gradients, StepStats(mse, penalty / batch, auxiliary, fired, smallest)
+    penalty = penalty / batch if of_means is None else of_means
+    return gradients, StepStats(mse, penalty, auxiliary, fired, smallest)
 
 
 class _AuxiliaryGradients(NamedTuple):
