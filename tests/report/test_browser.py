@@ -350,6 +350,25 @@ def test_the_address_names_the_latent(latents, opened):
     page.wait_for_function(f"document.querySelector('#detail h2').textContent === 'Latent {now}'")
 
 
+def test_a_transcoder_says_where_it_reads_and_writes(tiny_lm_folder, opened, tmp_path):
+    (tmp_path / "text.txt").write_text("\n".join(f"{i} {TRAP * 6}" for i in range(20)))
+    lm = LanguageModel(tiny_lm_folder, "transformer.h.1.mlp.c_fc.output")
+    text = HeldOutText.read(lm, load_blocks(str(tmp_path / "text.txt"), lm.tokenizer, ctx=32), 600, lambda n: None)
+    config = SAEConfig(d_in=64, d_sae=40, d_out=16, skip=True, nonlinearity="relu")
+    hooks = {"hook": lm.hook, "hook_out": "blocks.1.hook_mlp_out"}
+    facts = {"name": "one", "figures": {"L0": 12.5}, "config": {}}
+    source = PageSource(SAE(config, initial_weights(config, 0), hooks), text, lm.at(hooks["hook_out"]), 5, facts)
+    write_browser(tmp_path / "features", source, {})
+    page = opened(tmp_path / "features" / "index.html")
+    page.locator(".example").first.wait_for()
+    notes = page.locator("#notes").text_content()
+    assert f"skip transcoder. Its latents read the activations at {lm.hook}" in notes
+    assert "write at blocks.1.hook_mlp_out" in notes
+    assert page.locator("#head span", has_text="cos").count() == 0
+    assert page.locator("#detail dt", has_text="cos").count() == 0
+    assert page.locator(".pairs li").count() == 10 + 10 + 8
+
+
 def test_latents_in_the_dark(latents, opened):
     page = opened(latents, dark=True)
     assert background(page) < 150
