@@ -121,7 +121,7 @@ def small(line, folder, instead):
     parts = [str(only_run(folder / part[: -len("/RUN")])) if part.endswith("/RUN") else part for part in parts]
     has_lm, dry = "--lm" in parts, "--dry-run" in parts
     extra = ["--ctx", "32"] if has_lm else []
-    if parts[1] in ("sweep", "train", "eval") and not dry:
+    if parts[1] in ("sweep", "train", "eval") and not dry and "--like" not in parts:  # a study sets them itself
         extra += ["--eval-tokens", "640"]
     if parts[1] == "sweep" and has_lm and not dry:
         extra += ["--scale", "0.02", "--latent-pages", "none"]
