@@ -60,6 +60,7 @@ class Step(ABC):
         """
         gradients, stats = self.gradients(weights, acts, objective, target)
         self._sum_over_data_(gradients)
+        objective.add_weight_terms_(weights, gradients)
         self._apply_(weights, gradients, moments, update)
         return stats
 

@@ -134,7 +134,8 @@ class CudaStep(Step):
             self._target.copy_(target)
         # A graph holds addresses and constants. What changes from step to step is in tensors that never move.
         tensors = (*weights.tensors(), *moments.tensors())
-        family = (objective.nonlinearity, objective.penalty, objective.auxiliary, objective.prefixes)
+        terms = (objective.auxiliary, objective.prefixes, objective.weight_terms)
+        family = (objective.nonlinearity, objective.penalty, *terms)
         key = (family, adam, *(t.data_ptr() for t in tensors))
         if key not in self._graphs:
             self._graphs[key] = None
@@ -189,6 +190,7 @@ class CudaStep(Step):
     ) -> StepStats:
         gradients, stats = self._gradients_now(weights, acts, target, objective)
         self._sum_over_data_(gradients)
+        objective.add_weight_terms_(weights, gradients)
         clip = None
         if adam.max_grad_norm is not None:
             project_(gradients.decoder, weights.decoder)

@@ -1,6 +1,7 @@
 """The loss that a step minimises, and the statistics that it reports."""
 
 import itertools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,6 +12,23 @@ from torch import Tensor
 from prolu.runtime.mesh import Mesh
 from prolu.sae.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback
 from prolu.sae.penalties import Penalty
+from prolu.sae.weights import Weights
+
+
+class WeightTerm(ABC):
+    """A term of the loss that depends on the weights alone, such as how far decoder rows are from orthogonal.
+
+    It is the place for a loss that is no sum over entries (token, latent), as penalties are. A step that has such terms
+    makes its gradients whole, and adds theirs before the update.
+    """
+
+    @abstractmethod
+    def add_gradients_(self, weights: Weights, gradients: Weights) -> None:
+        """Add the gradient of the term, its coefficient included, to the gradients, in place.
+
+        In a stack of SAEs all tensors have one dimension more, in front. On a mesh, `weights` are those of a rank's
+        latents.
+        """
 
 
 @dataclass(frozen=True)
@@ -37,10 +55,18 @@ class Objective:
     prefixes: tuple[int, ...] = ()
     """The numbers of latents of the shorter SAEs of a nested loss, from the smallest on; empty for a plain loss."""
 
+    weight_terms: tuple[WeightTerm, ...] = ()
+    """Terms of the loss that depend on the weights alone. Their values are in no statistics."""
+
     def blocks(self, d_sae: int) -> list[slice]:
         """Return the blocks of latents between two prefixes, from the first latent on; all latents without prefixes."""
         bounds = (0, *self.prefixes, d_sae)
         return [slice(start, end) for start, end in itertools.pairwise(bounds)]
+
+    def add_weight_terms_(self, weights: Weights, gradients: Weights) -> None:
+        """Add the gradients of all terms of the weights, in place."""
+        for term in self.weight_terms:
+            term.add_gradients_(weights, gradients)
 
     def pull_back(
         self,

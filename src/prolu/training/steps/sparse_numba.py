@@ -130,10 +130,10 @@ class SparseNumbaStep(Step):
     ) -> StepStats:
         """Make one projected Adam update, in place; return statistics from before it.
 
-        No gradient matrix is made, unless it is needed whole: for a clip, which takes the norm of all gradients, and
-        for a sum over ranks.
+        No gradient matrix is made, unless it is needed whole: for a clip, which takes the norm of all gradients, for a
+        sum over ranks, and for terms of the weights.
         """
-        if update.adam.max_grad_norm is not None or self.mesh.n_data > 1:
+        if update.adam.max_grad_norm is not None or self.mesh.n_data > 1 or objective.weight_terms:
             return super().update_(weights, moments, acts, objective, update, target)
         first, second = moments
         pairs, others, stats = self._pair_gradients(weights, acts, objective, target)

@@ -189,7 +189,8 @@ class SparseTritonStep(Step):
 
     def _is_mine(self, objective: Objective) -> bool:
         term = objective.auxiliary
-        if self._like.b_out is not None or objective.prefixes or objective.penalty.is_of_means:
+        of_whole = objective.prefixes or objective.weight_terms or objective.penalty.is_of_means
+        if self._like.b_out is not None or of_whole:
             return False
         if term is None:
             return self.mesh.n_ranks == 1
