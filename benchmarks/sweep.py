@@ -1,16 +1,22 @@
 """Measure how the cost of a token grows with d_sae and with the number of SAEs, and where the time of a sweep goes.
 
-python benchmarks/sweep.py --json sweep.json
+    python benchmarks/sweep.py --json sweep.json
+    python benchmarks/sweep.py --peers --json sweep-peers.json
+
+With --peers, whole sweeps are measured instead, from text to weights, beside SAELens's runner of several SAEs
+(`sweep_peers.py`).
 """
 
 import argparse
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 
 import torch
 
+from peers import environment
 from prolu import ActivationStream, HeldOut, LanguageModel, RunConfig, Trainer, evaluate, load_blocks
 from prolu.training.steps import Steps
 from step import interleaved, our_step, sparse_problem
@@ -76,7 +82,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="steps of each count of SAEs")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--peers", action="store_true", help="only whole sweeps, beside SAELens")
     options = parser.parse_args()
+    if options.peers:
+        command = [environment(), Path(__file__).with_name("sweep_peers.py"), "--steps", str(options.steps)]
+        command += ["--threads", str(options.threads), *(["--json", options.json] if options.json else [])]
+        # A thread that waits sleeps: the libraries' threads would otherwise keep each other from computing.
+        subprocess.run(command, check=True, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
+        return
     torch.set_num_threads(options.threads)
     result = {"width": growth_with_width(options.rounds), "count": growth_with_count(options.steps)}
     if options.json:

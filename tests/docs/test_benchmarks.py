@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,31 @@ def test_the_step_benchmark_writes_its_figures(tmp_path):
     assert list(result["variants"]) == ["sparse_numba", "sparse_torch", "dense", "autograd"]
     for figures in result["variants"].values():
         assert figures["x_floor"] == pytest.approx(figures["median_s"] / result["floor_s"])
+
+
+PEERS = BENCHMARKS.parent / ".venv-peers" / "bin" / "python"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEERS.exists(), reason="needs the environment of the other libraries (make bench)")
+def test_sweeps_of_both_libraries_end_with_the_saes_that_were_asked_for(tmp_path):
+    size = ["--steps", "3", "--rounds", "1", "--counts", "6", "--threads", "1", "--json", str(tmp_path / "found.json")]
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent / "src")}
+    subprocess.run([PEERS, BENCHMARKS / "sweep_peers.py", *size], check=True, timeout=600, env=environment)
+    (row,) = json.loads((tmp_path / "found.json").read_text())
+    assert row["wanted_l0"] == [32, 32, 32, 32, 32, 16]
+    for name in ("ours", "saelens"):
+        assert row[f"{name}_sae_tokens_per_second"] > 0
+        assert row[f"{name}_l0"][0] == 32  # topk(32)
+        assert row[f"{name}_l0"][5] == 16
+
+
+def test_the_saes_of_the_sweeps_that_are_compared_are_of_mixed_families():
+    benchmark = loaded("sweep_peers")
+    assert benchmark.kinds(1) == [("topk", 32)]
+    for n in benchmark.COUNTS:
+        assert len(set(benchmark.kinds(n))) == n
+    assert {family for family, _ in benchmark.kinds(6)} == set(benchmark.FAMILIES)
 
 
 @pytest.mark.slow  # starts Python anew

@@ -103,7 +103,10 @@ def test_overrides_replace_what_a_recipe_has_in_all_its_runs(name, capsys):
     assert len(after) == len(before) > 0
     changed = {"d_sae": 192, "lr": 0.003, "n_tokens": 1_000_000}
     for old, new in zip(before, after, strict=True):
-        assert new == old | changed | {"resample_candidates": new["resample_candidates"]}
+        # The prefixes of nested losses stay the same fractions.
+        prefixes = [n * 192 // old["d_sae"] for n in old.get("matryoshka", [])]
+        follows = {"resample_candidates": new["resample_candidates"]} | ({"matryoshka": prefixes} if prefixes else {})
+        assert new == old | changed | follows
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [
@@ -148,3 +151,21 @@ def test_the_first_sweep_runs_end_to_end_at_a_tiny_scale(tiny_lm, tiny_blocks, t
         assert [entry["step"] for entry in run.record["resampled"]] == [160, 320]
         assert run.record["degradation"] == pytest.approx(run.record["ce_recon"] - run.record["ce_clean"])
     assert any(entry["n_reborn"] for run in results.runs for entry in run.record["resampled"])
+
+
+def test_what_is_compared_in_2026():
+    runs = recipe_named("comparison2026").runs_at(128)
+    assert len(runs) == 12 * 4 * 3
+    assert {run.family for run in runs} == {
+        "relu + l1", "prolu_relu + sqrt_l1", "jumprelu(1) + l0", "jumprelu_plain(1) + quadratic_l0",
+        "jumprelu_ste + tanh", "batchtopk", "batchtopk, matryoshka", "jumprelu(1) + l0, matryoshka",
+        "prolu_relu + sqrt_l1, matryoshka", "batchtopk, frozen decoder", "batchtopk, soft-frozen decoder",
+        "batchtopk, frozen encoder",
+    }  # fmt: skip
+    assert {run.matryoshka for run in runs} == {(), (64, 128, 256, 512)}
+    assert len({run.run_id for run in runs}) == len(runs)
+    wider = recipe_named("comparison2026").of_width(2048).runs_at(128)
+    assert {run.matryoshka for run in wider} == {(), (128, 256, 512, 1024)}
+    # All else is equal, but where the L0 controller starts.
+    varied = {"nonlinearity": "relu", "penalty": "l1", "coeff": 1.0, "target_l0": 8.0, "init_seed": 0}
+    assert len({replace(run, **varied, matryoshka=(), freeze="none") for run in runs}) == 1

@@ -179,7 +179,9 @@ class Study:
             if self.scale != 1:
                 raise ValueError(f"n_tokens {self.n_tokens} and scale {self.scale:g}: give one of the two")
             recipe = recipe.of_length(self.n_tokens)
-        given = {name: value for name in ("d_sae", "lr") if (value := getattr(self, name)) is not None}
+        if self.d_sae is not None:
+            recipe = recipe.of_width(self.d_sae)
+        given = {} if self.lr is None else {"lr": self.lr}
         recipe = recipe.changed(lambda runs: [replace(run, **given, skip=self.skip) for run in runs])
         # Targets first: they keep one run of each family, and so one seed.
         if self.target_l0:
@@ -216,6 +218,7 @@ class Sweep:
     study: OmitArgPrefixes[
         Annotated[Study, _study("demo")]
         | Annotated[Study, _study("comparison")]
+        | Annotated[Study, _study("comparison2026")]
         | Annotated[Study, _study("experiment1")]
         | Annotated[Study, _study("experiment2")]
         | Annotated[Study, _study("experiment3")]

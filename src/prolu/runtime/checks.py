@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterable
 from dataclasses import fields
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
-WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False", NoneType: "None"}
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False", Path: "a path", NoneType: "None"}
 """The words for each type in a message."""
 
 
@@ -42,8 +43,8 @@ def check_types(config: Any) -> None:
 def check_type(name: str, value: Any, declared: Any) -> None:
     """Raise ValueError unless a value is of the declared type. `name` is what the user knows it by.
 
-    It knows the types int, float (which a whole number fits too, but not NaN), str and bool, a tuple of any number of
-    one of these, a union of any of them with None, and a `Literal` of texts.
+    It knows the types int, float (which a whole number fits too, but not NaN), str, bool and Path, a tuple of any
+    number of one of these, a union of any of them with None, and a `Literal` of texts.
     """
     if not _fits(value, declared):
         verb = "choose" if get_origin(declared) is Literal else "must be"

@@ -53,6 +53,15 @@ class Recipe(NamedTuple):
         )
         return exact._replace(n_tokens=n_tokens)
 
+    def of_width(self, d_sae: int) -> "Recipe":
+        """Return the same study with SAEs of `d_sae` latents; the prefixes of nested losses stay the same fractions."""
+
+        def widened(run: RunConfig) -> RunConfig:
+            prefixes = tuple(round(n * d_sae / run.d_sae) for n in run.matryoshka)
+            return replace(run, d_sae=d_sae, matryoshka=prefixes)
+
+        return self.changed(lambda runs: [widened(run) for run in runs])
+
     def at_targets(self, target_l0s: Sequence[float]) -> "Recipe":
         """Return each family once at each target L0, instead of at its grid of coefficients.
 
@@ -127,6 +136,10 @@ COMPARISON_FAMILIES = [
 ]
 """The families of the comparison, as nonlinearity and penalty."""
 
+START_COEFFS = {"l0": 0.7, "tanh": 0.7, "quadratic_l0": 10.0}
+"""The coefficients, times d_in, at which the L0 controller starts with these penalties; 2 with all others. That of the
+quadratic penalty, which has the target itself, is not adjusted."""
+
 COMPARISON_TOKENS = 2**22
 
 COMPARISON_L0S = (8.0, 16.0, 32.0, 64.0)
@@ -134,7 +147,45 @@ COMPARISON_L0S = (8.0, 16.0, 32.0, 64.0)
 COMPARISON_SEEDS = (0, 1, 2)
 
 
+NESTED = "nested"
+"""The word for a nested loss in `COMPARISON2026_FAMILIES`."""
+
+NESTED_FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""The prefixes of nested losses in the study `comparison2026`, as fractions of d_sae. All latents are the fifth."""
+
+COMPARISON2026_FAMILIES = [
+    ("relu", "l1", ""),
+    ("prolu_relu", "sqrt_l1", ""),
+    ("jumprelu(1)", "l0", ""),
+    ("jumprelu_plain(1)", "quadratic_l0", ""),
+    ("jumprelu_ste", "tanh", ""),
+    ("batchtopk", "none", ""),
+    ("batchtopk", "none", NESTED),
+    ("jumprelu(1)", "l0", NESTED),
+    ("prolu_relu", "sqrt_l1", NESTED),
+    ("batchtopk", "none", "decoder"),
+    ("batchtopk", "none", "soft_decoder"),
+    ("batchtopk", "none", "encoder"),
+]
+"""The families of the comparison of what is trained in 2026: nonlinearity, penalty, and nothing, `NESTED`, or the
+matrix that is frozen in a random baseline."""
+
+
 def _comparison_runs(d_in: int) -> list[RunConfig]:
+    return _at_targets(d_in, [{"nonlinearity": n, "penalty": p} for n, p in COMPARISON_FAMILIES])
+
+
+def _comparison2026_runs(d_in: int) -> list[RunConfig]:
+    nested = tuple(round(fraction * 8 * d_in) for fraction in NESTED_FRACTIONS)
+    families = []
+    for nonlinearity, penalty, special in COMPARISON2026_FAMILIES:
+        option = {"matryoshka": nested} if special == NESTED else {"freeze": special} if special else {}
+        families.append({"nonlinearity": nonlinearity, "penalty": penalty, **option})
+    return _at_targets(d_in, families)
+
+
+def _at_targets(d_in: int, families: Sequence[Mapping[str, Any]]) -> list[RunConfig]:
+    """Return the runs of some families at four target L0s, with three seeds each."""
     base = RunConfig(
         d_sae=8 * d_in,
         n_tokens=COMPARISON_TOKENS,
@@ -147,12 +198,11 @@ def _comparison_runs(d_in: int) -> list[RunConfig]:
         aux_dead_tokens=200_000,
     )
     runs = []
-    for nonlinearity, penalty in COMPARISON_FAMILIES:
+    for family in families:
         # Only where the L0 controller starts, which then finds the coefficient of each target.
-        coeff = (0.7 if penalty == "l0" else 2.0) / d_in
-        family = {"nonlinearity": nonlinearity, "penalty": penalty, "coeff": coeff}
+        coeff = START_COEFFS.get(family["penalty"], 2.0) / d_in
         for l0 in COMPARISON_L0S:
-            runs += [replace(base, **family, target_l0=l0, init_seed=seed) for seed in COMPARISON_SEEDS]
+            runs += [replace(base, **family, coeff=coeff, target_l0=l0, init_seed=seed) for seed in COMPARISON_SEEDS]
     return runs
 
 
@@ -210,6 +260,7 @@ def _paper(
 RECIPES: dict[str, Recipe] = {
     "demo": Recipe(_demo_runs, batch_size=512, n_tokens=DEMO_TOKENS, source=BUILTIN),
     "comparison": Recipe(_comparison_runs, batch_size=512, n_tokens=COMPARISON_TOKENS, source=BUILTIN),
+    "comparison2026": Recipe(_comparison2026_runs, batch_size=512, n_tokens=COMPARISON_TOKENS, source=BUILTIN),
     "experiment1": _paper([3e-4 * 2**i for i in range(5)], lr=1e-3, encoder_norm=0.02),
     "experiment2": _paper([3e-4 * 1.58**i for i in range(8)], lr=3e-4, encoder_norm=0.02),
     "experiment3": _paper(
@@ -222,6 +273,8 @@ DESCRIPTIONS = {
     "demo": "Six families (three nonlinearities, two penalties) at three coefficients each: minutes on two cores.",
     "comparison": "ReLU and both ProLUs under both penalties, Gated, JumpReLU, TopK and BatchTopK, at four target L0s "
     "with three seeds each.",
+    "comparison2026": "What is compared in 2026: three JumpReLUs, BatchTopK, nested losses and random baselines beside "
+    "ReLU and ProLU, at four target L0s with three seeds each.",
     "experiment1": "The paper's first sweep: 30 SAEs (section 3 of the method).",
     "experiment2": "The paper's second sweep: 48 SAEs at a lower learning rate.",
     "experiment3": "The paper's third sweep: 30 SAEs with a range of coefficients for each family and larger encoder "
