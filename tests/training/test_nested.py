@@ -8,7 +8,10 @@ import torch
 from prolu import SAE, HeldOut, RunConfig, Trainer, evaluate
 from prolu.evaluation.comparison.frontiers import family
 from prolu.evaluation.comparison.prefixes import with_prefix
+from prolu.evaluation.comparison.styles import DASHES, look, marker
 from prolu.evaluation.held_out import PREFIX_FIGURES, score_prefix
+from prolu.report.page import DASHES as PAGE_DASHES
+from prolu.report.page import SYMBOLS
 from prolu.report.writer import write_report
 from prolu.sae.scaling import normalise
 from prolu.studies.extension import _as_config
@@ -136,3 +139,12 @@ def test_the_report_has_a_figure_for_each_prefix(tiny_stream, tmp_path, capsys):
 def test_prefixes_that_a_stranger_wrote_are_checked(tmp_path, prefixes):
     with pytest.raises(ValueError, match=r"line 1: prefixes is .*, but must be a list of scores"):
         check_records(tmp_path / "results.jsonl", [{"prefixes": prefixes}])
+
+
+def test_a_nested_loss_looks_different_in_figures():
+    plain = replace(BASE, matryoshka=()).describe()
+    nested = BASE.describe()
+    assert look(plain) != look(nested)
+    assert marker(plain, [""]) != marker(nested, [""])
+    assert marker(nested, [""]) in SYMBOLS
+    assert look(nested) in DASHES.keys() & PAGE_DASHES.keys()

@@ -52,6 +52,7 @@ SYMBOLS = {
     "X": "x",
     "h": "hexagon",
     "p": "pentagon",
+    "p": "pentagon",
     "d": "diamond-tall",
 }
 """Plotly's names of the markers that the figures for papers use."""
@@ -68,6 +69,7 @@ DASHES = {
     "decoder": "1px,3px",
     "encoder": "1px,6px",
     "soft_decoder": "4px,3px,1px,3px,1px,3px",
+    "nested": "11px,2px",
 }
 """Plotly's line styles by `look`, like those of the figures for papers."""
 OTHER_DASH = "1px,2px"

@@ -36,6 +36,7 @@ MARKERS = {
     "decoder": "<",
     "encoder": ">",
     "soft_decoder": "X",
+    "nested": "p",
 }
 """The marker of each `look`, in a figure of one study."""
 OTHER_MARKER = "P"
@@ -53,6 +54,7 @@ DASHES: dict[str, LineStyleType] = {
     "decoder": (0, (1, 2)),
     "encoder": (0, (1, 3.5)),
     "soft_decoder": (0, (3, 2, 1, 2, 1, 2)),
+    "nested": (0, (8, 1.5)),
 }
 """The line style of each `look`."""
 OTHER_DASH: LineStyleType = (0, (1, 1))
@@ -99,7 +101,12 @@ def colour(nonlinearity: str) -> str:
 
 
 def look(record: Record) -> str:
-    """Return what a run's line style and marker stand for: its penalty, or of a random baseline its frozen matrix."""
+    """Return what a run's line style and marker stand for.
+
+    That is its penalty; or of a random baseline its frozen matrix, and of a nested loss that it is one.
+    """
+    if record.get("matryoshka"):
+        return "nested"
     return str(record.get("freeze") or record["penalty"]).partition("(")[0]
 
 
