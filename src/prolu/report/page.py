@@ -52,7 +52,7 @@ SYMBOLS = {
     "X": "x",
     "h": "hexagon",
     "p": "pentagon",
-    "p": "pentagon",
+    "8": "octagon",
     "d": "diamond-tall",
 }
 """Plotly's names of the markers that the figures for papers use."""

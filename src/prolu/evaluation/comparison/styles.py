@@ -36,7 +36,7 @@ MARKERS = {
     "decoder": "<",
     "encoder": ">",
     "soft_decoder": "X",
-    "nested": "p",
+    "nested": "8",
 }
 """The marker of each `look`, in a figure of one study."""
 OTHER_MARKER = "P"
