@@ -9,11 +9,11 @@ from plotly.offline import get_plotlyjs
 
 from prolu.evaluation.comparison.claims import FamilyComparison
 from prolu.evaluation.comparison.frontiers import Record, family, study_names
+from prolu.evaluation.comparison.metric_catalog import label_of
 from prolu.evaluation.comparison.points import Point, points
 from prolu.evaluation.comparison.prefixes import prefix_title, prefix_widths, with_prefix
 from prolu.evaluation.comparison.styles import (
     FRONTIER_PLANES,
-    LABELS,
     PLANES,
     TITLES,
     colours,
@@ -226,8 +226,8 @@ def _plane(records: Sequence[Record], x: str, y: str) -> dict[str, Any]:
         "title": TITLES.get((x, y), f"{y} against {x}"),
         "log": x == "l0",
         "tall": far_apart(found),
-        "xlabel": LABELS.get(x, x),
-        "ylabel": LABELS.get(y, y),
+        "xlabel": label_of(x),
+        "ylabel": label_of(y),
         "points": [_point(p) | {"best": p.run_ids in best} for p in found],
         "lines": [_joining(line, x, y) for line in lines(found)] if (x, y) == ("l0", "degradation") else [],
     }

@@ -1,5 +1,6 @@
 """Families of SAEs compared at equal L0, with intervals.
 
+- `metric_catalog`: the metrics that may be compared: words, units, which direction is better, ratio or difference.
 - `frontiers`: Pareto-best runs, groups of runs, the convergence rule.
 - `curves`: a family's runs as one curve, the only interpolation there is.
 - `intervals`: the arithmetic of 95% intervals.
@@ -10,6 +11,6 @@
 - `verdicts`: which of two families has the lower CE increase, with a 95% interval: all numbers of a comparison.
 - `wording`, `reasons`: those numbers in words, and why there is none, the same wherever they are shown.
 - `claims`: the claims of the paper as sentences with numbers.
-- `styles`: planes, axis titles, colours and markers, for figures and the HTML page.
+- `styles`: planes, colours and markers, for figures and the HTML page.
 - `figures`: the figures, drawn with matplotlib.
 """

@@ -17,11 +17,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from prolu.evaluation.comparison.frontiers import Record, study_names
+from prolu.evaluation.comparison.metric_catalog import label_of
 from prolu.evaluation.comparison.points import Point, points
 from prolu.evaluation.comparison.styles import (
     DASHES,
     FRONTIER_PLANES,
-    LABELS,
     OTHER_DASH,
     SHAPES,
     TITLES,
@@ -80,7 +80,7 @@ def draw_frontier(records: Sequence[Record], x: str, y: str, title: str | None =
     if (x, y) in FRONTIER_PLANES:
         _draw_rings(axes, pareto_points(found))
     title = title or TITLES.get((x, y), f"{y} against {x}")
-    axes.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y), title=title)
+    axes.set(xlabel=label_of(x), ylabel=label_of(y), title=title)
     if x == "l0":
         axes.set_xscale("log")
         _set_plain_ticks(axes)

@@ -1,4 +1,4 @@
-"""How figures look, shared by matplotlib's figures and the HTML page: planes, axis titles, colours, markers, dashes."""
+"""How figures look, shared by matplotlib's figures and the HTML page: planes, colours, markers, dashes."""
 
 from collections.abc import Sequence
 
@@ -58,16 +58,6 @@ DASHES: dict[str, LineStyleType] = {
 }
 """The line style of each `look`."""
 OTHER_DASH: LineStyleType = (0, (1, 1))
-
-LABELS = {
-    "l0": "L0 (active latents per token)",
-    "l1": "L1 (sum of latents per token)",
-    "sqrt_l1": "sqrt-L1 (sum of square roots of latents per token)",
-    "mse": "MSE (per dimension, normalised activations)",
-    "degradation": "CE increase (nats)",
-    "fvu": "fraction of variance unexplained",
-}
-"""The axis titles, with units."""
 
 PLANES = [("l0", "degradation"), ("l1", "mse"), ("l0", "l1"), ("l0", "mse"), ("sqrt_l1", "mse")]
 """The axes of each plane: the paper's four figures, and the one that its author regrets lacking."""

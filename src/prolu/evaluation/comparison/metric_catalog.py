@@ -1,0 +1,135 @@
+"""The metrics by which families may be compared: what each is called, which direction is better, how it is compared.
+
+This is the one place where a metric's direction and scale stand. A metric is a numeric field of results.jsonl, null or
+absent where it does not apply. A new one is a line in one of the lists below.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from prolu.evaluation.document_sums import DocumentSums
+from prolu.runtime.checks import one_of
+
+CE_INCREASE = "degradation"
+"""The metric that is compared unless another is asked for."""
+
+
+class ByDocument(NamedTuple):
+    """How a metric follows from the sums over documents: sum of the numerator / sum of the denominator.
+
+    A constant factor is of no account where a metric is compared as a ratio, so a numerator may lack one.
+    """
+
+    numerator: Callable[[DocumentSums], np.ndarray]
+    """The part of each document in the numerator, [n_documents]."""
+    denominator: Literal["n_tokens", "n_predicted"]
+    """The number that is divided by: the tokens scored, or the tokens predicted."""
+
+
+class Metric(NamedTuple):
+    """What must be known of a metric in order to compare families by it."""
+
+    name: str
+    """The field in results.jsonl."""
+    words: str
+    """What it is called in sentences and at the heads of columns."""
+    label: str
+    """The title of its axis in figures, with the unit."""
+    unit: str
+    """The unit of its values in sentences; empty for a number without a unit, such as a fraction."""
+    better: Literal["lower", "higher", "neither"]
+    """Which of two values is better at an equal L0; neither where that is a matter of opinion."""
+    compared_as: Literal["ratio", "difference"]
+    """How two values are compared. As a ratio: the values are above 0, are read from curves in their log, and a change
+    is a percentage. As a difference: they may be 0, negative or bounded, and a change is in their own unit."""
+    scale: Literal["log", "linear"]
+    """The scale of its axis in figures; a logarithmic one is drawn only where values are far apart."""
+    by_document: ByDocument | None = None
+    """How it follows from the sums over documents; None where these do not determine it. Its intervals then cover
+    seeds only."""
+
+
+_OF_CODE = (
+    Metric("l0", "L0", "L0 (active latents per token)", "latents per token", "lower", "ratio", "log",
+           ByDocument(lambda s: s.l0, "n_tokens")),
+    Metric("l1", "L1", "L1 (sum of latents per token)", "", "neither", "ratio", "log"),
+    Metric("sqrt_l1", "sqrt-L1", "sqrt-L1 (sum of square roots of latents per token)", "", "neither", "ratio", "log"),
+    Metric("dead_fraction", "dead latents", "dead latents (fraction)", "", "lower", "difference", "linear"),
+    Metric("dense_fraction", "dense latents", "dense latents (fraction)", "", "lower", "difference", "linear"),
+)  # fmt: skip
+"""The metrics of the code, that is, of the latents on held-out tokens."""
+
+_OF_RECONSTRUCTION = (
+    # Its mean over dimensions as well as over tokens is a constant factor of all SAEs at one hook.
+    Metric("mse", "MSE", "MSE (per dimension, normalised activations)", "", "lower", "ratio", "log",
+           ByDocument(lambda s: s.squared_error, "n_tokens")),
+    Metric("fvu", "FVU", "fraction of variance unexplained", "", "lower", "ratio", "log"),
+    Metric("norm_ratio", "norm ratio", "norm ratio (of reconstructions to activations)", "", "neither", "ratio",
+           "linear"),
+    Metric("relative_bias", "relative bias", "relative bias (below 1: shrinkage)", "", "neither", "ratio", "linear"),
+    Metric("fvu_raw", "FVU, raw", "fraction of variance unexplained, unnormalised activations", "", "lower", "ratio",
+           "log"),
+)  # fmt: skip
+"""The metrics of the reconstruction."""
+
+_OF_PREDICTIONS = (
+    Metric(CE_INCREASE, "CE increase", "CE increase (nats)", "nats", "lower", "ratio", "log",
+           ByDocument(lambda s: s.ce_recon - s.ce_clean, "n_predicted")),
+    Metric("degradation_bits", "CE increase in bits", "CE increase (bits)", "bits", "lower", "ratio", "log",
+           ByDocument(lambda s: (s.ce_recon - s.ce_clean) / math.log(2), "n_predicted")),
+    Metric("ce_recon", "CE with the SAE", "cross-entropy with the SAE (nats)", "nats", "lower", "difference", "linear",
+           ByDocument(lambda s: s.ce_recon, "n_predicted")),
+    Metric("recovered", "recovered", "fraction of the loss recovered", "", "higher", "difference", "linear"),
+    Metric("kl", "KL divergence", "KL divergence (nats)", "nats", "lower", "ratio", "log",
+           ByDocument(lambda s: s.kl, "n_predicted")),
+)  # fmt: skip
+"""The metrics of the language model's predictions with the SAE in place."""
+
+_OF_LATENTS = (
+    Metric("encoder_decoder_cosine", "encoder-decoder cosine", "cosine of encoder and decoder", "", "neither",
+           "difference", "linear"),
+    Metric("negative_bias_fraction", "negative biases", "negative biases (fraction of latents)", "", "neither",
+           "difference", "linear"),
+    Metric("scale_gain_half", "gain at half scale", "gain of latents at half scale", "", "neither", "ratio", "linear"),
+    Metric("scale_gain_double", "gain at double scale", "gain of latents at double scale", "", "neither", "ratio",
+           "linear"),
+    Metric("scale_on_half", "active at half scale", "active latents that stay active at half scale (fraction)", "",
+           "neither", "difference", "linear"),
+    Metric("scale_on_double", "active at double scale", "active latents that stay active at double scale (fraction)",
+           "", "neither", "difference", "linear"),
+)  # fmt: skip
+"""The metrics of single latents, as means over them."""
+
+_TWICE = (*_OF_CODE, *_OF_RECONSTRUCTION, *_OF_PREDICTIONS)
+"""The metrics that are recorded over all positions, and once more without position 0 of each block."""
+
+
+def _without_bos(metric: Metric) -> Metric:
+    """Return a metric as it is recorded without position 0 of each block, for which no sums by document are kept."""
+    return metric._replace(
+        name=f"{metric.name}_no_bos",
+        words=f"{metric.words} without position 0",
+        label=f"{metric.label}, without position 0",
+        by_document=None,
+    )
+
+
+METRICS = {metric.name: metric for metric in (*_TWICE, *_OF_LATENTS, *map(_without_bos, _TWICE))}
+"""Every metric, by its name in results.jsonl."""
+
+
+def metric_of(name: str) -> Metric:
+    """Return the metric of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return METRICS[one_of("metric", name, METRICS)]
+
+
+def label_of(name: str) -> str:
+    """Return the title of the axis of a field of results.jsonl, which is its name if it is no metric."""
+    return METRICS[name].label if name in METRICS else name
