@@ -25,11 +25,12 @@ from safetensors.torch import load_file, save_file
 from quality_peers import BATCH, D_SAE, DEAD_TOKENS, LR, SETTINGS, WIDTHS, Setting, train_all
 
 
-def run_peers(file: Path, n_threads: int, names: list[str]) -> list[dict[str, Any]]:
+def run_peers(file: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Train the peers' SAEs in their environment, show each line when it comes, and return all."""
     from peers import environment
 
-    command = [environment(), __file__, "--peers", file, "--threads", str(n_threads), "--only", *names]
+    command = [environment(), __file__, "--peers", file, "--threads", str(options.threads), "--only", *options.only]
+    command += ["--one-rate"] if options.one_rate else []
     found = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
@@ -121,16 +122,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     names = sorted({setting.name for setting in SETTINGS})
     parser.add_argument("--only", nargs="*", default=[], choices=names, help="compare with these trainers only")
+    parser.add_argument("--one-rate", action="store_true", help="train the others at our learning rate only")
     parser.add_argument("--peers", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peers:
-        train_all(options.peers, options.only)
+        train_all(options.peers, options.only, one_rate=options.one_rate)
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "activations.safetensors"
         write_activations(file, options.tokens)
-        theirs = run_peers(file, options.threads, options.only)
+        theirs = run_peers(file, options)
         tensors = load_file(file)
         rows: list[dict[str, Any]] = []
         for number, setting in enumerate(SETTINGS):

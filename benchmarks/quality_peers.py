@@ -87,13 +87,13 @@ SETTINGS = [
 ]
 
 
-def train_all(file: Path, names: list[str]) -> None:
-    """Train the settings of these trainers at both learning rates, and print a JSON line for each."""
+def train_all(file: Path, names: list[str], *, one_rate: bool) -> None:
+    """Train the settings of these trainers at both learning rates, or ours only, and print a JSON line for each."""
     tensors = load_file(file)
     for number, setting in enumerate(SETTINGS):
         if names and setting.name not in names:
             continue
-        for lr in (setting.default_lr, LR):
+        for lr in (LR,) if one_rate else (setting.default_lr, LR):
             train = {"dictionary_learning": _dictionary_learning, "saelens": _saelens}[setting.library]
             start = time.perf_counter()
             trained = train(setting, lr, tensors["acts"])

@@ -2,7 +2,7 @@
 
     python checks/interop.py [--json FILE]
 
-`make interop` runs this. It makes the environment `.venv-peers` if it does not exist, and runs in it. Eight SAEs of
+`make interop` runs this. It makes the environment `.venv-peers` if it does not exist, and runs in it. Ten SAEs of
 128 -> 512 are trained on the built-in model and exported; we and the other library then encode and decode 200,000
 held-out activations, in one process, with one batch size and one number of threads. Then the same for SAEs that the
 code of SAELens, dictionary_learning and sparsify made and saved. The last line is a summary; the exit code is 1 if a
@@ -50,6 +50,8 @@ RUNS = [
     prolu.RunConfig(nonlinearity="thresholded", coeff=0.006, **SHARED),
     prolu.RunConfig(nonlinearity="topk(24)", penalty="none", **SHARED),
     prolu.RunConfig(nonlinearity="batchtopk(24)", penalty="none", **SHARED),
+    prolu.RunConfig(nonlinearity="batchtopk(24)", penalty="none", matryoshka=(64, 128, 256), **SHARED),
+    prolu.RunConfig(nonlinearity="prolu_ste", coeff=0.006, matryoshka=(64, 128, 256), **SHARED),
 ]
 
 
@@ -129,6 +131,7 @@ def exports(run: Path, folder: Path, acts: Tensor) -> list[Check]:
     """Compare one of our SAEs with what the others load, and with what importing its exports gives back."""
     sae = prolu.SAE.load(run)
     nonlinearity = sae.config.nonlinearity
+    name = f"nested {nonlinearity}" if "nested" in run.name else nonlinearity
     allowed = 0.0 if nonlinearity.startswith("prolu") else 1e-6
     write_folder(folder / "saelens", export_files(run, "saelens"))
     write_folder(folder / "prolu", export_files(run, "prolu"))
@@ -140,11 +143,11 @@ def exports(run: Path, folder: Path, acts: Tensor) -> list[Check]:
     # This class does not subtract b_dec: its biases contain b_dec W_enc, and are rounded otherwise than ours.
     folds = json.loads((folder / "dl" / "config.json").read_text())["trainer"]["dict_class"] == "JumpReluAutoEncoder"
     found = [
-        compare(f"SAELens loads {nonlinearity}", sae, as_saelens(folder / "saelens"), acts, allowed),
-        compare(f"dictionary_learning loads {nonlinearity}", inside, its, prepared, 1e-5, gates_may_differ=folds),
+        compare(f"SAELens loads {name}", sae, as_saelens(folder / "saelens"), acts, allowed),
+        compare(f"dictionary_learning loads {name}", inside, its, prepared, 1e-5, gates_may_differ=folds),
     ]
-    for name in ("prolu", "saelens", "dl"):
-        same = compare(f"{nonlinearity} by way of {name}", sae, as_ours(import_sae(folder / name)[0]), acts, 0.0)
+    for way in ("prolu", "saelens", "dl"):
+        same = compare(f"{name} by way of {way}", sae, as_ours(import_sae(folder / way)[0]), acts, 0.0)
         found.append(same._replace(apart=max(same.apart, same.recon_apart)))  # reconstructions to the bit too
     return found
 

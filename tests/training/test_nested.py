@@ -16,6 +16,7 @@ from prolu.report.writer import write_report
 from prolu.sae.scaling import normalise
 from prolu.studies.extension import _as_config
 from prolu.studies.records import check_records
+from prolu.training.nested_prefixes import prefixes_now
 from prolu.training.steps.cuda import CudaStep
 from prolu.training.trainer_stack import TrainerStack, stack_key
 from support.steps import relative
@@ -148,3 +149,76 @@ def test_a_nested_loss_looks_different_in_figures():
     assert marker(plain, [""]) != marker(nested, [""])
     assert marker(nested, [""]) in SYMBOLS
     assert look(nested) in DASHES.keys() & PAGE_DASHES.keys()
+
+
+DRAWN = replace(BASE, matryoshka=(), matryoshka_drawn=5)
+
+
+def test_drawn_prefixes_follow_their_distribution():
+    n_draws = 4000
+    config = replace(BASE, matryoshka=(), matryoshka_drawn=1)
+    counts = torch.zeros(BASE.d_sae + 1)
+    for n in range(n_draws):
+        (prefix,) = prefixes_now(config, n)
+        counts[prefix] += 1
+    n = torch.arange(1, BASE.d_sae, dtype=torch.float64)
+    wanted = n_draws * ((n + 1).sqrt() - n.sqrt()) / (BASE.d_sae**0.5 - 1)
+    assert counts[0] == counts[BASE.d_sae] == 0
+    chi_square = ((counts[1:-1] - wanted) ** 2 / wanted).sum()
+    assert chi_square < 70  # 35 degrees of freedom: above it once in 2,500 times
+
+
+def test_drawn_prefixes_are_those_of_the_update():
+    drawn = [prefixes_now(DRAWN, n) for n in range(50)]
+    assert all(len(set(some)) == 5 and list(some) == sorted(some) for some in drawn)
+    assert len(set(drawn)) > 40
+    assert drawn == [prefixes_now(replace(DRAWN, nonlinearity="relu"), n) for n in range(50)]
+    assert drawn != [prefixes_now(replace(DRAWN, init_seed=1), n) for n in range(50)]
+
+
+@pytest.mark.parametrize("kind", ["sparse", "sparse_torch", "gpu"])
+@pytest.mark.parametrize(("nonlinearity", "penalty"), FAMILIES)
+def test_twenty_updates_with_drawn_prefixes(nonlinearity, penalty, kind):
+    config = replace(DRAWN, nonlinearity=nonlinearity, penalty=penalty, aux_dead_tokens=2 * BATCH)
+    wanted = trained(config, "dense").state.weights
+    for ours, theirs in zip(trained(config, kind).state.weights.tensors(), wanted.tensors(), strict=True):
+        assert relative(ours, theirs) < 1e-9
+
+
+def test_an_update_with_drawn_prefixes_is_that_with_the_same_prefixes_given():
+    trainer = Trainer(DRAWN, D_IN, BATCH, dtype=torch.float64)
+    for n in range(3):
+        given = Trainer(replace(BASE, matryoshka=prefixes_now(DRAWN, n)), D_IN, BATCH, dtype=torch.float64)
+        given.restore_(trainer.whole_state(), trainer.state.counters())
+        for one in (trainer, given):
+            one.step(batch(n))
+        for ours, theirs in zip(trainer.state.weights.tensors(), given.state.weights.tensors(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_study_with_drawn_prefixes_is_scored_and_resumed(tiny_stream, tmp_path):
+    run = RunConfig(d_sae=40, n_tokens=1920, nonlinearity="batchtopk(4)", matryoshka_drawn=3)
+    assert run.family == "batchtopk, drawn matryoshka"
+    assert run.run_id.endswith("-drawn3")
+    (record,) = sweep([run], tiny_stream, tmp_path / "a").records
+    assert [each["d_sae"] for each in record["prefixes"]] == [2, 5, 10, 20]
+    assert look(record) == "nested"
+    before = contents(tmp_path / "a")
+    sweep([run], tiny_stream, tmp_path / "a")
+    assert contents(tmp_path / "a") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"matryoshka_drawn": 37}, "0 or more, and less than d_sae"),
+        ({"matryoshka_drawn": -1}, "0 or more, and less than d_sae"),
+        ({"matryoshka": (3,)}, "0 where matryoshka has prefixes"),
+        ({"step": "stacked"}, "0 with step 'stacked'"),
+    ],
+)
+def test_drawn_prefixes_that_cannot_be(change, words):
+    with pytest.raises(ValueError, match=f"matryoshka_drawn .*: must be {words}"):
+        replace(DRAWN, **change)
+    with pytest.raises(ValueError, match="must be 0 on a GPU"):
+        Trainer(DRAWN, D_IN, BATCH, device="cuda")

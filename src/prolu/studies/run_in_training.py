@@ -15,6 +15,7 @@ from prolu.studies.checkpoints import RunState
 from prolu.studies.records import CURVES_FILE, scores_lacking
 from prolu.studies.trackers import Follower
 from prolu.training.config import RunConfig
+from prolu.training.nested_prefixes import scored_prefixes
 from prolu.training.target_l0 import MISSED_TARGET
 from prolu.training.trainer import StepReport, Trainer
 
@@ -152,7 +153,7 @@ class RunInTraining:
         # A run that ends where its last probe would be has no probe there: its final score is one.
         start, end = (self._probes.get(n, figures) for n in self._probe_steps)
         config = self.trainer.config
-        prefixes = [{"d_sae": n} | score_prefix(sae, held_out, n) for n in config.matryoshka]
+        prefixes = [{"d_sae": n} | score_prefix(sae, held_out, n) for n in scored_prefixes(config)]
         return (
             config.describe()
             | {"run_id": config.run_id, "converged": is_converged(start, end, self._probe_steps[1])}

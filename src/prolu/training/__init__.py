@@ -7,6 +7,7 @@
 - `mesh_parts`: one SAE split over the ranks of a mesh.
 - `starting_weights`: the weights before the first step.
 - `frozen_parts`: random baselines, whose encoder or decoder stays as it started.
+- `nested_prefixes`: the prefixes of a nested loss in one update, given or drawn.
 - `schedule`, `target_l0`: the learning rate, and the controller of the penalty's coefficient.
 - `resampling`: dead latents, and how they are replaced.
 - `dead_latents`: the latents that an auxiliary term revives.

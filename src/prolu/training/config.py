@@ -43,7 +43,13 @@ FROZEN = {
 BY_NONLINEARITY = "auto"
 """The penalty that suits the nonlinearity."""
 
-LATER_FIELDS: dict[str, Any] = {"l0_integration_steps": 1.0, "freeze": "none", "skip": False, "matryoshka": ()}
+LATER_FIELDS: dict[str, Any] = {
+    "l0_integration_steps": 1.0,
+    "freeze": "none",
+    "skip": False,
+    "matryoshka": (),
+    "matryoshka_drawn": 0,
+}
 """Fields that recorded runs of version 0.1.0 lack, and the values with which a run is what it was there."""
 
 
@@ -84,6 +90,9 @@ class RunConfig:
     """A nested (Matryoshka) loss: the numbers of latents, from the smallest on, such that the first 512, the first
     2,048 ... of them reconstruct well by themselves, as all d_sae do. Empty: only all of them together are trained to
     reconstruct."""
+    matryoshka_drawn: int = 0
+    """A nested loss whose prefixes are drawn anew for every batch: their number, besides all d_sae latents. The paper
+    that draws them has 9. 0: they are those of matryoshka."""
     n_tokens: int = 100_000_000
     """The number of training tokens; a remainder that does not fill a batch is dropped. The paper has 400 million."""
     lr: float = 1e-3
@@ -238,6 +247,7 @@ class RunConfig:
         skip = ["skip"] if self.skip else []
         size = [f"lr{self.lr:.4g}", f"d{self.d_sae}"]
         nested = ["nested" + ".".join(map(str, self.matryoshka))] if self.matryoshka else []
+        nested += [f"drawn{self.matryoshka_drawn}"] if self.matryoshka_drawn else []
         return "-".join([*family, sparsity, *size, seed, *nested, *skip, *start, *frozen])
 
     def sae_config(self, d_in: int, d_out: int | None = None) -> "SAEConfig":
@@ -339,6 +349,7 @@ def family_of(settings: Mapping[str, Any]) -> str:
         penalty = base
     family = shown if penalty in ("none", None) else f"{shown} + {penalty}"
     family += ", matryoshka" if settings.get("matryoshka") else ""
+    family += ", drawn matryoshka" if settings.get("matryoshka_drawn") else ""
     # A later version may have written a choice that this one does not know.
     family += FROZEN.get(freeze, f", {freeze} frozen")
     family += ", skip" if settings.get("skip") else ""

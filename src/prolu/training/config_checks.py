@@ -44,6 +44,11 @@ def _check_ranges(config: "RunConfig") -> None:
     bounds = (0, *config.matryoshka, config.d_sae)
     are_ascending = all(before < after for before, after in itertools.pairwise(bounds))
     _require(config, "matryoshka", are_ascending, "ascending numbers of latents, above 0 and below d_sae")
+    n_drawn = config.matryoshka_drawn
+    _require(config, "matryoshka_drawn", 0 <= n_drawn < config.d_sae, "0 or more, and less than d_sae")
+    _require(config, "matryoshka_drawn", not (n_drawn and config.matryoshka), "0 where matryoshka has prefixes")
+    is_possible = not n_drawn or config.step != "stacked"
+    _require(config, "matryoshka_drawn", is_possible, "0 with step 'stacked'")
     for name in ("lr_floor", "coeff_warmup_fraction"):
         _require(config, name, 0 <= getattr(config, name) <= 1, "between 0 and 1")
 

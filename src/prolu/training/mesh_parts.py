@@ -20,9 +20,9 @@ def check_mesh(config: RunConfig, batch_size: int, mesh: Mesh) -> None:
     """Raise ValueError unless a run can be trained on a mesh."""
     mesh.check("d_sae", config.d_sae, "latent")
     mesh.check("batch_size", batch_size, "data")
-    if config.matryoshka and mesh.n_latent > 1:
+    if (config.matryoshka or config.matryoshka_drawn) and mesh.n_latent > 1:
         raise ValueError(
-            f"mesh: the latents of a nested loss (matryoshka {config.matryoshka}) cannot be divided among "
+            f"mesh: the latents of a nested loss (matryoshka {config.matryoshka or 'drawn'}) cannot be divided among "
             f"{mesh.n_latent} ranks; divide the batch only, data={mesh.n_ranks}"
         )
     if config.step in ("sparse", "sparse_torch") and needs_dense(config, mesh):

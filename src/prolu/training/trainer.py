@@ -19,6 +19,7 @@ from prolu.training.config import RunConfig
 from prolu.training.dead_latents import DeadLatents
 from prolu.training.frozen_parts import FrozenParts
 from prolu.training.mesh_parts import check_mesh, needs_dense, part_of, stats_of_batch, whole_weights
+from prolu.training.nested_prefixes import prefixes_now
 from prolu.training.resampling import ResampledCounts, Resampler
 from prolu.training.starting_weights import starting_weights
 from prolu.training.steps import AdamConfig, Objective, Steps, StepStats, Update, crossover_density, next_step_kind
@@ -71,6 +72,9 @@ class Trainer:
             ValueError: the SAE in `config.init_from` does not fit the run, or the run cannot be trained on the mesh.
         """
         check_mesh(config, batch_size, mesh)
+        if config.matryoshka_drawn and torch.device(device).type == "cuda":
+            # A GPU's step is compiled and captured for its prefixes, so that each draw would be another.
+            raise ValueError(f"matryoshka_drawn {config.matryoshka_drawn}: must be 0 on a GPU; name them in matryoshka")
         self.config = config
         self.batch_size = batch_size
         self.n_steps = config.n_steps(batch_size)
@@ -154,9 +158,10 @@ class Trainer:
         return min(1.0, (self.state.n_updates + 1) / self.coeff_warmup_steps)
 
     def _objective_now(self) -> Objective:
-        """Return the loss of the next update: with its coefficient, and with the dead latents that AuxK revives."""
+        """Return the loss of the next update: its coefficient, its prefixes, and the dead latents that AuxK revives."""
         term = self.dead_latents.term_now(self.state.last_fired, self.state.n_updates)
-        return replace(self.objective, coeff=self.coeff, auxiliary=term)
+        prefixes = prefixes_now(self.config, self.state.n_updates)
+        return replace(self.objective, coeff=self.coeff, auxiliary=term, prefixes=prefixes)
 
     def _state_after(self, n_active: Tensor, n_tokens: int) -> TrainerState:
         """Return the state after an update, whose numbers decide how the next one is made."""

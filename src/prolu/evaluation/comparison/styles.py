@@ -95,7 +95,7 @@ def look(record: Record) -> str:
 
     That is its penalty; or of a random baseline its frozen matrix, and of a nested loss that it is one.
     """
-    if record.get("matryoshka"):
+    if record.get("matryoshka") or record.get("matryoshka_drawn"):
         return "nested"
     return str(record.get("freeze") or record["penalty"]).partition("(")[0]
 
