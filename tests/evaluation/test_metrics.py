@@ -70,6 +70,7 @@ def test_code_figures_are_means_per_token():
     sums = CodeSums(3)
     sums.update(torch.tensor([[0.0, 4.0, 0.0], [1.0, 9.0, 0.0]]))
     means = {"l0": 1.5, "l1": 7.0, "sqrt_l1": 3.0, "dead_fraction": 1 / 3, "dense_fraction": 2 / 3}
+    means["frequent_fraction"] = 2 / 3
     assert sums.figures() == pytest.approx(means)
 
 

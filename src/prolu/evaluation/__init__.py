@@ -4,6 +4,7 @@
 - `metrics`: sparsity, reconstruction and cross-entropy, as sums over tokens.
 - `predictions`: the KL divergence from the language model's clean predictions.
 - `document_sums`: the same sums for each held-out document.
+- `l0_proxies`: decoder cosines and projections, which are lowest near the right L0.
 - `latents`: figures of each latent, and how latents respond to the scale of the input.
 - `splicing`: an SAE in place of a model's activations, in any forward pass.
 - `comparison`: frontiers, verdicts with intervals, claims and figures.

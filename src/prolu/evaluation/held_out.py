@@ -12,6 +12,7 @@ from torch import Tensor
 from prolu.activations.language_model import DTYPES, LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.document_sums import DocumentSums, summed_by_document
+from prolu.evaluation.l0_proxies import l0_proxies
 from prolu.evaluation.latents import LatentFigures, latent_figures, scale_response
 from prolu.evaluation.metrics import CodeSums, ReconstructionSums, active_as_numbers, cross_entropy_figures
 from prolu.evaluation.predictions import clean_predictions, spliced_losses
@@ -162,7 +163,8 @@ class Scores(NamedTuple):
 def evaluate(sae: SAE, held_out: HeldOut) -> dict[str, float]:
     """Return all figures of an SAE on held-out text, under the names that results.jsonl has.
 
-    - Of the code: `l0`, `l1`, `sqrt_l1`, `dead_fraction`, `dense_fraction` (`metrics.CodeSums`).
+    - Of the code: `l0`, `l1`, `sqrt_l1`, `dead_fraction`, `dense_fraction`, `frequent_fraction`
+      (`metrics.CodeSums`).
     - Of the reconstruction, in the space that the SAE works in: `mse`, `fvu`, `norm_ratio`, `relative_bias`; in the
       language model's own: `fvu_raw` (`metrics.ReconstructionSums`).
     - Of the language model's predictions: `ce_clean`, `ce_recon`, `ce_zero`, `degradation` (the CE increase),
@@ -170,6 +172,8 @@ def evaluate(sae: SAE, held_out: HeldOut) -> dict[str, float]:
       KL(clean predictions || predictions with reconstructions), in nats, at least 0.
     - Of the latents: `negative_bias_fraction`, `encoder_decoder_cosine` (`latents.LatentFigures`), `scale_gain_half`,
       `scale_on_half`, `scale_gain_double`, `scale_on_double` (`latents.Response` at scales 1/2 and 2).
+    - Of whether the L0 is the right one: `decoder_cosine`, `decoder_projection_half`, `decoder_projection_quarter`
+      (`l0_proxies`).
 
     The first three kinds come twice: over all positions, and with the suffix `_no_bos` without position 0 of blocks.
     """
@@ -192,6 +196,7 @@ def score(sae: SAE, held_out: HeldOut) -> Scores:
     responses = scale_response(sae, held_out.acts, [0.5, 2.0])
     for name, response in (("half", responses[0.5]), ("double", responses[2.0])):
         figures |= {f"scale_gain_{name}": response.gain, f"scale_on_{name}": response.still_active}
+    figures |= l0_proxies(sae, held_out.acts)
     return Scores(figures, _by_document(held_out, found, spliced), latents)
 
 

@@ -15,6 +15,9 @@ from torch import Tensor
 DENSE = 0.1
 """The fraction of tokens above which a latent counts as dense."""
 
+FREQUENT = 0.01
+"""The fraction of tokens above which a latent counts as frequent."""
+
 
 def active_as_numbers(latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
     """Return 1 where a latent is active and 0 where it is not, in the number format of the latents."""
@@ -64,6 +67,7 @@ class CodeSums:
             "sqrt_l1": self.sqrt_l1,
             "dead_fraction": self.dead_fraction,
             "dense_fraction": self.dense_fraction,
+            "frequent_fraction": self.frequent_fraction,
         }
 
     @property
@@ -90,6 +94,11 @@ class CodeSums:
     def dense_fraction(self) -> float:
         """#{i: f_i > 0 on more than 10% of tokens} / d_sae, from 0 to 1."""
         return (self.density > DENSE).double().mean().item()
+
+    @property
+    def frequent_fraction(self) -> float:
+        """#{i: f_i > 0 on more than 1% of tokens} / d_sae, from 0 to 1; dense latents are among them."""
+        return (self.density > FREQUENT).double().mean().item()
 
     @property
     def density(self) -> Float[Tensor, "d_sae"]:

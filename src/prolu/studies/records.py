@@ -36,7 +36,12 @@ NUMBERS = frozenset(
         "sqrt_l1",
         "fvu",
         "dead_fraction",
+        "dense_fraction",
+        "frequent_fraction",
         "recovered",
+        "decoder_cosine",
+        "decoder_projection_half",
+        "decoder_projection_quarter",
     ]
 )
 """Other fields of results that are shown or compared as numbers. A version may lack them, and what is not known of an
