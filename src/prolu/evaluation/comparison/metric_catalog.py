@@ -59,6 +59,8 @@ _OF_CODE = (
     Metric("sqrt_l1", "sqrt-L1", "sqrt-L1 (sum of square roots of latents per token)", "", "neither", "ratio", "log"),
     Metric("dead_fraction", "dead latents", "dead latents (fraction)", "", "lower", "difference", "linear"),
     Metric("dense_fraction", "dense latents", "dense latents (fraction)", "", "lower", "difference", "linear"),
+    Metric("frequent_fraction", "frequent latents", "latents active on more than 1% of tokens (fraction)", "",
+           "neither", "difference", "linear"),
 )  # fmt: skip
 """The metrics of the code, that is, of the latents on held-out tokens."""
 
@@ -103,6 +105,15 @@ _OF_LATENTS = (
 )  # fmt: skip
 """The metrics of single latents, as means over them."""
 
+_OF_THE_RIGHT_L0 = (
+    Metric("decoder_cosine", "decoder cosine", "mean cosine between decoder rows", "", "lower", "ratio", "linear"),
+    Metric("decoder_projection_half", "decoder projection, n = 1/2", "n-th decoder projection, n = d_sae / 2", "",
+           "lower", "difference", "linear"),
+    Metric("decoder_projection_quarter", "decoder projection, n = 1/4", "n-th decoder projection, n = d_sae / 4", "",
+           "lower", "difference", "linear"),
+)  # fmt: skip
+"""Proxies of whether the L0 is the right one; `l0_proxies` defines them."""
+
 _TWICE = (*_OF_CODE, *_OF_RECONSTRUCTION, *_OF_PREDICTIONS)
 """The metrics that are recorded over all positions, and once more without position 0 of each block."""
 
@@ -117,7 +128,7 @@ def _without_bos(metric: Metric) -> Metric:
     )
 
 
-METRICS = {metric.name: metric for metric in (*_TWICE, *_OF_LATENTS, *map(_without_bos, _TWICE))}
+METRICS = {metric.name: metric for metric in (*_TWICE, *_OF_LATENTS, *_OF_THE_RIGHT_L0, *map(_without_bos, _TWICE))}
 """Every metric, by its name in results.jsonl."""
 
 
