@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prolu.activations.harvesting import ActivationSource, Harvest, describe_activations
+from prolu.activations.harvesting import ActivationSource, Harvest
 from prolu.activations.held_windows import HeldWindow, ReadAhead, WindowReader, reads_ahead
+from prolu.activations.inputs import Inputs
 from prolu.activations.language_model import LanguageModel
-from prolu.activations.store import ActivationStore
+from prolu.activations.rows import Array, Rows, rows_of_arrays
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.transfer import Transfer
 from prolu.activations.windows import Place, WindowNumber, Windows
@@ -64,12 +65,14 @@ class ActivationStream:
     batches.
 
     A stream of a short text begins anew when the text ends, and says so once, unless `tells_repeats` is set to False.
+
+    `ActivationStream.from_rows` makes a stream of activations that come from no language model. Its tokens are rows.
     """
 
     def __init__(
         self,
-        lm: LanguageModel,
-        blocks: TokenBlocks,
+        lm: LanguageModel | None,
+        blocks: TokenBlocks | Rows,
         batch_size: int = 4096,
         seed: int = 0,
         window_tokens: int = 262_144,
@@ -86,8 +89,8 @@ class ActivationStream:
         """Prepare a stream; nothing is harvested before the first batch is asked for.
 
         Args:
-            lm: the language model at the hook to train at.
-            blocks: its text.
+            lm: the language model at the hook to train at; None for rows.
+            blocks: its text, or rows.
             batch_size: the number of tokens per batch.
             seed: the seed of the order.
             window_tokens: the number of tokens shuffled together; a smaller corpus is one window.
@@ -109,24 +112,26 @@ class ActivationStream:
 
         Raises:
             ValueError: a batch does not fit into a window, a block does not fit into the model, the store holds other
-                activations, `hook_out` is no other hook of the model, or the stream cannot be read ahead.
+                activations, `hook_out` is no other hook of the model, or the stream cannot be read ahead; or a text has
+                no language model.
         """
         at_least_1("batch_size", batch_size)
         mesh.check("batch_size", batch_size, "data")
         self.mesh = mesh
-        self.lm = lm
+        self._lm = lm
         self.blocks = blocks
         self.batch_size = batch_size
         self.seed = seed
         self.train_on_bos = train_on_bos
         self._normalised = normalised
-        if hook_out == lm.hook:
-            raise ValueError(f"hook_out {hook_out!r}: is the hook itself; leave it out to train SAEs")
-        hooks = (lm.hook, hook_out) if hook_out else (lm.hook,)
-        self._source: ActivationSource = source or Harvest(lm, blocks, hooks, acts_dtype)
-        self._facts = describe_activations(lm, blocks) | {"hook": lm.hook, "acts_dtype": self._source.dtype}
-        if source is not None:
-            source.check(self._facts)
+        inputs = Inputs.of(lm, blocks, source, hook_out=hook_out, acts_dtype=acts_dtype)
+        self.hook = inputs.hook
+        """The hook at which activations are read; empty for rows."""
+        self.d_in = inputs.d_in
+        """The width of the activations."""
+        self._source = inputs.source
+        self._facts = inputs.facts
+        self._tokens_per_pass = inputs.tokens_per_pass
 
         self._first = 0 if train_on_bos else 1
         rows_per_block = blocks.ctx - self._first
@@ -141,7 +146,7 @@ class ActivationStream:
         self.reads_ahead = reads_ahead(
             read_ahead,
             # Not for a model on another device: whether anybody else gives it hooks is not known here.
-            pays=self.device.type != "cpu" and isinstance(self._source, ActivationStore),
+            pays=self.device.type != "cpu" and not isinstance(self._source, Harvest),
             n_hooks=len(self._source.hooks) if isinstance(self._source, Harvest) else 1,
             n_ranks=mesh.n_ranks,
         )
@@ -152,11 +157,11 @@ class ActivationStream:
         self._reader = WindowReader(
             self._filling,
             self._announce,
-            lambda: HeldWindow(n_rows, lm.d_in, self.device),
+            lambda: HeldWindow(n_rows, self.d_in, self.device),
             ahead=self.reads_ahead,
         )
         self._targets: ActivationStream | None = None
-        if hook_out:
+        if hook_out and lm is not None:
             # The order of rows follows from seed, epoch and window alone, so a stream at the other hook has the same.
             self._targets = ActivationStream(
                 lm.at(hook_out),
@@ -174,10 +179,65 @@ class ActivationStream:
             self._targets.tells_repeats = False
             self._facts |= {"hook_out": hook_out}
 
+    @classmethod
+    def from_rows(
+        cls,
+        train: Array | Sequence[Array] | Rows,
+        held_out: Array | Sequence[Array] | None = None,
+        batch_size: int = 4096,
+        seed: int = 0,
+        window_tokens: int = 262_144,
+        *,
+        held_out_fraction: float = 0.1,
+        name: str = "rows",
+        device: str | torch.device = "cpu",
+        mesh: Mesh = ALONE,
+        read_ahead: ReadAhead = "auto",
+    ) -> "ActivationStream":
+        """Return a stream of rows that come from no language model.
+
+        Wherever tokens are counted, as in `RunConfig.n_tokens`, rows are meant. SAEs are scored on held-out rows, in
+        all figures that need no language model.
+
+        Args:
+            train: the rows to train on, an array or tensor [n, d_in] of floating-point numbers or several such, which
+                are not copied; or rows that are made by something else.
+            held_out: the rows to score on, likewise; by default some of `train`, chosen at random.
+            batch_size: the number of rows per batch.
+            seed: the seed of the order.
+            window_tokens: the number of rows shuffled together.
+            held_out_fraction: the fraction of `train` that is held out where `held_out` is not given.
+            name: what the rows are called in config.json and reports.
+            device: where windows are held, and SAEs are trained on their batches.
+            mesh: the ranks that train together.
+            read_ahead: whether a thread fills the next window while one is trained on.
+
+        Raises:
+            ValueError: the rows cannot be used (see the sentence), or a batch does not fit into a window.
+        """
+        if not isinstance(train, Rows):
+            train = rows_of_arrays(train, held_out, held_out_fraction=held_out_fraction, name=name)
+        return cls(
+            None,
+            train,
+            batch_size,
+            seed,
+            window_tokens,
+            device=device,
+            mesh=mesh,
+            read_ahead=read_ahead,
+        )
+
     @property
-    def d_in(self) -> int:
-        """The width of the activations."""
-        return self.lm.d_in
+    def lm(self) -> LanguageModel:
+        """The language model at the hook.
+
+        Raises:
+            ValueError: the stream is one of rows, which come from none.
+        """
+        if self._lm is None:
+            raise ValueError(f"lm: the rows of {self.blocks.source} come from no language model")
+        return self._lm
 
     @property
     def d_out(self) -> int | None:
@@ -187,7 +247,7 @@ class ActivationStream:
     @property
     def hook_out(self) -> str:
         """The hook that transcoders write at; empty in a stream for SAEs."""
-        return "" if self._targets is None else self._targets.lm.hook
+        return "" if self._targets is None else self._targets.hook
 
     @property
     def dropped_tokens_per_epoch(self) -> int:
@@ -210,7 +270,9 @@ class ActivationStream:
             "seed": self.seed,
             "device": self.device.type,
         }
-        if self.lm.device.type != self.device.type:  # GPUs and CPUs round differently; two GPUs do not
+        if self._lm is None:
+            del described["train_on_bos"]  # rows have none
+        elif self._lm.device.type != self.device.type:  # GPUs and CPUs round differently; two GPUs do not
             described["lm_device"] = self.lm.device.type
         return described
 
@@ -224,8 +286,9 @@ class ActivationStream:
         if epoch and self.tells_repeats:
             self.tells_repeats = False
             logger.warning(
-                "from batch %s on, the text is read again: it has %s training tokens, and one pass gives %s batches",
-                f"{index:,}", f"{self.blocks.train.size:,}", f"{self.batches_per_epoch:,}",
+                "from batch %s on, the %s is read again: it has %s training %ss, and one pass gives %s batches",
+                f"{index:,}", self.blocks.kind, f"{self.blocks.n_train_tokens:,}", self.blocks.unit,
+                f"{self.batches_per_epoch:,}",
             )  # fmt: skip
         # What is held now decides only whether the window must be filled again, never what is in it.
         held = self._reader.get(number, self._windows.following(number, self.blocks))
@@ -255,7 +318,7 @@ class ActivationStream:
 
     def _fresh(self, n_tokens: int, *key: int | str) -> Iterator[Batch]:
         order = torch.randperm(len(self.blocks.train), generator=keyed_generator(self.seed, *key)).numpy()
-        per_pass = max(1, self.lm.batch_tokens // self.blocks.ctx)
+        per_pass = max(1, self._tokens_per_pass // self.blocks.ctx)
         n_blocks = min(len(order), math.ceil(n_tokens / self._windows.rows_per_block))
         passes = [order[i : i + per_pass] for i in range(0, n_blocks, per_pass)]
         for first in range(0, len(passes), self.mesh.n_ranks):
@@ -286,7 +349,7 @@ class ActivationStream:
     def _raw(self, chosen: np.ndarray) -> Iterator[Float[Tensor, "n positions d_in"]]:
         """Yield the activations of these blocks that are trained on, piece by piece; the next may overwrite them."""
         to_device = Transfer(self.device)  # one for each call, since a thread may be reading too
-        for piece in self._source.at(self.lm.hook, chosen):
+        for piece in self._source.at(self.hook, chosen):
             yield to_device(piece)[:, self._first :]
 
     def _blocks_of(self, epoch: int, window: int) -> np.ndarray:
@@ -310,7 +373,7 @@ class ActivationStream:
     def _announce(self, number: WindowNumber) -> None:
         """Tell the source which of the blocks of a window this rank will ask for, some time before it does."""
         chosen = self._blocks_of(*number)
-        self._source.expect(self.lm.hook, chosen[self.mesh.slice_of_rank(len(chosen))])
+        self._source.expect(self.hook, chosen[self.mesh.slice_of_rank(len(chosen))])
 
     def _fill_(self, acts: Tensor, norms: Tensor, chosen: np.ndarray) -> Iterator[None]:
         """Write the normalised activations of these blocks, and their norms before, into buffers, piece by piece."""

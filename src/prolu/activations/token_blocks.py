@@ -79,10 +79,25 @@ class TokenBlocks:
     """The number of the document of every held-out token, [n_blocks, ctx]; a BOS keeps the document of the token that
     it overwrote. None for blocks that were written before this was kept."""
 
+    kind = "text"
+    """What messages call it."""
+    unit = "token"
+    """What messages call one of its positions."""
+
     @property
     def ctx(self) -> int:
         """The number of tokens per block."""
         return self.train.shape[1]
+
+    @property
+    def n_train_tokens(self) -> int:
+        """The number of tokens to train on."""
+        return self.train.size
+
+    @property
+    def n_held_out_tokens(self) -> int:
+        """The number of tokens that are held out."""
+        return self.held_out.size
 
     def digest(self) -> str:
         """Return SHA-256 of all token ids, which names the data of a study."""

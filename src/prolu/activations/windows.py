@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from prolu.activations.rows import Rows
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.runtime.mesh import Mesh
 
@@ -42,8 +43,8 @@ class Windows(NamedTuple):
     """The number of batches of all windows of an epoch."""
 
     @classmethod
-    def of(cls, blocks: TokenBlocks, rows_per_block: int, *, batch_size: int, window_tokens: int) -> "Windows":
-        """Divide a text into windows of at most `window_tokens` tokens; a smaller text is one window.
+    def of(cls, blocks: TokenBlocks | Rows, rows_per_block: int, *, batch_size: int, window_tokens: int) -> "Windows":
+        """Divide a text, or rows, into windows of at most `window_tokens` tokens; a smaller text is one window.
 
         Raises:
             ValueError: A batch does not fit into a window.
@@ -52,14 +53,14 @@ class Windows(NamedTuple):
         n_rows = n_blocks * rows_per_block
         if batch_size > n_rows:
             raise ValueError(
-                f"batch_size {batch_size}: larger than a window of {n_rows} tokens "
-                f"(window_tokens {window_tokens}, training text of {blocks.train.size})"
+                f"batch_size {batch_size}: larger than a window of {n_rows} {blocks.unit}s "
+                f"(window_tokens {window_tokens}, training {blocks.kind} of {blocks.n_train_tokens})"
             )
         n_full_windows, n_blocks_left = divmod(len(blocks.train), n_blocks)
         batches_left = n_blocks_left * rows_per_block // batch_size
         return cls(batch_size, rows_per_block, n_blocks, n_full_windows * (n_rows // batch_size) + batches_left)
 
-    def following(self, number: WindowNumber, blocks: TokenBlocks) -> WindowNumber:
+    def following(self, number: WindowNumber, blocks: TokenBlocks | Rows) -> WindowNumber:
         """Return the window that comes after a window."""
         is_last = (number.window + 1) * self.n_blocks >= len(blocks.train)
         return WindowNumber(number.epoch + 1, 0) if is_last else WindowNumber(number.epoch, number.window + 1)

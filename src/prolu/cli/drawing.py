@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prolu.activations.token_blocks import TokenBlocks
 from prolu.cli.job import DONE, FAILED, Job
 from prolu.cli.options import LatentPageOptions
 from prolu.studies.folder import failures, finished_runs
@@ -33,7 +34,8 @@ def prepare_report(
     todo = []
     for results in found:
         pages = _pages_of(results, latents)
-        if missing := pages.missing():
+        # Pages show the text on which latents are active, and rows have none.
+        if "rows" not in results.config["stream"] and (missing := pages.missing()):
             todo.append((pages, missing, *pages.open_source()))
 
     def job() -> None:
@@ -56,10 +58,11 @@ def draw_studies(requests: Sequence[StudyRequest], latents: LatentPageOptions, o
             continue
         results = Results.load(request.out)
         studies.append(results)
-        pages = _pages_of(results, latents)
-        if missing := pages.missing():
+        blocks = request.stream.blocks
+        # Pages show the text on which latents are active, and rows have none.
+        if isinstance(blocks, TokenBlocks) and (missing := (pages := _pages_of(results, latents)).missing()):
             # The model and the text are open already, so they need not be read again from the study's description.
-            pages.write(missing, request.stream.lm, request.stream.blocks)
+            pages.write(missing, request.stream.lm, blocks)
     # A study at one hook lies in `out` itself; at several hooks, each study has a folder of its own in `out`.
     if requests[0].out == out:
         draw_report(studies)

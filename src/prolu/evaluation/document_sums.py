@@ -29,7 +29,7 @@ class DocumentSums:
     """The number of tokens scored, over which `l0` and `squared_error` are sums."""
     n_predicted: np.ndarray
     """The number of tokens predicted, over which `ce_clean`, `ce_recon` and `kl` are sums: the first token of a token
-    block is predicted by none."""
+    block is predicted by none. 0 for rows that come from no language model, like the sums of predictions."""
     l0: np.ndarray
     """The sum over tokens of the number of active latents."""
     squared_error: np.ndarray

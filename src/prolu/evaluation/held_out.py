@@ -1,4 +1,4 @@
-"""The scores of an SAE on held-out text: the only place where an SAE and a language model meet."""
+"""The scores of an SAE on held-out text or rows: the only place where an SAE and a language model meet."""
 
 import hashlib
 import math
@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prolu.activations.language_model import DTYPES, LanguageModel
+from prolu.activations.rows import Rows
+from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.document_sums import DocumentSums, summed_by_document
 from prolu.evaluation.l0_proxies import l0_proxies
@@ -31,11 +33,14 @@ Position 0 is not counted in them, and keeps its true activation when the SAE is
 that it would dominate figures of raw activations.
 """
 
+MOST_BLOCKS = 1000
+"""The most blocks into which held-out rows are divided, each of which counts as a document."""
+
 PREFIX_FIGURES = ("l0", "l1", "mse", "fvu", "ce_recon", "degradation", "recovered", "kl")
 """The figures of a prefix of an SAE that was trained with a nested loss."""
 
 
-def choose_blocks(blocks: TokenBlocks, n_tokens: int) -> np.ndarray:
+def choose_blocks(blocks: TokenBlocks | Rows, n_tokens: int) -> np.ndarray:
     """Return the numbers, in ascending order, of the held-out blocks that hold `n_tokens` tokens (or all there are).
 
     They are chosen among the first `held_out_pool` tokens, or the first `n_tokens` if that is more: so the choice does
@@ -51,13 +56,18 @@ def choose_blocks(blocks: TokenBlocks, n_tokens: int) -> np.ndarray:
     return order[:n_blocks].sort().values.numpy()
 
 
-def held_out_digest(blocks: TokenBlocks, n_tokens: int) -> str:
-    """Return SHA-256 of the tokens that are scored when `n_tokens` are asked for, and of how blocks divide them.
+def held_out_digest(blocks: TokenBlocks | Rows, n_tokens: int) -> str:
+    """Return SHA-256 of the tokens, or rows, that are scored when `n_tokens` are asked for.
+
+    Of tokens it is also one of how blocks divide them.
 
     Two studies may be compared if it is the same: `data_digest` is of the training text as well, so it differs between
     studies that were trained on more or less text and scored on the same.
     """
-    tokens = blocks.held_out[choose_blocks(blocks, n_tokens)]
+    chosen = choose_blocks(blocks, n_tokens)
+    if isinstance(blocks, Rows):
+        return blocks.digest_of_held_out(chosen)
+    tokens = blocks.held_out[chosen]
     # One width of ids, whatever the width in which they are kept.
     digest = hashlib.sha256(repr(tokens.shape).encode())
     digest.update(np.ascontiguousarray(tokens, "<u4").data)
@@ -71,8 +81,54 @@ class NotFiniteError(ValueError, FloatingPointError):
     """
 
 
+class HeldOutRows:
+    """Held-out rows: all that is needed to score an SAE on activations that come from no language model.
+
+    Rows in the order of their numbers are divided into blocks, which take the place of documents: rows that lie
+    together, as those of one recording, are often alike, and so they are drawn together.
+    """
+
+    hook_out = ""
+    """Rows have no second hook."""
+    unit = "block"
+    """What `documents` counts."""
+    first_apart = False
+    """All positions of a block are alike."""
+
+    def __init__(self, rows: Rows, n_tokens: int = 32_768):
+        """Choose the rows and read them.
+
+        Args:
+            rows: the rows; the choice depends on them alone.
+            n_tokens: how many held-out rows to use; all there are if it is more.
+
+        Raises:
+            ValueError: `n_tokens` is less than 1.
+        """
+        at_least_1("eval_tokens", n_tokens)
+        chosen = choose_blocks(rows, n_tokens)
+        self.acts: Float[Tensor, "n ctx d_in"] = rows.held_out[chosen].float()
+        self.target: Float[Tensor, "n ctx d_in"] = self.acts
+        n = self.n_tokens
+        self.documents = np.arange(min(n, MOST_BLOCKS))
+        self.document_rows = (np.arange(n) * len(self.documents) // n).reshape(self.acts.shape[:2])
+        """For each row, the block that it counts for, [n, ctx]."""
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of rows scored."""
+        return self.acts.shape[0] * self.acts.shape[1]
+
+    def check(self, sae: SAE) -> None:
+        """Raise ValueError unless an SAE has the width of these rows, and is no transcoder."""
+        _check_fits(sae, self)
+
+
 class HeldOut:
     """Held-out token blocks, with everything about them that does not depend on an SAE, computed once."""
+
+    first_apart = True
+    """Whether figures are also taken without position 0 of each block, where BOS stands."""
 
     def __init__(self, lm: LanguageModel, blocks: TokenBlocks, n_tokens: int = 32_768, *, hook_out: str = ""):
         """Choose the blocks and run the language model on them.
@@ -122,16 +178,32 @@ class HeldOut:
 
     def check(self, sae: SAE) -> None:
         """Raise ValueError unless an SAE has the widths of these activations, and is a transcoder if need be."""
-        if sae.is_transcoder != bool(self.hook_out):
-            needs = "needs a hook_out" if sae.is_transcoder else "has none"
-            raise ValueError(f"hook_out {self.hook_out!r}: {'a transcoder' if sae.is_transcoder else 'an SAE'} {needs}")
-        widths = (self.acts.shape[-1], self.target.shape[-1])
-        if (sae.d_in, sae.d_out) != widths:
-            raise ValueError(f"the SAE has widths {(sae.d_in, sae.d_out)}, and the activations have {widths}")
+        _check_fits(sae, self)
 
     def spliced_ce(self, recon: Float[Tensor, "n ctx d_out"]) -> float:
         """Return the mean cross-entropy with `recon` in place of the activations, in nats per predicted token."""
         return self.lm.cross_entropy(self.tokens, recon, self.restart_points).double().mean().item()
+
+
+AnyHeldOut = HeldOut | HeldOutRows
+"""What an SAE is scored on."""
+
+
+def held_out_of(stream: ActivationStream, n_tokens: int) -> AnyHeldOut:
+    """Return what SAEs that are trained on a stream are scored on, about `n_tokens` tokens or rows."""
+    if isinstance(stream.blocks, Rows):
+        return HeldOutRows(stream.blocks, n_tokens)
+    return HeldOut(stream.lm, stream.blocks, n_tokens, hook_out=stream.hook_out)
+
+
+def _check_fits(sae: SAE, held_out: AnyHeldOut) -> None:
+    if sae.is_transcoder != bool(held_out.hook_out):
+        needs = "needs a hook_out" if sae.is_transcoder else "has none"
+        kind = "a transcoder" if sae.is_transcoder else "an SAE"
+        raise ValueError(f"hook_out {held_out.hook_out!r}: {kind} {needs}")
+    widths = (held_out.acts.shape[-1], held_out.target.shape[-1])
+    if (sae.d_in, sae.d_out) != widths:
+        raise ValueError(f"the SAE has widths {(sae.d_in, sae.d_out)}, and the activations have {widths}")
 
 
 @torch.no_grad()
@@ -160,8 +232,8 @@ class Scores(NamedTuple):
     latents: LatentFigures
 
 
-def evaluate(sae: SAE, held_out: HeldOut) -> dict[str, float]:
-    """Return all figures of an SAE on held-out text, under the names that results.jsonl has.
+def evaluate(sae: SAE, held_out: AnyHeldOut) -> dict[str, float]:
+    """Return all figures of an SAE on held-out text or rows, under the names that results.jsonl has.
 
     - Of the code: `l0`, `l1`, `sqrt_l1`, `dead_fraction`, `dense_fraction`, `frequent_fraction`
       (`metrics.CodeSums`).
@@ -176,24 +248,29 @@ def evaluate(sae: SAE, held_out: HeldOut) -> dict[str, float]:
       (`l0_proxies`).
 
     The first three kinds come twice: over all positions, and with the suffix `_no_bos` without position 0 of blocks.
+    Rows have no such position, and those of the third kind are nan for them.
     """
     return score(sae, held_out).figures
 
 
 @torch.no_grad()
-def score(sae: SAE, held_out: HeldOut) -> Scores:
+def score(sae: SAE, held_out: AnyHeldOut) -> Scores:
     """Return the figures of `evaluate`, together with sums by document and numbers by latent."""
     found = _reconstruct(sae, held_out)
-    recon = found.recon
-    spliced = _splice(held_out, recon)
-    figures = found.figures() | spliced.figures(held_out.ce_clean, held_out.ce_zero)
-    # In place: `recon` is as large as all held-out activations, and needed no more with its position 0.
-    recon[:, 0] = held_out.target[:, 0]
-    without = _splice(held_out, recon).figures(held_out.ce_clean, held_out.ce_zero_no_bos)
-    figures |= {name + WITHOUT_BOS: value for name, value in without.items()}
+    spliced = None
+    if isinstance(held_out, HeldOut):
+        recon = found.recon
+        spliced = _splice(held_out, recon)
+        figures = found.figures() | spliced.figures(held_out.ce_clean, held_out.ce_zero)
+        # In place: `recon` is as large as all held-out activations, and needed no more with its position 0.
+        recon[:, 0] = held_out.target[:, 0]
+        without = _splice(held_out, recon).figures(held_out.ce_clean, held_out.ce_zero_no_bos)
+        figures |= {name + WITHOUT_BOS: value for name, value in without.items()}
+    else:
+        figures = found.figures() | NO_PREDICTIONS
     latents = latent_figures(sae, found.all.code)
     figures |= latents.summary()
-    responses = scale_response(sae, held_out.acts, [0.5, 2.0])
+    responses = scale_response(sae, held_out.acts, [0.5, 2.0], first_too=not held_out.first_apart)
     for name, response in (("half", responses[0.5]), ("double", responses[2.0])):
         figures |= {f"scale_gain_{name}": response.gain, f"scale_on_{name}": response.still_active}
     figures |= l0_proxies(sae, held_out.acts)
@@ -201,24 +278,32 @@ def score(sae: SAE, held_out: HeldOut) -> Scores:
 
 
 @torch.no_grad()
-def probe(sae: SAE, held_out: HeldOut) -> dict[str, float]:
+def probe(sae: SAE, held_out: AnyHeldOut) -> dict[str, float]:
     """Return the figures that need no language model, among them the L0 and MSE that the convergence rule looks at."""
     return _reconstruct(sae, held_out).figures()
 
 
 @torch.no_grad()
-def score_prefix(sae: SAE, held_out: HeldOut, n_latents: int) -> dict[str, float]:
+def score_prefix(sae: SAE, held_out: AnyHeldOut, n_latents: int) -> dict[str, float]:
     """Return some figures of `evaluate` for the reconstruction from the first latents only, over all positions.
 
     The latents are those that the SAE gives; the others are left out of the reconstruction and of the counts. So this
     is a shorter SAE of a nested loss, whose selection of latents, where there is one, is made among all of them.
 
     Returns:
-        `l0`, `l1`, `mse`, `fvu`, `ce_recon`, `degradation`, `recovered` and `kl`.
+        `l0`, `l1`, `mse`, `fvu`, `ce_recon`, `degradation`, `recovered` and `kl`; of rows, the last four are nan.
     """
     found = _reconstruct(sae, held_out, n_latents)
-    figures = found.figures() | _splice(held_out, found.recon).figures(held_out.ce_clean, held_out.ce_zero)
+    if isinstance(held_out, HeldOut):
+        predicted = _splice(held_out, found.recon).figures(held_out.ce_clean, held_out.ce_zero)
+    else:
+        predicted = NO_PREDICTIONS
+    figures = found.figures() | predicted
     return {name: figures[name] for name in PREFIX_FIGURES}
+
+
+NO_PREDICTIONS = cross_entropy_figures(math.nan, math.nan, math.nan) | {"kl": math.nan}
+"""The figures of a language model's predictions where there is no language model."""
 
 
 class _Spliced(NamedTuple):
@@ -274,14 +359,17 @@ class _Reconstruction(NamedTuple):
     squared_error: Float[Tensor, "n ctx"]
     """||x - x_hat||^2 of each token, in the space the SAE works in."""
     all: _Sums
-    without_bos: _Sums
+    without_bos: _Sums | None
+    """The sums over all positions but 0; None for rows, which have no such position."""
 
     def figures(self) -> dict[str, float]:
+        if self.without_bos is None:
+            return self.all.figures()
         without = {name + WITHOUT_BOS: value for name, value in self.without_bos.figures().items()}
         return self.all.figures() | without
 
 
-def _reconstruct(sae: SAE, held_out: HeldOut, n_latents: int | None = None) -> _Reconstruction:
+def _reconstruct(sae: SAE, held_out: AnyHeldOut, n_latents: int | None = None) -> _Reconstruction:
     """Return what an SAE makes of the held-out activations, from its first `n_latents` latents or from all."""
     held_out.check(sae)
     d_in = sae.config.d_in
@@ -290,8 +378,11 @@ def _reconstruct(sae: SAE, held_out: HeldOut, n_latents: int | None = None) -> _
     position_0 = _Sums(sae.d_out, d_sae)
     rest = _Sums(sae.d_out, d_sae)
     recon = torch.empty_like(held_out.target)
-    l0 = torch.empty(held_out.tokens.shape)
-    squared_error = torch.empty(held_out.tokens.shape)
+    l0 = torch.empty(recon.shape[:2])
+    squared_error = torch.empty(recon.shape[:2])
+    # Position 0 is summed apart, so that figures with it and without it come from one pass.
+    apart = ((position_0, slice(0, 1)), (rest, slice(1, None)))
+    sides = apart if held_out.first_apart else ((rest, slice(None)),)
     blocks_per_pass = max(1, ENTRIES_PER_PASS // (held_out.acts.shape[1] * d_sae))
     for start in range(0, len(recon), blocks_per_pass):
         rows = slice(start, start + blocks_per_pass)
@@ -310,24 +401,28 @@ def _reconstruct(sae: SAE, held_out: HeldOut, n_latents: int | None = None) -> _
         recon[rows] = raw_out
         l0[rows] = active_as_numbers(latents).sum(-1).cpu()
         squared_error[rows] = (x - out).square().sum(-1).cpu()
-        # Position 0 is summed apart, so that figures with it and without it come from one pass.
-        for sums, positions in ((position_0, slice(0, 1)), (rest, slice(1, None))):
+        for sums, positions in sides:
             sums.update(*(t[:, positions].flatten(0, 1) for t in (latents, x, out, raw, raw_out)))
+    if not held_out.first_apart:
+        return _Reconstruction(recon, l0, squared_error, all=rest, without_bos=None)
     position_0.merge(rest)
     return _Reconstruction(recon, l0, squared_error, all=position_0, without_bos=rest)
 
 
-def _by_document(held_out: HeldOut, found: _Reconstruction, spliced: _Spliced) -> DocumentSums:
+def _by_document(held_out: AnyHeldOut, found: _Reconstruction, spliced: _Spliced | None) -> DocumentSums:
     n = len(held_out.documents)
     ones = np.ones(held_out.document_rows.shape)
     of_tokens = {"n_tokens": ones, "l0": found.l0.numpy(), "squared_error": found.squared_error.numpy()}
+    sums = summed_by_document(held_out.document_rows, n, of_tokens)
+    if spliced is None or not isinstance(held_out, HeldOut):
+        none = {name: np.zeros(n) for name in ("n_predicted", "ce_clean", "ce_recon", "kl")}
+        return DocumentSums(document=held_out.documents.astype(np.uint32), **sums, **none)
     of_predictions = {
         "n_predicted": ones[:, 1:],
         "ce_clean": held_out.clean.ce.cpu().numpy(),
         "ce_recon": spliced.ce.cpu().numpy(),
         "kl": spliced.kl.cpu().numpy(),
     }
-    sums = summed_by_document(held_out.document_rows, n, of_tokens)
     # A prediction counts for the document of the token that is predicted, the next one.
     sums |= summed_by_document(held_out.document_rows[:, 1:], n, of_predictions)
     return DocumentSums(document=held_out.documents.astype(np.uint32), **sums)

@@ -128,6 +128,8 @@ def scale_response(
     acts: Float[Tensor, "n ctx d_in"],
     scales: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0),
     n_tokens: int = RESPONSE_TOKENS,
+    *,
+    first_too: bool = False,
 ) -> dict[float, Response]:
     """Return, for each scale k, how the latents respond to b_dec + k v instead of b_dec + v.
 
@@ -140,9 +142,9 @@ def scale_response(
         acts: activations as the language model has them.
         scales: the values of k.
         n_tokens: how many of the tokens are used.
+        first_too: whether position 0 of each block is used, where BOS stands in text.
     """
-    # Position 0 of each block is left out: BOS stands there, not text.
-    flat = acts[:, 1:].flatten(0, 1)[:n_tokens].to(sae.W_dec)
+    flat = acts[:, 0 if first_too else 1 :].flatten(0, 1)[:n_tokens].to(sae.W_dec)
     # x is scaled to its norm first and then by k: an `encode` of raw k x would divide by the norm and so undo k.
     x = normalise(flat)[0] if sae.config.normalisation == "per_token" else flat
     v = x - sae.b_dec

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from prolu.activations.rows import Rows
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.held_out import choose_blocks
@@ -16,7 +17,7 @@ WORTH_SAYING = 0.01
 """The fraction of the tokens from which on it is said that they are dropped. A few always are, at the ends."""
 
 
-def text_amounts(blocks: TokenBlocks, eval_tokens: int) -> dict[str, Any]:
+def text_amounts(blocks: TokenBlocks | Rows, eval_tokens: int) -> dict[str, Any]:
     """Return what was read of a text, and what of it is scored when `eval_tokens` tokens are asked for.
 
     Keys:
@@ -29,8 +30,8 @@ def text_amounts(blocks: TokenBlocks, eval_tokens: int) -> dict[str, Any]:
         "documents": blocks.n_documents,
         "rows_left_out": blocks.n_rows_left_out,
         "tokens_dropped": blocks.n_tokens_dropped,
-        "train_tokens": blocks.train.size,
-        "held_out_tokens": blocks.held_out.size,
+        "train_tokens": blocks.n_train_tokens,
+        "held_out_tokens": blocks.n_held_out_tokens,
         "eval_tokens": n_scored(blocks, eval_tokens),
     }
 
@@ -49,7 +50,7 @@ def study_amounts(runs: Sequence[RunConfig], stream: ActivationStream, eval_toke
     }
 
 
-def n_scored(blocks: TokenBlocks, asked: int) -> int:
+def n_scored(blocks: TokenBlocks | Rows, asked: int) -> int:
     """Return how many held-out tokens are scored when `asked` are asked for."""
     return len(choose_blocks(blocks, asked)) * blocks.ctx
 
@@ -58,54 +59,57 @@ def check_epochs(runs: Sequence[RunConfig], stream: ActivationStream, most: floa
     """Raise ValueError if the longest run would see its text more often than `most` times."""
     longest = max(run.n_tokens for run in runs)
     epochs = stream.epochs(longest)
+    blocks = stream.blocks
     if epochs > most:
         raise ValueError(
-            f"n_tokens {longest}: the text has {stream.blocks.train.size:,} training tokens, which would be seen "
-            f"{epochs:.1f} times, more than max_epochs {most:g}; use more text or fewer tokens, or allow it with "
-            "--max-epochs (max_epochs in Python)"
+            f"n_tokens {longest}: the {blocks.kind} has {blocks.n_train_tokens:,} training {blocks.unit}s, which would "
+            f"be seen {epochs:.1f} times, more than max_epochs {most:g}; use more {blocks.kind} or fewer "
+            f"{blocks.unit}s, or allow it with --max-epochs (max_epochs in Python)"
         )
 
 
-def check_eval_tokens(blocks: TokenBlocks, asked: int, least_fraction: float) -> None:
+def check_eval_tokens(blocks: TokenBlocks | Rows, asked: int, least_fraction: float) -> None:
     """Raise ValueError if the text has less than this fraction of the evaluation tokens asked for."""
     found = n_scored(blocks, asked)
     if found < least_fraction * asked:
         raise ValueError(
-            f"eval_tokens {asked}: the text has only {found:,} held-out tokens to score on, less than "
-            f"min_eval_fraction {least_fraction:g} of them; use more text or ask for fewer, or allow it with "
+            f"eval_tokens {asked}: the {blocks.kind} has only {found:,} held-out {blocks.unit}s to score on, less than "
+            f"min_eval_fraction {least_fraction:g} of them; use more {blocks.kind} or ask for fewer, or allow it with "
             "--min-eval-fraction (min_eval_fraction in Python)"
         )
 
 
-def tell_eval_tokens(blocks: TokenBlocks, asked: int) -> None:
+def tell_eval_tokens(blocks: TokenBlocks | Rows, asked: int) -> None:
     """Say if fewer tokens will be scored than were asked for."""
     found = n_scored(blocks, asked)
     if found < asked:
         logger.warning(
-            "SAEs are scored on %s held-out tokens, not on %s: the text has no more", f"{found:,}", f"{asked:,}"
-        )
+            "SAEs are scored on %s held-out %ss, not on %s: the %s has no more",
+            f"{found:,}", blocks.unit, f"{asked:,}", blocks.kind,
+        )  # fmt: skip
 
 
 def tell_amounts(runs: Sequence[RunConfig], stream: ActivationStream, settings: SweepSettings) -> None:
     """Say where the text of a study that begins is shorter than what is asked of it, or is not used in full."""
     longest = max(run.n_tokens for run in runs)
-    n_train = stream.blocks.train.size
+    blocks = stream.blocks
+    n_train = blocks.n_train_tokens
     if stream.epochs(longest) > 1:
         logger.warning(
-            "the text has %s training tokens, so runs of %s tokens see it %.1f times",
-            f"{n_train:,}", f"{longest:,}", stream.epochs(longest),
+            "the %s has %s training %ss, so runs of %s %ss see it %.1f times",
+            blocks.kind, f"{n_train:,}", blocks.unit, f"{longest:,}", blocks.unit, stream.epochs(longest),
         )  # fmt: skip
-    n_read = n_train + stream.blocks.held_out.size + stream.blocks.n_tokens_dropped
-    if stream.blocks.n_tokens_dropped > WORTH_SAYING * n_read:
+    n_read = n_train + blocks.n_held_out_tokens + blocks.n_tokens_dropped
+    if blocks.n_tokens_dropped > WORTH_SAYING * n_read:
         logger.warning(
             "%s of the %s tokens of the text are dropped, because they do not fill a block of %s at the end of the "
             "training text or of the held-out text",
-            f"{stream.blocks.n_tokens_dropped:,}", f"{n_read:,}", stream.blocks.ctx,
+            f"{blocks.n_tokens_dropped:,}", f"{n_read:,}", blocks.ctx,
         )  # fmt: skip
     dropped = stream.dropped_tokens_per_epoch
     if dropped > WORTH_SAYING * n_train:
         logger.warning(
-            "%s of %s training tokens are left out of every epoch, because they do not fill a batch of %s at the end "
-            "of a window", f"{dropped:,}", f"{n_train:,}", f"{stream.batch_size:,}",
+            "%s of %s training %ss are left out of every epoch, because they do not fill a batch of %s at the end "
+            "of a window", f"{dropped:,}", f"{n_train:,}", blocks.unit, f"{stream.batch_size:,}",
         )  # fmt: skip
-    tell_eval_tokens(stream.blocks, settings.eval_tokens)
+    tell_eval_tokens(blocks, settings.eval_tokens)

@@ -81,9 +81,9 @@ def preflight(requests: Sequence[StudyRequest], *, in_groups: bool = False) -> N
         if not in_groups and stream.device.type == "cpu":
             _check_kernels(request.unfinished)
         # The language model's own loss, with which every score is compared, must be finite.
-        if in_groups:
+        if in_groups and isinstance(stream.blocks, TokenBlocks):
             check_clean_loss(stream.lm, stream.blocks)
-        elif stream.mesh.is_first:
+        elif not in_groups and stream.mesh.is_first:
             _ = request.held_out  # kept for the scores, so it costs nothing here
 
 
@@ -94,18 +94,24 @@ def check_clean_loss(lm: LanguageModel, blocks: TokenBlocks) -> None:
 
 
 def findings(amounts: Mapping[str, Any], stream: Mapping[str, Any]) -> list[str]:
-    """Return what was found before training, in five lines.
+    """Return what was found before training, in a few lines.
 
     Args:
         amounts: those of the study's config.json.
         stream: the description of the stream there.
     """
+    scored = f", of which {amounts['eval_tokens']:,} are scored" if "epochs" in amounts else ""
+    if "rows" in stream:
+        return [
+            f"rows: {amounts['train_tokens']:,} to train on, of {stream['data']}; no language model",
+            f"epochs: {amounts['epochs']:.2f}",
+            f"held out: {amounts['held_out_tokens']:,} rows{scored}",
+        ]
     without_text = f", and {amounts['rows_left_out']:,} rows without text" if amounts["rows_left_out"] else ""
     per_epoch = amounts.get("tokens_dropped_per_epoch")
     at_windows = f", and in each epoch {per_epoch:,} that fill no batch" if per_epoch else ""
     revision = stream.get("lm_revision") or "as it is on the disk or on the hub's main branch"
     documents = amounts["documents"]
-    scored = f", of which {amounts['eval_tokens']:,} are scored" if "epochs" in amounts else ""
     return [
         f"documents: {'not known' if documents is None else f'{documents:,}'}{without_text}",
         f"tokens: {amounts['train_tokens']:,} to train on; dropped: {amounts['tokens_dropped'] or 0:,} that fill no "

@@ -25,6 +25,9 @@ CURVE_FIELDS = ("step", "tokens", "mse", "l0", "dead")
 SCORES = ("l0", "l1", "mse", "degradation")
 """The scores that every line of results has, by which runs are compared. Null stands for one that is not finite."""
 
+OF_PREDICTIONS = ("degradation",)
+"""Those among them that need a language model, and are null where the activations come from none."""
+
 NUMBERS = frozenset(
     [
         "coeff",
@@ -107,15 +110,26 @@ def _are_prefixes(value: Any) -> bool:
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
         return False
     widths = [each.get("d_sae") for each in value]
-    needed = [each.get(name) for each in value for name in ("l0", "degradation")]
+    # Of rows that come from no language model, the CE increase is null.
+    needed = [each.get("l0") for each in value]
     numbers = [number for each in value for number in each.values() if number is not None]
     return all(type(n) is int and n > 0 for n in widths) and all(map(is_number, [*needed, *numbers]))
 
 
 def scores_lacking(record: Mapping[str, Any]) -> str:
-    """Return which scores of a run are not finite, as a reason for which it cannot be compared; empty if all are."""
-    lacking = [name for name in SCORES if record.get(name) is None or not math.isfinite(record[name])]
+    """Return which scores of a run are not finite, as a reason for which it cannot be compared; empty if all are.
+
+    Those of a language model's predictions are not asked of a run on rows, which come from none.
+    """
+    names = [name for name in SCORES if has_predictions(record) or name not in OF_PREDICTIONS]
+    lacking = [name for name in names if record.get(name) is None or not math.isfinite(record[name])]
     return f"not finite: {', '.join(lacking)}" if lacking else ""
+
+
+def has_predictions(record: Mapping[str, Any]) -> bool:
+    """Return whether a run was scored in a language model. Without one, even the clean cross-entropy is not known."""
+    clean = record.get("ce_clean", 0.0)  # results of the first version may lack it
+    return clean is not None and math.isfinite(clean)
 
 
 def check_reported(file: Path, records: Iterable[Mapping[str, Any]]) -> None:

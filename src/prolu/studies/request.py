@@ -12,8 +12,8 @@ from prolu.activations.options import Source
 from prolu.activations.packing import POOL_PER_SCORED_TOKEN
 from prolu.activations.source import open_streams
 from prolu.activations.stream import ActivationStream
-from prolu.activations.token_blocks import LATER_FACTS
-from prolu.evaluation.held_out import HeldOut, held_out_digest
+from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks
+from prolu.evaluation.held_out import AnyHeldOut, held_out_digest, held_out_of
 from prolu.runtime.files import LOCK_FILE
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.runtime.names import check_inside
@@ -68,9 +68,9 @@ class StudyRequest:
         }
 
     @cached_property
-    def held_out(self) -> HeldOut:
-        """The held-out text of the study, with what the language model makes of it; its predictions are finite."""
-        return HeldOut(self.stream.lm, self.stream.blocks, self.settings.eval_tokens, hook_out=self.stream.hook_out)
+    def held_out(self) -> AnyHeldOut:
+        """The held-out text of the study, with what the language model makes of it, which is finite; or its rows."""
+        return held_out_of(self.stream, self.settings.eval_tokens)
 
     @property
     def unfinished(self) -> list[RunConfig]:
@@ -103,7 +103,7 @@ def requests_at_hooks(
     streams = list(streams)
     if not streams:
         raise ValueError("no streams: pass at least one ActivationStream")
-    hooks = [stream.lm.hook for stream in streams]
+    hooks = [stream.hook for stream in streams]
     if len(set(hooks)) < len(hooks):
         raise ValueError(f"hooks {', '.join(hooks)}: one is listed twice")
     first = streams[0].describe()
@@ -118,7 +118,7 @@ def requests_at_hooks(
     requests = []
     for stream in streams:
         runs_here = list(runs(stream.d_in)) if callable(runs) else fixed
-        requests.append(StudyRequest(runs_here, stream, out / stream.lm.hook, settings, progress))
+        requests.append(StudyRequest(runs_here, stream, out / stream.hook, settings, progress))
     return requests
 
 
@@ -180,7 +180,7 @@ def _check_text(request: StudyRequest) -> None:
     held = read_study(request.out)
     if max(run.n_tokens for run in request.runs) > max((run.get("n_tokens", 0) for run in held["runs"]), default=0):
         check_epochs(request.runs, request.stream, settings.max_epochs)
-    if "held_out_pool" not in held["stream"]:
+    if "held_out_pool" not in held["stream"] and isinstance(blocks, TokenBlocks):
         # A study of an earlier version: the same text may be there, and the scored tokens chosen in another way.
         as_then = replace(blocks, held_out_pool=LATER_FACTS["held_out_pool"])
         if held_out_digest(as_then, settings.eval_tokens) != request.description["held_out_digest"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prolu.evaluation.comparison.frontiers import is_converged
-from prolu.evaluation.held_out import HeldOut, probe, score, score_prefix
+from prolu.evaluation.held_out import AnyHeldOut, probe, score, score_prefix
 from prolu.runtime.files import json_text, write_atomically
 from prolu.sae.autoencoder import SAE
 from prolu.studies.checkpoints import RunState
@@ -56,7 +56,7 @@ class RunInTraining:
         """Whether all steps are made."""
         return self.n_updates >= self.trainer.n_steps
 
-    def record_step(self, report: StepReport, held_out: HeldOut | None) -> None:
+    def record_step(self, report: StepReport, held_out: AnyHeldOut | None) -> None:
         """Record what the trainer's last step did: a line of the curve, and a probe where one is due.
 
         Args:
@@ -124,7 +124,7 @@ class RunInTraining:
             figures = {k: v for k, v in record.items() if isinstance(v, int | float) and k not in CONFIG_FIELDS}
             self._follower.finish(figures)
 
-    def finish(self, held_out: HeldOut | None) -> dict[str, Any] | None:
+    def finish(self, held_out: AnyHeldOut | None) -> dict[str, Any] | None:
         """Score the SAE, save all files of the run, and return its line of results.
 
         On a mesh all ranks call it together, and only the first does it; the others get None.
@@ -140,7 +140,7 @@ class RunInTraining:
         if config.has_target_l0 and config.target_l0 and abs(l0 / config.target_l0 - 1) > MISSED_TARGET:
             logger.warning("%s: its L0 is %.1f, and its target was %g", config.run_id, l0, config.target_l0)
 
-    def _save(self, sae: SAE, held_out: HeldOut) -> dict[str, Any]:
+    def _save(self, sae: SAE, held_out: AnyHeldOut) -> dict[str, Any]:
         figures, documents, latents = score(sae, held_out)
         # Before anything is written: such a run could neither be compared nor trained any further.
         if reason := scores_lacking(figures):

@@ -219,10 +219,10 @@ class StudyInTraining:
         config = run.trainer.config
         stream = self.stream.describe()
         out = self._out.resolve()
-        hook = stream["hook"]
+        hook = stream.get("hook", "")
         lasting = {k: v for k, v in config.describe().items() if k not in LENGTH_FIELDS and k != "init_from"}  # a path
         # A study at one of several hooks lies in OUT/HOOK and is named by both.
-        group = f"{out.parent.name}/{hook}" if out.name == hook else out.name
+        group = f"{out.parent.name}/{hook}" if hook and out.name == hook else out.name
         facts = [group, {k: v for k, v in stream.items() if k not in PATH_FIELDS}, lasting]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         return TrackedRun(out, group, config.run_id, key, run.trainer.describe() | {"stream": stream})

@@ -216,7 +216,7 @@ def run_sweeps(
     requests[0].stream.mesh.first_rank_first(lambda: prepare_folders(requests))
     with one_sentence(SweepStoppedError):
         train(requests)
-    return {r.stream.lm.hook: Results.load(r.out) for r in requests if finished_runs(r.runs, r.out)}
+    return {r.stream.hook: Results.load(r.out) for r in requests if finished_runs(r.runs, r.out)}
 
 
 def _settings(

@@ -14,9 +14,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from prolu.activations.rows import Rows
 from prolu.runtime.files import locked, remove, rename_folder, write_atomically
 from prolu.studies.checkpoints import CHECKPOINTS_FOLDER
-from prolu.studies.cost import buffer_bytes, state_bytes
+from prolu.studies.cost import BYTES, buffer_bytes, state_bytes
 from prolu.studies.folder import GROUPS_FOLDER, LOG_FILE, make_folder, read_results, write_results
 from prolu.studies.groups.engine import Engine
 from prolu.studies.preflight import prepare_folders
@@ -64,19 +65,22 @@ def n_groups(runs: Sequence[RunConfig], workers: int, memory: Callable[[Sequence
 def memory_of(request: StudyRequest, runs: Sequence[RunConfig]) -> int:
     """Return the bytes that a process needs to train these runs of a study."""
     stream = request.stream
-    model = stream.lm.model
+    blocks = stream.blocks
+    model = None if isinstance(blocks, Rows) else stream.lm.model
     buffers = buffer_bytes(
         max(run.d_sae for run in runs),
         stream.d_in,
         batch_size=stream.batch_size,
         window_tokens=stream.window_tokens,
         eval_tokens=request.settings.eval_tokens,
-        n_parameters=sum(p.numel() for p in model.parameters()),
-        n_vocabulary=model.config.get_text_config().vocab_size,
+        n_parameters=sum(p.numel() for p in model.parameters()) if model else 0,
+        n_vocabulary=model.config.get_text_config().vocab_size if model else 0,
         n_windows=stream.n_windows,
     )
     state = state_bytes([run.d_sae for run in runs], stream.d_in)
-    return PROCESS_BYTES + state + buffers + stream.blocks.train.nbytes
+    # Rows may all lie in memory, or none of them.
+    data = BYTES * blocks.n_train_tokens * blocks.d_in if isinstance(blocks, Rows) else blocks.train.nbytes
+    return PROCESS_BYTES + state + buffers + data
 
 
 def check_groups(request: StudyRequest) -> None:
