@@ -6,8 +6,8 @@ Each run between two others of its family and seed is left out and predicted fro
 (L0, CE increase), linearly in the logs of both (a chord), and by the monotone curve that comparisons use. The runs of
 the comparison lie a factor of two apart, so a left-out run lies in a gap of a factor of four; what comparisons read is
 never further than a factor of 1.5 from a run. The last column is the error per product of the distances, in log L0, to
-the runs on both sides: `curves.TOLERANCE` is its nine-tenths quantile for the monotone curve, by which the error in any
-gap is stated.
+the runs on both sides: `Metric.tolerance` in the catalogue is its nine-tenths quantile for the monotone curve, by which
+the error in any gap is stated. The second table has it for every metric of the catalogue.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prolu.evaluation.comparison.curves import interpolated
+from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, Metric
 
 CSV = Path(__file__).parents[1] / "docs" / "findings" / "comparison.csv"
 
@@ -42,14 +43,14 @@ class LeftOut(NamedTuple):
     """The relative error of each way, predicted / measured - 1."""
 
 
-def runs_by_curve(file: Path, study: str = "comparison") -> list[list[tuple[float, float]]]:
-    """Return the (L0, CE increase) of the runs of each family and seed in a table of results."""
+def runs_by_curve(file: Path, study: str = "comparison", y: str = CE_INCREASE) -> list[list[tuple[float, float]]]:
+    """Return the (L0, metric) of the runs of each family and seed in a table of results, where the metric is known."""
     found: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     with file.open(newline="") as lines:
         for row in csv.DictReader(lines):
-            if row["study"] == study:
+            if row["study"] == study and row.get(y):
                 curve = (row["family"], row["init_seed"], row["n_tokens"])
-                found.setdefault(curve, []).append((float(row["l0"]), float(row["degradation"])))
+                found.setdefault(curve, []).append((float(row["l0"]), float(row[y])))
     return [sorted(points) for points in found.values()]
 
 
@@ -69,6 +70,20 @@ def left_out(points: Sequence[tuple[float, float]]) -> list[LeftOut]:
         after = math.log(points[i + 1][0] / l0)
         found.append(LeftOut(before, after, tuple(p / measured - 1 for p in predicted)))
     return found
+
+
+def rate(metric: Metric, file: Path = CSV) -> float:
+    """Return the nine-tenths quantile of the errors of the monotone curve in a metric's height, per product of the
+    distances; nan where the metric is not known of these runs.
+    """
+    rates = []
+    for points in runs_by_curve(file, y=metric.name):
+        x = np.log([l0 for l0, _ in points])
+        heights = np.array([metric.height(y) for _, y in points])
+        for i in range(1, len(points) - 1):
+            read = interpolated(np.delete(x, i), np.delete(heights, i), x[i])
+            rates.append(abs(read - heights[i]) / ((x[i] - x[i - 1]) * (x[i + 1] - x[i])))
+    return float(np.quantile(rates, 0.9)) if rates else math.nan
 
 
 def summary(found: Sequence[LeftOut], way: int) -> dict[str, float]:
@@ -113,6 +128,12 @@ def main() -> None:
             shown = (f"{e['mean']:+.1%}", *(f"{e[key]:.1%}" for key in ("median", "90%", "max")))
             table.add_row(name, gap, str(e["n"]), *shown, f"{e['rate, 90%']:.2f}")
     Console(width=110).print(table)
+    rates = Table(title="error in a metric's height per distance^2, 90%")
+    for head in ("metric", "error", "in the catalogue"):
+        rates.add_column(head, justify="left" if head == "metric" else "right")
+    for metric in METRICS.values():
+        rates.add_row(metric.name, f"{rate(metric, args.csv):.3f}", str(metric.tolerance))
+    Console(width=110).print(rates)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
 

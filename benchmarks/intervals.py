@@ -57,6 +57,9 @@ class Case(NamedTuple):
     """The standard deviation of the log of a document's length."""
     change: float = -0.2
     """The true relative change of the CE increase."""
+    y: str = "degradation"
+    """The metric that is compared: the CE increase as a ratio, or the cross-entropy itself (`ce_recon`) as a
+    difference."""
 
 
 CASES = {
@@ -69,6 +72,7 @@ CASES = {
     "3 seeds, runs by document": Case(seed=0.01, document_family=0.05, document_run=0.5),
     "3 seeds, 40 documents": Case(n_documents=40),
     "3 seeds, no difference": Case(change=0.0),
+    "3 seeds, CE as a difference": Case(y="ce_recon"),
 }
 
 
@@ -89,6 +93,8 @@ def simulated(case: Case, rng: np.random.Generator) -> SimulatedStudy:
     n = case.n_documents
     n_tokens = np.ceil(np.exp(rng.normal(0, case.length, n)) * 200)
     shared = _positive(rng, case.document, n)
+    # The cross-entropy without an SAE: a document that is hard for the model is so in all runs.
+    clean = 3 * _positive(rng, 0.3, n) if case.y == "ce_recon" else np.zeros(n)
     records = []
     documents = {}
     for family, level in ((CHALLENGER, 1 + case.change), (BASELINE, 1.0)):
@@ -104,7 +110,7 @@ def simulated(case: Case, rng: np.random.Generator) -> SimulatedStudy:
                 zeros = np.zeros(n)
                 documents[run_id] = DocumentSums(
                     document=np.arange(n), n_tokens=n_tokens, n_predicted=n_tokens, l0=l0_by * n_tokens,
-                    squared_error=zeros, ce_clean=zeros, ce_recon=increase_by * n_tokens, kl=zeros,
+                    squared_error=zeros, ce_clean=clean * n_tokens, ce_recon=(clean + increase_by) * n_tokens, kl=zeros,
                 )  # fmt: skip
                 nonlinearity, _, penalty = family.partition(" + ")
                 total = n_tokens.sum()
@@ -112,6 +118,7 @@ def simulated(case: Case, rng: np.random.Generator) -> SimulatedStudy:
                     "run_id": run_id, "nonlinearity": nonlinearity, "penalty": penalty, "coeff": asked,
                     "converged": True, "init_seed": seed, "l0": (l0_by * n_tokens).sum() / total,
                     "degradation": (increase_by * n_tokens).sum() / total, "unit": "document",
+                    "ce_recon": ((clean + increase_by) * n_tokens).sum() / total,
                 })  # fmt: skip
     return SimulatedStudy(Path(), records, {}, 0, documents)
 
@@ -121,17 +128,17 @@ def _positive(rng: np.random.Generator, spread: float, n: int) -> np.ndarray:
     return rng.gamma(1 / spread**2, spread**2, n) if spread else np.ones(n)
 
 
-def verdict_of(study: SimulatedStudy, l0: float = L0) -> Verdict:
+def verdict_of(study: SimulatedStudy, l0: float = L0, y: str = "degradation") -> Verdict:
     """Compare the two families of a study with `prolu.matched`."""
     # The simulated runs have no files, so their sums by document come from memory.
     with mock.patch(
         "prolu.evaluation.comparison.replicates.read_documents_of", lambda folder: study.documents[folder.name]
     ):
-        return matched(study, CHALLENGER, BASELINE, l0)
+        return matched(study, CHALLENGER, BASELINE, l0, y=y)
 
 
-def intervals(study: SimulatedStudy, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
-    """Return the three intervals for the log of the ratio."""
+def intervals(study: SimulatedStudy, rng: np.random.Generator, l0: float, y: str) -> dict[str, tuple[float, float]]:
+    """Return the three intervals for the log of the ratio, or for the difference."""
     # What `matched` computes its interval from is noted on the way, so that all three see the same resamples.
     seen: list = []
 
@@ -139,8 +146,8 @@ def intervals(study: SimulatedStudy, rng: np.random.Generator) -> dict[str, tupl
         seen.extend((logs, resampled))
         return half_width_of_difference(logs, resampled, n_documents)
 
-    with mock.patch("prolu.evaluation.comparison.verdicts.half_width_of_difference", noted):
-        ours = verdict_of(study)
+    with mock.patch("prolu.evaluation.comparison.comparisons.half_width_of_difference", noted):
+        ours = verdict_of(study, l0, y)
     logs, resampled = seen
     n = len(logs[0])
     mean = logs[0].mean() - logs[1].mean()
@@ -150,7 +157,7 @@ def intervals(study: SimulatedStudy, rng: np.random.Generator) -> dict[str, tupl
         drawn.append(np.take_along_axis(family, picked, 1).mean(1))
     half = student.ppf(0.975, 2 * n - 2) * math.sqrt(sum(x.var(ddof=1) / n for x in logs))
     return {
-        "ours": (math.log1p(ours.low), math.log1p(ours.high)),
+        "ours": (math.log1p(ours.low), math.log1p(ours.high)) if y == "degradation" else (ours.low, ours.high),
         "percentile bootstrap": tuple(np.percentile(drawn[0] - drawn[1], [2.5, 97.5])),
         "seeds alone": (mean - half, mean + half),
     }  # fmt: skip
@@ -158,8 +165,11 @@ def intervals(study: SimulatedStudy, rng: np.random.Generator) -> dict[str, tupl
 
 def coverage(case: Case, n_studies: int, seed: int = 0) -> dict[str, dict[str, float]]:
     """Return, for each method, the fraction of studies whose interval contains the truth, and its mean width."""
-    truth = math.log1p(case.change)
-    found = list(_drawn(case, n_studies, seed))
+    is_ratio = case.y == "degradation"
+    # A difference is read at a setting, where the curve is right whatever its shape.
+    l0 = L0 if is_ratio else L0S[1]
+    truth = math.log1p(case.change) if is_ratio else 4 / l0 * case.change
+    found = list(_drawn(case, n_studies, seed, l0))
     return {
         name: {
             "coverage": sum(each[name][0] <= truth <= each[name][1] for each in found) / n_studies,
@@ -169,10 +179,10 @@ def coverage(case: Case, n_studies: int, seed: int = 0) -> dict[str, dict[str, f
     }
 
 
-def _drawn(case: Case, n_studies: int, seed: int) -> Iterator[dict[str, tuple[float, float]]]:
+def _drawn(case: Case, n_studies: int, seed: int, l0: float) -> Iterator[dict[str, tuple[float, float]]]:
     rng = np.random.default_rng(seed)
     for _ in range(n_studies):
-        yield intervals(simulated(case, rng), rng)
+        yield intervals(simulated(case, rng), rng, l0, case.y)
 
 
 def main() -> None:

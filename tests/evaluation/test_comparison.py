@@ -11,8 +11,9 @@ from rich.console import Console
 
 from prolu.evaluation.comparison import replicates
 from prolu.evaluation.comparison.claims import compare_families, paper_claims, prolu_against_relu
+from prolu.evaluation.comparison.comparisons import Comparisons
 from prolu.evaluation.comparison.points import hypervolume
-from prolu.evaluation.comparison.verdicts import Comparisons, Verdict, matched, rows_for_tables, verdict_table
+from prolu.evaluation.comparison.verdicts import Verdict, matched, rows_for_tables, verdict_table
 from prolu.evaluation.comparison.wording import percent
 from prolu.evaluation.document_sums import DocumentSums
 from prolu.report.html_tables import table_of_verdicts

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
 
-from prolu.evaluation.comparison.curves import TOLERANCE, curve_of, drawn, interpolated, slopes
+from prolu.evaluation.comparison.curves import curve_of, drawn, interpolated, slopes
+from prolu.evaluation.comparison.metric_catalog import METRICS
 
 KNOTS = st.lists(st.floats(0.05, 2), min_size=1, max_size=7)
 VALUES = st.lists(st.one_of(st.floats(-3, 3), st.just(0.5)), min_size=8, max_size=8)
@@ -73,7 +74,7 @@ def test_the_tolerance_is_nothing_at_a_run_and_largest_halfway():
     curve = through((10.0, 0.5), (20.0, 0.3), (40.0, 0.1))
     at = [curve.tolerance(l0) for l0 in (10, 12, 10 * 2**0.5, 17, 20, 40)]
     assert at[0] == at[4] == at[5] == 0
-    assert max(at) == at[2] == pytest.approx(TOLERANCE * (math.log(2) / 2) ** 2)
+    assert max(at) == at[2] == pytest.approx(METRICS["degradation"].tolerance * (math.log(2) / 2) ** 2)
 
 
 @given(st.floats(-0.3, 0.3), st.floats(-2.5, -0.3))
@@ -87,7 +88,7 @@ def test_documents_that_move_all_runs_along_their_power_law_change_nothing(move,
 
 def test_documents_that_move_all_runs_up_move_the_reading_up():
     curve = through((8.0, 0.6), (16.0, 0.35), (30.0, 0.2))
-    read = curve.read_resamples(20, (np.tile(curve.log_l0, (3, 1)), curve.log_y + np.array([[0.0], [0.1], [-0.2]])))
+    read = curve.read_resamples(20, (np.tile(curve.log_l0, (3, 1)), curve.heights + np.array([[0.0], [0.1], [-0.2]])))
     assert read == pytest.approx(curve.read(20) + np.array([0, 0.1, -0.2]))
 
 

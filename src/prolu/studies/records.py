@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from prolu.evaluation.comparison.metric_catalog import METRICS
 from prolu.runtime.files import read_json_lines
 from prolu.runtime.names import check_inside, plain_name, shortened
 
@@ -28,27 +29,9 @@ SCORES = ("l0", "l1", "mse", "degradation")
 OF_PREDICTIONS = ("degradation",)
 """Those among them that need a language model, and are null where the activations come from none."""
 
-NUMBERS = frozenset(
-    [
-        "coeff",
-        "target_l0",
-        "d_sae",
-        "n_tokens",
-        "init_seed",
-        "eval_tokens",
-        "sqrt_l1",
-        "fvu",
-        "dead_fraction",
-        "dense_fraction",
-        "frequent_fraction",
-        "recovered",
-        "decoder_cosine",
-        "decoder_projection_half",
-        "decoder_projection_quarter",
-    ]
-)
-"""Other fields of results that are shown or compared as numbers. A version may lack them, and what is not known of an
-SAE that another library trained is null."""
+NUMBERS = METRICS.keys() | {"coeff", "target_l0", "d_sae", "n_tokens", "init_seed", "eval_tokens"}
+"""The fields of results that are shown or compared as numbers: all metrics of the catalogue, and some settings. A
+version may lack them, and what is not known of an SAE that another library trained is null."""
 
 REPORTED = ("sqrt_l1", "dead_fraction", "eval_tokens")
 """Numbers that a report cannot do without."""

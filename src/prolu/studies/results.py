@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prolu.evaluation.comparison.frontiers import Record, family, pareto_best
+from prolu.evaluation.comparison.metric_catalog import CE_INCREASE
 from prolu.evaluation.comparison.same_text import check_comparable
 from prolu.evaluation.comparison.verdicts import Verdict, check_l0, verdict_table
 from prolu.runtime.checks import one_of
@@ -126,15 +127,21 @@ class Results:
         """The seed of the order in which the study's runs saw activations."""
         return self.config["stream"].get("seed", 0)
 
-    def verdicts(self, l0s: Sequence[float] | None = None, *, unconverged: bool = True) -> list[Verdict]:
+    def verdicts(
+        self, l0s: Sequence[float] | None = None, *, y: str = CE_INCREASE, unconverged: bool = True
+    ) -> list[Verdict]:
         """Compare every family with `relu + l1` and `relu + sqrt_l1` at equal L0, with 95% intervals.
 
         Args:
             l0s: The L0s to compare at. If None, they are the target L0s of the runs, or else three L0s that both
                 families reach.
+            y: The metric that is compared, by its name in `records`; by default the CE increase.
             unconverged: Whether runs that have not converged take part. Verdicts count them.
+
+        Raises:
+            ValueError: One of `l0s` is not above 0, or `y` is no metric.
         """
-        return verdict_table(self, l0s, unconverged=unconverged)
+        return verdict_table(self, l0s, y=y, unconverged=unconverged)
 
     @property
     def failures(self) -> dict[str, str]:

@@ -8,7 +8,8 @@
 - `prefixes`: the scores of the shorter SAEs of nested losses.
 - `same_text`: which studies may be compared.
 - `replicates`: the curves of every family and seed, and resamples of the held-out documents.
-- `verdicts`: which of two families has the lower CE increase, with a 95% interval: all numbers of a comparison.
+- `comparisons`: the engine, from which all numbers of a comparison come.
+- `verdicts`: which of two families has the lower CE increase, or another metric, with a 95% interval.
 - `wording`, `reasons`: those numbers in words, and why there is none, the same wherever they are shown.
 - `claims`: the claims of the paper as sentences with numbers.
 - `styles`: planes, colours and markers, for figures and the HTML page.

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from prolu.evaluation.comparison.comparisons import Comparisons
 from prolu.evaluation.comparison.frontiers import Record, at_hook, budget, family, grouped, replicate
 from prolu.evaluation.comparison.replicates import FinishedStudy
-from prolu.evaluation.comparison.verdicts import Comparisons
 from prolu.evaluation.comparison.wording import (
     HIGHER,
     LOWER,
@@ -225,7 +225,7 @@ def _higher_l1(comparisons: Comparisons) -> Claim:
         nonlinearity, _, penalty = name.partition(" + ")
         baseline = f"relu + {penalty}"
         if nonlinearity.startswith("prolu") and baseline in comparisons.families:
-            found += [comparisons.verdict(name, baseline, l0, "l1") for l0 in comparisons.l0s(name, baseline)]
+            found += [comparisons.verdict(name, baseline, l0, "l1") for l0 in comparisons.l0s(name, baseline, y="l1")]
     found = [v for v in found if math.isfinite(v.change)]
     if not found:
         return Claim(

@@ -1,4 +1,7 @@
-"""A family's runs as one curve in (log L0, log CE increase), read between its runs and nowhere else.
+"""A family's runs as one curve of a metric over log L0, read between its runs and nowhere else.
+
+The height of the curve is the log of a metric that is compared as a ratio, such as the CE increase, and otherwise the
+metric itself (`Metric.height`).
 
 This is the only interpolation of the project: `matched`, the tables, the sentences, the claims, the page and the
 terminal all take their numbers from curves like these.
@@ -11,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, Metric
+
 FURTHEST = 1.5
 """The ratio of an L0 to that of the nearest run, up to which a curve is read between two runs."""
 
@@ -18,12 +23,7 @@ BEYOND_THE_ENDS = math.log(1.05)
 """The distance in log L0 up to which a curve is read beyond its ends, since runs with a target L0 end near it only."""
 
 SINGLE_RUN_TOLERANCE = math.log(1.02)
-"""The distance in log L0 up to which the CE increase of a single run is used unchanged: it has no slope."""
-
-TOLERANCE = 0.41
-"""The error of the interpolation in the log of the CE increase, as a multiple of the product of the distances in log L0
-to the runs on both sides. Nine of ten errors are smaller, by `benchmarks/interpolation.py`: docs, What the error bars
-mean."""
+"""The distance in log L0 up to which the value of a single run is used unchanged: it has no slope."""
 
 
 def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -41,7 +41,8 @@ def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     right = chord[..., 1:]
     before = 2 * h[1:] + h[:-1]
     after = h[1:] + 2 * h[:-1]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    # A chord of 0, or one so small that its inverse is infinite, is a level piece: the slope is 0 there.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         harmonic = (before + after) / (before / left + after / right)
     # A knot above or below both its neighbours is an extremum of the curve too, so that the curve goes no further.
     inner = np.where(left * right > 0, harmonic, 0.0)
@@ -85,10 +86,11 @@ class Curve(NamedTuple):
     """The hyperparameters but for those that move a run along the curve: coefficient, target L0 and k."""
     log_l0: np.ndarray
     """The knots, [n_knots]. Runs of equal L0 are one knot."""
-    log_y: np.ndarray
-    """The log of the CE increase, or of another figure, at the knots."""
+    heights: np.ndarray
+    """The metric's heights at the knots."""
     rows: tuple[tuple[int, ...], ...]
-    """The runs of each knot, as columns of `DocumentResamples.logs`."""
+    """The runs of each knot, as columns of `DocumentResamples.places`."""
+    metric: Metric = METRICS[CE_INCREASE]
 
     @property
     def l0_range(self) -> tuple[float, float]:
@@ -110,45 +112,52 @@ class Curve(NamedTuple):
         return bool(np.abs(self.log_l0 - at).min() <= math.log(FURTHEST) * (1 + 1e-9))
 
     def read(self, l0: float) -> float:
-        """Return the log of the figure at an L0 that the curve reaches."""
-        return float(self._read(l0, self.log_y))
+        """Return the height at an L0 that the curve reaches."""
+        return float(self._read(l0, self.heights))
 
-    def read_resamples(self, l0: float, logs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """Return the log of the CE increase at an L0 in every resample of the documents, [n_resamples].
+    def read_resamples(self, l0: float, places: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """Return the height at an L0 in every resample of the documents, [n_resamples].
 
         A resample moves a run in L0 too. What counts is how far it moves off the curve, so the move along the curve, by
-        the curve's own slope, is taken off the move in CE increase. To first order that is the curve through the moved
+        the curve's own slope, is taken off the move in height. To first order that is the curve through the moved
         runs, and it is defined even where two runs close to each other change their order.
 
         Args:
             l0: where to read.
-            logs: the log of L0 and of the CE increase of all runs in every resample, [n_resamples, n_runs] each.
+            places: the log of L0 and the height of all runs in every resample, [n_resamples, n_runs] each.
         """
-        log_l0, log_y = (np.stack([some[:, row].mean(1) for row in map(list, self.rows)], axis=1) for some in logs)
-        slope = slopes(self.log_l0, self.log_y) if len(self.log_l0) > 1 else np.zeros(1)
-        return self._read(l0, log_y - slope * (log_l0 - self.log_l0))
+        log_l0, heights = (np.stack([some[:, row].mean(1) for row in map(list, self.rows)], axis=1) for some in places)
+        slope = slopes(self.log_l0, self.heights) if len(self.log_l0) > 1 else np.zeros(1)
+        return self._read(l0, heights - slope * (log_l0 - self.log_l0))
 
-    def _read(self, l0: float, log_y: np.ndarray) -> np.ndarray:
+    def _read(self, l0: float, heights: np.ndarray) -> np.ndarray:
         at = math.log(l0)
         x = self.log_l0
         if len(x) == 1:
-            return np.asarray(log_y[..., 0])
+            return np.asarray(heights[..., 0])
         if x[0] <= at <= x[-1]:
-            return interpolated(x, log_y, at)
+            return interpolated(x, heights, at)
         # The whole curve's slope: two neighbours may lie so close that theirs is mostly noise.
         end = 0 if at < x[0] else -1
-        return np.asarray(log_y[..., end] + (log_y[..., -1] - log_y[..., 0]) / (x[-1] - x[0]) * (at - x[end]))
+        return np.asarray(heights[..., end] + (heights[..., -1] - heights[..., 0]) / (x[-1] - x[0]) * (at - x[end]))
 
     def tolerance(self, l0: float) -> float:
-        """Return the error in the log that reading at this L0 may add, by `TOLERANCE`; 0 at a run."""
+        """Return the error in height that reading at this L0 may add, by `Metric.tolerance`; 0 at a run.
+
+        Where nobody has measured that, it is nan further than 5% from a run.
+        """
         distance = np.sort(np.abs(self.log_l0 - math.log(l0)))
+        rate = self.metric.tolerance
         if len(distance) == 1:
-            return float(distance[0])  # a CE increase is about inversely proportional to L0
+            # A CE increase is about inversely proportional to L0, and no log of a metric is steeper.
+            return float(distance[0]) if self.metric.compared_as == "ratio" else 0.0
+        if rate is None:
+            return math.nan if distance[0] > BEYOND_THE_ENDS else 0.0
         before = self.log_l0[self.log_l0 <= math.log(l0)]
         after = self.log_l0[self.log_l0 > math.log(l0)]
         if len(before) and len(after):
-            return float(TOLERANCE * (math.log(l0) - before[-1]) * (after[0] - math.log(l0)))
-        return float(TOLERANCE * distance[0] * distance[1])
+            return float(rate * (math.log(l0) - before[-1]) * (after[0] - math.log(l0)))
+        return float(rate * distance[0] * distance[1])
 
 
 def curve_of(
@@ -156,25 +165,28 @@ def curve_of(
     replicate: tuple[int, int | None],
     n_tokens: int | None,
     variant: tuple[str, ...],
+    metric: Metric = METRICS[CE_INCREASE],
 ) -> Curve:
-    """Return the curve through points (L0, y, row), with runs of equal L0 as one knot at the mean of their log y."""
+    """Return the curve through points (L0, y, row), with runs of equal L0 as one knot at the mean of their heights."""
     knots: dict[float, list[tuple[float, int]]] = {}
     for l0, y, row in sorted(points):
-        knots.setdefault(l0, []).append((math.log(y), row))
-    log_y = [sum(y for y, _ in same) / len(same) for same in knots.values()]
+        knots.setdefault(l0, []).append((metric.height(y), row))
+    heights = [sum(y for y, _ in same) / len(same) for same in knots.values()]
     rows = tuple(tuple(row for _, row in same) for same in knots.values())
-    return Curve(replicate, n_tokens, variant, np.log(list(knots)), np.array(log_y), rows)
+    return Curve(replicate, n_tokens, variant, np.log(list(knots)), np.array(heights), rows, metric)
 
 
-def drawn(points: Sequence[tuple[float, float]], n_steps: int = 12) -> list[tuple[float, float]]:
+def drawn(
+    points: Sequence[tuple[float, float]], metric: Metric = METRICS[CE_INCREASE], n_steps: int = 12
+) -> list[tuple[float, float]]:
     """Return the curve through points (L0, y) as a fine line for figures, so that a reader reads what comparisons read.
 
-    Points of which one has no logarithm are returned as they are.
+    Points of which one has no place on a curve are returned as they are.
     """
-    if not all(0 < value < math.inf for point in points for value in point):
+    if not all(metric.has_place({"l0": x, metric.name: y}) for x, y in points):
         return list(points)
-    curve = curve_of([(x, y, row) for row, (x, y) in enumerate(points)], (0, 0), None, ())
+    curve = curve_of([(x, y, row) for row, (x, y) in enumerate(points)], (0, 0), None, (), metric)
     places = [np.linspace(a, b, n_steps, endpoint=False) for a, b in pairwise(curve.log_l0)]
     x = np.concatenate([*places, curve.log_l0[-1:]])
-    y = [interpolated(curve.log_l0, curve.log_y, at) for at in x] if len(curve.log_l0) > 1 else curve.log_y
-    return [(math.exp(a), math.exp(b)) for a, b in zip(x, y, strict=True)]
+    heights = [interpolated(curve.log_l0, curve.heights, at) for at in x] if len(curve.log_l0) > 1 else curve.heights
+    return [(math.exp(a), metric.value(float(b))) for a, b in zip(x, heights, strict=True)]

@@ -5,18 +5,33 @@ from collections.abc import Mapping, Sequence
 
 from prolu.evaluation.comparison.curves import FURTHEST, Curve
 from prolu.evaluation.comparison.frontiers import VARIANT_FIELDS
+from prolu.evaluation.comparison.metric_catalog import Metric
 from prolu.evaluation.comparison.wording import NOT_OVER_SEEDS, listed
 
 
-def no_run(kind: str, name: str, *, has_runs: bool) -> str:
+def no_run(kind: str, name: str, metric: Metric, *, has_runs: bool) -> str:
     """Return that a family has no run at all, or none with a place on a curve.
 
     Args:
         kind: what kind of run is looked for: `run`, or `converged run`.
         name: the family.
+        metric: the metric on the curve's vertical axis.
         has_runs: whether it has runs of which none has a place.
     """
-    return f"no {kind} of {name}" + (" has an L0 and a CE increase above 0" if has_runs else "")
+    return f"no {kind} of {name}" + (f" has {_place(metric)}" if has_runs else "")
+
+
+def left_out(n_runs: int, name: str, metric: Metric) -> str:
+    """Return that some runs of a family have no place on a curve of a metric."""
+    runs = "1 run" if n_runs == 1 else f"{n_runs} runs"
+    return f"{runs} of {name} left out: no {_place(metric)}"
+
+
+def _place(metric: Metric) -> str:
+    """Return what a run needs for a place on a curve of a metric."""
+    if metric.compared_as == "ratio":
+        return f"L0 and {metric.words} above 0"
+    return f"L0 above 0 with a value of {metric.words}"
 
 
 def no_common_budget(kind: str, curves: Mapping[str, Sequence[Curve]], n_tokens: int | None) -> str:

@@ -4,7 +4,6 @@ A replicate is one pair of a stream seed and an init seed. Each has its own curv
 spread shows what seeds do; the resamples of documents show what the choice of held-out text does.
 """
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -14,6 +13,7 @@ import torch
 
 from prolu.evaluation.comparison.curves import Curve, curve_of
 from prolu.evaluation.comparison.frontiers import Record, budget, family, grouped, replicate, variant
+from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, Metric
 from prolu.evaluation.comparison.same_text import ScoredStudy, check_comparable
 from prolu.evaluation.document_sums import DocumentSums, read_documents_of
 from prolu.runtime.rng import keyed_generator
@@ -43,20 +43,24 @@ class DocumentResamples:
     The draws are the same for all runs, so what makes a document hard for every family cancels in their difference.
     """
 
-    def __init__(self, sums: Sequence[DocumentSums], unit: str):
+    def __init__(self, sums: Sequence[DocumentSums], unit: str, metric: Metric = METRICS[CE_INCREASE]):
         """Prepare the sums of all runs for resampling.
 
         Args:
             sums: the sums of each run, all over the same documents.
             unit: what a document is here: `document`, or `block` where documents are not known.
+            metric: the metric on the vertical axis, one that follows from sums over documents.
         """
+        assert metric.by_document is not None
         self.unit = unit
         first = sums[0]
         self.n_documents = len(first.document)
+        self._metric = metric
         self._n_tokens = first.n_tokens
         self._n_predicted = first.n_predicted
+        self._denominator: np.ndarray = getattr(first, metric.by_document.denominator)
         self._l0 = np.stack([s.l0 for s in sums])
-        self._ce_increase = np.stack([s.ce_recon - s.ce_clean for s in sums])
+        self._numerator = np.stack([metric.by_document.numerator(s) for s in sums])
 
     @property
     def n_effective(self) -> float:
@@ -67,10 +71,10 @@ class DocumentResamples:
         return float(self._n_predicted.sum() ** 2 / np.square(self._n_predicted).sum())
 
     @cached_property
-    def logs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Log L0 and log CE increase in every resample, [n_resamples, n_runs] each.
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Log L0 and the metric's height in every resample, [n_resamples, n_runs] each.
 
-        The latter is not finite where a CE increase is not above 0.
+        The latter is not finite where it is the log of what is not above 0.
         """
         n = self.n_documents
         drawn = torch.randint(n, (N_RESAMPLES, n), generator=keyed_generator("documents", n)).numpy()
@@ -81,8 +85,8 @@ class DocumentResamples:
         with np.errstate(invalid="ignore", divide="ignore"):
             # A ratio of resampled sums, not a mean of documents' ratios: a figure is a mean over tokens.
             l0 = (counts @ self._l0.T) / (counts @ self._n_tokens)[:, None]
-            ce_increase = (counts @ self._ce_increase.T) / (counts @ self._n_predicted)[:, None]
-            return np.log(l0), np.log(ce_increase)
+            values = (counts @ self._numerator.T) / (counts @ self._denominator)[:, None]
+            return np.log(l0), np.log(values) if self._metric.compared_as == "ratio" else values
 
 
 class Curves(NamedTuple):
@@ -93,17 +97,17 @@ class Curves(NamedTuple):
     runs: list[Record]
     """The runs that have a place on a curve; `Curve.rows` counts in these."""
     left_out: list[Record]
-    """The runs that have none, since their L0 or CE increase is not above 0."""
+    """The runs that have none, by `Metric.has_place`."""
     resamples: DocumentResamples | None
-    """The resampled documents of all runs; None unless all have sums over the same documents."""
+    """The resampled documents of all runs; None unless all have sums over the same documents, which give the metric."""
 
 
-def curves_of(studies: Sequence[FinishedStudy], y: str = "degradation", *, unconverged: bool = True) -> Curves:
+def curves_of(studies: Sequence[FinishedStudy], metric: Metric, *, unconverged: bool = True) -> Curves:
     """Return the curves of every family through all its runs.
 
     Args:
         studies: studies with the same language model, hook and held-out tokens.
-        y: the figure on the vertical axis, by its name in results.jsonl. Only the CE increase has sums by document.
+        metric: the metric on the vertical axis.
         unconverged: whether runs that have not converged are used too.
 
     Raises:
@@ -117,24 +121,19 @@ def curves_of(studies: Sequence[FinishedStudy], y: str = "degradation", *, uncon
         for r in study.records:
             if not (unconverged or r["converged"]):
                 continue
-            if has_place(r, y):
+            if metric.has_place(r):
                 used.append((study, {**r, "stream_seed": stream_seed, "row": len(used)}))
             else:
                 left_out.append(r)
     runs = [r for _, r in used]
     by_family: dict[str, list[Curve]] = {}
     for (name, seeds, n_tokens, settings), some in grouped(runs, family, replicate, budget, variant).items():
-        points = [(r["l0"], r[y], r["row"]) for r in some]
-        by_family.setdefault(name, []).append(curve_of(points, seeds, n_tokens, settings))
-    return Curves(by_family, runs, left_out, _document_resamples(used) if y == "degradation" else None)
+        points = [(r["l0"], r[metric.name], r["row"]) for r in some]
+        by_family.setdefault(name, []).append(curve_of(points, seeds, n_tokens, settings, metric))
+    return Curves(by_family, runs, left_out, _document_resamples(used, metric) if metric.by_document else None)
 
 
-def has_place(record: Record, y: str = "degradation") -> bool:
-    """Return whether a run has a place on a curve: a logarithm of its L0, and one of its y."""
-    return all(isinstance(record.get(name), int | float) and 0 < record[name] < math.inf for name in ("l0", y))
-
-
-def _document_resamples(used: Sequence[tuple[FinishedStudy, Record]]) -> DocumentResamples | None:
+def _document_resamples(used: Sequence[tuple[FinishedStudy, Record]], metric: Metric) -> DocumentResamples | None:
     sums: list[DocumentSums] = []
     for study, record in used:
         one = read_documents_of(study.folder / record["run_id"])
@@ -144,7 +143,7 @@ def _document_resamples(used: Sequence[tuple[FinishedStudy, Record]]) -> Documen
     # One document cannot be resampled into another.
     if not sums or len(sums[0].document) < 2:
         return None
-    return DocumentResamples(sums, str(used[0][1].get("unit", "document")))
+    return DocumentResamples(sums, str(used[0][1].get("unit", "document")), metric)
 
 
 def _same_documents(a: DocumentSums, b: DocumentSums) -> bool:

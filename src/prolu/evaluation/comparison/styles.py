@@ -6,6 +6,7 @@ from matplotlib.typing import LineStyleType
 
 from prolu.evaluation.comparison.curves import drawn
 from prolu.evaluation.comparison.frontiers import Record, family, grouped, pareto_mask
+from prolu.evaluation.comparison.metric_catalog import METRICS
 from prolu.evaluation.comparison.points import Point
 
 COLOURS = {
@@ -130,7 +131,7 @@ def pareto_points(found: Sequence[Point]) -> list[Point]:
 def joining(line: Sequence[Point], x: str, y: str) -> list[tuple[float, float]]:
     """Return the line that joins the points of a family: where families are compared, the curve that is read there."""
     places = [(p.x, p.y) for p in line]
-    return drawn(places) if (x, y) == ("l0", "degradation") and places else places
+    return drawn(places, METRICS[y]) if x == "l0" and y in METRICS and places else places
 
 
 def far_apart(found: Sequence[Point]) -> bool:

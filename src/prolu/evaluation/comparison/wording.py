@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Literal, NamedTuple
 
+from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS
+
 LOWER = "lower"
 HIGHER = "higher"
 NOT_DISTINGUISHABLE = "not distinguishable"
@@ -17,24 +19,26 @@ ONE_SEED = "one seed"
 
 
 class Verdict(NamedTuple):
-    """How the CE increase of a challenger compares with that of a baseline at one L0."""
+    """How the CE increase of a challenger, or another metric, compares with that of a baseline at one L0."""
 
     challenger: str
     baseline: str
     l0: float
     change: float
-    """The relative change of CE increase, challenger / baseline - 1; nan if it cannot be computed."""
+    """The relative change of CE increase, challenger / baseline - 1; nan if it cannot be computed. Of a metric that is
+    compared as a difference, challenger - baseline in its own unit."""
     low: float
     high: float
     """The ends of its 95% interval; nan if there is none. With one seed of either family, the interval covers held-out
     documents only, and decides nothing."""
     verdict: Literal["lower", "higher", "not distinguishable", "not tested"]
-    """Which CE increase the challenger has, where there is an interval over seeds: not distinguishable if it contains
-    0. Not tested where there is none."""
+    """Which CE increase, or other metric, the challenger has, where there is an interval over seeds: not
+    distinguishable if it contains 0. Not tested where there is none."""
     n_seeds: int
     """The number of replicates of the family that has fewer."""
     n_documents: int
-    """The number of held-out documents; 0 where runs have no sums by document, so that no interval covers them."""
+    """The number of held-out documents; 0 where no interval covers them: runs have no sums by document, or the metric
+    does not follow from these."""
     covers: str
     """The kinds of variation that the interval covers, in words."""
     unit: str = "document"
@@ -46,21 +50,31 @@ class Verdict(NamedTuple):
     n_runs: int = 0
     """The number of runs in the curves of both families."""
     tolerance: float = 0.0
-    """The relative error that reading the curves between their runs may add to `change`; 0 where both have runs at this
-    L0."""
+    """The error that reading the curves between their runs may add to `change`, in the same unit; 0 where both have
+    runs at this L0, and nan where it is not known."""
     notes: tuple[str, ...] = ()
     """What else must be known, such as runs that were left out."""
+    metric: str = CE_INCREASE
+    """What is compared, by its name in results.jsonl."""
 
     @property
     def is_tested(self) -> bool:
         """Whether there is an interval over seeds, so that the verdict is about more than these runs."""
         return self.verdict != NOT_TESTED
 
+    @property
+    def is_better(self) -> bool | None:
+        """Whether the challenger is better than the baseline; None where nothing is distinguishable or tested, and for
+        a metric of which neither direction is better.
+        """
+        better = METRICS[self.metric].better
+        return None if self.verdict not in (LOWER, HIGHER) or better == "neither" else self.verdict == better
+
     def __str__(self) -> str:
         head = f"{self.challenger} against {self.baseline} at L0 {shown_l0(self.l0)}: "
         if math.isnan(self.change):
             return f"{head}{NOT_TESTED}: {self.reason}"
-        return f"{head}change of CE increase {self.in_numbers()}"
+        return f"{head}change of {METRICS[self.metric].words} {self.in_numbers()}"
 
     def in_numbers(self, leave_out: Sequence[str] = ()) -> str:
         """Return the change with its interval, as in `-31.2% (95% interval -35.1% to -26.8%, 3 seeds, 214 documents)`.
@@ -71,7 +85,7 @@ class Verdict(NamedTuple):
             leave_out: qualifiers that are said elsewhere.
         """
         seeds = f"{self.n_seeds} seeds" if self.n_seeds > 1 else ONE_SEED
-        documents = f"{self.n_documents} {self.unit}s" if self.n_documents else "documents not recorded"
+        documents = f"{self.n_documents} {self.unit}s" if self.n_documents else _no_documents(self)
         parts = [seeds, documents]
         if math.isfinite(self.low):
             over = "" if self.is_tested else f" over held-out {self.unit}s"
@@ -82,13 +96,33 @@ class Verdict(NamedTuple):
         if self.verdict == NOT_TESTED and self.reason not in ("", ONE_SEED):
             parts.append(self.reason)
         inside = "; ".join([", ".join(parts), *(q for q in qualifiers(self) if q not in leave_out)])
-        return f"{percent(self.change)} ({inside})" + ("" if ending in (None, *leave_out) else f", {ending}")
+        return f"{amount(self, self.change)}{_unit(self)} ({inside})" + (
+            "" if ending in (None, *leave_out) else f", {ending}"
+        )
 
 
 def percent(change: float) -> str:
     """Return a relative change as it is written everywhere, such as `-31.2%`."""
     rounded = round(100 * change, 1)
     return f"{rounded:+.1f}%" if rounded else "0.0%"
+
+
+def amount(v: Verdict, change: float) -> str:
+    """Return a change of a verdict's metric as it is written everywhere: `-31.2%`, or `-0.0123` for a difference."""
+    if METRICS[v.metric].compared_as == "ratio":
+        return percent(change)
+    return f"{change:+.3g}" if change else "0"
+
+
+def _unit(v: Verdict) -> str:
+    """Return the unit of a difference, after a space; empty for a ratio, which has none."""
+    metric = METRICS[v.metric]
+    return f" {metric.unit}" if metric.compared_as == "difference" and metric.unit else ""
+
+
+def _no_documents(v: Verdict) -> str:
+    """Return why an interval does not cover held-out documents."""
+    return "documents not recorded" if METRICS[v.metric].by_document else "held-out text not covered"
 
 
 def shown_l0(l0: float) -> str:
@@ -98,12 +132,12 @@ def shown_l0(l0: float) -> str:
 
 def shown_change(v: Verdict) -> str:
     """Return the change of a verdict; empty if it has none."""
-    return "" if math.isnan(v.change) else percent(v.change)
+    return "" if math.isnan(v.change) else amount(v, v.change)
 
 
 def shown_interval(v: Verdict) -> str:
     """Return the interval of a verdict, as in `-35.1% to -26.8%`; empty if it has none."""
-    return f"{percent(v.low)} to {percent(v.high)}" if math.isfinite(v.low) else ""
+    return f"{amount(v, v.low)} to {amount(v, v.high)}" if math.isfinite(v.low) else ""
 
 
 def shown_verdict(v: Verdict) -> str:
@@ -117,6 +151,8 @@ def shown_ground(v: Verdict) -> str:
         return v.reason
     seeds = f"{v.n_seeds} seeds" if v.n_seeds > 1 else ONE_SEED
     documents = [f"{v.n_documents:,} {v.unit}s"] if v.n_documents else []
+    if not METRICS[v.metric].by_document:
+        documents = [_no_documents(v)]
     reason = [v.reason] if v.reason not in ("", ONE_SEED) else []
     return "; ".join([", ".join([seeds, *documents]), *reason, *qualifiers(v)])
 
@@ -126,9 +162,16 @@ def qualifiers(v: Verdict) -> list[str]:
     found = [moving] if (moving := still_moving(v.n_unconverged, v.n_runs)) else []
     # Where the interval contains 0, nobody takes the difference for a finding.
     # A tolerance that rounds to nothing is that of a run at this L0.
-    if abs(v.change) < v.tolerance and v.tolerance >= 0.0005 and v.verdict != NOT_DISTINGUISHABLE:
-        found.append(f"less than the {v.tolerance:.1%} by which reading between runs may be wrong")
+    if math.isnan(v.tolerance):
+        found.append("read between runs, by which it is not known how wrong it may be")
+    elif abs(v.change) < v.tolerance and v.verdict != NOT_DISTINGUISHABLE and not _rounds_to_nothing(v):
+        found.append(f"less than the {amount(v, v.tolerance)[1:]} by which reading between runs may be wrong")
     return [*found, *v.notes]
+
+
+def _rounds_to_nothing(v: Verdict) -> bool:
+    """Return whether a tolerance is too small to be written."""
+    return METRICS[v.metric].compared_as == "ratio" and v.tolerance < 0.0005
 
 
 def listed(words: Sequence[str]) -> str:

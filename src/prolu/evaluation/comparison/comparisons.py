@@ -1,0 +1,228 @@
+"""The engine of all comparisons: the families of some studies, prepared once, and the verdicts on any two of them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import numpy as np
+
+from prolu.evaluation.comparison import reasons
+from prolu.evaluation.comparison.curves import Curve
+from prolu.evaluation.comparison.frontiers import family
+from prolu.evaluation.comparison.intervals import half_width_of_difference
+from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS
+from prolu.evaluation.comparison.replicates import Curves, DocumentResamples, FinishedStudy, curves_of
+from prolu.evaluation.comparison.wording import (
+    HIGHER,
+    LOWER,
+    NOT_DISTINGUISHABLE,
+    NOT_TESTED,
+    ONE_SEED,
+    Verdict,
+    listed,
+)
+from prolu.training.config import FROZEN
+
+BASELINES = ("relu + l1", "relu + sqrt_l1")
+"""The paper's baselines. Every other family is compared with both, and the second with the first."""
+
+N_PLACES = 65
+"""The number of places in the range of two families at which it is looked whether both can be read."""
+
+
+class Comparisons:
+    """The families of some studies, prepared once for any number of comparisons."""
+
+    def __init__(self, studies: FinishedStudy | Sequence[FinishedStudy], *, unconverged: bool = True):
+        self.studies = list(studies) if isinstance(studies, Sequence) else [studies]
+        self.records = [r for study in self.studies for r in study.records]
+        self.families = list(dict.fromkeys(map(family, self.records)))
+        self._unconverged = unconverged
+        self._families_of_kind = {family(r) for r in self.records if unconverged or r["converged"]}
+        self._targets = sorted({r["target_l0"] for r in self.records if r.get("target_l0") is not None})
+        self._curves = cache(self._curves_of)
+
+    def _curves_of(self, y: str) -> Curves:
+        return curves_of(self.studies, METRICS[y], unconverged=self._unconverged)
+
+    def table(self, l0s: Sequence[float] | None = None, y: str = CE_INCREASE) -> list[Verdict]:
+        """Return the verdicts of every family against its baselines, as `verdict_table` does."""
+        return [
+            self.verdict(challenger, baseline, l0, y)
+            for challenger, baseline in _pairs(self.families)
+            for l0 in (self.l0s(challenger, baseline, y=y) or [math.nan] if l0s is None else l0s)
+        ]
+
+    def l0s(
+        self, challenger: str, baseline: str, low: float = 0, high: float = math.inf, y: str = CE_INCREASE
+    ) -> list[float]:
+        """Return the L0s between two bounds at which two families are compared by default.
+
+        These are the target L0s of the runs, or else three that both families reach, a quarter, a half and three
+        quarters of the way through what they reach together; none if they have no L0 in common.
+        """
+        if self._targets:
+            return [target for target in self._targets if low < target < high]
+        both, _ = self._at_budget((challenger, baseline), y, None)
+        if not all(both):
+            return []
+        by_family = [[curve.l0_range for curve in some] for some in both]
+        common = _inner([ends for ranges in by_family for ends in ranges])
+        reached = _inner([reasons.outer(ranges) for ranges in by_family])
+        # Where every replicate takes part, or else where one of each family does.
+        for ends, enough in ((common, all), (reached, any)):
+            start = max(ends[0], low)
+            end = min(ends[1], high)
+            if start < end:
+                # Rounded before it is asked whether they can be read, so that what is shown is what was read.
+                places = [float(f"{x:.3g}") for x in np.geomspace(start, end, N_PLACES)]
+                read = [x for x in places if all(enough(c.reaches(x) for c in some) for some in both)]
+                if read:
+                    last = len(read) - 1
+                    return list(dict.fromkeys(read[round(part * last / 4)] for part in (1, 2, 3)))
+        return []
+
+    def verdict(
+        self, challenger: str, baseline: str, l0: float, y: str = CE_INCREASE, n_tokens: int | None = None
+    ) -> Verdict:
+        """Return the verdict on two families at one L0, about their CE increase or another metric."""
+        pair = (challenger, baseline)
+        resamples = self._curves(y).resamples
+        unit = resamples.unit if resamples else "document"
+        curves, notes = self._at_budget(pair, y, n_tokens)
+        reaching = [_reaching(some, l0) for some in curves]
+        runs = [self._curves(y).runs[i] for some in curves for curve in some for row in curve.rows for i in row]
+        found = Verdict(
+            challenger=challenger,
+            baseline=baseline,
+            l0=l0,
+            change=math.nan,
+            low=math.nan,
+            high=math.nan,
+            verdict=NOT_TESTED,
+            n_seeds=min(map(len, reaching)),
+            n_documents=resamples.n_documents if resamples else 0,
+            covers=reasons.covers(reaching, unit if resamples else ""),
+            unit=unit,
+            n_unconverged=sum(r["converged"] is False for r in runs),
+            n_runs=len(runs),
+            notes=notes,
+            metric=y,
+        )
+        if not all(reaching):
+            return found._replace(reason=self._why_no_number(pair, l0, y, curves, n_tokens))
+        return _measured(found, reaching, resamples)
+
+    def _at_budget(
+        self, pair: tuple[str, str], y: str, n_tokens: int | None
+    ) -> tuple[list[list[Curve]], tuple[str, ...]]:
+        """Return the curves of two families at one training budget, and what must be said about what is left out."""
+        by_family = self._curves(y).by_family
+        both = [by_family.get(name, []) for name in pair]
+        budgets = [{c.n_tokens for c in some if c.n_tokens is not None} for some in both]
+        common = budgets[0] & budgets[1]
+        notes = [note for name in dict.fromkeys(pair) for note in self._about_runs(name, y)]
+        if n_tokens is not None:
+            taken = [n_tokens, n_tokens]
+        elif common:
+            taken = [max(common)] * 2
+        elif any(c.n_tokens is None for some in both for c in some):
+            # An SAE of another library does not say how long it was trained; that is no reason to compare nothing.
+            taken = [max(some, default=None) for some in budgets]
+            if taken[0] != taken[1]:
+                notes.append("how long some were trained is not known")
+        else:
+            return [[], []], tuple(notes)
+        kept = [[c for c in some if c.n_tokens == n] for some, n in zip(both, taken, strict=True)]
+        others = sorted((budgets[0] | budgets[1]) - set(taken))
+        if others:
+            notes.append(f"runs on {listed([f'{n:,}' for n in others])} tokens are other curves")
+        notes += [note for name, some in zip(pair, kept, strict=True) if (note := reasons.about_variants(name, some))]
+        return kept, tuple(notes)
+
+    def _about_runs(self, name: str, y: str) -> Iterator[str]:
+        """Yield what must be said of a family's runs that have no place on a curve."""
+        without = [r for r in self._curves(y).left_out if family(r) == name]
+        if without:
+            yield reasons.left_out(len(without), name, METRICS[y])
+        unknown = sum(r["converged"] is None for r in self._curves(y).runs if family(r) == name)
+        if unknown:
+            yield f"whether {unknown} of {name} converged is not known"
+
+    def _why_no_number(
+        self, pair: tuple[str, str], l0: float, y: str, curves: Sequence[Sequence[Curve]], n_tokens: int | None
+    ) -> str:
+        """Return why two families cannot be compared at this L0, and how they could be."""
+        kind = "run" if self._unconverged else "converged run"
+        by_family = self._curves(y).by_family
+        for name in pair:
+            if name not in by_family:
+                return reasons.no_run(kind, name, METRICS[y], has_runs=name in self._families_of_kind)
+        if not all(curves):
+            return reasons.no_common_budget(kind, {name: by_family[name] for name in pair}, n_tokens)
+        by_name = dict(zip(pair, curves, strict=True))
+        if math.isnan(l0):
+            return reasons.no_common_l0(kind, by_name)
+        missed = {family(r) for r in self.records if r.get("target_l0") == l0}
+        out = [name for name, some in by_name.items() if not _reaching(some, l0)]
+        return "; ".join(reasons.out_of_reach(kind, name, by_name[name], l0, missed=name in missed) for name in out)
+
+
+def _pairs(families: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each challenger with its baselines: the paper's, and the random ones (`RunConfig.freeze`) of its family."""
+    frozen = [suffix for suffix in FROZEN.values() if suffix]
+    for name in (name for name in families if not name.endswith(tuple(frozen))):
+        for i, baseline in enumerate(BASELINES):
+            # A baseline is a challenger of the baselines before it only, so that no pair comes twice.
+            if baseline in families and name not in BASELINES[: i + 1]:
+                yield name, baseline
+        yield from ((name, name + suffix) for suffix in frozen if name + suffix in families)
+
+
+def _measured(found: Verdict, reaching: Sequence[Sequence[Curve]], resamples: DocumentResamples | None) -> Verdict:
+    """Return a verdict with its numbers, from curves that all reach its L0."""
+    l0 = found.l0
+    metric = METRICS[found.metric]
+    heights = [np.array([curve.read(l0) for curve in some]) for some in reaching]
+    difference = float(heights[0].mean() - heights[1].mean())
+    tolerance = math.hypot(*(float(np.mean([curve.tolerance(l0) for curve in some])) for some in reaching))
+    found = found._replace(change=metric.change(difference), tolerance=metric.change(tolerance))
+    if resamples is None:
+        half = half_width_of_difference(heights, None, math.inf)
+    else:
+        resampled = [np.stack([c.read_resamples(l0, resamples.places) for c in some], axis=1) for some in reaching]
+        half = half_width_of_difference(heights, resampled, resamples.n_effective)
+    if not math.isfinite(half):
+        reason = ONE_SEED if found.n_seeds < 2 else f"in some resample of the documents a {metric.words} is not above 0"
+        return found._replace(reason=reason)
+    # The interval is symmetric in height: in the log, the error of a ratio is additive.
+    low = metric.change(difference - half)
+    high = metric.change(difference + half)
+    if found.n_seeds < 2:
+        return found._replace(low=low, high=high, reason=ONE_SEED)
+    return found._replace(low=low, high=high, verdict=LOWER if high < 0 else HIGHER if low > 0 else NOT_DISTINGUISHABLE)
+
+
+def _reaching(curves: Sequence[Curve], l0: float) -> list[Curve]:
+    """Return a family's curves at an L0: one per replicate, of the variant that is read there.
+
+    That is the variant with the most replicates there, and of several the one with the best value; the lowest, of a
+    metric of which neither direction is better.
+    """
+    if math.isnan(l0) or not curves:
+        return []
+    sign = -1 if curves[0].metric.better == "higher" else 1
+    by_variant: dict[tuple[str, ...], list[Curve]] = {}
+    for curve in curves:
+        if curve.reaches(l0):
+            by_variant.setdefault(curve.variant, []).append(curve)
+
+    def order(some: Sequence[Curve]) -> tuple[float, float]:
+        return -len(some), sign * float(np.mean([curve.read(l0) for curve in some]))
+
+    return min(by_variant.values(), key=order, default=[])
+
+
+def _inner(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the range that lies in all of some ranges; its end is below its start if none does."""
+    return max(a for a, _ in ranges), min(b for _, b in ranges)
