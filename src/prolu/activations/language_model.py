@@ -66,10 +66,10 @@ class LanguageModel:
         batch_tokens: int = BATCH_TOKENS,
         revision: str = "",
     ):
-        """Load the weights (safetensors only) and the tokenizer from a folder or from the hub.
+        """Load the weights (safetensors or GGUF only) and the tokenizer from a folder or from the hub.
 
         Args:
-            name_or_path: a folder in the hub's layout, a name on the hub, or `builtin`.
+            name_or_path: a folder in the hub's layout, a GGUF file, a name on the hub, or `builtin`.
             hook: `blocks.L.hook_resid_pre`, `_resid_post`, `_attn_out` or `_mlp_out`; or the path of any module
                 followed by `.input` or `.output`, as in `model.layers.3.mlp.output`.
             device: where the model runs.
@@ -84,9 +84,10 @@ class LanguageModel:
             ValueError: there is no such model, a parameter is not in its files, or it has no such hook.
         """
         path = Path(name_or_path).expanduser()
-        # A folder's absolute path, so that a study that records it can be resumed from any directory. Links are not
-        # followed: what a link leads to may have another name tomorrow, as in the hub's cache.
-        self.name = str(path.absolute()) if path.is_dir() and name_or_path != "builtin" else str(name_or_path)
+        is_local = path.is_dir() or path.suffix.lower() == ".gguf"
+        # The absolute path of a folder or file, so that a study that records it can be resumed from any directory.
+        # Links are not followed: what a link leads to may have another name tomorrow, as in the hub's cache.
+        self.name = str(path.absolute()) if is_local and name_or_path != "builtin" else str(name_or_path)
         self.batch_tokens = batch_tokens
         self.device = numbered(device)
         self.dtype = dtype

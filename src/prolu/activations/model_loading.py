@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def load_model(
     """Return a frozen model, every parameter of which was found in its files, and its fast tokenizer.
 
     Args:
-        name: a folder in the Hugging Face layout, or a name on the hub.
+        name: a folder in the Hugging Face layout, a GGUF file, or a name on the hub.
         device: where to put the model, if there is no `device_map`.
         device_map: how transformers is to distribute the model over devices.
         dtype: the number format of the weights.
@@ -35,20 +36,24 @@ def load_model(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    folder, place = place_of(name)
     # A path that does not exist must not be looked up on the hub, whose answer would only confuse.
-    is_path = Path(name).is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    is_path = bool(place) or Path(name).is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
     local_only = is_path or not is_reachable()
-    _check_holds_model(name, is_path, local_only, revision)
-    place: dict[str, Any] = {"local_files_only": local_only}
+    if is_path and revision:
+        raise ValueError(f"revision {revision!r}: only models on the hub have revisions, and {name!r} is a path")
+    if not place:
+        _check_holds_model(name, is_path, local_only, revision)
+    place["local_files_only"] = local_only
     if revision:
         place["revision"] = revision
     try:
         # Never run code that comes with a model, and never unpickle its weights.
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **place)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **place)
         with _without_report_of_loading():
             # With `output_loading_info`, whose effect on the return value its type does not know.
             model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-                name,
+                folder,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -70,12 +75,32 @@ def load_model(
     return model.eval().requires_grad_(False), tokenizer
 
 
+def place_of(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the folder or name that transformers is to load a model from, and what it must be told besides.
+
+    A GGUF file, which is llama.cpp's format, is named by its folder and its own name there; its quantised weights are
+    turned into numbers of the chosen format when they are loaded.
+
+    Raises:
+        ValueError: a GGUF file is not there, or the packages that read it are not.
+    """
+    path = Path(name).expanduser()
+    if path.suffix.lower() != ".gguf":
+        return name, {}
+    if not path.is_file():
+        raise ValueError(f"lm {name!r}: no such file")
+    if missing := [package for package in ("gguf", "accelerate") if find_spec(package) is None]:
+        raise ValueError(
+            f"lm {name!r}: a GGUF file needs the packages gguf and accelerate (pip install 'prolu[gguf]'), and "
+            f"{' and '.join(missing)} cannot be imported"
+        )
+    return str(path.parent), {"gguf_file": path.name}
+
+
 def _check_holds_model(name: str, is_path: bool, local_only: bool, revision: str) -> None:
     """Raise ValueError if a place holds no model, or only an adapter to one."""
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    if is_path and revision:
-        raise ValueError(f"revision {revision!r}: {name!r} is a folder, and only models on the hub have revisions")
     try:
         adapter = find_adapter_config_file(name, local_files_only=local_only, revision=revision or None)
     except Exception:  # whatever is wrong with the place, loading the model says it better

@@ -17,8 +17,8 @@ class ModelOptions:
     """The language model whose activations are read."""
 
     lm: str = "builtin"
-    """The language model: a folder in the Hugging Face layout, a name on the hub, or `builtin`, the small model that
-    ships with the package."""
+    """The language model: a folder in the Hugging Face layout, a GGUF file (which needs the extra gguf), a name on the
+    hub, or `builtin`, the small model that ships with the package."""
     revision: str = ""
     """The branch, tag or commit of a language model on the hub, such as Pythia's step3000. Empty: its main branch."""
     lm_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -6,6 +6,7 @@ import torch
 
 from prolu.activations.builtin import MODEL_DIR
 from prolu.activations.hooks import architecture_of, locate
+from prolu.activations.model_loading import place_of
 from prolu.runtime.files import first_line
 from prolu.runtime.hub import is_reachable
 
@@ -34,7 +35,7 @@ def outline(name: str, hook: str, revision: str = "") -> Outline:
     model is neither on this disk nor such a name.
 
     Args:
-        name: The language model: a folder, a name on the hub, or builtin.
+        name: The language model: a folder, a GGUF file, a name on the hub, or builtin.
         hook: The hook, as blocks.L.hook_SITE.
         revision: The branch, tag or commit of a model on the hub; empty for its main branch.
 
@@ -65,6 +66,12 @@ def outline(name: str, hook: str, revision: str = "") -> Outline:
 def _config(name: str, revision: str) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    folder, place = place_of(name)
+    if place:
+        try:
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **place)
+        except Exception as problem:  # transformers raises many kinds, and each means that the file cannot be read
+            raise ValueError(f"lm {name!r}: its config cannot be read ({first_line(problem)})") from None
     place = {"revision": revision} if revision else {}
     try:
         return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False, **place)
