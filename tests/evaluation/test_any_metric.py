@@ -141,12 +141,13 @@ def test_metrics_with_sums_by_document_have_intervals_over_documents_and_others_
             **{**sums.__dict__, "kl": 3 * increase, "squared_error": 7 * increase}
         )
         r |= {"kl": 3 * r["degradation"], "mse": 7 * r["degradation"] / 16, "fvu": 2 * r["degradation"]}
+        r["fvu_raw"] = r["fvu"]
     ours = benchmark.verdict_of(made)
-    for y in ("kl", "mse"):
+    for y in ("kl", "mse", "fvu"):
         found = benchmark.verdict_of(made, y=y)
         assert found[3:6] == pytest.approx(ours[3:6], rel=1e-9)
         assert (found.n_documents, found.covers) == (30, "init seeds and held-out documents")
-    found = benchmark.verdict_of(made, y="fvu")
+    found = benchmark.verdict_of(made, y="fvu_raw")
     assert found.change == pytest.approx(ours.change)
     assert (found.n_documents, found.covers) == (0, "init seeds")
     assert "held-out text not covered" in str(found)

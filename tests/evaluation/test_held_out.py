@@ -35,7 +35,7 @@ def perfect_sae(d_in=16):
 
 
 def test_sums_by_document_give_the_figures(held_out):
-    figures, documents, _ = score(sae_of(), held_out)
+    figures, documents, *_ = score(sae_of(), held_out)
     assert documents.n_tokens.sum() == held_out.n_tokens
     assert documents.n_predicted.sum() == held_out.n_tokens - len(held_out.tokens)
     n, predicted = documents.n_tokens.sum(), documents.n_predicted.sum()

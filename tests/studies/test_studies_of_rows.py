@@ -1,16 +1,22 @@
 """Studies of rows that come from no language model: trained, scored, resumed and reported as any other."""
 
+import io
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from prolu import ActivationStream, HeldOut, Results, RunConfig, Trainer, evaluate, run_sweep
 from prolu.evaluation.document_sums import read_documents_of
 from prolu.evaluation.held_out import HeldOutRows, held_out_of
+from prolu.report.terminal import print_summary
+from prolu.report.writer import write_report
+from prolu.studies.results import pool
 from support.interruptions import dies_at_step
 from support.sweeps import contents
 from support.synthetic import sparse_activations
@@ -141,3 +147,38 @@ def test_the_results_can_be_read_without_the_rows(study):
     loaded = Results.load(study.folder)
     assert loaded.records == json.loads(json.dumps(study.records))
     assert loaded.runs[0].load().provenance["data"] == "rows"
+
+
+def test_the_report_compares_by_the_variance_that_is_left(study):
+    drawn = write_report([study])
+    page = drawn.page.read_text()
+    assert "FVU at equal L0" in page
+    assert "Activations from no language model, 2,560 training rows of rows, scored on 200 held-out rows." in page
+    assert "CE increase" not in page.partition("<script>")[0].partition("<h2>All runs")[0].replace("no CE increase", "")
+    assert (drawn.page.parent / "figures" / "fvu-against-l0.svg").is_file()
+    assert (drawn.page.parent / "figures" / "fvu-against-l0-first-6.svg").is_file()
+    assert (drawn.page.parent / "results.csv").is_file()
+    console = Console(file=io.StringIO(), width=100)
+    print_summary(drawn, all_verdicts=True, console=console)
+    printed = console.file.getvalue()
+    assert re.search(r"4 SAEs, rows, 2,560 rows", printed)
+    assert re.search(r"L0 +FVU +MSE +dead", printed)
+    assert "recovered" not in printed
+    alone = write_report([study.folder])
+    assert alone.page.read_text() == page
+
+
+def test_the_best_run_is_the_one_that_leaves_least_variance(study):
+    l0 = study.records[2]["l0"]
+    near = [r for r in study.records if max(r["l0"] / l0, l0 / r["l0"]) <= 1.25]
+    best = study.best(l0, unconverged=True)
+    assert best.record["fvu"] == min(r["fvu"] for r in near)
+    assert study.frontier().y == "fvu"
+
+
+def test_studies_of_the_same_rows_can_be_shown_together(study, tmp_path):
+    other = sweep([replace(BASE, coeff=0.05)], tmp_path / "other")
+    assert len(pool([study, other])) == 5
+    elsewhere = sweep([BASE], tmp_path / "elsewhere", ROWS[:2000])
+    with pytest.raises(ValueError, match="cannot be compared: held_out_digest is"):
+        pool([study, elsewhere])

@@ -47,6 +47,20 @@ class RowBlocks(Protocol):
         ...
 
 
+@runtime_checkable
+class KnownFeatures(Protocol):
+    """The features that held-out rows are made of, where they are known: x = sum_i c_i v_i + noise."""
+
+    @property
+    def directions(self) -> Float[Tensor, "n_features d_in"]:
+        """The unit vector v_i of each feature."""
+        ...
+
+    def codes(self, chosen: np.ndarray, /) -> Float[Tensor, "n ctx n_features"]:
+        """Return the codes c of the rows of some blocks, at least 0, in the order of the blocks' numbers."""
+        ...
+
+
 class RowArrays(RowBlocks):
     """The rows of one or several arrays, one after the other, as blocks of one row."""
 
@@ -105,6 +119,8 @@ class Rows:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What decides the rows, where they are made and not read: the settings of whatever makes them. The digest of the
     rows follows from it then, and they are not read to find it."""
+    truth: KnownFeatures | None = None
+    """The features that the held-out rows are made of, where they are known."""
 
     kind = "data"
     """What messages call it, where they say "text" of token blocks."""

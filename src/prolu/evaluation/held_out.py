@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from prolu.evaluation.l0_proxies import l0_proxies
 from prolu.evaluation.latents import LatentFigures, latent_figures, scale_response
 from prolu.evaluation.metrics import CodeSums, ReconstructionSums, active_as_numbers, cross_entropy_figures
 from prolu.evaluation.predictions import clean_predictions, spliced_losses
+from prolu.evaluation.truth import TruthFigures, truth_figures
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.rng import keyed_generator
 from prolu.sae.autoencoder import SAE
@@ -109,6 +111,8 @@ class HeldOutRows:
         chosen = choose_blocks(rows, n_tokens)
         self.acts: Float[Tensor, "n ctx d_in"] = rows.held_out[chosen].float()
         self.target: Float[Tensor, "n ctx d_in"] = self.acts
+        self._truth = rows.truth
+        self._codes = None if rows.truth is None else rows.truth.codes(chosen).flatten(0, 1)
         n = self.n_tokens
         self.documents = np.arange(min(n, MOST_BLOCKS))
         self.document_rows = (np.arange(n) * len(self.documents) // n).reshape(self.acts.shape[:2])
@@ -122,6 +126,12 @@ class HeldOutRows:
     def check(self, sae: SAE) -> None:
         """Raise ValueError unless an SAE has the width of these rows, and is no transcoder."""
         _check_fits(sae, self)
+
+    def truth(self, sae: SAE) -> TruthFigures | None:
+        """Return how an SAE stands to the features that the rows are made of; None where these are not known."""
+        if self._truth is None or self._codes is None:
+            return None
+        return truth_figures(sae, self.acts.flatten(0, 1), self._codes, self._truth.directions)
 
 
 class HeldOut:
@@ -230,6 +240,15 @@ class Scores(NamedTuple):
     """The figures of `evaluate`: a line of results.jsonl without the run's settings."""
     documents: DocumentSums
     latents: LatentFigures
+    truth: TruthFigures | None = None
+    """How the SAE stands to the features that its rows are made of; None where these are not known."""
+
+    def save(self, folder: Path) -> None:
+        """Write all but the figures into a run's folder."""
+        self.documents.save(folder)
+        self.latents.save(folder)
+        if self.truth is not None:
+            self.truth.save(folder)
 
 
 def evaluate(sae: SAE, held_out: AnyHeldOut) -> dict[str, float]:
@@ -248,7 +267,8 @@ def evaluate(sae: SAE, held_out: AnyHeldOut) -> dict[str, float]:
       (`l0_proxies`).
 
     The first three kinds come twice: over all positions, and with the suffix `_no_bos` without position 0 of blocks.
-    Rows have no such position, and those of the third kind are nan for them.
+    Rows have no such position, and those of the third kind are nan for them. Rows that are made of known features have
+    the figures of `truth.TruthFigures` besides.
     """
     return score(sae, held_out).figures
 
@@ -270,11 +290,14 @@ def score(sae: SAE, held_out: AnyHeldOut) -> Scores:
         figures = found.figures() | NO_PREDICTIONS
     latents = latent_figures(sae, found.all.code)
     figures |= latents.summary()
-    responses = scale_response(sae, held_out.acts, [0.5, 2.0], first_too=not held_out.first_apart)
+    first_too = not held_out.first_apart
+    responses = scale_response(sae, held_out.acts, [0.5, 2.0], first_too=first_too)
     for name, response in (("half", responses[0.5]), ("double", responses[2.0])):
         figures |= {f"scale_gain_{name}": response.gain, f"scale_on_{name}": response.still_active}
-    figures |= l0_proxies(sae, held_out.acts)
-    return Scores(figures, _by_document(held_out, found, spliced), latents)
+    figures |= l0_proxies(sae, held_out.acts, first_too=first_too)
+    truth = held_out.truth(sae) if isinstance(held_out, HeldOutRows) else None
+    figures |= truth.summary() if truth is not None else {}
+    return Scores(figures, _by_document(held_out, found, spliced), latents, truth)
 
 
 @torch.no_grad()

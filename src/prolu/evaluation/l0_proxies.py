@@ -25,7 +25,7 @@ PROXY_TOKENS = 1024
 
 
 @torch.no_grad()
-def l0_proxies(sae: SAE, acts: Float[Tensor, "n ctx d_in"]) -> dict[str, float]:
+def l0_proxies(sae: SAE, acts: Float[Tensor, "n ctx d_in"], *, first_too: bool = False) -> dict[str, float]:
     """Return the proxies of an SAE by the names that results.jsonl has.
 
     - `decoder_cosine`: `decoder_pairwise_cosine`.
@@ -35,9 +35,13 @@ def l0_proxies(sae: SAE, acts: Float[Tensor, "n ctx d_in"]) -> dict[str, float]:
     Args:
         sae: the SAE.
         acts: held-out activations as the language model has them.
+        first_too: whether position 0 of each block is used, where BOS stands in text.
     """
     ns = (sae.d_sae // 2, sae.d_sae // 4)
-    projections = [torch.nan] * len(ns) if sae.is_transcoder else nth_decoder_projections(sae, acts, ns)
+    if sae.is_transcoder:
+        projections = [torch.nan] * len(ns)
+    else:
+        projections = nth_decoder_projections(sae, acts, ns, first_too=first_too)
     return {
         "decoder_cosine": decoder_pairwise_cosine(sae.W_dec),
         "decoder_projection_half": projections[0],
@@ -70,7 +74,9 @@ def decoder_pairwise_cosine(decoder: Float[Tensor, "d_sae d_out"]) -> float:
 
 
 @torch.no_grad()
-def nth_decoder_projections(sae: SAE, acts: Float[Tensor, "n ctx d_in"], ns: Sequence[int]) -> list[float]:
+def nth_decoder_projections(
+    sae: SAE, acts: Float[Tensor, "n ctx d_in"], ns: Sequence[int], *, first_too: bool = False
+) -> list[float]:
     """Return s_n, the n-th decoder projection, for each n, in units of the SAE's input.
 
     With z = (x - b_dec) . W_dec[i] / ||W_dec[i]|| for b tokens x and all latents i, sorted in descending order, s_n is
@@ -85,8 +91,9 @@ def nth_decoder_projections(sae: SAE, acts: Float[Tensor, "n ctx d_in"], ns: Seq
         acts: activations as the language model has them. Of their tokens 1,024 are used, spread evenly, without
             position 0 of each block, where BOS stands.
         ns: the values of n, each at least 0 and less than d_sae.
+        first_too: whether position 0 is used too.
     """
-    flat = acts[:, 1:].flatten(0, 1)
+    flat = acts[:, 0 if first_too else 1 :].flatten(0, 1)
     n_used = min(PROXY_TOKENS, len(flat))
     flat = flat[torch.arange(n_used) * len(flat) // n_used].to(sae.W_dec)
     x = normalise(flat)[0] if sae.config.normalisation == "per_token" else flat

@@ -39,10 +39,9 @@ class PageHeadline(NamedTuple):
 def headline(run: Run) -> Sequence[Figure]:
     """Return the numbers of a run that matter most, as they are shown."""
     record = run.record
-    figures = [
-        Figure("L0", f"{record['l0']:.1f}", "active latents per token"),
-        Figure("CE increase", f"{record['degradation']:.3f}", "nats per token"),
-    ]
+    figures = [Figure("L0", f"{record['l0']:.1f}", "active latents per token")]
+    if record["degradation"] is not None:  # rows come from no language model
+        figures.append(Figure("CE increase", f"{record['degradation']:.3f}", "nats per token"))
     if record["recovered"] is not None:  # it has no value where zeros are no worse than the activations
         figures.append(Figure("recovered", f"{record['recovered']:.1%}", "of the CE increase from zeros avoided"))
     if record.get("fvu") is not None:  # results of the first version lack it

@@ -145,14 +145,15 @@ class FamilyTable(NamedTuple):
     heads: tuple[str, ...]
     rows: list[tuple[str, ...]]
     reference_l0: str
-    reference_ce_increase: str
+    reference_y: str
+    """The CE increase, or the FVU, of that point."""
 
 
 def table_of_families(records: Sequence[Record]) -> FamilyTable:
     """Return a row per family: its runs, and its hypervolume with the 95% interval over init seeds."""
-    (reference_l0, reference_ce_increase), found = summaries(records)
+    (reference_l0, reference_y), found = summaries(records)
     heads = ("family", "runs", "converged", "L0", "hypervolume", "95%")
-    return FamilyTable(heads, [_family_row(f) for f in found], f"{reference_l0:.3g}", f"{reference_ce_increase:.3g}")
+    return FamilyTable(heads, [_family_row(f) for f in found], f"{reference_l0:.3g}", f"{reference_y:.3g}")
 
 
 def _family_row(f: FamilySummary) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ function grouped(items) {
 
 function aboutRun(run) {
   return `<b>${escaped(run.family)}</b>${run.study ? `, ${escaped(run.study)}` : ""}<br>${escaped(run.id)}<br>`
-    + `${run.setting}, seed ${run.seed}<br>L0 ${number(run.l0)}, L1 ${number(run.l1)}<br>CE increase ${number(run.degradation)} nats, `
+    + `${run.setting}, seed ${run.seed}<br>L0 ${number(run.l0)}, L1 ${number(run.l1)}<br>${run.degradation === null ? `FVU ${number(run.fvu)}` : `CE increase ${number(run.degradation)} nats`}, `
     + `MSE ${number(run.mse)}${run.converged ? "" : "<br>not converged"}${run.page ? "<br>pages of its latents: see All runs" : ""}`;
 }
 

@@ -9,11 +9,12 @@ from plotly.offline import get_plotlyjs
 
 from prolu.evaluation.comparison.claims import FamilyComparison
 from prolu.evaluation.comparison.frontiers import Record, family, study_names
-from prolu.evaluation.comparison.metric_catalog import label_of
+from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, label_of, main_metric
 from prolu.evaluation.comparison.points import Point, points
 from prolu.evaluation.comparison.prefixes import prefix_title, prefix_widths, with_prefix
 from prolu.evaluation.comparison.styles import (
     FRONTIER_PLANES,
+    MAIN_PLANES,
     PLANES,
     TITLES,
     colours,
@@ -24,6 +25,7 @@ from prolu.evaluation.comparison.styles import (
     look,
     marker,
     pareto_points,
+    planes,
 )
 from prolu.evaluation.comparison.wording import covered
 from prolu.report.assets import render
@@ -85,6 +87,10 @@ SHOWN = ("l0", "l1", "sqrt_l1", "mse", "degradation", "fvu", "recovered", "dead_
 """The scores of a run that the page's script needs, for its figures and for what it shows at the pointer."""
 
 
+PREFIX_SCORES = ("l0", "degradation", "fvu")
+"""The scores of the prefixes of nested losses that it needs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PageContent:
     """What a page shows of one study, or of several together."""
@@ -120,6 +126,8 @@ def render_page(content: PageContent) -> str:
         families=table_of_families(records),
         claims=rows_of_claims([*content.comparison.against_relu, *content.comparison.paper]),
         subject="this study" if len(content.configs) == 1 else "these studies",
+        metric=METRICS[main_metric(records)],
+        in_a_model=main_metric(records) == CE_INCREASE,
         n_planes=len(PLANES) + len(prefix_widths(records)),
         n_curves=len(CURVES),
         runs=rows_of_runs(records, content.pages),
@@ -145,16 +153,17 @@ def facts(content: PageContent) -> list[str]:
         n_families = len(families(runs))
         n_tokens = runs[0].get("n_tokens")
         lm, hook, data = (stream.get(field, "not recorded") for field in ("lm", "hook", "data"))
+        unit = "row" if "rows" in stream else "token"
         kind = "SAE"
         if hook_out := stream.get("hook_out"):
             kind = "transcoder"
             hook = f"{hook}, written at {hook_out}"
-        text = data if n_tokens is None else f"{n_tokens:,} training tokens of {data}"
+        text = data if n_tokens is None else f"{n_tokens:,} training {unit}s of {data}"
+        place = "Activations from no language model" if "rows" in stream else f"Activations of {lm} at {hook}"
         sentences.append(
             f"{prefix}{len(runs)} of {_counted(len(config['runs']), kind)} finished, {n_converged} of them converged; "
             f"{_counted(n_families, 'family', 'families')}, {_counted(n_seeds, 'init seed')}. "
-            f"Activations of {lm} at {hook}, {text}, scored on {runs[0]['eval_tokens']:,} "
-            "held-out tokens."
+            f"{place}, {text}, scored on {runs[0]['eval_tokens']:,} held-out {unit}s."
         )
     return sentences
 
@@ -166,14 +175,14 @@ def _counted(n: int, one: str, several: str = "") -> str:
 def page_data(content: PageContent) -> dict[str, Any]:
     """Return what the page's script draws and filters."""
     widths = prefix_widths(content.records)
-    planes = [_plane(content.records, x, y) for x, y in PLANES]
+    drawn = [_plane(content.records, x, y) for x, y in planes(content.records)]
     return {
         "runs": [_run(r, content.pages) for r in content.records],
         "families": {name: _style(r) for name, r in families(content.records).items()},
         "studies": _study_symbols(content.records),
-        "names": COLUMNS | {f"{name}@{n}": COLUMNS[name] for n in widths for name in ("l0", "degradation")},
+        "names": COLUMNS | {f"{name}@{n}": COLUMNS[name] for n in widths for name in PREFIX_SCORES},
         # Of one SAE they would have one point each.
-        "planes": [] if content.headline else planes + [_plane_of_prefix(content.records, n) for n in widths],
+        "planes": [] if content.headline else drawn + [_plane_of_prefix(content.records, n) for n in widths],
         "curves": [_curve(column, title, content) for column, title in CURVES.items()],
     }
 
@@ -189,7 +198,7 @@ def _run(r: Record, pages: Mapping[str, str]) -> dict[str, Any]:
         "page": pages.get(r["run_id"], ""),
     }
     prefixes = r.get("prefixes") or ()
-    of_prefixes = {f"{name}@{p['d_sae']}": _number(p.get(name)) for p in prefixes for name in ("l0", "degradation")}
+    of_prefixes = {f"{name}@{p['d_sae']}": _number(p.get(name)) for p in prefixes for name in PREFIX_SCORES}
     return about | {name: _number(r.get(name)) for name in SHOWN} | of_prefixes
 
 
@@ -229,15 +238,16 @@ def _plane(records: Sequence[Record], x: str, y: str) -> dict[str, Any]:
         "xlabel": label_of(x),
         "ylabel": label_of(y),
         "points": [_point(p) | {"best": p.run_ids in best} for p in found],
-        "lines": [_joining(line, x, y) for line in lines(found)] if (x, y) == ("l0", "degradation") else [],
+        "lines": [_joining(line, x, y) for line in lines(found)] if (x, y) in MAIN_PLANES else [],
     }
 
 
 def _plane_of_prefix(records: Sequence[Record], n: int) -> dict[str, Any]:
     """Return the plane of what the first n latents of nested losses do by themselves."""
-    plane = _plane(with_prefix(records, n), "l0", "degradation")
+    metric = main_metric(records)
+    plane = _plane(with_prefix(records, n), "l0", metric)
     # The script takes the points of single runs by these names.
-    return plane | {"title": prefix_title(n), "x": f"l0@{n}", "y": f"degradation@{n}"}
+    return plane | {"title": prefix_title(n, metric), "x": f"l0@{n}", "y": f"{metric}@{n}"}
 
 
 def _joining(line: Sequence[Point], x: str, y: str) -> dict[str, Any]:

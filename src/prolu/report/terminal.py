@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from prolu.evaluation.comparison.frontiers import Record, family, pareto_best, study_names
+from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, main_metric
 from prolu.evaluation.comparison.wording import ONE_SEED
 from prolu.report.console import Column, print_place, print_sentence, print_table
 from prolu.report.headline import CONVERGED, headline
@@ -76,10 +77,11 @@ def _trained_on(drawn: DrawnReport) -> list[str]:
     stream = drawn.studies[0].config["stream"]
     model = Path(str(stream.get("lm", ""))).name
     to_hook = f" to {stream['hook_out']}" if stream.get("hook_out") else ""
-    place = f"{model} {stream.get('hook', '')}{to_hook}".strip()
+    place = f"{model} {stream.get('hook', '')}{to_hook}".strip() or str(stream.get("data", ""))
     budgets = sorted({r["n_tokens"] for r in drawn.records if r.get("n_tokens")})
     tokens = " to ".join(dict.fromkeys(_millions(n) for n in (budgets[0], budgets[-1]))) if budgets else ""
-    return [fact for fact in (place, f"{tokens} tokens" if tokens else "") if fact]
+    unit = "rows" if "rows" in stream else "tokens"
+    return [fact for fact in (place, f"{tokens} {unit}" if tokens else "") if fact]
 
 
 def _millions(n: int) -> str:
@@ -94,13 +96,14 @@ def _print_runs(console: Console, records: Sequence[Record]) -> None:
     rows = sorted(records, key=lambda r: (order.index(family(r)), r["l0"]))
     names = [family(r) for r in rows]
     firsts = [name if i == 0 or names[i - 1] != name else "" for i, name in enumerate(names)]
-    frontier = {r["run_id"] for r in pareto_best([r for r in records if r["converged"]])}
+    metric = METRICS[main_metric(records)]
+    frontier = {r["run_id"] for r in pareto_best([r for r in records if r["converged"]], y=metric.name)}
     columns = [
         Column("family", firsts, is_text=True),
         Column("L0", marked([f"{r['l0']:.1f}" for r in rows], [r["converged"] is False for r in rows], moving)),
         Column(
-            "CE increase",
-            marked([f"{r['degradation']:.3f}" for r in rows], [r["run_id"] in frontier for r in rows], best),
+            metric.words,
+            marked([f"{r[metric.name]:.3f}" for r in rows], [r["run_id"] in frontier for r in rows], best),
         ),
         Column(
             "recovered",
@@ -111,6 +114,8 @@ def _print_runs(console: Console, records: Sequence[Record]) -> None:
         Column("dead", [f"{r['dead_fraction']:.1%}" for r in rows], is_optional=True),
         Column("coeff", ["-" if r["coeff"] is None else f"{r['coeff']:.3g}" for r in rows], is_optional=True),
     ]
+    if metric.name != CE_INCREASE:
+        columns = [column for column in columns if column.title != "recovered"]
     if len(study_names(records)) > 1:
         columns.insert(1, Column("study", [r["study"] for r in rows], is_text=True))
     if console.width < NARROW:

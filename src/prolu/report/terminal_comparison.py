@@ -8,6 +8,7 @@ from rich.console import Console
 
 from prolu.evaluation.comparison.claims import Claim, FamilyComparison
 from prolu.evaluation.comparison.frontiers import Record, family
+from prolu.evaluation.comparison.metric_catalog import METRICS, main_metric
 from prolu.evaluation.comparison.points import summaries
 from prolu.evaluation.comparison.wording import (
     Verdict,
@@ -63,7 +64,7 @@ def _print_changes(console: Console, verdicts: Sequence[Verdict]) -> None:
     """Print a line per family, with its change of CE increase against each baseline over all L0s compared."""
     moving, _ = marks(console)
     with_number = [v for v in verdicts if math.isfinite(v.change)]
-    print_sentence(console, "CE increase against ReLU at equal L0", indent="", style="bold")
+    print_sentence(console, f"{METRICS[verdicts[0].metric].words} against ReLU at equal L0", indent="", style="bold")
     baselines = list(dict.fromkeys(v.baseline for v in with_number))
     together = _changes(with_number, baselines, moving)
     if together and fits(console, together):
@@ -108,7 +109,7 @@ def _range(values: Sequence[float], written: Callable[[float], str]) -> str:
 
 def _print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
     """Print all comparisons by pair of families, a line for each L0, and below them what they rest on."""
-    print_sentence(console, "CE increase at equal L0", indent="", style="bold")
+    print_sentence(console, f"{METRICS[verdicts[0].metric].words} at equal L0", indent="", style="bold")
     print_sentence(console, f"{covered(verdicts)}.")
     rows = rows_for_tables(verdicts)
     for (challenger, baseline), group in groupby(rows, key=lambda v: (v.challenger, v.baseline)):
@@ -124,7 +125,8 @@ def _print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
 
 def _print_families(console: Console, records: Sequence[Record]) -> None:
     """Print a line per family: its runs and its hypervolume, with the 95% interval over init seeds."""
-    (reference_l0, reference_ce_increase), found = summaries(records)
+    (reference_l0, reference_y), found = summaries(records)
+    metric = METRICS[main_metric(records)]
     volumes = []
     for f in found:
         half = f.hypervolume.half_width if f.hypervolume is not None else math.nan
@@ -141,7 +143,8 @@ def _print_families(console: Console, records: Sequence[Record]) -> None:
     print_table(console, columns)
     print_sentence(
         console,
-        f"hypervolume of all runs in log L0 and nats, up to {reference_l0:.3g} and {reference_ce_increase:.3g}",
+        f"hypervolume of all runs in log L0 and {metric.unit or metric.words}, up to {reference_l0:.3g} and "
+        f"{reference_y:.3g}",
     )
 
 

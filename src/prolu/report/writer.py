@@ -10,8 +10,9 @@ from urllib.parse import quote
 from prolu.evaluation.comparison.claims import FamilyComparison, compare_families
 from prolu.evaluation.comparison.figures import draw_frontier, draw_training_curves, save_figure
 from prolu.evaluation.comparison.frontiers import Record, study_names
+from prolu.evaluation.comparison.metric_catalog import main_metric
 from prolu.evaluation.comparison.prefixes import prefix_title, prefix_widths, with_prefix
-from prolu.evaluation.comparison.styles import PLANES
+from prolu.evaluation.comparison.styles import planes
 from prolu.evaluation.document_sums import read_documents_of
 from prolu.evaluation.latents import density_quartiles
 from prolu.report.headline import CONVERGED, PageHeadline, headline
@@ -80,10 +81,11 @@ def write_report(
     place = Path(out) if out is not None else default_place(folders)
     check_studies(found, out)
     content = _page_content(found, records, place)
-    figures = {f"{y}-against-{x}": draw_frontier(records, x, y) for x, y in PLANES}
+    figures = {f"{y}-against-{x}": draw_frontier(records, x, y) for x, y in planes(records)}
     for n in prefix_widths(records):
-        name = f"degradation-against-l0-first-{n}"
-        figures[name] = draw_frontier(with_prefix(records, n), "l0", "degradation", prefix_title(n))
+        metric = main_metric(records)
+        name = f"{metric}-against-l0-first-{n}"
+        figures[name] = draw_frontier(with_prefix(records, n), "l0", metric, prefix_title(n, metric))
     figures["training-curves"] = draw_training_curves(content.curves, records)
     for name, figure in figures.items():
         save_figure(figure, *(place / FIGURES_FOLDER / f"{name}.{ending}" for ending in ENDINGS))

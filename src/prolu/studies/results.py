@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prolu.evaluation.comparison.frontiers import Record, family, pareto_best
-from prolu.evaluation.comparison.metric_catalog import CE_INCREASE
+from prolu.evaluation.comparison.metric_catalog import main_metric
 from prolu.evaluation.comparison.same_text import check_comparable
 from prolu.evaluation.comparison.verdicts import Verdict, check_l0, verdict_table
 from prolu.runtime.checks import one_of
@@ -127,15 +127,14 @@ class Results:
         """The seed of the order in which the study's runs saw activations."""
         return self.config["stream"].get("seed", 0)
 
-    def verdicts(
-        self, l0s: Sequence[float] | None = None, *, y: str = CE_INCREASE, unconverged: bool = True
-    ) -> list[Verdict]:
+    def verdicts(self, l0s: Sequence[float] | None = None, *, y: str = "", unconverged: bool = True) -> list[Verdict]:
         """Compare every family with `relu + l1` and `relu + sqrt_l1` at equal L0, with 95% intervals.
 
         Args:
             l0s: The L0s to compare at. If None, they are the target L0s of the runs, or else three L0s that both
                 families reach.
-            y: The metric that is compared, by its name in `records`; by default the CE increase.
+            y: The metric that is compared, by its name in `records`; by default the CE increase, or the FVU of runs on
+                rows that come from no language model.
             unconverged: Whether runs that have not converged take part. Verdicts count them.
 
         Raises:
@@ -148,16 +147,18 @@ class Results:
         """The reason for which each failed run failed, or cannot be compared, by run_id."""
         return self.__dict__.get("_not_finite", {}) | failures(self.folder)
 
-    def frontier(self, x: str = "l0", y: str = "degradation") -> Frontier:
+    def frontier(self, x: str = "l0", y: str = "") -> Frontier:
         """Return the converged runs that no other converged run beats in both x and y.
 
         Args:
             x: The name of a score in `records`.
-            y: The name of another one. `degradation` is the CE increase, in nats per token.
+            y: The name of another one. By default it is `degradation`, the CE increase in nats per token, or `fvu` for
+                runs on rows that come from no language model.
 
         Raises:
             ValueError: There is no score of that name.
         """
+        y = y or main_metric(self.records)
         for name in (x, y):
             if self.records:
                 one_of("result", name, self.records[0])
@@ -168,7 +169,8 @@ class Results:
     def best(self, l0: float, nonlinearity: str | None = None, *, unconverged: bool = False) -> Run:
         """Return the run with the lowest CE increase among those whose L0 is within a factor of 1.25 of `l0`.
 
-        If there is none, the run with the nearest L0 is returned.
+        If there is none, the run with the nearest L0 is returned. Of runs on rows that come from no language model, the
+        one with the lowest FVU is returned.
 
         Args:
             l0: The number of active latents per token.
@@ -200,7 +202,8 @@ class Results:
 
         near = [run for run in runs if distance(run) <= math.log(NEAR_L0)]
         # Among runs of nearly equal L0 the better one is of more use than the nearest.
-        return min(near, key=lambda run: run.record["degradation"]) if near else min(runs, key=distance)
+        metric = main_metric(self.records)
+        return min(near, key=lambda run: run.record[metric]) if near else min(runs, key=distance)
 
     def families(self) -> list[str]:
         """Return the families in the study, in order of appearance."""

@@ -141,13 +141,13 @@ class RunInTraining:
             logger.warning("%s: its L0 is %.1f, and its target was %g", config.run_id, l0, config.target_l0)
 
     def _save(self, sae: SAE, held_out: AnyHeldOut) -> dict[str, Any]:
-        figures, documents, latents = score(sae, held_out)
+        scores = score(sae, held_out)
+        figures = scores.figures
         # Before anything is written: such a run could neither be compared nor trained any further.
         if reason := scores_lacking(figures):
             raise FloatingPointError(reason)
         sae.save(self.folder, self._provenance)
-        documents.save(self.folder)
-        latents.save(self.folder)
+        scores.save(self.folder)
         write_atomically(self.folder / CURVES_FILE, "".join(self._curve))
         self._tell_missed_target(figures["l0"])
         # A run that ends where its last probe would be has no probe there: its final score is one.
@@ -158,7 +158,7 @@ class RunInTraining:
             config.describe()
             | {"run_id": config.run_id, "converged": is_converged(start, end, self._probe_steps[1])}
             | {"coeff": float(self.trainer.coeff)}  # the final value of the L0 controller, where there is one
-            | {"resampled": self._resampled, "density_histogram": latents.density_histogram()}
+            | {"resampled": self._resampled, "density_histogram": scores.latents.density_histogram()}
             | {"eval_tokens": held_out.n_tokens, "unit": held_out.unit}
             | figures
             | ({"prefixes": prefixes} if prefixes else {})

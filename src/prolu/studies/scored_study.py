@@ -114,8 +114,7 @@ class ScoredStudy:
         """
         run_id = saved.run_id
         saved.sae.save(self.folder / run_id, saved.provenance)
-        scores.documents.save(self.folder / run_id)
-        scores.latents.save(self.folder / run_id)
+        scores.save(self.folder / run_id)
         record = settings(saved) | {"run_id": run_id, "converged": converged}
         record |= {"resampled": [], "density_histogram": scores.latents.density_histogram()}
         record |= {"eval_tokens": held_out.n_tokens, "unit": held_out.unit} | scores.figures

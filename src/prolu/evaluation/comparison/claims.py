@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from prolu.evaluation.comparison.comparisons import Comparisons
 from prolu.evaluation.comparison.frontiers import Record, at_hook, budget, family, grouped, replicate
+from prolu.evaluation.comparison.metric_catalog import METRICS
 from prolu.evaluation.comparison.replicates import FinishedStudy
 from prolu.evaluation.comparison.wording import (
     HIGHER,
@@ -88,10 +89,15 @@ def prolu_against_relu(found: Sequence[Verdict]) -> list[Claim]:
     ]
     by_pair = grouped(found, lambda v: v.challenger, lambda v: v.baseline)
     return [
-        _claim(f"{pair[0]} has a lower CE increase than {pair[1]} at equal L0", by_pair[pair])
+        _claim(f"{pair[0]} has a lower {_words(by_pair[pair][0])} than {pair[1]} at equal L0", by_pair[pair])
         for pair in pairs
         if pair in by_pair
     ]
+
+
+def _words(verdict: Verdict) -> str:
+    """Return what a verdict compares, in words."""
+    return METRICS[verdict.metric].words
 
 
 def paper_claims(comparisons: Comparisons) -> list[Claim]:
@@ -136,7 +142,7 @@ def _together(
 
 def _best_family(name: str, comparisons: Comparisons, low: float, high: float, where: str) -> Claim:
     """Return the claim that a family has the lowest CE increase of all between two values of L0."""
-    statement = f"{name} has the lowest CE increase {where}"
+    statement = f"{name} has the lowest {METRICS[comparisons.main_metric].words} {where}"
     own = [r["l0"] for r in comparisons.records if family(r) == name]
     bounds = where.replace("L0 ", "")
     target = f"a target_l0 {bounds}"

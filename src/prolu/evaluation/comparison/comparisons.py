@@ -10,7 +10,7 @@ from prolu.evaluation.comparison import reasons
 from prolu.evaluation.comparison.curves import Curve
 from prolu.evaluation.comparison.frontiers import family
 from prolu.evaluation.comparison.intervals import half_width_of_difference
-from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS
+from prolu.evaluation.comparison.metric_catalog import METRICS, main_metric
 from prolu.evaluation.comparison.replicates import Curves, DocumentResamples, FinishedStudy, curves_of
 from prolu.evaluation.comparison.wording import (
     HIGHER,
@@ -37,6 +37,8 @@ class Comparisons:
         self.studies = list(studies) if isinstance(studies, Sequence) else [studies]
         self.records = [r for study in self.studies for r in study.records]
         self.families = list(dict.fromkeys(map(family, self.records)))
+        self.main_metric = main_metric(self.records)
+        """What is compared unless another metric is named."""
         self._unconverged = unconverged
         self._families_of_kind = {family(r) for r in self.records if unconverged or r["converged"]}
         self._targets = sorted({r["target_l0"] for r in self.records if r.get("target_l0") is not None})
@@ -45,7 +47,7 @@ class Comparisons:
     def _curves_of(self, y: str) -> Curves:
         return curves_of(self.studies, METRICS[y], unconverged=self._unconverged)
 
-    def table(self, l0s: Sequence[float] | None = None, y: str = CE_INCREASE) -> list[Verdict]:
+    def table(self, l0s: Sequence[float] | None = None, y: str = "") -> list[Verdict]:
         """Return the verdicts of every family against its baselines, as `verdict_table` does."""
         return [
             self.verdict(challenger, baseline, l0, y)
@@ -53,9 +55,7 @@ class Comparisons:
             for l0 in (self.l0s(challenger, baseline, y=y) or [math.nan] if l0s is None else l0s)
         ]
 
-    def l0s(
-        self, challenger: str, baseline: str, low: float = 0, high: float = math.inf, y: str = CE_INCREASE
-    ) -> list[float]:
+    def l0s(self, challenger: str, baseline: str, low: float = 0, high: float = math.inf, y: str = "") -> list[float]:
         """Return the L0s between two bounds at which two families are compared by default.
 
         These are the target L0s of the runs, or else three that both families reach, a quarter, a half and three
@@ -63,7 +63,7 @@ class Comparisons:
         """
         if self._targets:
             return [target for target in self._targets if low < target < high]
-        both, _ = self._at_budget((challenger, baseline), y, None)
+        both, _ = self._at_budget((challenger, baseline), y or self.main_metric, None)
         if not all(both):
             return []
         by_family = [[curve.l0_range for curve in some] for some in both]
@@ -82,10 +82,9 @@ class Comparisons:
                     return list(dict.fromkeys(read[round(part * last / 4)] for part in (1, 2, 3)))
         return []
 
-    def verdict(
-        self, challenger: str, baseline: str, l0: float, y: str = CE_INCREASE, n_tokens: int | None = None
-    ) -> Verdict:
+    def verdict(self, challenger: str, baseline: str, l0: float, y: str = "", n_tokens: int | None = None) -> Verdict:
         """Return the verdict on two families at one L0, about their CE increase or another metric."""
+        y = y or self.main_metric
         pair = (challenger, baseline)
         resamples = self._curves(y).resamples
         unit = resamples.unit if resamples else "document"

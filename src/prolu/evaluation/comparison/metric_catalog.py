@@ -5,7 +5,7 @@ absent where it does not apply. A new one is a line in one of the lists below.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -97,7 +97,9 @@ _OF_RECONSTRUCTION = (
     # Its mean over dimensions as well as over tokens is a constant factor of all SAEs at one hook.
     Metric("mse", "MSE", "MSE (per dimension, normalised activations)", "", "lower", "ratio", "log",
            ByDocument(lambda s: s.squared_error, "n_tokens"), tolerance=0.31),
-    Metric("fvu", "FVU", "fraction of variance unexplained", "", "lower", "ratio", "log", tolerance=0.31),
+    # The variance that it is divided by is the same for all SAEs, in every resample of the documents too.
+    Metric("fvu", "FVU", "fraction of variance unexplained", "", "lower", "ratio", "log",
+           ByDocument(lambda s: s.squared_error, "n_tokens"), tolerance=0.31),
     Metric("norm_ratio", "norm ratio", "norm ratio (of reconstructions to activations)", "", "neither", "ratio",
            "linear", tolerance=0.025),
     Metric("relative_bias", "relative bias", "relative bias (below 1: shrinkage)", "", "neither", "ratio", "linear",
@@ -146,6 +148,22 @@ _OF_THE_RIGHT_L0 = (
 )  # fmt: skip
 """Proxies of whether the L0 is the right one; `l0_proxies` defines them."""
 
+_OF_TRUTH = (
+    Metric("truth_cosine", "cosine with true features", "cosine with the matched true features (mean)", "", "higher",
+           "difference", "linear"),
+    Metric("truth_found", "features found", "true features found (fraction)", "", "higher", "difference", "linear"),
+    Metric("truth_f1", "F1 of firing", "F1 of firing (mean over true features)", "", "higher", "difference", "linear"),
+    Metric("truth_precision", "precision of firing", "precision of firing (mean over true features)", "", "higher",
+           "difference", "linear"),
+    Metric("truth_recall", "recall of firing", "recall of firing (mean over true features)", "", "higher",
+           "difference", "linear"),
+    Metric("truth_slope", "slope of magnitudes", "slope of latents over true magnitudes", "", "neither", "difference",
+           "linear"),
+    Metric("truth_suppression", "suppression", "fraction of the true magnitude that latents lack", "", "lower",
+           "difference", "linear"),
+)  # fmt: skip
+"""The scores against features that are known by construction; `evaluation.truth` defines them."""
+
 _TWICE = (*_OF_CODE, *_OF_RECONSTRUCTION, *_OF_PREDICTIONS)
 """The metrics that are recorded over all positions, and once more without position 0 of each block."""
 
@@ -160,7 +178,9 @@ def _without_bos(metric: Metric) -> Metric:
     )
 
 
-METRICS = {metric.name: metric for metric in (*_TWICE, *_OF_LATENTS, *_OF_THE_RIGHT_L0, *map(_without_bos, _TWICE))}
+_ONCE = (*_OF_LATENTS, *_OF_THE_RIGHT_L0, *_OF_TRUTH)
+
+METRICS = {metric.name: metric for metric in (*_TWICE, *_ONCE, *map(_without_bos, _TWICE))}
 """Every metric, by its name in results.jsonl."""
 
 
@@ -176,3 +196,11 @@ def metric_of(name: str) -> Metric:
 def label_of(name: str) -> str:
     """Return the title of the axis of a field of results.jsonl, which is its name if it is no metric."""
     return METRICS[name].label if name in METRICS else name
+
+
+def main_metric(records: Iterable[Mapping[str, Any]]) -> str:
+    """Return the metric by which runs are compared unless another is asked for.
+
+    It is the CE increase, or the FVU where no run was scored in a language model, as those on rows that come from none.
+    """
+    return CE_INCREASE if any(r.get(CE_INCREASE) is not None for r in records) else "fvu"

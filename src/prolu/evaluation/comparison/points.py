@@ -16,6 +16,7 @@ from prolu.evaluation.comparison.frontiers import (
     study_of,
 )
 from prolu.evaluation.comparison.intervals import Mean, mean_over_seeds
+from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, main_metric
 
 
 class Point(NamedTuple):
@@ -82,7 +83,7 @@ def _point(name: str, runs: Sequence[Record], x: str, y: str) -> Point:
 
 
 def hypervolume(
-    records: Sequence[Record], reference: tuple[float, float], *, unconverged: bool = True
+    records: Sequence[Record], reference: tuple[float, float], *, unconverged: bool = True, y: str = CE_INCREASE
 ) -> dict[str, Mean]:
     """Return, for each family, the area in the plane of log L0 and CE increase that its runs beat.
 
@@ -93,6 +94,7 @@ def hypervolume(
         records: the runs. Those of several studies come from `pool`, so that each has its stream seed.
         reference: L0 and CE increase of a point that is worse than all that is to count; runs beyond it add nothing.
         unconverged: whether runs that have not converged are used too.
+        y: the metric that takes the place of the CE increase, by its name in results.jsonl.
 
     Raises:
         ValueError: the reference's L0 is not above 0.
@@ -105,13 +107,13 @@ def hypervolume(
     areas: dict[str, list[float]] = {}
     # An area per replicate, then their mean: the frontier of all seeds together would grow with their number.
     for (name, _), runs in grouped(used, family, replicate).items():
-        areas.setdefault(name, []).append(_area(runs, math.log(reference[0]), reference[1]))
+        areas.setdefault(name, []).append(_area(runs, y, math.log(reference[0]), reference[1]))
     return {name: mean_over_seeds(by_seed) for name, by_seed in areas.items()}
 
 
-def _area(runs: Sequence[Record], worst_x: float, worst_y: float) -> float:
+def _area(runs: Sequence[Record], y_name: str, worst_x: float, worst_y: float) -> float:
     """Return the area between the runs' staircase-shaped frontier and the point (worst_x, worst_y)."""
-    inside = [(math.log(r["l0"]), r["degradation"]) for r in runs]
+    inside = [(math.log(r["l0"]), r[y_name]) for r in runs]
     inside = [(x, y) for x, y in inside if x < worst_x and y < worst_y]
     mask = pareto_mask([x for x, _ in inside], [y for _, y in inside])
     best = sorted({point for point, is_best in zip(inside, mask, strict=True) if is_best})
@@ -140,10 +142,12 @@ class FamilySummary(NamedTuple):
 def summaries(records: Sequence[Record]) -> tuple[tuple[float, float], list[FamilySummary]]:
     """Return the reference point of the hypervolumes, and a summary of each family.
 
-    The reference point has the greatest L0 and the greatest CE increase of any run.
+    The reference point has the greatest L0 and the greatest CE increase of any run. Where no run was scored in a
+    language model, the FVU takes the place of the CE increase.
     """
-    reference = (max(r["l0"] for r in records), max(r["degradation"] for r in records))
-    volumes = hypervolume(records, reference) if reference[0] > 0 else {}
+    metric = main_metric(records)
+    reference = (max(r["l0"] for r in records), max(r[metric] for r in records))
+    volumes = hypervolume(records, reference, y=metric) if reference[0] > 0 else {}
     found = []
     for (name,), runs in grouped(records, family).items():
         l0s = [r["l0"] for r in runs]

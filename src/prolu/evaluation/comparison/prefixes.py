@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from prolu.evaluation.comparison.frontiers import Record
+from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS
 
 
 def prefix_widths(records: Sequence[Record]) -> list[int]:
@@ -10,9 +11,9 @@ def prefix_widths(records: Sequence[Record]) -> list[int]:
     return sorted({prefix["d_sae"] for record in records for prefix in record.get("prefixes") or ()})
 
 
-def prefix_title(n_latents: int) -> str:
-    """Return the title of the figure of a prefix."""
-    return f"The first {n_latents:,} latents alone: CE increase against sparsity"
+def prefix_title(n_latents: int, metric: str = CE_INCREASE) -> str:
+    """Return the title of the figure of a prefix, whose height is a metric."""
+    return f"The first {n_latents:,} latents alone: {METRICS[metric].words} against sparsity"
 
 
 def with_prefix(records: Sequence[Record], n_latents: int) -> list[Record]:

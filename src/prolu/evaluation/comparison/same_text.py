@@ -49,7 +49,9 @@ def _difference(a: Mapping[str, Any], b: Mapping[str, Any], *, hooks_apart: bool
     """Return what differs between the models, hooks and held-out tokens of two studies; empty if nothing does."""
     for name in MODEL_FACTS if hooks_apart else (*MODEL_FACTS, "hook", "hook_out"):
         pair = [_stream(config).get(name) for config in (a, b)]
-        if pair[0] != pair[1] or (name == "lm_digest" and None in pair):
+        # Rows come from no language model, and are compared by their own digest.
+        is_unknown = name == "lm_digest" and None in pair and not all("rows" in _stream(config) for config in (a, b))
+        if pair[0] != pair[1] or is_unknown:
             return _in_words(name, pair)
     digests = [config.get("held_out_digest") for config in (a, b)]
     if None not in digests:

@@ -6,7 +6,7 @@ from matplotlib.typing import LineStyleType
 
 from prolu.evaluation.comparison.curves import drawn
 from prolu.evaluation.comparison.frontiers import Record, family, grouped, pareto_mask
-from prolu.evaluation.comparison.metric_catalog import METRICS
+from prolu.evaluation.comparison.metric_catalog import METRICS, main_metric
 from prolu.evaluation.comparison.points import Point
 
 COLOURS = {
@@ -63,8 +63,12 @@ OTHER_DASH: LineStyleType = (0, (1, 1))
 PLANES = [("l0", "degradation"), ("l1", "mse"), ("l0", "l1"), ("l0", "mse"), ("sqrt_l1", "mse")]
 """The axes of each plane: the paper's four figures, and the one that its author regrets lacking."""
 
+MAIN_PLANES = {("l0", "degradation"), ("l0", "fvu")}
+"""The planes in which families are compared: the second where activations come from no language model."""
+
 TITLES = {
     ("l0", "degradation"): "CE increase against sparsity",
+    ("l0", "fvu"): "Unexplained variance against sparsity",
     ("l1", "mse"): "Reconstruction error against L1: what the L1 loss optimises",
     ("l0", "l1"): "L1 against L0: less suppression lies higher",
     ("l0", "mse"): "Reconstruction error against sparsity",
@@ -72,11 +76,16 @@ TITLES = {
 }
 """The title of each plane."""
 
-FRONTIER_PLANES = {plane for plane in PLANES if plane != ("l0", "l1")}
+FRONTIER_PLANES = {plane for plane in PLANES if plane != ("l0", "l1")} | MAIN_PLANES
 """The planes in which lower is better on both axes, so that they have a Pareto frontier."""
 
 WIDE = 20
 """The ratio of the highest point to the lowest above which heights are drawn on a logarithmic scale."""
+
+
+def planes(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Return the planes of a report, the first with the metric by which its runs are compared."""
+    return [("l0", main_metric(records)), *PLANES[1:]]
 
 
 def colours(nonlinearity: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from prolu.evaluation.comparison.comparisons import Comparisons
-from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, metric_of
+from prolu.evaluation.comparison.metric_catalog import metric_of
 from prolu.evaluation.comparison.replicates import FinishedStudy
 from prolu.evaluation.comparison.wording import HIGHER, LOWER, Verdict, rows_for_tables
 
@@ -20,7 +20,7 @@ def matched(
     baseline: str,
     l0: float,
     *,
-    y: str = CE_INCREASE,
+    y: str = "",
     unconverged: bool = True,
     n_tokens: int | None = None,
 ) -> Verdict:
@@ -52,7 +52,8 @@ def matched(
         challenger: a family, for example `prolu_ste + l1`.
         baseline: another family.
         l0: the L0 at which the two are compared.
-        y: the metric, by its name in results.jsonl; `metric_catalog.METRICS` has all of them.
+        y: the metric, by its name in results.jsonl; `metric_catalog.METRICS` has all of them. By default it is the CE
+            increase, or the FVU of runs on rows that come from no language model.
         unconverged: whether runs that have not converged are used too. The verdict counts them.
         n_tokens: the number of training tokens of the runs that are compared; by default the largest that both
             families have.
@@ -70,7 +71,7 @@ def verdict_table(
     studies: FinishedStudy | Sequence[FinishedStudy],
     l0s: Sequence[float] | None = None,
     *,
-    y: str = CE_INCREASE,
+    y: str = "",
     unconverged: bool = True,
 ) -> list[Verdict]:
     """Return the verdicts of every family against `relu + l1`, `relu + sqrt_l1` and its own random baselines.
@@ -81,7 +82,7 @@ def verdict_table(
         studies: one study, or several with the same language model, hook and held-out tokens.
         l0s: the L0s at which families are compared; by default the runs' target L0s, or without these three values
             that both families reach.
-        y: the metric that is compared, by its name in results.jsonl.
+        y: the metric that is compared, by its name in results.jsonl; by default as in `matched`.
         unconverged: whether runs that have not converged are used too. Verdicts count them.
 
     Raises:
@@ -101,6 +102,6 @@ def check_l0(l0: float) -> None:
 
 
 def check_compared(name: str) -> None:
-    """Raise ValueError unless this is the name of a metric by which families can be compared at an equal L0."""
-    if metric_of(name).name.startswith("l0"):
+    """Raise ValueError unless this is empty, or names a metric by which families can be compared at an equal L0."""
+    if name and metric_of(name).name.startswith("l0"):
         raise ValueError(f"metric {name!r}: families are compared at an equal L0; choose another metric")
