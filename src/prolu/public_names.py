@@ -8,6 +8,7 @@ from prolu.activations.store_writer import harvest
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.comparison.points import points
+from prolu.evaluation.comparison.standings import Standing, standings
 from prolu.evaluation.comparison.verdicts import Verdict, matched, verdict_table
 from prolu.evaluation.held_out import HeldOut, evaluate
 from prolu.evaluation.splicing import splice
@@ -32,6 +33,7 @@ __all__ = [
     "Results",
     "RunConfig",
     "SAEConfig",
+    "Standing",
     "TokenBlocks",
     "Trainer",
     "Verdict",
@@ -47,6 +49,7 @@ __all__ = [
     "run_sweep",
     "run_sweeps",
     "splice",
+    "standings",
     "verdict_table",
     "with_seeds",
 ]

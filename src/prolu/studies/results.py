@@ -8,10 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from prolu.evaluation.comparison.curves import check_l0
 from prolu.evaluation.comparison.frontiers import Record, family, pareto_best
 from prolu.evaluation.comparison.metric_catalog import main_metric
 from prolu.evaluation.comparison.same_text import check_comparable
-from prolu.evaluation.comparison.verdicts import Verdict, check_l0, verdict_table
+from prolu.evaluation.comparison.standings import Standing, standings
+from prolu.evaluation.comparison.verdicts import Verdict, verdict_table
 from prolu.runtime.checks import one_of
 from prolu.runtime.files import read_json_lines
 from prolu.sae.autoencoder import SAE
@@ -141,6 +143,22 @@ class Results:
             ValueError: One of `l0s` is not above 0, or `y` is no metric.
         """
         return verdict_table(self, l0s, y=y, unconverged=unconverged)
+
+    def standings(
+        self, metrics: Sequence[str] | None = None, l0s: Sequence[float] | None = None, *, unconverged: bool = True
+    ) -> list[Standing]:
+        """Return what every family reaches in several metrics at equal L0, and how probably it is the best.
+
+        Args:
+            metrics: The metrics, by their names in `records`. If None, they are CE increase, KL divergence, FVU and
+                dead latents.
+            l0s: The L0s. If None, they are the target L0s of the runs, or else three L0s that most families reach.
+            unconverged: Whether runs that have not converged take part.
+
+        Raises:
+            ValueError: One of `l0s` is not above 0, or one of `metrics` is no metric.
+        """
+        return standings(self, metrics, l0s, unconverged=unconverged)
 
     @property
     def failures(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from prolu.evaluation.comparison import reasons
 from prolu.evaluation.comparison.curves import Curve
-from prolu.evaluation.comparison.frontiers import family
+from prolu.evaluation.comparison.frontiers import Record, family
 from prolu.evaluation.comparison.intervals import half_width_of_difference
 from prolu.evaluation.comparison.metric_catalog import METRICS, main_metric
 from prolu.evaluation.comparison.replicates import Curves, DocumentResamples, FinishedStudy, curves_of
@@ -82,6 +82,74 @@ class Comparisons:
                     return list(dict.fromkeys(read[round(part * last / 4)] for part in (1, 2, 3)))
         return []
 
+    def reading(self, names: Sequence[str], l0: float, y: str, like: str = "") -> dict[str, list[Curve]]:
+        """Return the curves of some families that can be read at one L0, one per replicate, all of one training budget.
+
+        The budget is the largest that most of them have. Curves of SAEs whose budget is not recorded take part too.
+
+        Args:
+            names: the families.
+            l0: the L0.
+            y: the metric, by its name in results.jsonl.
+            like: a metric whose best variant of each family is read, so that several metrics are of the same SAEs; by
+                default `y` itself.
+        """
+        longest = self._budget_of_most(names, like or y)
+        chosen = {name: _reaching(self._of_budget(name, like or y, longest), l0) for name in names}
+        variants = {name: some[0].variant for name, some in chosen.items() if some}
+        return {
+            name: [c for c in self._of_budget(name, y, longest) if c.variant == variants.get(name) and c.reaches(l0)]
+            for name in names
+        }
+
+    def l0s_of_most(self, y: str) -> list[float]:
+        """Return the L0s at which all families are shown beside each other by default.
+
+        These are the target L0s of the runs, or else three at which the most families can be read, a quarter, a half
+        and three quarters of the way through these; none if there is no run.
+        """
+        if self._targets:
+            return list(self._targets)
+        longest = self._budget_of_most(self.families, y)
+        curves = {name: self._of_budget(name, y, longest) for name in self.families}
+        ranges = [c.l0_range for some in curves.values() for c in some]
+        if not ranges:
+            return []
+        places = [float(f"{x:.3g}") for x in np.geomspace(*reasons.outer(ranges), N_PLACES)]
+        counts = [sum(any(c.reaches(x) for c in some) for some in curves.values()) for x in places]
+        read = [x for x, n in zip(places, counts, strict=True) if n == max(counts)]
+        return list(dict.fromkeys(read[round(part * (len(read) - 1) / 4)] for part in (1, 2, 3)))
+
+    def why_not_read(self, name: str, l0: float, y: str) -> str:
+        """Return why a family cannot be read at an L0 at the budget of most families, and how it could be."""
+        curves = self._of_budget(name, y, self._budget_of_most(self.families, y))
+        kind = "run" if self._unconverged else "converged run"
+        if curves and not any(c.reaches(l0) for c in curves):
+            return reasons.out_of_reach(kind, name, curves, l0, missed=self._missed(name, l0))
+        if name in self._curves(y).by_family:
+            return f"no {kind} of {name} of the setting and the number of training tokens that are compared"
+        return reasons.no_run(kind, name, METRICS[y], has_runs=name in self._families_of_kind)
+
+    def _missed(self, name: str, l0: float) -> bool:
+        """Return whether a family has runs with this target L0."""
+        return any(family(r) == name and r.get("target_l0") == l0 for r in self.records)
+
+    def _budget_of_most(self, names: Sequence[str], y: str) -> int | None:
+        by_family = self._curves(y).by_family
+        budgets = [n for name in names for n in {c.n_tokens for c in by_family.get(name, [])} if n is not None]
+        return max(budgets, key=lambda n: (budgets.count(n), n), default=None)
+
+    def _of_budget(self, name: str, y: str, n_tokens: int | None) -> list[Curve]:
+        return [c for c in self._curves(y).by_family.get(name, []) if c.n_tokens in (n_tokens, None)]
+
+    def resamples(self, y: str) -> DocumentResamples | None:
+        """Return the resampled documents of all runs that have a metric; None where there are none for it."""
+        return self._curves(y).resamples
+
+    def runs_of(self, curves: Sequence[Curve], y: str) -> list[Record]:
+        """Return the runs of some curves of a metric."""
+        return [self._curves(y).runs[i] for curve in curves for row in curve.rows for i in row]
+
     def verdict(self, challenger: str, baseline: str, l0: float, y: str = "", n_tokens: int | None = None) -> Verdict:
         """Return the verdict on two families at one L0, about their CE increase or another metric."""
         y = y or self.main_metric
@@ -90,7 +158,7 @@ class Comparisons:
         unit = resamples.unit if resamples else "document"
         curves, notes = self._at_budget(pair, y, n_tokens)
         reaching = [_reaching(some, l0) for some in curves]
-        runs = [self._curves(y).runs[i] for some in curves for curve in some for row in curve.rows for i in row]
+        runs = self.runs_of([curve for some in curves for curve in some], y)
         found = Verdict(
             challenger=challenger,
             baseline=baseline,
@@ -162,9 +230,10 @@ class Comparisons:
         by_name = dict(zip(pair, curves, strict=True))
         if math.isnan(l0):
             return reasons.no_common_l0(kind, by_name)
-        missed = {family(r) for r in self.records if r.get("target_l0") == l0}
         out = [name for name, some in by_name.items() if not _reaching(some, l0)]
-        return "; ".join(reasons.out_of_reach(kind, name, by_name[name], l0, missed=name in missed) for name in out)
+        return "; ".join(
+            reasons.out_of_reach(kind, name, by_name[name], l0, missed=self._missed(name, l0)) for name in out
+        )
 
 
 def _pairs(families: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -26,6 +26,12 @@ SINGLE_RUN_TOLERANCE = math.log(1.02)
 """The distance in log L0 up to which the value of a single run is used unchanged: it has no slope."""
 
 
+def check_l0(l0: float) -> None:
+    """Raise ValueError unless an L0 is a number above 0, which it needs to be to have a logarithm."""
+    if not 0 < l0 < math.inf:
+        raise ValueError(f"l0 {l0}: must be a number above 0")
+
+
 def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return the slopes at the knots of the monotone curve of Fritsch and Carlson, as scipy's PCHIP has them.
 

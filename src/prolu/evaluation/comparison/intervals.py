@@ -42,14 +42,14 @@ def t_quantile(df: float) -> float:
 
 
 def half_width_of_difference(
-    logs: Sequence[np.ndarray], resampled: Sequence[np.ndarray] | None, n_documents: float
+    heights: Sequence[np.ndarray], resampled: Sequence[np.ndarray] | None, n_documents: float
 ) -> float:
-    """Return half the width of the interval of mean(logs[0]) - mean(logs[1]), by the equations of `matched`.
+    """Return half the width of the interval of mean(heights[0]) - mean(heights[1]), by the equations of `matched`.
 
     With one replicate of either family there is no spread over seeds: the interval then covers documents only.
 
     Args:
-        logs: for each of the two families, one value per replicate, [n_replicates].
+        heights: for each of the two families, one value per replicate, [n_replicates].
         resampled: for each family, the same values in every resample of the documents, [n_resamples, n_replicates];
             None where the runs have no sums by document. The interval then covers seeds only.
         n_documents: the effective number of documents.
@@ -57,28 +57,58 @@ def half_width_of_difference(
     Returns:
         Half the width; nan where nothing is covered, or where a value in some resample is not finite.
     """
-    has_seeds = min(map(len, logs)) > 1
-    # Every part of the variance comes with its degrees of freedom: the two families' seeds, then the documents.
-    parts = [(float(x.var(ddof=1)) / len(x), len(x) - 1.0) for x in logs] if has_seeds else []
-    if resampled is not None:
+    together = None if resampled is None else resampled[0].mean(1) - resampled[1].mean(1)
+    return _half_width(heights, resampled, together, n_documents)
+
+
+def half_width_of_mean(heights: np.ndarray, resampled: np.ndarray | None, n_documents: float) -> float:
+    """Return half the width of the interval of one family's mean(heights), as `half_width_of_difference` does it.
+
+    It is as wide as the text makes it: what makes a document hard for every family does not cancel here.
+    """
+    if resampled is None:
+        return _half_width([heights], None, None, n_documents)
+    return _half_width([heights], [resampled], resampled.mean(1), n_documents)
+
+
+def _half_width(
+    heights: Sequence[np.ndarray],
+    resampled: Sequence[np.ndarray] | None,
+    together: np.ndarray | None,
+    n_documents: float,
+) -> float:
+    """Return half the width of an interval; `together` is the whole estimate in every resample of the documents."""
+    has_seeds = min(map(len, heights)) > 1
+    # Every part of the variance comes with its degrees of freedom: the families' seeds, then the documents.
+    parts = [(variance_of_mean(x), len(x) - 1.0) for x in heights] if has_seeds else []
+    if resampled is not None and together is not None:
         if not all(np.isfinite(x).all() for x in resampled):
             return math.nan
         # Resampling m documents with replacement underestimates a variance by the factor (m - 1) / m.
-        whole = (resampled[0].mean(1) - resampled[1].mean(1)).var(ddof=1) * n_documents / (n_documents - 1)
-        # Replicates that disagree about documents do so on these documents too: the first two parts contain that.
-        contained = sum(_variance_of_disagreement(x) for x in resampled) if has_seeds else 0.0
+        whole = together.var(ddof=1) * n_documents / (n_documents - 1)
+        # Replicates that disagree about documents do so on these documents too: the parts of seeds contain that.
+        contained = sum(variance_of_disagreement(x) for x in resampled) if has_seeds else 0.0
         parts.append((max(0.0, float(whole) - contained), n_documents - 1))
     if not parts:
         return math.nan
     variance = sum(part for part, _ in parts)
     if variance == 0:
         return 0.0
-    # Welch's and Satterthwaite's degrees of freedom, with the documents as a third sample.
-    df = variance**2 / sum(part**2 / freedom for part, freedom in parts)
-    return t_quantile(df) * math.sqrt(variance)
+    return t_quantile(degrees_of_freedom(parts)) * math.sqrt(variance)
 
 
-def _variance_of_disagreement(resampled: np.ndarray) -> float:
+def degrees_of_freedom(parts: Sequence[tuple[float, float]]) -> float:
+    """Return Welch's and Satterthwaite's degrees of freedom of a variance above 0, from its parts and theirs."""
+    variance = sum(part for part, _ in parts)
+    return variance**2 / sum(part**2 / freedom for part, freedom in parts)
+
+
+def variance_of_mean(heights: np.ndarray) -> float:
+    """Return s^2 / n, the variance of the mean over a family's replicates."""
+    return float(heights.var(ddof=1)) / len(heights)
+
+
+def variance_of_disagreement(resampled: np.ndarray) -> float:
     """Return what the replicates' own responses to documents add to the variance of their mean.
 
     If a replicate's own response varies by v over the resamples, its departure from the mean over replicates varies by

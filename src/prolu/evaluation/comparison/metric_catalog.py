@@ -193,6 +193,12 @@ def metric_of(name: str) -> Metric:
     return METRICS[one_of("metric", name, METRICS)]
 
 
+def check_compared(name: str) -> None:
+    """Raise ValueError unless this is empty, or names a metric by which families can be compared at an equal L0."""
+    if name and metric_of(name).name.startswith("l0"):
+        raise ValueError(f"metric {name!r}: families are compared at an equal L0; choose another metric")
+
+
 def label_of(name: str) -> str:
     """Return the title of the axis of a field of results.jsonl, which is its name if it is no metric."""
     return METRICS[name].label if name in METRICS else name

@@ -3,11 +3,11 @@
 Every number of a comparison comes from `Comparisons`, whoever asks: `matched`, tables, sentences and claims.
 """
 
-import math
 from collections.abc import Sequence
 
 from prolu.evaluation.comparison.comparisons import Comparisons
-from prolu.evaluation.comparison.metric_catalog import metric_of
+from prolu.evaluation.comparison.curves import check_l0
+from prolu.evaluation.comparison.metric_catalog import check_compared
 from prolu.evaluation.comparison.replicates import FinishedStudy
 from prolu.evaluation.comparison.wording import HIGHER, LOWER, Verdict, rows_for_tables
 
@@ -93,15 +93,3 @@ def verdict_table(
         check_l0(l0)
     check_compared(y)
     return Comparisons(studies, unconverged=unconverged).table(l0s, y)
-
-
-def check_l0(l0: float) -> None:
-    """Raise ValueError unless an L0 is a number above 0, which it needs to be to have a logarithm."""
-    if not 0 < l0 < math.inf:
-        raise ValueError(f"l0 {l0}: must be a number above 0")
-
-
-def check_compared(name: str) -> None:
-    """Raise ValueError unless this is empty, or names a metric by which families can be compared at an equal L0."""
-    if name and metric_of(name).name.startswith("l0"):
-        raise ValueError(f"metric {name!r}: families are compared at an equal L0; choose another metric")
