@@ -8,6 +8,7 @@ from prolu.activations.store_writer import harvest
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.evaluation.comparison.points import points
+from prolu.evaluation.comparison.seed_agreement import seed_agreement
 from prolu.evaluation.comparison.standings import Standing, standings
 from prolu.evaluation.comparison.verdicts import Verdict, matched, verdict_table
 from prolu.evaluation.held_out import HeldOut, evaluate
@@ -48,6 +49,7 @@ __all__ = [
     "push",
     "run_sweep",
     "run_sweeps",
+    "seed_agreement",
     "splice",
     "standings",
     "verdict_table",

@@ -19,7 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_report(
-    folders: Sequence[Path], out: Path | None, latents: LatentPageOptions, *, all_verdicts: bool = False
+    folders: Sequence[Path],
+    out: Path | None,
+    latents: LatentPageOptions,
+    *,
+    all_verdicts: bool = False,
+    agreement: bool = False,
 ) -> Job:
     """Write the missing pages of latents, and draw the report of one study, or of several together."""
     from prolu.report.writer import check_studies
@@ -41,7 +46,7 @@ def prepare_report(
     def job() -> None:
         for pages, missing, lm, blocks in todo:
             pages.write(missing, lm, blocks)
-        draw_report(found, out, all_verdicts=all_verdicts)
+        draw_report(found, out, all_verdicts=all_verdicts, agreement=agreement)
 
     return [job]
 
@@ -91,10 +96,16 @@ def draw_reports(studies: Sequence[Results], out: Path) -> None:
     print(f"all hooks: {write_report(studies, out, hooks_apart=True).page}")
 
 
-def draw_report(studies: Sequence[Path | Results], out: Path | None = None, *, all_verdicts: bool = False) -> None:
+def draw_report(
+    studies: Sequence[Path | Results],
+    out: Path | None = None,
+    *,
+    all_verdicts: bool = False,
+    agreement: bool = False,
+) -> None:
     """Write the report of one study, or of several together, and print its summary."""
     from prolu.report.terminal import print_summary
     from prolu.report.writer import write_report
 
-    drawn = write_report(studies, out)
+    drawn = write_report(studies, out, agreement=agreement)
     print_summary(drawn, all_verdicts=all_verdicts)

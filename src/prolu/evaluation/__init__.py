@@ -7,6 +7,7 @@
 - `l0_proxies`: decoder cosines and projections, which are lowest near the right L0.
 - `latents`: figures of each latent, and how latents respond to the scale of the input.
 - `truth`: how an SAE stands to features that are known by construction.
+- `agreement`: whether the latents of one SAE are found again in another.
 - `splicing`: an SAE in place of a model's activations, in any forward pass.
 - `comparison`: frontiers, verdicts with intervals, claims and figures.
 """

@@ -65,6 +65,24 @@ class LatentFigures(NamedTuple):
         write_atomically(folder / LATENTS_FILE, save(kept))
 
 
+def densities_of(folder: Path) -> Float[Tensor, " d_sae"] | None:
+    """Return the density of each latent of a saved run, in float64.
+
+    Returns:
+        None if the folder has no file of the latents, as those of the first version.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    file = folder / LATENTS_FILE
+    if not file.is_file():
+        return None
+    try:
+        return load_file(file)["density"].double().flatten()
+    except (OSError, SafetensorError, struct.error, ValueError, KeyError) as problem:
+        raise ValueError(f"{file}: not a readable file of latents ({first_line(problem)})") from None
+
+
 def density_quartiles(folder: Path) -> tuple[float, float, float] | None:
     """Return the quartiles of the densities of a saved run's latents, of those that were active on any token.
 
@@ -74,15 +92,9 @@ def density_quartiles(folder: Path) -> tuple[float, float, float] | None:
     Raises:
         ValueError: The file is damaged.
     """
-    file = folder / LATENTS_FILE
-    if not file.is_file():
-        return None
-    try:
-        density = load_file(file)["density"].double().flatten()
-    except (OSError, SafetensorError, struct.error, ValueError, KeyError) as problem:
-        raise ValueError(f"{file}: not a readable file of latents ({first_line(problem)})") from None
-    alive = density[density > 0]
-    if not len(alive):
+    density = densities_of(folder)
+    alive = density[density > 0] if density is not None else None
+    if alive is None or not len(alive):
         return None
     lower, median, upper = alive.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=alive.dtype)).tolist()
     return lower, median, upper

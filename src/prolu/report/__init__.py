@@ -4,6 +4,7 @@
 - `page`: the HTML page; `html_tables`: its tables; `assets`: its templates, styles and scripts.
 - `terminal`, `terminal_comparison`: the summary that the commands print; `estimate`: what a study will cost;
   `console`: tables and sentences that fit a terminal.
+- `agreement`: whether seeds agree, as tables of the page, of the terminal and as CSV.
 - `headline`: the few numbers of one SAE.
 - `table_files`: all results as CSV and Parquet.
 - `latents`: pages of latents.

@@ -28,6 +28,7 @@ from prolu.evaluation.comparison.styles import (
     planes,
 )
 from prolu.evaluation.comparison.wording import covered
+from prolu.report.agreement import HEADS, NO_PAIRS, DrawnAgreement, cells_of, note_of
 from prolu.report.assets import render
 from prolu.report.headline import PageHeadline
 from prolu.report.html_tables import (
@@ -102,6 +103,8 @@ class PageContent:
     curves: Mapping[str, Sequence[Mapping[str, Any]]]
     """Training curves by run_id."""
     comparison: FamilyComparison
+    agreement: DrawnAgreement = NO_PAIRS
+    """How far SAEs that differ in their init seed only agree."""
     failures: Mapping[str, str]
     """Why runs failed, by run_id."""
     pages: Mapping[str, str]
@@ -124,6 +127,9 @@ def render_page(content: PageContent) -> str:
         n_unconverged=sum(r["converged"] is False for r in records),
         covered=covered(content.comparison.verdicts).capitalize(),
         families=table_of_families(records),
+        agreement_heads=HEADS,
+        agreement=[cells_of(setting) for setting in content.agreement.settings],
+        agreement_note=note_of(content.agreement),
         claims=rows_of_claims([*content.comparison.against_relu, *content.comparison.paper]),
         subject="this study" if len(content.configs) == 1 else "these studies",
         metric=METRICS[main_metric(records)],

@@ -9,6 +9,7 @@ from rich.console import Console
 from prolu.evaluation.comparison.frontiers import Record, family, pareto_best, study_names
 from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, main_metric
 from prolu.evaluation.comparison.wording import ONE_SEED
+from prolu.report.agreement import print_agreement
 from prolu.report.console import Column, print_place, print_sentence, print_table
 from prolu.report.headline import CONVERGED, headline
 from prolu.report.terminal_comparison import marked, marks, print_comparison
@@ -40,6 +41,7 @@ def print_summary(drawn: DrawnReport, *, all_verdicts: bool = False, console: Co
         console.print()
         _print_runs(console, drawn.records)
         print_comparison(console, drawn.comparison, drawn.records, all_verdicts=all_verdicts)
+        print_agreement(console, drawn.agreement, in_full=all_verdicts)
     console.print()
     _print_places(console, drawn)
 

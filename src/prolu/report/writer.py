@@ -15,6 +15,7 @@ from prolu.evaluation.comparison.prefixes import prefix_title, prefix_widths, wi
 from prolu.evaluation.comparison.styles import planes
 from prolu.evaluation.document_sums import read_documents_of
 from prolu.evaluation.latents import density_quartiles
+from prolu.report.agreement import NO_PAIRS, DrawnAgreement, compare_seeds, write_agreement
 from prolu.report.headline import CONVERGED, PageHeadline, headline
 from prolu.report.latents.pages import page_of
 from prolu.report.page import PageContent, render_page
@@ -42,6 +43,8 @@ class DrawnReport(NamedTuple):
     """The results of all runs; those of several studies are pooled."""
     comparison: FamilyComparison
     """Families compared at equal L0, and what that says about claims."""
+    agreement: DrawnAgreement = NO_PAIRS
+    """How far SAEs that differ in their init seed only agree."""
 
     @property
     def folders(self) -> list[Path]:
@@ -60,7 +63,11 @@ class DrawnReport(NamedTuple):
 
 
 def write_report(
-    studies: Sequence[str | Path | Results], out: str | Path | None = None, *, hooks_apart: bool = False
+    studies: Sequence[str | Path | Results],
+    out: str | Path | None = None,
+    *,
+    hooks_apart: bool = False,
+    agreement: bool = False,
 ) -> DrawnReport:
     """Write the report of one study, or of several together, and return what it shows.
 
@@ -70,6 +77,7 @@ def write_report(
         studies: the studies, loaded already or as their folders.
         out: the folder of the report; by default the study's own, or `pooled` beside the first of several.
         hooks_apart: whether studies at several hooks are taken too, with the families of each hook by themselves.
+        agreement: whether the agreement between seeds is computed also where that takes more than a minute.
 
     Raises:
         ValueError: a folder holds no study, none of its runs has finished, or two studies were scored with different
@@ -80,7 +88,7 @@ def write_report(
     records = records_of(found, hooks_apart=hooks_apart)
     place = Path(out) if out is not None else default_place(folders)
     check_studies(found, out)
-    content = _page_content(found, records, place)
+    content = _page_content(found, records, place, compare_seeds(found, whatever_it_takes=agreement))
     figures = {f"{y}-against-{x}": draw_frontier(records, x, y) for x, y in planes(records)}
     for n in prefix_widths(records):
         metric = main_metric(records)
@@ -90,10 +98,11 @@ def write_report(
     for name, figure in figures.items():
         save_figure(figure, *(place / FIGURES_FOLDER / f"{name}.{ending}" for ending in ENDINGS))
     write_tables(records, place)
+    write_agreement(content.agreement, place)
     # The page is written last, so that what it says to be beside it is there.
     page = place / PAGE_FILE
     write_atomically(page, render_page(content))
-    return DrawnReport(page, found, records, content.comparison)
+    return DrawnReport(page, found, records, content.comparison, content.agreement)
 
 
 def check_studies(found: Sequence[Results], out: str | Path | None) -> None:
@@ -109,7 +118,9 @@ def check_studies(found: Sequence[Results], out: str | Path | None) -> None:
             density_quartiles(run.folder)
 
 
-def _page_content(found: Sequence[Results], records: Sequence[Record], place: Path) -> PageContent:
+def _page_content(
+    found: Sequence[Results], records: Sequence[Record], place: Path, agreement: DrawnAgreement
+) -> PageContent:
     """Return what the page in the folder `place` shows; runs of several studies are named with their study."""
     is_pooled = len(found) > 1
     names = study_names(records) if is_pooled else [folder_name(found[0].folder)]
@@ -127,6 +138,7 @@ def _page_content(found: Sequence[Results], records: Sequence[Record], place: Pa
         configs={name: results.config for name, results in zip(names, found, strict=True)},
         curves={run_id: read_curve(run.folder) for run_id, run in runs.items()},
         comparison=compare_families(found),
+        agreement=agreement,
         failures=failures,
         pages=pages,
         headline=_headline(runs_in_order[0], place) if len(runs_in_order) == 1 else None,

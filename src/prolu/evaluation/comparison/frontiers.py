@@ -136,6 +136,12 @@ def setting(record: Record) -> tuple[str, ...]:
     return (study, str(target_l0), *(str(record.get(name)) for name in names))
 
 
+def setting_value(record: Record) -> float | None:
+    """Return the target L0 of a run if there was one, otherwise its coefficient; None where that is not known."""
+    target_l0 = record.get("target_l0")
+    return record["coeff"] if target_l0 is None else target_l0
+
+
 def budget(record: Record) -> int | None:
     """Return the number of tokens that a run was trained on; None where it is not recorded."""
     return record.get("n_tokens")

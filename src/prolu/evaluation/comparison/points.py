@@ -13,6 +13,7 @@ from prolu.evaluation.comparison.frontiers import (
     pareto_mask,
     replicate,
     setting,
+    setting_value,
     study_of,
 )
 from prolu.evaluation.comparison.intervals import Mean, mean_over_seeds
@@ -62,12 +63,11 @@ def points(records: Sequence[Record], x: str = "l0", y: str = "degradation") -> 
 
 def _point(name: str, runs: Sequence[Record], x: str, y: str) -> Point:
     first = runs[0]
-    target_l0 = first.get("target_l0")
     xs = mean_over_seeds([run[x] for run in runs])
     ys = mean_over_seeds([run[y] for run in runs])
     return Point(
         family=name,
-        setting=first["coeff"] if target_l0 is None else target_l0,
+        setting=setting_value(first),
         d_sae=first.get("d_sae"),
         n_tokens=first.get("n_tokens"),
         study=study_of(first),
