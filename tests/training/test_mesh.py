@@ -105,6 +105,8 @@ def test_what_cannot_be_split_is_refused():
     with pytest.raises(ValueError, match=r"mesh: the latents of a nested loss .* cannot be divided among 2 ranks"):
         check_mesh(nested, 64, Of(1, 2))
     check_mesh(nested, 64, Of(2, 1))
+    with pytest.raises(ValueError, match="refit_tokens 5: must be 0 on a mesh of 2 ranks"):
+        check_mesh(RunConfig(d_sae=64, n_tokens=640, refit_tokens=5), 64, Of(2, 1))
 
 
 @pytest.mark.parametrize("mesh", MESHES)

@@ -219,6 +219,7 @@ class Sweep:
         Annotated[Study, _study("demo")]
         | Annotated[Study, _study("comparison")]
         | Annotated[Study, _study("comparison2026")]
+        | Annotated[Study, _study("causes")]
         | Annotated[Study, _study("experiment1")]
         | Annotated[Study, _study("experiment2")]
         | Annotated[Study, _study("experiment3")]

@@ -56,6 +56,7 @@ SYMBOLS = {
     "h": "hexagon",
     "p": "pentagon",
     "8": "octagon",
+    "H": "hexagon2",
     "d": "diamond-tall",
 }
 """Plotly's names of the markers that the figures for papers use."""
@@ -73,6 +74,7 @@ DASHES = {
     "encoder": "1px,6px",
     "soft_decoder": "4px,3px,1px,3px,1px,3px",
     "nested": "11px,2px",
+    "refitted": "13px,3px,3px,3px",
 }
 """Plotly's line styles by `look`, like those of the figures for papers."""
 OTHER_DASH = "1px,2px"

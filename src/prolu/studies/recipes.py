@@ -171,6 +171,29 @@ COMPARISON2026_FAMILIES = [
 matrix that is frozen in a random baseline."""
 
 
+CAUSES_FAMILIES = [
+    ("relu", 0),
+    ("relu", 2**16),
+    ("prolu_relu", 0),
+    ("prolu_ste", 0),
+    ("jumprelu(1)", 0),
+]
+"""The nonlinearities of the study of causes, and the number of tokens to which decoders are refitted after training.
+
+A refitted ReLU has no suppression left, but still the ReLU's forward pass and gradients. ProLU_ReLU changes the forward
+pass and keeps the form of the gradients. ProLU_STE has the same forward pass with another gradient, and so has a
+JumpReLU, whose threshold theta is ProLU's -b."""
+
+
+def _causes_runs(d_in: int) -> list[RunConfig]:
+    families = [
+        {"nonlinearity": nonlinearity, "penalty": penalty, "refit_tokens": refit_tokens}
+        for penalty in ("l1", "sqrt_l1")
+        for nonlinearity, refit_tokens in CAUSES_FAMILIES
+    ]
+    return _at_targets(d_in, families)
+
+
 def _comparison_runs(d_in: int) -> list[RunConfig]:
     return _at_targets(d_in, [{"nonlinearity": n, "penalty": p} for n, p in COMPARISON_FAMILIES])
 
@@ -261,6 +284,7 @@ RECIPES: dict[str, Recipe] = {
     "demo": Recipe(_demo_runs, batch_size=512, n_tokens=DEMO_TOKENS, source=BUILTIN),
     "comparison": Recipe(_comparison_runs, batch_size=512, n_tokens=COMPARISON_TOKENS, source=BUILTIN),
     "comparison2026": Recipe(_comparison2026_runs, batch_size=512, n_tokens=COMPARISON_TOKENS, source=BUILTIN),
+    "causes": Recipe(_causes_runs, batch_size=512, n_tokens=COMPARISON_TOKENS, source=BUILTIN),
     "experiment1": _paper([3e-4 * 2**i for i in range(5)], lr=1e-3, encoder_norm=0.02),
     "experiment2": _paper([3e-4 * 1.58**i for i in range(8)], lr=3e-4, encoder_norm=0.02),
     "experiment3": _paper(
@@ -275,6 +299,8 @@ DESCRIPTIONS = {
     "with three seeds each.",
     "comparison2026": "What is compared in 2026: three JumpReLUs, BatchTopK, nested losses and random baselines beside "
     "ReLU and ProLU, at four target L0s with three seeds each.",
+    "causes": "Why ProLU reconstructs better than ReLU: less suppression, another forward pass, or other gradients, at "
+    "four target L0s with three seeds each.",
     "experiment1": "The paper's first sweep: 30 SAEs (section 3 of the method).",
     "experiment2": "The paper's second sweep: 48 SAEs at a lower learning rate.",
     "experiment3": "The paper's third sweep: 30 SAEs with a range of coefficients for each family and larger encoder "

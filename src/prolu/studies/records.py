@@ -94,6 +94,8 @@ def _are_prefixes(value: Any) -> bool:
         return False
     widths = [each.get("d_sae") for each in value]
     # Of rows that come from no language model, the CE increase is null.
+    if not all("degradation" in each for each in value):
+        return False
     needed = [each.get("l0") for each in value]
     numbers = [number for each in value for number in each.values() if number is not None]
     return all(type(n) is int and n > 0 for n in widths) and all(map(is_number, [*needed, *numbers]))

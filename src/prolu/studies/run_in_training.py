@@ -7,6 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from prolu.evaluation.comparison.frontiers import is_converged
 from prolu.evaluation.held_out import AnyHeldOut, probe, score, score_prefix
 from prolu.runtime.files import json_text, write_atomically
@@ -16,6 +18,7 @@ from prolu.studies.records import CURVES_FILE, scores_lacking
 from prolu.studies.trackers import Follower
 from prolu.training.config import RunConfig
 from prolu.training.nested_prefixes import scored_prefixes
+from prolu.training.refitting import GainRefit
 from prolu.training.target_l0 import MISSED_TARGET
 from prolu.training.trainer import StepReport, Trainer
 
@@ -36,6 +39,7 @@ class RunInTraining:
         self._provenance = provenance | {"run": trainer.describe()}
         self._resampled: list[dict[str, int]] = []
         self._probes: dict[int, dict[str, float]] = {}
+        self._refit: GainRefit | None = None
         self._curve: list[str] = []
         self._follower: Follower | None = None
         self._probe_steps = trainer.config.probe_steps(trainer.batch_size)
@@ -124,12 +128,18 @@ class RunInTraining:
             figures = {k: v for k, v in record.items() if isinstance(v, int | float) and k not in CONFIG_FIELDS}
             self._follower.finish(figures)
 
+    def refit(self, acts: Tensor, target: Tensor | None) -> None:
+        """Take training activations into account for the gains that the decoder gets after the last step."""
+        if self._refit is None:
+            self._refit = GainRefit(self.trainer.sae())
+        self._refit.add_(acts, target)
+
     def finish(self, held_out: AnyHeldOut | None) -> dict[str, Any] | None:
         """Score the SAE, save all files of the run, and return its line of results.
 
         On a mesh all ranks call it together, and only the first does it; the others get None.
         """
-        sae = self.trainer.whole_sae()
+        sae = self.trainer.whole_sae() if self._refit is None else self._refit.refitted()
         if sae is None:
             return None
         assert held_out is not None

@@ -122,6 +122,7 @@ class StudyInTraining:
         finished = [run for run in self.runs if run.finished]
         if not finished:
             return
+        self._refit([run for run in finished if run.trainer.config.refit_tokens])
         n_tokens = self.held_out.n_tokens if self.held_out is not None else 0
         progress = self._progress and self.mesh.is_first
         with Meter("evaluating", n_tokens * len(finished), shown=progress) as meter:
@@ -132,6 +133,14 @@ class StudyInTraining:
                     self._write_result(run)
                     self.runs.remove(run)
                 meter.advance(n_tokens)
+
+    def _refit(self, finished: Sequence[RunInTraining]) -> None:
+        """Show training activations, the same for all, to the runs whose decoders are refitted after the last step."""
+        for n_tokens in {run.trainer.config.refit_tokens for run in finished}:
+            asking = [run for run in finished if run.trainer.config.refit_tokens == n_tokens]
+            for batch in self.stream.fresh(n_tokens, "refit"):
+                for run in asking:
+                    run.refit(*batch.scaled(run.trainer.config.normalisation))
 
     def log(self, event: str, **facts: Any) -> None:
         """Append what happened, and when, to the study's log."""

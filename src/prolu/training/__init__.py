@@ -9,6 +9,7 @@
 - `frozen_parts`: random baselines, whose encoder or decoder stays as it started.
 - `nested_prefixes`: the prefixes of a nested loss in one update, given or drawn.
 - `schedule`, `target_l0`: the learning rate, and the controller of the penalty's coefficient.
+- `refitting`: decoder rows with the gains that reconstruct best, after training.
 - `resampling`: dead latents, and how they are replaced.
 - `dead_latents`: the latents that an auxiliary term revives.
 - `moments`: Adam's two moments of every weight.

@@ -49,6 +49,7 @@ LATER_FIELDS: dict[str, Any] = {
     "skip": False,
     "matryoshka": (),
     "matryoshka_drawn": 0,
+    "refit_tokens": 0,
 }
 """Fields that recorded runs of version 0.1.0 lack, and the values with which a run is what it was there."""
 
@@ -125,6 +126,10 @@ class RunConfig:
     """The matrix that stays as it started, so that the run is a random baseline: decoder, encoder, soft_decoder (every
     decoder row keeps a cosine of at least 0.8 with its start), or none. Biases and thresholds are always trained. An
     SAE that does not beat its random baselines has learned no directions worth having."""
+    refit_tokens: int = 0
+    """After training, multiply each decoder row by the gain with which all latents together reconstruct this many
+    training tokens best (least squares). Which latents are active stays the same, so this takes away suppression, and
+    nothing else. 0: decoder rows stay as they were trained, as in the paper."""
     normalisation: Normalisation = "per_token"
     """How activations are scaled: per_token scales each to norm sqrt(d_in), none leaves them as they are. The target of
     a transcoder is scaled by the factor of its input, so that its output needs no more than its input to be scaled
@@ -248,7 +253,8 @@ class RunConfig:
         size = [f"lr{self.lr:.4g}", f"d{self.d_sae}"]
         nested = ["nested" + ".".join(map(str, self.matryoshka))] if self.matryoshka else []
         nested += [f"drawn{self.matryoshka_drawn}"] if self.matryoshka_drawn else []
-        return "-".join([*family, sparsity, *size, seed, *nested, *skip, *start, *frozen])
+        refitted = ["refit"] if self.refit_tokens else []
+        return "-".join([*family, sparsity, *size, seed, *nested, *skip, *start, *frozen, *refitted])
 
     def sae_config(self, d_in: int, d_out: int | None = None) -> "SAEConfig":
         """Return the config of the run's SAE for activations of width `d_in`.
@@ -353,4 +359,5 @@ def family_of(settings: Mapping[str, Any]) -> str:
     # A later version may have written a choice that this one does not know.
     family += FROZEN.get(freeze, f", {freeze} frozen")
     family += ", skip" if settings.get("skip") else ""
+    family += ", refitted" if settings.get("refit_tokens") else ""
     return f"{family}, fine-tuned" if settings.get("init_digest") is not None else family

@@ -44,6 +44,10 @@ def _check_ranges(config: "RunConfig") -> None:
     bounds = (0, *config.matryoshka, config.d_sae)
     are_ascending = all(before < after for before, after in itertools.pairwise(bounds))
     _require(config, "matryoshka", are_ascending, "ascending numbers of latents, above 0 and below d_sae")
+    from prolu.training.refitting import MOST_LATENTS
+
+    is_possible = config.refit_tokens == 0 or (config.refit_tokens > 0 and config.d_sae <= MOST_LATENTS)
+    _require(config, "refit_tokens", is_possible, f"0, or more with a d_sae of at most {MOST_LATENTS:,}")
     n_drawn = config.matryoshka_drawn
     _require(config, "matryoshka_drawn", 0 <= n_drawn < config.d_sae, "0 or more, and less than d_sae")
     _require(config, "matryoshka_drawn", not (n_drawn and config.matryoshka), "0 where matryoshka has prefixes")

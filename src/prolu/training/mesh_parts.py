@@ -25,6 +25,8 @@ def check_mesh(config: RunConfig, batch_size: int, mesh: Mesh) -> None:
             f"mesh: the latents of a nested loss (matryoshka {config.matryoshka or 'drawn'}) cannot be divided among "
             f"{mesh.n_latent} ranks; divide the batch only, data={mesh.n_ranks}"
         )
+    if config.refit_tokens and mesh.n_ranks > 1:
+        raise ValueError(f"refit_tokens {config.refit_tokens}: must be 0 on a mesh of {mesh.n_ranks} ranks")
     if config.step in ("sparse", "sparse_torch") and needs_dense(config, mesh):
         raise ValueError(
             f"step {config.step!r}: {config.nonlinearity} on several ranks needs the dense step; choose auto or dense"

@@ -38,6 +38,7 @@ MARKERS = {
     "encoder": ">",
     "soft_decoder": "X",
     "nested": "8",
+    "refitted": "H",
 }
 """The marker of each `look`, in a figure of one study."""
 OTHER_MARKER = "P"
@@ -56,6 +57,7 @@ DASHES: dict[str, LineStyleType] = {
     "encoder": (0, (1, 3.5)),
     "soft_decoder": (0, (3, 2, 1, 2, 1, 2)),
     "nested": (0, (8, 1.5)),
+    "refitted": (0, (10, 2, 2, 2, 2, 2)),
 }
 """The line style of each `look`."""
 OTHER_DASH: LineStyleType = (0, (1, 1))
@@ -103,8 +105,11 @@ def colour(nonlinearity: str) -> str:
 def look(record: Record) -> str:
     """Return what a run's line style and marker stand for.
 
-    That is its penalty; or of a random baseline its frozen matrix, and of a nested loss that it is one.
+    That is its penalty; or of a random baseline its frozen matrix, and of a nested loss or refitted decoder that it is
+    one.
     """
+    if record.get("refit_tokens"):
+        return "refitted"
     if record.get("matryoshka") or record.get("matryoshka_drawn"):
         return "nested"
     return str(record.get("freeze") or record["penalty"]).partition("(")[0]

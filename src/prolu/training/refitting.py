@@ -1,0 +1,67 @@
+"""Decoder rows refitted after training: the gain of each latent with which all of them reconstruct best.
+
+A penalty on magnitudes makes latents smaller than reconstruction wants (suppression). A gain per latent puts that right
+on average, and leaves the encoder, and so which latents are active, as it is. What an SAE gains by it was suppression;
+what another nonlinearity gains beyond it is something else.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from prolu.sae.autoencoder import SAE
+
+MOST_LATENTS = 16_384
+"""The largest number of latents whose gains are found: the equations are a matrix [d_sae, d_sae] in fp64."""
+
+RIDGE = 1e-9
+"""What is added to the equations' diagonal, relative to it, so that latents that always fire together have gains."""
+
+
+class GainRefit:
+    """The least-squares gains g of an SAE's latents, gathered from activations batch by batch.
+
+    They minimise the sum over tokens of |y - b - sum_i g_i f_i W_dec[i]|^2, where y is what the SAE is to give (its
+    input x, or a transcoder's target) and b its output without latents. With G = sum over tokens of f f^T, the normal
+    equations are (G * (W_dec W_dec^T)) g = sum over tokens of f * ((y - b) W_dec^T), where * is entry by entry. All is
+    in the space in which the SAE works, and in fp64.
+    """
+
+    def __init__(self, sae: SAE):
+        self._sae = sae
+        self._rows = sae.W_dec.detach().double()
+        d_sae = len(self._rows)
+        self._gram = torch.zeros(d_sae, d_sae, dtype=torch.float64, device=self._rows.device)
+        self._right = torch.zeros(d_sae, dtype=torch.float64, device=self._rows.device)
+
+    @torch.no_grad()
+    def add_(self, x: Tensor, target: Tensor | None = None) -> None:
+        """Take more tokens into account.
+
+        Args:
+            x: activations in the space in which the SAE works, [n, d_in].
+            target: a transcoder's targets in that space, [n, d_out]; None for an SAE, whose target is x.
+        """
+        latents = self._sae.encode_normalised(x)
+        left = (x if target is None else target) - self._sae.reconstruct_normalised(torch.zeros_like(latents), x)
+        wide = latents.double()
+        self._gram += wide.T @ wide
+        self._right += (wide * (left.double() @ self._rows.T)).sum(0)
+
+    def gains(self) -> Tensor:
+        """Return the gain of each latent, [d_sae], fp64; 1 for latents that were active on none of the tokens."""
+        equations = self._gram * (self._rows @ self._rows.T)
+        gains = torch.ones_like(self._right)
+        active = equations.diagonal() > 0
+        if bool(active.any()):
+            used = equations[active][:, active]
+            used.diagonal().mul_(1 + RIDGE)
+            gains[active] = torch.cholesky_solve(self._right[active][:, None], torch.linalg.cholesky(used))[:, 0]
+        return gains
+
+    def refitted(self) -> SAE:
+        """Return the SAE with each decoder row times its gain; encoder and biases are as they were."""
+        weights = self._sae.weights
+        decoder = self._rows * self.gains()[:, None]
+        return SAE(self._sae.config, replace(weights, decoder=decoder.to(weights.decoder.dtype)))
