@@ -1,10 +1,12 @@
-"""Print the comparisons of docs/findings/comparison.md from the table of results beside it, by `prolu.matched`.
+"""Print the comparisons of docs/findings from the tables of results beside them, by `prolu.matched`.
 
-    python benchmarks/findings.py
+    python benchmarks/findings.py                                           # of comparison.md
+    python benchmarks/findings.py comparison2026.csv comparison2026-stories260K.csv    # of comparison2026.md
 
-The table of results has no sums by document, so these intervals cover seeds only.
+The tables of results have no sums by document, so these intervals cover seeds only.
 """
 
+import argparse
 import csv
 import math
 from dataclasses import dataclass, field
@@ -34,6 +36,26 @@ OTHERS = (
     ("prolu_ste + l1", "prolu_relu + sqrt_l1"),
 )
 """The pairs that are compared after ReLU and ProLU under Sqrt(L1)."""
+
+
+PAIRS_2026 = (
+    ("jumprelu(1) + l0", "batchtopk"),
+    ("jumprelu_plain(1) + quadratic_l0", "jumprelu(1) + l0"),
+    ("jumprelu_ste + tanh", "jumprelu(1) + l0"),
+    ("prolu_relu + sqrt_l1", "relu + l1"),
+    ("jumprelu(1) + l0", "prolu_relu + sqrt_l1"),
+    ("batchtopk", "prolu_relu + sqrt_l1"),
+    ("batchtopk, matryoshka", "batchtopk"),
+    ("jumprelu(1) + l0, matryoshka", "jumprelu(1) + l0"),
+    ("prolu_relu + sqrt_l1, matryoshka", "prolu_relu + sqrt_l1"),
+    ("jumprelu(1) + l0, matryoshka", "batchtopk, matryoshka"),
+    ("prolu_relu + sqrt_l1, matryoshka", "batchtopk, matryoshka"),
+    ("batchtopk", "batchtopk, frozen decoder"),
+    ("batchtopk", "batchtopk, soft-frozen decoder"),
+    ("batchtopk", "batchtopk, frozen encoder"),
+    ("relu + l1", "batchtopk, soft-frozen decoder"),
+)
+"""The pairs of the study `comparison2026`: challenger and baseline."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +117,45 @@ def row_of(name: str, verdicts: list[Verdict]) -> str:
     return f"| {name} | {' | '.join(cells)} | {verdicts[0].n_unconverged} of {verdicts[0].n_runs} |"
 
 
+def comparisons2026(file: Path) -> dict[str, list[Verdict]]:
+    """Return the verdicts on the pairs of `comparison2026`, at the four targets."""
+    (runs,) = read_studies(file).values()
+    study = Tabled(runs)
+    return {f"{c} against {b}": [matched([study], c, b, l0) for l0 in TARGETS] for c, b in PAIRS_2026}
+
+
+def means(file: Path) -> None:
+    """Print the mean CE increase of each family at each target L0, with the number of converged runs if not all are."""
+    (runs,) = read_studies(file).values()
+    print(f"| target L0 | {' | '.join(map(str, TARGETS))} |")
+    print(f"|{'---|' * (len(TARGETS) + 1)}")
+    for family in dict.fromkeys(run["family"] for run in runs):
+        cells = []
+        for target in TARGETS:
+            some = [run for run in runs if run["family"] == family and run["target_l0"] == target]
+            n_converged = sum(bool(run["converged"]) for run in some)
+            mean = sum(run["degradation"] for run in some) / len(some)
+            l0 = sum(run["l0"] for run in some) / len(some)
+            notes = [] if n_converged == len(some) else [f"({n_converged})"]
+            notes += [f"at L0 {l0:.1f}"] if abs(l0 / target - 1) > 0.05 else []
+            cells.append(" ".join([f"{mean:.3f}".removeprefix("0"), *notes]))
+        print(f"| {family} | {' | '.join(cells)} |")
+    print()
+
+
 def main() -> None:
-    """Print the table."""
-    print(f"| at equal L0 | {' | '.join(map(str, TARGETS))} | runs still moving |")
-    print(f"|{'---|' * (len(TARGETS) + 2)}")
-    for name, verdicts in comparisons().items():
-        print(row_of(name, verdicts))
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", help="tables of the study comparison2026, in docs/findings")
+    files = [FINDINGS / name for name in parser.parse_args().files]
+    for file in files:
+        means(file)
+    for found in [comparisons2026(file) for file in files] or [comparisons()]:
+        print(f"| at equal L0 | {' | '.join(map(str, TARGETS))} | runs still moving |")
+        print(f"|{'---|' * (len(TARGETS) + 2)}")
+        for name, verdicts in found.items():
+            print(row_of(name, verdicts))
+        print()
 
 
 if __name__ == "__main__":

@@ -106,7 +106,10 @@ def test_bad_requests(source, tmp_path, monkeypatch, capsys, change, words):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["sweep", "nonsense", "--out", "x"], "study 'nonsense': choose one of demo, comparison, comparison2026, causes, exp"),
+        (
+            ["sweep", "nonsense", "--out", "x"],
+            "study 'nonsense': choose one of demo, comparison, comparison2026, c",
+        ),
         (["demo", "--scale", "0", "--out", "x"], "scale 0.0: must be more than 0, and finite"),
         (["report", "nowhere"], "no study here"),
         (["eval", "nowhere"], "no saved SAE here"),
