@@ -67,6 +67,15 @@ def test_the_true_dictionary_itself_is_perfect():
     assert found.latent.tolist() == list(range(6))
 
 
+def test_the_scale_of_a_row_is_no_suppression():
+    x, codes, directions = separate_rows()
+    raw = sae_with(directions, bias=-1e-4)
+    scaled = SAE(replace(raw.config, normalisation="per_token"), raw.weights)
+    wanted = truth_figures(raw, x, codes, directions).summary()
+    assert truth_figures(scaled, x, codes, directions).summary() == pytest.approx(wanted, abs=1e-3)
+    assert wanted["truth_slope"] == pytest.approx(1.0, abs=1e-3)
+
+
 def test_a_threshold_that_shifts_suppresses_and_one_that_gates_does_not():
     x, codes, directions = separate_rows()
     relu = truth_figures(sae_with(directions, bias=-0.3), x, codes, directions)

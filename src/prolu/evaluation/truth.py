@@ -5,7 +5,8 @@ is matched with at most one latent, and every latent with at most one feature, s
 features and decoder rows is as large as it can be (the Hungarian method). All figures are about the matched pairs. A
 feature without a latent, since there are fewer latents than features, counts as one that is never found.
 
-A latent j adds f_j W_dec_j to a reconstruction. So it is f_j ||W_dec_j|| that is held against the magnitude c_i.
+A latent j adds f_j W_dec_j to a reconstruction. So it is f_j ||W_dec_j|| that is held against the magnitude c_i, in the
+space of the rows: an SAE that scales each row x to norm sqrt(d_in) has its latents times ||x|| / sqrt(d_in) there.
 """
 
 import math
@@ -189,6 +190,8 @@ def truth_figures(
     n = max(1, ENTRIES_PER_PASS // sae.config.d_sae)
     for some, true in zip(acts.split(n), codes.split(n), strict=True):
         latents = sae.encode(some.to(sae.W_dec)).float().cpu()
+        if sae.config.normalisation == "per_token":
+            latents = latents * (some.norm(dim=1, keepdim=True) / math.sqrt(some.shape[1])).cpu()
         sums.update(true, latents[:, chosen] * norms[chosen] * has_latent)
     return _figures(latent, cosine, sums)
 
