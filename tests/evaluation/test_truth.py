@@ -228,3 +228,21 @@ def test_a_run_keeps_its_figures_and_says_them(tmp_path):
     (results.runs[0].folder / "truth.safetensors").write_bytes(b"{}")
     with pytest.raises(ValueError, match=r"truth\.safetensors: not a readable file of true features"):
         read_truth(results.runs[0].folder)
+
+
+@pytest.mark.slow
+def test_an_easy_case_is_recovered(tmp_path):
+    """Fewer features than dimensions, seldom together: the SAE finds them all, and is active where they are."""
+    features = SyntheticFeatures(d_in=32, n_features=40, l0=2.0, zipf=0.0, magnitude_spread=0.25, noise=0.01)
+    stream = ActivationStream.from_rows(features.rows(200_000, 8192), batch_size=128, window_tokens=16_384)
+    base = RunConfig(d_sae=80, n_tokens=192_000, lr=1e-2, normalisation="none", aux_dead_tokens=20_000)
+    run = replace(base, nonlinearity="batchtopk(2)", penalty="none", decay_start_fraction=0.5, lr_floor=0.02)
+    random = replace(run, freeze="decoder")
+    results = run_sweep([run, random], stream, tmp_path / "easy", eval_tokens=8192, progress=False)
+    found, by_chance = results.records
+    assert found["truth_f1"] > 0.95
+    assert found["truth_cosine"] > 0.99
+    assert found["truth_found"] == 1
+    assert abs(found["truth_suppression"]) < 0.1
+    assert by_chance["truth_f1"] < 0.6
+    assert by_chance["truth_found"] < 0.5

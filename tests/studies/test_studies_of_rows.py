@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from prolu import ActivationStream, HeldOut, Results, RunConfig, Trainer, evaluate, run_sweep
+from prolu import ActivationStream, HeldOut, Results, RunConfig, Trainer, evaluate, grid, run_sweep
 from prolu.evaluation.document_sums import read_documents_of
 from prolu.evaluation.held_out import HeldOutRows, held_out_of
 from prolu.report.terminal import print_summary
@@ -182,3 +182,13 @@ def test_studies_of_the_same_rows_can_be_shown_together(study, tmp_path):
     elsewhere = sweep([BASE], tmp_path / "elsewhere", ROWS[:2000])
     with pytest.raises(ValueError, match="cannot be compared: held_out_digest is"):
         pool([study, elsewhere])
+
+
+def test_intervals_cover_seeds_and_blocks_of_held_out_rows(tmp_path):
+    runs = grid(BASE, nonlinearity=["relu", "prolu_relu"], coeff=[0.01, 0.05], init_seed=[0, 1, 2])
+    found = sweep(runs, tmp_path / "seeds").verdicts()
+    assert found
+    for v in found:
+        assert (v.metric, v.unit, v.n_seeds, v.n_documents) == ("fvu", "block", 3, 200)
+        assert v.covers == "init seeds and held-out blocks"
+        assert v.low < v.change < v.high

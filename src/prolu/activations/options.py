@@ -67,6 +67,11 @@ class Source(TextOptions, ModelOptions):
     """Train transcoders, which read at --hook and write at this hook: an MLP's input and its output, for example, as in
     --hook model.layers.2.mlp.input --hook-out blocks.2.hook_mlp_out. Give one for each --hook. By default SAEs are
     trained."""
+    activations: str = ""
+    """Rows to train on in place of a language model's activations: a .npy or .safetensors file of an array [n_rows,
+    width], a folder of such files (those whose names begin with held_out are scored on; without any, a tenth of the
+    rows is), or rows that are sums of known features: synthetic:easy, synthetic:hard or synthetic:even. The options
+    about the language model, the hook and the text are ignored, and rows are meant where they say tokens."""
     tokens: Path | None = None
     """A folder that keeps the text as token blocks, so that it is tokenised only once: it is written, resumed or read
     as needed. Such a folder can also be given as --data."""

@@ -1,5 +1,6 @@
 """Rows of activations in files, and the rows that have a name: what `--activations` opens."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,34 @@ def open_rows(name: str, n_train: int, n_held_out: int) -> Rows:
             choices = ", ".join(SYNTHETIC + known for known in NAMED)
             raise ValueError(f"activations {name!r}: choose one of {choices}, or a file or folder of rows")
         # A little more than is trained on, since the rows at the end of a window that fill no batch are dropped.
-        return NAMED[chosen].rows(n_train + n_train // 16 + 2**16, n_held_out, name=name)
+        rows = NAMED[chosen].rows(n_train + n_train // 16 + 2**16, n_held_out, name=name)
+        # Kept, so that a study that is extended keeps the rows that it was begun with.
+        return replace(rows, facts={**rows.facts, "max_train_tokens": n_train, "held_out_pool": n_held_out})
+    train, held_out = _files(name)
+    return rows_of_arrays(
+        [_array(file) for file in train],
+        [_array(file) for file in held_out] or None,
+        # An absolute path, so that a study that records it can be resumed from any directory.
+        name=str(Path(name).expanduser().absolute()),
+    )
+
+
+def width_of_rows(name: str) -> int:
+    """Return the width of the rows that `--activations` names, without reading them.
+
+    Raises:
+        ValueError: as in `open_rows`.
+    """
+    if name.startswith(SYNTHETIC):
+        return open_rows(name, 1, 1).d_in
+    array = _array(_files(name)[0][0])
+    if array.ndim != 2:
+        raise ValueError(f"activations {name!r}: must be an array [n_rows, d_in], but its shape is {list(array.shape)}")
+    return array.shape[1]
+
+
+def _files(name: str) -> tuple[list[Path], list[Path]]:
+    """Return the files of rows to train on and those of rows to score on; raise ValueError if there are none."""
     place = Path(name).expanduser()
     if place.is_dir():
         files = sorted(file for file in place.iterdir() if file.suffix in ENDINGS)
@@ -49,12 +77,7 @@ def open_rows(name: str, n_train: int, n_held_out: int) -> Rows:
         held_out = []
     if not train:
         raise ValueError(f"activations {name!r}: no file or folder of rows to train on (.npy, .safetensors)")
-    return rows_of_arrays(
-        [_array(file) for file in train],
-        [_array(file) for file in held_out] or None,
-        # A folder's absolute path, so that a study that records it can be resumed from any directory.
-        name=str(place.absolute()),
-    )
+    return train, held_out
 
 
 def _array(file: Path) -> Array:

@@ -268,8 +268,7 @@ def _checked(side: str, arrays: Array | Sequence[Array]) -> list[Array]:
         if _dtype_name(part) not in ROW_DTYPES:
             formats = ", ".join(ROW_DTYPES)
             raise ValueError(f"{side}: its numbers are {part.dtype}; convert them to one of {formats}")
-        first = parts[0]
-        if (part.shape[1], part.dtype) != (first.shape[1], first.dtype):
+        if (part.shape[1], _dtype_name(part)) != (parts[0].shape[1], _dtype_name(parts[0])):
             raise ValueError(f"{side}: its arrays differ in width or number format; make them alike")
         _check_finite(side, part)
     return parts

@@ -12,6 +12,7 @@ from prolu.activations.language_model import BATCH_TOKENS, DTYPES, LanguageModel
 from prolu.activations.options import HarvestSource, Source
 from prolu.activations.packing import HELD_OUT_POOL, load_blocks
 from prolu.activations.resolving import check_is_there
+from prolu.activations.row_files import open_rows
 from prolu.activations.store import ActivationStore
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks
@@ -171,6 +172,20 @@ def open_streams(
     """
     ahead = options_read_ahead(source, mesh.n_ranks)
     device = available_device("device", source.device)
+    if source.activations:
+        check_rows_alone(source)
+        rows = open_rows(source.activations, n_tokens, held_out_pool)
+        return [
+            ActivationStream.from_rows(
+                rows,
+                batch_size=batch_size,
+                seed=source.stream_seed,
+                window_tokens=source.window_tokens,
+                device=device,
+                mesh=mesh,
+                read_ahead="on" if ahead else "off",
+            )
+        ]
     lm_device = available_device("lm_device", source.lm_device) if source.lm_device else device
     outs = hooks_out(source)
     if source.store is None:
@@ -204,6 +219,13 @@ def open_streams(
     ]
 
 
+def check_rows_alone(source: Source) -> None:
+    """Raise ValueError if rows are asked for together with what only a language model has."""
+    for name in ("store", "hook_out"):
+        if getattr(source, name):
+            raise ValueError(f"{name}: not with --activations, whose rows come from no language model")
+
+
 def hooks_out(source: Source) -> tuple[str, ...]:
     """Return the hook at which transcoders write, for each hook of a source; empty strings for SAEs.
 
@@ -225,11 +247,12 @@ def options_read_ahead(source: Source, n_ranks: int = 1) -> bool:
     Raises:
         ValueError: they are asked to, and cannot.
     """
+    is_kept = source.store is not None or bool(source.activations)
     return reads_ahead(
         source.read_ahead,
         # A model on another device too: only studies use it, and they take turns with the thread that reads.
-        pays=source.device != "cpu" and (source.store is not None or source.lm_device not in ("", source.device)),
-        n_hooks=len(source.hook) + len(source.hook_out) if source.store is None else 1,
+        pays=source.device != "cpu" and (is_kept or source.lm_device not in ("", source.device)),
+        n_hooks=1 if is_kept else len(source.hook) + len(source.hook_out),
         n_ranks=n_ranks,
     )
 

@@ -233,13 +233,20 @@ class _Block(NamedTuple):
     codes: Float[Tensor, "ctx n_features"]
 
 
-EASY = SyntheticFeatures(d_in=64, n_features=128, l0=4.0, zipf=0.5, magnitude_spread=0.25, noise=0.01)
-"""Few features, seldom together, of nearly equal magnitude."""
+EASY = SyntheticFeatures(d_in=64, n_features=96, l0=3.0, zipf=0.0, magnitude_spread=0.25, noise=0.01)
+"""Features that are equally frequent, seldom active together and of nearly equal magnitude."""
 
 HARD = SyntheticFeatures(
-    d_in=64, n_features=512, l0=8.0, zipf=1.0, correlation=0.4, children=0.3, magnitude_spread=0.8, noise=0.1
+    d_in=64,
+    n_features=256,
+    l0=6.0,
+    zipf=0.8,
+    correlation=0.3,
+    children=0.3,
+    magnitude_spread=0.6,
+    noise=0.05,
 )
-"""Eight features for each dimension, correlated, some with parents, and with a heavy tail of magnitudes."""
+"""Four features for each dimension, of unequal frequency, correlated, some with parents, and of varying magnitude."""
 
 NAMED = {"easy": EASY, "hard": HARD, "even": replace(HARD, magnitude_spread=0.0)}
 """The features that have a name: easy ones, hard ones, and the hard ones with one magnitude throughout."""

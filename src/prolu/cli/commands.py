@@ -14,7 +14,9 @@ import torch
 
 from prolu.activations.options import HarvestSource, Source
 from prolu.activations.resolving import check_is_there
+from prolu.activations.row_files import width_of_rows
 from prolu.activations.source import (
+    check_rows_alone,
     describe_options,
     first_hook,
     open_language_model,
@@ -36,7 +38,7 @@ from prolu.studies.amounts import text_amounts
 from prolu.studies.cost import estimate, harvest_seconds
 from prolu.studies.groups.dealing import prepare_group
 from prolu.studies.groups.engine import Engine
-from prolu.studies.model_sizes import outline
+from prolu.studies.model_sizes import outline, outline_of_rows
 from prolu.studies.preflight import check_clean_loss, findings, preflight, prepare_folders
 from prolu.studies.recipes import Recipe
 from prolu.studies.request import StudyRequest, check_runs, open_requests
@@ -187,8 +189,12 @@ def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:
 
 def prepare_dry_run(recipe: Recipe, source: Source, settings: SweepSettings, *, as_json: bool) -> Job:
     """Print the runs of a sweep and their cost."""
-    lms = [outline(source.lm, hook, source.revision) for hook in source.hook]
-    first_hook(source.hook)
+    if source.activations:
+        check_rows_alone(source)
+        lms = [outline_of_rows(width_of_rows(source.activations))]
+    else:
+        lms = [outline(source.lm, hook, source.revision) for hook in source.hook]
+        first_hook(source.hook)
     runs = recipe.runs_at(lms[0].d_model)
     check_runs(runs, recipe.batch_size)
     cost = estimate(
@@ -205,7 +211,8 @@ def prepare_dry_run(recipe: Recipe, source: Source, settings: SweepSettings, *, 
         from prolu.report.estimate import print_estimate
 
         if as_json:
-            description = {"hooks": source.hook, "runs": [run.describe() for run in runs], "estimate": cost.describe()}
+            hooks = [] if source.activations else source.hook
+            description = {"hooks": hooks, "runs": [run.describe() for run in runs], "estimate": cost.describe()}
             print(json_text(description))
         else:
             print_estimate(runs, cost)

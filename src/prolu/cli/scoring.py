@@ -133,6 +133,11 @@ def _place(options: Scoring, saved: SavedSAE, study: Mapping[str, Any] | None) -
             # A transcoder and an SAE whose outputs replace the same activations may read at two hooks.
             known |= {name: saved.provenance.get(name, "") for name in ("hook", "hook_out")}
     known |= {name: value for name, value in given.items() if name in (*NEEDED, "hook_out", *SET_BY_STUDY)}
+    if "rows" in known and not (options.lm and options.hook and options.data):
+        raise ValueError(
+            f"{saved.folder}: was trained on rows that come from no language model, and is scored when it is trained; "
+            "score it in Python, with prolu.evaluate"
+        )
     if missing := [name for name in NEEDED if name not in known]:
         flags = " ".join(f"--{name}" for name in missing)
         raise ValueError(f"{saved.folder}: its config does not say {', '.join(missing)}; give {flags}")

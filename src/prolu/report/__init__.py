@@ -5,6 +5,7 @@
 - `terminal`, `terminal_comparison`: the summary that the commands print; `estimate`: what a study will cost;
   `console`: tables and sentences that fit a terminal.
 - `agreement`: whether seeds agree, as tables of the page, of the terminal and as CSV.
+- `truth_section`: how families stand to features that are known.
 - `headline`: the few numbers of one SAE.
 - `table_files`: all results as CSV and Parquet.
 - `latents`: pages of latents.

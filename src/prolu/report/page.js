@@ -107,11 +107,22 @@ function runsOf(plane) {
   });
 }
 
+// Of rows of known features: the truth is the diagonal.
+function drawMagnitudes({ lines, xlabel, ylabel }) {
+  const end = Math.max(1, ...lines.flatMap((line) => line.x));
+  const truth = { x: [0, end], y: [0, end], mode: "lines", hoverinfo: "skip", line: { color: variable("faint"), width: 1.5 } };
+  const traces = lines.filter((line) => shown.families.has(line.family)).map((line) => ({ x: line.x, y: line.y, mode: "lines+markers",
+    line: { color: ink(line.family), dash: data.families[line.family].dash, width: 1.6 }, marker: { size: 7, color: ink(line.family), symbol: data.families[line.family].symbol },
+    hovertemplate: `<b>${escaped(line.family)}</b>, L0 ${number(line.l0)}<br>magnitude %{x:.3g}, latent %{y:.3g}<extra></extra>` }));
+  draw("magnitudes", [truth, ...traces], layout(xlabel, ylabel, false, false));
+}
+
 function drawAll() {
   data.planes.forEach((plane, i) => {
     $(`title-${i}`).textContent = plane.title;
     draw(`plane-${i}`, shown.seed === "all" ? meansOf(plane) : runsOf(plane), layout(plane.xlabel, plane.ylabel, plane.log, plane.tall));
   });
+  if (data.truth && $("magnitudes")) drawMagnitudes(data.truth);
   data.curves.forEach((curve, i) => {
     $(`curve-title-${i}`).textContent = curve.title;
     const traces = data.runs.filter(isShown).map((run) => ({ x: curve.lines[run.id][0], y: curve.lines[run.id][1], mode: "lines",

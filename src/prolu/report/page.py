@@ -8,6 +8,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from prolu.evaluation.comparison.claims import FamilyComparison
+from prolu.evaluation.comparison.figures import LATENT_VALUE, MAGNITUDE
 from prolu.evaluation.comparison.frontiers import Record, family, study_names
 from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, label_of, main_metric
 from prolu.evaluation.comparison.points import Point, points
@@ -40,6 +41,7 @@ from prolu.report.html_tables import (
     table_of_families,
     table_of_verdicts,
 )
+from prolu.report.truth_section import TruthSection
 from prolu.runtime.files import json_text
 
 SYMBOLS = {
@@ -107,6 +109,8 @@ class PageContent:
     comparison: FamilyComparison
     agreement: DrawnAgreement = NO_PAIRS
     """How far SAEs that differ in their init seed only agree."""
+    truth: TruthSection | None
+    """How the runs stand to the features that their rows are made of; None where these are not known."""
     failures: Mapping[str, str]
     """Why runs failed, by run_id."""
     pages: Mapping[str, str]
@@ -132,6 +136,7 @@ def render_page(content: PageContent) -> str:
         agreement_heads=HEADS,
         agreement=[cells_of(setting) for setting in content.agreement.settings],
         agreement_note=note_of(content.agreement),
+        truth=content.truth,
         claims=rows_of_claims([*content.comparison.against_relu, *content.comparison.paper]),
         subject="this study" if len(content.configs) == 1 else "these studies",
         metric=METRICS[main_metric(records)],
@@ -191,8 +196,17 @@ def page_data(content: PageContent) -> dict[str, Any]:
         "names": COLUMNS | {f"{name}@{n}": COLUMNS[name] for n in widths for name in PREFIX_SCORES},
         # Of one SAE they would have one point each.
         "planes": [] if content.headline else drawn + [_plane_of_prefix(content.records, n) for n in widths],
+        "truth": None if content.truth is None else _response(content.truth),
         "curves": [_curve(column, title, content) for column, title in CURVES.items()],
     }
+
+
+def _response(truth: TruthSection) -> dict[str, Any]:
+    """Return the figure of latent values against true magnitudes, for the script to draw."""
+    lines = [
+        {"family": family(line.record), "l0": line.l0, "x": line.magnitudes, "y": line.values} for line in truth.lines
+    ]
+    return {"lines": lines, "xlabel": MAGNITUDE, "ylabel": LATENT_VALUE}
 
 
 def _run(r: Record, pages: Mapping[str, str]) -> dict[str, Any]:

@@ -8,18 +8,25 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from prolu.evaluation.comparison.claims import FamilyComparison, compare_families
-from prolu.evaluation.comparison.figures import draw_frontier, draw_training_curves, save_figure
+from prolu.evaluation.comparison.figures import (
+    draw_frontier,
+    draw_magnitude_response,
+    draw_training_curves,
+    save_figure,
+)
 from prolu.evaluation.comparison.frontiers import Record, study_names
 from prolu.evaluation.comparison.metric_catalog import main_metric
 from prolu.evaluation.comparison.prefixes import prefix_title, prefix_widths, with_prefix
 from prolu.evaluation.comparison.styles import planes
 from prolu.evaluation.document_sums import read_documents_of
 from prolu.evaluation.latents import density_quartiles
+from prolu.evaluation.truth import read_truth
 from prolu.report.agreement import NO_PAIRS, DrawnAgreement, compare_seeds, write_agreement
 from prolu.report.headline import CONVERGED, PageHeadline, headline
 from prolu.report.latents.pages import page_of
 from prolu.report.page import PageContent, render_page
 from prolu.report.table_files import write_tables
+from prolu.report.truth_section import truth_section
 from prolu.runtime.files import write_atomically
 from prolu.runtime.names import check_inside, folder_name
 from prolu.sae.autoencoder import WEIGHTS_FILE
@@ -94,6 +101,8 @@ def write_report(
         metric = main_metric(records)
         name = f"{metric}-against-l0-first-{n}"
         figures[name] = draw_frontier(with_prefix(records, n), "l0", metric, prefix_title(n, metric))
+    if content.truth is not None:
+        figures["magnitude-response"] = draw_magnitude_response(content.truth.lines)
     figures["training-curves"] = draw_training_curves(content.curves, records)
     for name, figure in figures.items():
         save_figure(figure, *(place / FIGURES_FOLDER / f"{name}.{ending}" for ending in ENDINGS))
@@ -116,6 +125,7 @@ def check_studies(found: Sequence[Results], out: str | Path | None) -> None:
             read_curve(run.folder)
             read_documents_of(run.folder)
             density_quartiles(run.folder)
+            read_truth(run.folder)
 
 
 def _page_content(
@@ -139,6 +149,7 @@ def _page_content(
         curves={run_id: read_curve(run.folder) for run_id, run in runs.items()},
         comparison=compare_families(found),
         agreement=agreement,
+        truth=truth_section(records, {name: truth for name, run in runs.items() if (truth := read_truth(run.folder))}),
         failures=failures,
         pages=pages,
         headline=_headline(runs_in_order[0], place) if len(runs_in_order) == 1 else None,

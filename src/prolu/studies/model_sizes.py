@@ -28,6 +28,11 @@ class Outline(NamedTuple):
     """The number of blocks that run after it."""
 
 
+def outline_of_rows(width: int) -> Outline:
+    """Return the sizes of what rows come from: no language model at all."""
+    return Outline(width, n_parameters=0, n_vocabulary=0, n_per_block=0, blocks_below=0, blocks_above=0)
+
+
 def outline(name: str, hook: str, revision: str = "") -> Outline:
     """Return the sizes of a language model, from its config alone, without reading its weights.
 

@@ -130,7 +130,7 @@ def open_requests(
     Raises:
         ValueError: the model, the text or a hook cannot be had, or `out` holds something else.
     """
-    several = len(source.hook) > 1
+    several = len(source.hook) > 1 and not source.activations
     folders = [out / hook for hook in source.hook] if several else [out]
     held_out_pool = POOL_PER_SCORED_TOKEN * settings.eval_tokens
     amounts = text_to_read(folders, recipe.n_tokens, held_out_pool)

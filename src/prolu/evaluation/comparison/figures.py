@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from prolu.evaluation.comparison.frontiers import Record, study_names
+from prolu.evaluation.comparison.frontiers import Record, family, study_names
 from prolu.evaluation.comparison.metric_catalog import label_of
 from prolu.evaluation.comparison.points import Point, points
 from prolu.evaluation.comparison.styles import (
@@ -38,6 +38,12 @@ from prolu.evaluation.latents import Response
 from prolu.runtime.files import write_atomically
 
 GREY = "#777777"
+
+MAGNITUDE = "true magnitude (multiple of the feature's mean)"
+"""The title of the axis of magnitudes."""
+
+LATENT_VALUE = "mean value of its latent (same scale)"
+"""The title of the axis of latent values."""
 
 MANY = 6
 """The number of families up to which the legend has room inside the axes."""
@@ -221,6 +227,34 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], reco
         dash = DASHES.get(look(r), OTHER_DASH)
         handles.append(Line2D([], [], color=colour(r["nonlinearity"]), linestyle=dash, label=_label(name)))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9, handlelength=3)
+    return figure
+
+
+class ResponseLine(NamedTuple):
+    """How latents respond to the magnitudes of the features that they stand for, which are known."""
+
+    record: Record
+    """One of the runs."""
+    l0: float
+    """The mean L0 of the runs."""
+    magnitudes: list[float]
+    """True magnitudes, as multiples of the mean magnitude of each feature."""
+    values: list[float]
+    """The mean values of the latents there, on the same scale, those of 0 included."""
+
+
+def draw_magnitude_response(found: Sequence[ResponseLine]) -> Figure:
+    """Return the figure of latent values against true magnitudes: a line per family, and the truth beside them."""
+    figure, axes = plt.subplots(figsize=(6.4, 5.4), layout="constrained")
+    end = max((max(line.magnitudes) for line in found), default=1.0)
+    axes.plot([0, end], [0, end], color="#bbbbbb", linewidth=1, zorder=0, label="truth")
+    for line in found:
+        style = {"color": colour(line.record["nonlinearity"]), "linestyle": DASHES.get(look(line.record), OTHER_DASH)}
+        label = f"{_label(family(line.record))}, L0 {line.l0:.3g}"
+        axes.plot(line.magnitudes, line.values, marker="o", markersize=3, linewidth=1.3, label=label, **style)
+    axes.set(xlabel=MAGNITUDE, ylabel=LATENT_VALUE, title="Latent values against true magnitudes", xlim=0, ylim=0)
+    _set_frame(axes)
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

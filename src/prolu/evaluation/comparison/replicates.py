@@ -66,9 +66,11 @@ class DocumentResamples:
     def n_effective(self) -> float:
         """The effective number of documents: so many of equal length would determine the figures as well.
 
-        (sum w)^2 / sum w^2, where w is a document's number of predicted tokens.
+        (sum w)^2 / sum w^2, where w is a document's number of predicted tokens, or of rows where no language model
+        predicts any.
         """
-        return float(self._n_predicted.sum() ** 2 / np.square(self._n_predicted).sum())
+        weights = self._n_predicted if self._n_predicted.any() else self._n_tokens
+        return float(weights.sum() ** 2 / np.square(weights).sum())
 
     @cached_property
     def places(self) -> tuple[np.ndarray, np.ndarray]:

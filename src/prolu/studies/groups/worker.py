@@ -58,7 +58,9 @@ def portable(source: Source) -> Source:
     """
     data = tuple(map(absolute_path, source.data)) if source.tokens is None else (str(source.tokens.absolute()),)
     store = None if source.store is None else source.store.absolute()
-    return replace(source, lm=absolute_path(source.lm), data=data, tokens=None, store=store)
+    # The name of synthetic rows stays as it is: there is no such path.
+    rows = absolute_path(source.activations) if source.activations else ""
+    return replace(source, lm=absolute_path(source.lm), data=data, tokens=None, store=store, activations=rows)
 
 
 class ProgressBoard:
