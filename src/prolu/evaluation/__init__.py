@@ -8,6 +8,7 @@
 - `latents`: figures of each latent, and how latents respond to the scale of the input.
 - `truth`: how an SAE stands to features that are known by construction.
 - `agreement`: whether the latents of one SAE are found again in another.
+- `probes`: how well single latents tell what is known of a token; `python_labels`: what is known of Python source.
 - `splicing`: an SAE in place of a model's activations, in any forward pass.
 - `comparison`: frontiers, verdicts with intervals, claims and figures.
 """
