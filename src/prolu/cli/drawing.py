@@ -25,11 +25,15 @@ def prepare_report(
     *,
     all_verdicts: bool = False,
     agreement: bool = False,
+    metrics: Sequence[str] = (),
 ) -> Job:
     """Write the missing pages of latents, and draw the report of one study, or of several together."""
+    from prolu.evaluation.comparison.metric_catalog import check_compared
     from prolu.report.writer import check_studies
 
     latents.check()
+    for name in metrics:
+        check_compared(name)
     if not folders:
         raise ValueError("studies: name at least one folder")
     found = [Results.load(folder) for folder in folders]
@@ -46,7 +50,7 @@ def prepare_report(
     def job() -> None:
         for pages, missing, lm, blocks in todo:
             pages.write(missing, lm, blocks)
-        draw_report(found, out, all_verdicts=all_verdicts, agreement=agreement)
+        draw_report(found, out, all_verdicts=all_verdicts, agreement=agreement, metrics=metrics)
 
     return [job]
 
@@ -102,10 +106,11 @@ def draw_report(
     *,
     all_verdicts: bool = False,
     agreement: bool = False,
+    metrics: Sequence[str] = (),
 ) -> None:
     """Write the report of one study, or of several together, and print its summary."""
     from prolu.report.terminal import print_summary
     from prolu.report.writer import write_report
 
-    drawn = write_report(studies, out, agreement=agreement)
+    drawn = write_report(studies, out, agreement=agreement, metrics=metrics)
     print_summary(drawn, all_verdicts=all_verdicts)

@@ -123,6 +123,9 @@ class Report:
     agreement: bool = False
     """Compute in any case how far SAEs that differ in their seed only agree. Without it, it is computed where that
     takes a minute at most, as for 190 pairs of SAEs with 1,024 latents."""
+    metrics: tuple[str, ...] = ()
+    """Compare families by these metrics too, for example kl fvu dead_fraction; results.jsonl has their names. There are
+    verdicts in each, and a table of families by metrics with the probability that each is the best."""
     latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
 
     def prepare(self) -> Job:
@@ -130,7 +133,12 @@ class Report:
         from prolu.cli.drawing import prepare_report
 
         return prepare_report(
-            self.studies, self.out, self.latents, all_verdicts=self.verdicts, agreement=self.agreement
+            self.studies,
+            self.out,
+            self.latents,
+            all_verdicts=self.verdicts,
+            agreement=self.agreement,
+            metrics=self.metrics,
         )
 
 

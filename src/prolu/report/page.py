@@ -13,6 +13,7 @@ from prolu.evaluation.comparison.frontiers import Record, family, study_names
 from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, label_of, main_metric
 from prolu.evaluation.comparison.points import Point, points
 from prolu.evaluation.comparison.prefixes import prefix_title, prefix_widths, with_prefix
+from prolu.evaluation.comparison.standing_wording import EXPLAINED
 from prolu.evaluation.comparison.styles import (
     FRONTIER_PLANES,
     MAIN_PLANES,
@@ -40,6 +41,8 @@ from prolu.report.html_tables import (
     rows_of_runs,
     table_of_families,
     table_of_verdicts,
+    tables_of_standings,
+    tables_of_verdicts,
 )
 from prolu.report.truth_section import TruthSection
 from prolu.runtime.files import json_text
@@ -131,6 +134,9 @@ def render_page(content: PageContent) -> str:
         half_width=HALF_WIDTH,
         n_runs=len(records),
         n_unconverged=sum(r["converged"] is False for r in records),
+        other_verdicts=tables_of_verdicts(content.comparison.others),
+        standings=tables_of_standings(content.comparison.standings),
+        standings_explained=EXPLAINED,
         covered=covered(content.comparison.verdicts).capitalize(),
         families=table_of_families(records),
         agreement_heads=HEADS,

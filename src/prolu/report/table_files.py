@@ -1,18 +1,22 @@
-"""All results as one table for other programs: results.csv and results.parquet."""
+"""Results and comparisons as tables for other programs: CSV and Parquet."""
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import csv, parquet
 
+from prolu.evaluation.comparison.claims import FamilyComparison
 from prolu.evaluation.comparison.frontiers import Record, family
 from prolu.runtime.files import json_text, write_atomically
 
 CSV_FILE = "results.csv"
 PARQUET_FILE = "results.parquet"
+VERDICTS_FILE = "verdicts.csv"
+STANDINGS_FILE = "standings.csv"
 
 
 def write_tables(records: Sequence[Record], folder: Path) -> None:
@@ -29,6 +33,37 @@ def write_tables(records: Sequence[Record], folder: Path) -> None:
         content = io.BytesIO()
         write(table, content)
         write_atomically(folder / file, content.getvalue())
+
+
+def write_comparison(found: FamilyComparison, folder: Path) -> None:
+    """Write verdicts.csv, a row per verdict in any metric, and standings.csv, a row per family, metric and L0.
+
+    The columns are the fields of `Verdict` and `Standing`, with those that name what is compared first. What is not a
+    finite number is left empty.
+    """
+    verdicts = [*found.verdicts, *found.others]
+    first = ("metric", "challenger", "baseline", "l0")
+    rows = [{name: getattr(v, name) for name in first} | v._asdict() | {"is_better": v.is_better} for v in verdicts]
+    _write_rows(rows, folder / VERDICTS_FILE)
+    first = ("metric", "family", "l0")
+    _write_rows(
+        [{name: getattr(s, name) for name in first} | s._asdict() for s in found.standings], folder / STANDINGS_FILE
+    )
+
+
+def _write_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Write rows of equal fields as CSV, or remove the file of an earlier report if there are none."""
+    if not rows:
+        file.unlink(missing_ok=True)
+        return
+    columns = {name: [_finite(_cell(row[name])) for row in rows] for name in rows[0]}
+    content = io.BytesIO()
+    csv.write_csv(pa.table(columns), content)
+    write_atomically(file, content.getvalue())
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: Any) -> Any:

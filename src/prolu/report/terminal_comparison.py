@@ -7,9 +7,17 @@ from itertools import groupby
 from rich.console import Console
 
 from prolu.evaluation.comparison.claims import Claim, FamilyComparison
-from prolu.evaluation.comparison.frontiers import Record, family
+from prolu.evaluation.comparison.frontiers import Record, family, grouped
 from prolu.evaluation.comparison.metric_catalog import METRICS, main_metric
 from prolu.evaluation.comparison.points import summaries
+from prolu.evaluation.comparison.standing_wording import (
+    EXPLAINED,
+    shown_p_best,
+    shown_value,
+    shown_value_interval,
+    tables_by_l0,
+)
+from prolu.evaluation.comparison.standings import Standing
 from prolu.evaluation.comparison.wording import (
     Verdict,
     covered,
@@ -51,6 +59,11 @@ def print_comparison(
             _print_verdicts(console, found.verdicts)
         else:
             _print_changes(console, found.verdicts)
+    for verdicts in grouped(found.others, lambda v: v.metric).values():
+        console.print()
+        _print_verdicts(console, verdicts)
+    if all_verdicts or found.others:
+        _print_standings(console, found.standings)
     if all_verdicts:
         console.print()
         _print_families(console, records)
@@ -109,7 +122,9 @@ def _range(values: Sequence[float], written: Callable[[float], str]) -> str:
 
 def _print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
     """Print all comparisons by pair of families, a line for each L0, and below them what they rest on."""
-    print_sentence(console, f"{METRICS[verdicts[0].metric].words} at equal L0", indent="", style="bold")
+    metric = METRICS[verdicts[0].metric]
+    title = f"{metric.words} at equal L0" + (", higher is better" if metric.better == "higher" else "")
+    print_sentence(console, title, indent="", style="bold")
     print_sentence(console, f"{covered(verdicts)}.")
     rows = rows_for_tables(verdicts)
     for (challenger, baseline), group in groupby(rows, key=lambda v: (v.challenger, v.baseline)):
@@ -121,6 +136,36 @@ def _print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
                 parts = (f"L0 {shown_l0(v.l0):>5}", f"{shown_change(v):>7}", f"{shown_interval(v):18}")
                 print_sentence(console, "  ".join([*parts, shown_verdict(v)]), indent=3 * INDENT)
             print_sentence(console, ground, indent=(5 if measured else 3) * INDENT)
+
+
+def _print_standings(console: Console, standings: Sequence[Standing]) -> None:
+    """Print families by metrics, in as many tables for each L0 as the terminal's width needs."""
+    _, best = marks(console)
+    for l0, by_metric in tables_by_l0(standings).items():
+        names = list(dict.fromkeys(s.family for some in by_metric.values() for s in some if math.isfinite(s.value)))
+        if not names:
+            continue
+        console.print()
+        print_sentence(console, f"Families at L0 {shown_l0(l0)}", indent="", style="bold")
+        families = Column("family", names, is_text=True)
+        table = [families]
+        for name, some in by_metric.items():
+            rows = {s.family: s for s in some}
+            columns = _of_metric(METRICS[name].words, [rows[family] for family in names], best)
+            if len(table) > 1 and not fits(console, table + columns):
+                print_table(console, table)
+                table = [families]
+            table += columns
+        print_table(console, table)
+    if standings:
+        print_sentence(console, f"{best} has the best value. {EXPLAINED}")
+
+
+def _of_metric(words: str, rows: Sequence[Standing], best: str) -> list[Column]:
+    """Return the columns of one metric: values with the best marked, intervals, and probabilities if there are any."""
+    columns = [Column(words, marked([shown_value(s) for s in rows], [s.is_best for s in rows], best))]
+    others = {"95%": [shown_value_interval(s) for s in rows], "best": [shown_p_best(s) for s in rows]}
+    return columns + [Column(title, cells) for title, cells in others.items() if any(cells)]
 
 
 def _print_families(console: Console, records: Sequence[Record]) -> None:

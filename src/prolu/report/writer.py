@@ -15,7 +15,7 @@ from prolu.evaluation.comparison.figures import (
     save_figure,
 )
 from prolu.evaluation.comparison.frontiers import Record, study_names
-from prolu.evaluation.comparison.metric_catalog import main_metric
+from prolu.evaluation.comparison.metric_catalog import check_compared, main_metric
 from prolu.evaluation.comparison.prefixes import prefix_title, prefix_widths, with_prefix
 from prolu.evaluation.comparison.styles import planes
 from prolu.evaluation.document_sums import read_documents_of
@@ -25,7 +25,7 @@ from prolu.report.agreement import NO_PAIRS, DrawnAgreement, compare_seeds, writ
 from prolu.report.headline import CONVERGED, PageHeadline, headline
 from prolu.report.latents.pages import page_of
 from prolu.report.page import PageContent, render_page
-from prolu.report.table_files import write_tables
+from prolu.report.table_files import write_comparison, write_tables
 from prolu.report.truth_section import truth_section
 from prolu.runtime.files import write_atomically
 from prolu.runtime.names import check_inside, folder_name
@@ -75,6 +75,7 @@ def write_report(
     *,
     hooks_apart: bool = False,
     agreement: bool = False,
+    metrics: Sequence[str] = (),
 ) -> DrawnReport:
     """Write the report of one study, or of several together, and return what it shows.
 
@@ -85,17 +86,22 @@ def write_report(
         out: the folder of the report; by default the study's own, or `pooled` beside the first of several.
         hooks_apart: whether studies at several hooks are taken too, with the families of each hook by themselves.
         agreement: whether the agreement between seeds is computed also where that takes more than a minute.
+        metrics: the metrics beside the CE increase by which families are compared, by their names in results.jsonl.
 
     Raises:
-        ValueError: a folder holds no study, none of its runs has finished, or two studies were scored with different
-            models, at different hooks or on different tokens.
+        ValueError: one of the metrics is none; a folder holds no study, none of its runs has finished, or two studies
+            were scored with different models, at different hooks or on different tokens.
     """
+    for name in metrics:
+        check_compared(name)
     found = [study if isinstance(study, Results) else Results.load(study) for study in studies]
     folders = [results.folder for results in found]
     records = records_of(found, hooks_apart=hooks_apart)
     place = Path(out) if out is not None else default_place(folders)
     check_studies(found, out)
-    content = _page_content(found, records, place, compare_seeds(found, whatever_it_takes=agreement))
+    content = _page_content(
+        found, records, place, compare_families(found, metrics), compare_seeds(found, whatever_it_takes=agreement)
+    )
     figures = {f"{y}-against-{x}": draw_frontier(records, x, y) for x, y in planes(records)}
     for n in prefix_widths(records):
         metric = main_metric(records)
@@ -108,6 +114,7 @@ def write_report(
         save_figure(figure, *(place / FIGURES_FOLDER / f"{name}.{ending}" for ending in ENDINGS))
     write_tables(records, place)
     write_agreement(content.agreement, place)
+    write_comparison(content.comparison, place)
     # The page is written last, so that what it says to be beside it is there.
     page = place / PAGE_FILE
     write_atomically(page, render_page(content))
@@ -129,7 +136,11 @@ def check_studies(found: Sequence[Results], out: str | Path | None) -> None:
 
 
 def _page_content(
-    found: Sequence[Results], records: Sequence[Record], place: Path, agreement: DrawnAgreement
+    found: Sequence[Results],
+    records: Sequence[Record],
+    place: Path,
+    comparison: FamilyComparison,
+    agreement: DrawnAgreement,
 ) -> PageContent:
     """Return what the page in the folder `place` shows; runs of several studies are named with their study."""
     is_pooled = len(found) > 1
@@ -147,7 +158,7 @@ def _page_content(
         records=records,
         configs={name: results.config for name, results in zip(names, found, strict=True)},
         curves={run_id: read_curve(run.folder) for run_id, run in runs.items()},
-        comparison=compare_families(found),
+        comparison=comparison,
         agreement=agreement,
         truth=truth_section(records, {name: truth for name, run in runs.items() if (truth := read_truth(run.folder))}),
         failures=failures,

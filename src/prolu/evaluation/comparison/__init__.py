@@ -11,6 +11,7 @@
 - `comparisons`: the engine, from which all numbers of a comparison come.
 - `verdicts`: which of two families has the lower CE increase, or another metric, with a 95% interval.
 - `standings`: families by metrics at one L0, and the probability that each is the best.
+- `standing_wording`: standings in words.
 - `seed_agreement`: whether SAEs that differ in their seed only find the same latents.
 - `wording`, `reasons`: those numbers in words, and why there is none, the same wherever they are shown.
 - `claims`: the claims of the paper as sentences with numbers.

@@ -11,6 +11,7 @@ from prolu.evaluation.comparison.comparisons import Comparisons
 from prolu.evaluation.comparison.frontiers import Record, at_hook, budget, family, grouped, replicate
 from prolu.evaluation.comparison.metric_catalog import METRICS
 from prolu.evaluation.comparison.replicates import FinishedStudy
+from prolu.evaluation.comparison.standings import Standing, standings_of
 from prolu.evaluation.comparison.wording import (
     HIGHER,
     LOWER,
@@ -53,27 +54,45 @@ class FamilyComparison(NamedTuple):
     """The claims that a ProLU family has a lower CE increase than ReLU."""
     paper: list[Claim]
     """The four claims of Taggart 2024."""
+    others: Sequence[Verdict] = ()
+    """Every family against its baselines in other metrics that were asked for."""
+    standings: Sequence[Standing] = ()
+    """What every family reaches in several metrics at equal L0."""
 
 
-def compare_families(studies: Sequence[FinishedStudy]) -> FamilyComparison:
+def compare_families(studies: Sequence[FinishedStudy], metrics: Sequence[str] = ()) -> FamilyComparison:
     """Return how the families of some studies compare.
 
     Studies at several hooks are compared hook by hook, and families and claims are named with the hook: SAEs at two
     hooks reconstruct different activations, so their CE increases say nothing about each other.
+
+    Args:
+        studies: the studies.
+        metrics: the metrics beside the CE increase by which families are compared, by their names in results.jsonl;
+            without any, the standings have the usual ones.
     """
     by_hook = grouped(studies, lambda study: (study.config.get("stream") or {}).get("hook", ""))
     found = FamilyComparison([], [], [])
+    others: list[Verdict] = []
+    standings: list[Standing] = []
     for (hook,), some in by_hook.items():
         comparisons = Comparisons(some)
         table = comparisons.table()
         claims = (prolu_against_relu(table), paper_claims(comparisons))
+        table_of_others = [v for y in metrics for v in comparisons.table(y=y)]
+        names = list(dict.fromkeys([comparisons.main_metric, *metrics])) if metrics else None
+        standing = standings_of(comparisons, names)
         if len(by_hook) > 1:
             table = [v._replace(challenger=at_hook(hook, v.challenger)) for v in table]
+            table_of_others = [v._replace(challenger=at_hook(hook, v.challenger)) for v in table_of_others]
+            standing = [s._replace(family=at_hook(hook, s.family)) for s in standing]
             claims = tuple([c._replace(statement=at_hook(hook, c.statement)) for c in part] for part in claims)
         found.verdicts.extend(table)
         found.against_relu.extend(claims[0])
         found.paper.extend(claims[1])
-    return found
+        others += table_of_others
+        standings += standing
+    return found._replace(others=others, standings=standings)
 
 
 def prolu_against_relu(found: Sequence[Verdict]) -> list[Claim]:
