@@ -194,3 +194,19 @@ def test_families_are_the_best_as_often_as_it_is_said():
     assert found[0]["right"] < 0.02
     equal = ranks.calibration(ranks.CASES["2 equal families"], 150)
     assert equal[-1]["n"] / 150 < 0.1  # about 5% of studies, as of intervals
+
+
+def test_the_interval_of_an_fvu_covers_seeds_only_and_its_probability_documents_too():
+    study = ranks.simulated(ranks.Case(0.05, n_families=2), np.random.default_rng(3))
+    for r in study.records:
+        sums = study.documents[r["run_id"]]
+        study.documents[r["run_id"]] = type(sums)(**{**sums.__dict__, "squared_error": sums.ce_recon})
+        r |= {"mse": r["degradation"], "fvu": 3 * r["degradation"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replicates, "read_documents_of", lambda folder: study.documents[folder.name])
+        found = standings(study, ["mse", "fvu"], [20])
+    for mse, fvu in zip(found[:2], found[2:], strict=True):
+        assert fvu.value == pytest.approx(3 * mse.value)
+        assert fvu.p_best == mse.p_best
+        assert (mse.n_documents, fvu.n_documents) == (120, 0)
+        assert math.log(fvu.high / fvu.value) < math.log(mse.high / mse.value) / 2

@@ -27,6 +27,9 @@ class ByDocument(NamedTuple):
     """The part of each document in the numerator, [n_documents]."""
     denominator: Literal["n_tokens", "n_predicted"]
     """The number that is divided by: the tokens scored, or the tokens predicted."""
+    gives_values: bool = True
+    """Whether the value itself follows, up to that constant. Otherwise only ratios between SAEs do, since something is
+    left out that varies with the documents, but is the same for all SAEs."""
 
 
 class Metric(NamedTuple):
@@ -99,7 +102,7 @@ _OF_RECONSTRUCTION = (
            ByDocument(lambda s: s.squared_error, "n_tokens"), tolerance=0.31),
     # The variance that it is divided by is the same for all SAEs, in every resample of the documents too.
     Metric("fvu", "FVU", "fraction of variance unexplained", "", "lower", "ratio", "log",
-           ByDocument(lambda s: s.squared_error, "n_tokens"), tolerance=0.31),
+           ByDocument(lambda s: s.squared_error, "n_tokens", gives_values=False), tolerance=0.31),
     Metric("norm_ratio", "norm ratio", "norm ratio (of reconstructions to activations)", "", "neither", "ratio",
            "linear", tolerance=0.025),
     Metric("relative_bias", "relative bias", "relative bias (below 1: shrinkage)", "", "neither", "ratio", "linear",

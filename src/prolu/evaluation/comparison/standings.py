@@ -55,7 +55,7 @@ class Standing(NamedTuple):
     n_seeds: int
     """The number of replicates."""
     n_documents: int
-    """The number of held-out documents that the interval covers."""
+    """The number of held-out documents that the interval of the value covers."""
     unit: str
     """What `n_documents` counts: documents, or token blocks where documents are not known."""
     n_unconverged: int
@@ -164,6 +164,7 @@ def _standing(
 ) -> Standing:
     """Return the standing of one family, without its rank."""
     runs = comparisons.runs_of(curves, metric.name)
+    of_values = resamples if metric.by_document and metric.by_document.gives_values else None
     found = Standing(
         family=family,
         metric=metric.name,
@@ -175,15 +176,16 @@ def _standing(
         best_rank=0,
         worst_rank=0,
         n_seeds=len(curves),
-        n_documents=resamples.n_documents if resamples else 0,
-        unit=resamples.unit if resamples else "document",
+        n_documents=of_values.n_documents if of_values else 0,
+        unit=of_values.unit if of_values else "document",
         n_unconverged=sum(r["converged"] is False for r in runs),
         n_runs=len(runs),
     )
     if read is None:
         return found._replace(reason=comparisons.why_not_read(family, l0, metric.name))
     height = float(read.heights.mean())
-    half = half_width_of_mean(read.heights, read.resampled, resamples.n_effective if resamples else math.inf)
+    resampled = read.resampled if of_values else None
+    half = half_width_of_mean(read.heights, resampled, of_values.n_effective if of_values else math.inf)
     return found._replace(
         value=metric.value(height),
         low=metric.value(height - half),
