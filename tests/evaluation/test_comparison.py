@@ -4,11 +4,13 @@ import io
 import itertools
 import math
 import re
+import shlex
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from prolu.cli import entry_point
 from prolu.evaluation.comparison import replicates
 from prolu.evaluation.comparison.claims import compare_families, paper_claims, prolu_against_relu
 from prolu.evaluation.comparison.comparisons import Comparisons
@@ -220,8 +222,10 @@ def test_one_seed_gives_an_interval_over_documents_and_no_verdict(tmp_path, monk
     assert found.covers == "held-out documents only, not tested over seeds"
     assert "95% interval over held-out documents" in str(found)
     assert str(found).endswith("not tested over seeds")
-    claims = compare_families([study])
-    assert {c.verdict for c in (*claims.against_relu, *claims.paper)} == {"not tested"}
+    (claim,) = compare_families([study]).against_relu
+    assert (found.high < 0, claim.verdict) == (True, "holds (one seed)")
+    assert "95% interval over held-out documents" in claim.evidence
+    assert claim.evidence.endswith("not tested over seeds.")
     more = with_documents(two(tmp_path), monkeypatch)
     assert matched(more, STE, RELU, 19).covers == "init seeds and held-out documents"
 
@@ -270,13 +274,67 @@ def test_and_fail_on_one_made_so_that_they_do(tmp_path):
     assert found.paper[0].evidence.startswith("lower is that of relu + l1 and relu + sqrt_l1; ")
 
 
-def test_nothing_holds_from_one_seed(tmp_path):
+def test_without_an_interval_nothing_holds_from_one_seed(tmp_path):
     found = compare_families([made_so_that_the_paper_is_right(tmp_path, seeds=(0,))])
-    assert {c.verdict for c in (*found.paper, *found.against_relu)} == {"not tested"}
+    assert [c.verdict for c in found.paper] == ["not tested", "not tested", "holds (one seed)", "not tested"]
+    assert {c.verdict for c in found.against_relu} == {"not tested"}
     assert {v.verdict for v in found.verdicts} == {"not tested"}
     said = [c.evidence for c in (*found.paper, *found.against_relu)]
     assert all("one seed" in text or "not tested over seeds" in text for text in said)
     assert all(text.count("not tested over seeds") <= 2 for text in said)
+
+
+def test_claims_of_one_seed_are_decided_by_held_out_documents_and_say_so(tmp_path, monkeypatch):
+    right = made_so_that_the_paper_is_right(tmp_path, seeds=(0,))
+    right = changed(right, lambda r: {"run_id": f"{r['run_id']}-{r['l0']}"})
+    found = compare_families([with_documents(right, monkeypatch)])
+    # The L1 has no sums by document, so that one seed gives it no interval.
+    assert [c.verdict for c in found.paper] == ["holds (one seed)"] * 3 + ["not tested"]
+    assert {c.verdict for c in found.against_relu} == {"holds (one seed)"}
+    for claim in (*found.paper[:2], *found.against_relu):
+        assert "95% interval over held-out documents" in claim.evidence
+        assert "not tested over seeds" in claim.evidence
+    turn = {"relu": 0.4, "prolu_ste": 1.5, "prolu_relu": 1.5}
+    wrong = changed(right, lambda r: {"degradation": turn[r["nonlinearity"]] * r["degradation"]})
+    found = compare_families([with_documents(wrong, monkeypatch)])
+    assert {c.verdict for c in (*found.paper[:2], *found.against_relu)} == {"does not hold (one seed)"}
+
+
+def test_one_rival_of_one_seed_makes_a_claim_rest_on_one_seed(tmp_path, monkeypatch):
+    right = made_so_that_the_paper_is_right(tmp_path)
+    some = [r for r in right.records if r["init_seed"] == 0 or r["penalty"] == "l1" or r["nonlinearity"] != "relu"]
+    some = [r | {"run_id": f"{r['run_id']}-{r['l0']}"} for r in some]
+    study = with_documents(Made(some, tmp_path), monkeypatch)
+    below, above = paper_claims(Comparisons(study))[:2]
+    assert (below.verdict, above.verdict) == ("holds (one seed)", "holds (one seed)")
+    assert paper_claims(Comparisons(Made(some, tmp_path)))[0].verdict != "holds"
+
+
+def test_a_claim_that_nobody_can_decide_names_a_command_that_would(tmp_path):
+    right = made_so_that_the_paper_is_right(tmp_path)
+    settings = {"d_sae": 64, "n_tokens": 2048, "lr": 0.004}
+    config = {
+        "stream": {
+            "lm": "builtin", "hook": "blocks.2.hook_resid_pre", "data": ["a b.txt", "c.txt"], "ctx": 32,
+            "batch_size": 256,
+        },
+        "eval_tokens": 640,
+    }  # fmt: skip
+    others = [r | settings for r in right.records if r["nonlinearity"] != "prolu_ste"]
+    evidence = paper_claims(Comparisons(Made(others, tmp_path, config=config)))[0].evidence
+    assert evidence == (
+        "there is no run of prolu_ste + l1; train one with a target_l0 below 25, for example by `prolu train "
+        "--nonlinearity prolu_ste --penalty l1 --target-l0 19 --d-sae 64 --n-tokens 2048 --lr 0.004 --batch-size 256 "
+        "--lm builtin --hook blocks.2.hook_resid_pre --data 'a b.txt' c.txt --ctx 32 --eval-tokens 640 --out NEW`."
+    )
+    command = re.search("`(.*)`", evidence)[1]
+    request = entry_point._parsed(shlex.split(command)[1:])
+    assert (request.essential.target_l0, request.essential.n_tokens, request.settings.eval_tokens) == (19, 2048, 640)
+    relu_only = [r for r in others if r["nonlinearity"] == "relu"]
+    suppression = paper_claims(Comparisons(Made(relu_only, tmp_path, config=config)))[3]
+    assert "`prolu train --nonlinearity prolu_ste --penalty l1 --target-l0 24 " in suppression.evidence
+    unknown = paper_claims(Comparisons(Made(others, tmp_path)))[0].evidence
+    assert unknown == "there is no run of prolu_ste + l1; train one with a target_l0 below 25."
 
 
 def test_convergence_qualifies_a_claim_and_does_not_replace_it(tmp_path):
@@ -316,7 +374,8 @@ def test_relu_is_beaten_in_l1_and_mse_only_by_other_families_of_the_same_seed(tm
     assert claim(*relu, *other)[1:] == ("holds", "none of its 4 runs is beaten by a run of another family, 2 seeds.")
     assert claim(*relu, *better)[1:] == ("does not hold", "2 of its 4 runs are beaten, by prolu_ste + l1, 2 seeds.")
     assert claim(*relu, better[0], other[1]).verdict == "undecided"
-    assert claim(*relu[:2], *other[:1]).verdict == "not tested"
+    assert claim(*relu[:2], *other[:1]).verdict == "holds (one seed)"
+    assert claim(*relu[:2], *better[:1]).verdict == "does not hold (one seed)"
     assert claim(*relu, *(r | {"n_tokens": 7} for r in better)).verdict == "not tested"
 
 

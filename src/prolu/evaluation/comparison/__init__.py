@@ -14,6 +14,7 @@
 - `standing_wording`: standings in words.
 - `seed_agreement`: whether SAEs that differ in their seed only find the same latents.
 - `wording`, `reasons`: those numbers in words, and why there is none, the same wherever they are shown.
+- `claim_verdicts`: what intervals decide about a claim.
 - `claims`: the claims of the paper as sentences with numbers.
 - `styles`: planes, colours and markers, for figures and the HTML page.
 - `figures`: the figures, drawn with matplotlib.

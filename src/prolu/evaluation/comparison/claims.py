@@ -5,8 +5,21 @@ A claim has no numbers of its own: it quotes the verdicts of `Comparisons`, whic
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from prolu.evaluation.comparison import reasons
+from prolu.evaluation.comparison.claim_verdicts import (
+    FAILS,
+    HOLDS,
+    NOT_TESTED,
+    OF_ONE_SEED,
+    UNDECIDED,
+    Claim,
+    deciding,
+    scoped,
+    side,
+    together,
+)
 from prolu.evaluation.comparison.comparisons import Comparisons
 from prolu.evaluation.comparison.frontiers import Record, at_hook, budget, family, grouped, replicate
 from prolu.evaluation.comparison.metric_catalog import METRICS
@@ -22,27 +35,13 @@ from prolu.evaluation.comparison.wording import (
     listed,
     percent,
     qualifiers,
+    shown_interval,
     shown_l0,
     still_moving,
 )
 
-HOLDS = "holds"
-FAILS = "does not hold"
-UNDECIDED = "undecided"
-NOT_TESTED = "not tested"
-
 L0_BOUNDARY = 25
 """The L0 at which the paper's best family changes. The paper states it with low to medium confidence."""
-
-
-class Claim(NamedTuple):
-    """A statement, whether it holds in a study, and why."""
-
-    statement: str
-    verdict: Literal["holds", "does not hold", "undecided", "not tested"]
-    """Undecided where intervals over seeds contain 0 or contradict each other; not tested where there are none."""
-    evidence: str
-    """The numbers behind the verdict, as one sentence that can follow a semicolon."""
 
 
 class FamilyComparison(NamedTuple):
@@ -133,30 +132,17 @@ def _claim(statement: str, verdicts: Sequence[Verdict]) -> Claim:
     """Return the claim that the CE increase is lower in all of some verdicts on one pair of families."""
     with_number = [v for v in verdicts if math.isfinite(v.change)]
     if not with_number:
-        reasons = dict.fromkeys(v.reason for v in verdicts)
-        return Claim(statement, NOT_TESTED, f"{'; '.join(reasons)}.")
+        why = dict.fromkeys(v.reason for v in verdicts)
+        return Claim(statement, NOT_TESTED, f"{'; '.join(why)}.")
     common = _common_qualifiers(with_number)
     changes = [f"at L0 {shown_l0(v.l0)} {v.in_numbers(leave_out=common)}" for v in with_number]
-    return Claim(statement, _together(with_number, LOWER, HIGHER), f"{'; '.join([*changes, *common])}.")
+    return Claim(statement, together(with_number, LOWER, HIGHER), f"{'; '.join([*changes, *common])}.")
 
 
 def _common_qualifiers(verdicts: Sequence[Verdict]) -> list[str]:
     """Return what qualifies all of some verdicts alike, which is said once then."""
     common = [q for q in qualifiers(verdicts[0]) if all(q in qualifiers(v) for v in verdicts[1:])]
     return common if any(v.is_tested for v in verdicts) else [*common, NOT_OVER_SEEDS]
-
-
-def _together(
-    verdicts: Sequence[Verdict], confirming: str, refuting: str
-) -> Literal["holds", "does not hold", "undecided", "not tested"]:
-    """Return what several verdicts say together about one claim.
-
-    One L0 at which the interval contains 0, or two that contradict each other, leave the claim undecided.
-    """
-    kinds = {v.verdict for v in verdicts if v.is_tested}
-    if not kinds:
-        return NOT_TESTED
-    return HOLDS if kinds == {confirming} else FAILS if kinds == {refuting} else UNDECIDED
 
 
 def _best_family(name: str, comparisons: Comparisons, low: float, high: float, where: str) -> Claim:
@@ -166,7 +152,8 @@ def _best_family(name: str, comparisons: Comparisons, low: float, high: float, w
     bounds = where.replace("L0 ", "")
     target = f"a target_l0 {bounds}"
     if not own:
-        return Claim(statement, NOT_TESTED, f"there is no run of {name}; train one with {target}.")
+        how = _how_to_train(comparisons, name, low, high)
+        return Claim(statement, NOT_TESTED, f"there is no run of {name}; train one with {target}{how}.")
     found: dict[str, list[Verdict]] = {}
     for rival in comparisons.families:
         if rival != name:
@@ -179,24 +166,38 @@ def _best_family(name: str, comparisons: Comparisons, low: float, high: float, w
             statement,
             NOT_TESTED,
             f"{name} and another family cannot be read at the same L0 {bounds}: its runs have L0 {min(own):.3g} to "
-            f"{max(own):.3g}, those of others {min(others):.3g} to {max(others):.3g}; train both with {target}.",
+            f"{max(own):.3g}, those of others {min(others):.3g} to {max(others):.3g}; train both with {target}"
+            f"{_how_to_train(comparisons, name, low, high)}.",
         )
-    by_rival = {rival: _together(verdicts, LOWER, HIGHER) for rival, verdicts in found.items()}
     everything = [v for verdicts in found.values() for v in verdicts]
     # The rival that comes closest, or beats it by most: its verdict is the one to look at.
     closest = max(everything, key=lambda v: v.change)
     quoted = f"{name} against {closest.baseline} at L0 {shown_l0(closest.l0)} {closest.in_numbers()}"
-    refuting = [v for v in everything if v.verdict == HIGHER]
-    tested = [v for v in everything if v.is_tested]
-    if refuting:
-        better = listed(list(dict.fromkeys(v.baseline for v in refuting)))
-        return Claim(statement, FAILS, f"lower is that of {better}; {quoted}.")
-    if not tested:
+    grounds = deciding(everything)
+    if not grounds:
         return Claim(statement, NOT_TESTED, f"{ONE_SEED}; the closest: {quoted}.")
-    if set(by_rival.values()) == {HOLDS}:
+    if refuting := [v for v in grounds if side(v) == HIGHER]:
+        better = listed(list(dict.fromkeys(v.baseline for v in refuting)))
+        return Claim(statement, scoped(FAILS, grounds), f"lower is that of {better}; {quoted}.")
+    by_rival = {together(verdicts, LOWER, HIGHER) for verdicts in found.values()}
+    if by_rival <= {HOLDS, HOLDS + OF_ONE_SEED}:
         lower = f"lower than each of {listed(list(found))} at every L0 compared"
-        return Claim(statement, HOLDS, f"{lower}; the closest: {quoted}.")
-    return Claim(statement, UNDECIDED, f"the closest: {quoted}.")
+        # One rival of one seed is enough for the whole claim to rest on one seed.
+        verdict = HOLDS if by_rival == {HOLDS} else "holds (one seed)"
+        return Claim(statement, verdict, f"{lower}; the closest: {quoted}.")
+    return Claim(statement, scoped(UNDECIDED, grounds), f"the closest: {quoted}.")
+
+
+def _how_to_train(comparisons: Comparisons, name: str, low: float, high: float) -> str:
+    """Return the command that trains a family at an L0 between two bounds as other runs were, if it is known.
+
+    The L0 is one that other families have there: their median, or without any an L0 half as far again from the bound.
+    """
+    config = comparisons.studies[0].config
+    others = sorted(r["l0"] for r in comparisons.records if family(r) != name and low < r["l0"] < high)
+    l0 = others[len(others) // 2] if others else high / 1.5 if high < math.inf else low * 1.5
+    command = reasons.command_to_train(name, float(f"{l0:.2g}"), config, comparisons.records[0])
+    return f", for example by `{command}`" if command else ""
 
 
 def _relu_on_l1_mse_frontier(comparisons: Comparisons) -> Claim:
@@ -219,11 +220,13 @@ def _relu_on_l1_mse_frontier(comparisons: Comparisons) -> Claim:
     moving = still_moving(sum(r["converged"] is False for r in runs), len(runs))
     tail = (f", {n_seeds} seeds" if n_seeds > 1 else f", {ONE_SEED}") + (f"; {moving}" if moving else "")
     if not n_beaten:
-        verdict = HOLDS if n_seeds > 1 else NOT_TESTED
+        verdict = HOLDS if n_seeds > 1 else "holds (one seed)"
         return Claim(statement, verdict, f"none of its {len(relu)} runs is beaten by a run of another family{tail}.")
     names = ", ".join(sorted({family(o) for better in beaten_by for o in better}))
     seeds_beaten = {replicate(r) for r, better in zip(relu, beaten_by, strict=True) if better}
-    verdict = NOT_TESTED if n_seeds < 2 else FAILS if len(seeds_beaten) == n_seeds else UNDECIDED
+    verdict = FAILS if len(seeds_beaten) == n_seeds else UNDECIDED
+    if n_seeds < 2:
+        verdict = "does not hold (one seed)"
     verb = "is" if n_beaten == 1 else "are"
     return Claim(statement, verdict, f"{n_beaten} of its {len(relu)} runs {verb} beaten, by {names}{tail}.")
 
@@ -257,7 +260,7 @@ def _higher_l1(comparisons: Comparisons) -> Claim:
             statement,
             NOT_TESTED,
             "no ProLU family can be compared with ReLU under the same penalty at any L0; train both with the same "
-            "target_l0.",
+            f"target_l0{_how_to_train(comparisons, 'prolu_ste + l1', 0, math.inf)}.",
         )
     changes: list[str] = []
     for (name,), verdicts in grouped(found, lambda v: v.challenger).items():
@@ -267,10 +270,11 @@ def _higher_l1(comparisons: Comparisons) -> Claim:
     if not any(v.is_tested for v in found):
         changes.append(NOT_OVER_SEEDS)
     evidence = f"L1 relative to ReLU under the same penalty: {'; '.join(changes)}."
-    return Claim(statement, _together(found, HIGHER, LOWER), evidence)
+    return Claim(statement, together(found, HIGHER, LOWER), evidence)
 
 
 def _about_l1(v: Verdict, common: Sequence[str]) -> str:
+    interval = [f"95% interval {shown_interval(v)}"] if math.isfinite(v.low) else []
     doubt = [NOT_DISTINGUISHABLE] if v.verdict == NOT_DISTINGUISHABLE else []
-    inside = [*doubt, *(q for q in qualifiers(v) if q not in common)]
+    inside = [*interval, *doubt, *(q for q in qualifiers(v) if q not in common)]
     return f" ({'; '.join(inside)})" if inside else ""

@@ -1,10 +1,12 @@
 """What an interval covers, why two families cannot be compared at an L0, and how they could be, in words."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prolu.evaluation.comparison.curves import FURTHEST, Curve
-from prolu.evaluation.comparison.frontiers import VARIANT_FIELDS
+from prolu.evaluation.comparison.frontiers import VARIANT_FIELDS, Record
 from prolu.evaluation.comparison.metric_catalog import Metric
 from prolu.evaluation.comparison.wording import NOT_OVER_SEEDS, listed
 
@@ -71,6 +73,33 @@ def out_of_reach(kind: str, name: str, curves: Sequence[Curve], l0: float, *, mi
     if missed:
         return f"{where}, although it was a target; train longer, or start from another coefficient"
     return f"{where}; train one with target_l0={l0:.3g}"
+
+
+def command_to_train(name: str, l0: float, config: Mapping[str, Any], like: Record) -> str:
+    """Return the command that trains a run of a family at an L0, on the same activations and as long as another run.
+
+    Args:
+        name: a family that is a nonlinearity with a penalty.
+        l0: the target L0.
+        config: the study's config.json.
+        like: the other run.
+
+    Returns:
+        The command; empty where the study does not say what it was trained on, or that is no text.
+    """
+    stream = config.get("stream") or {}
+    settings = {option: like.get(option) for option in ("d_sae", "n_tokens", "lr")}
+    settings |= {option: stream.get(option) for option in ("batch_size", "lm", "hook", "data", "ctx")}
+    settings["eval_tokens"] = config.get("eval_tokens")
+    if None in settings.values():
+        return ""
+    nonlinearity, _, penalty = name.partition(" + ")
+    settings = {"nonlinearity": nonlinearity, "penalty": penalty, "target_l0": f"{l0:g}"} | settings
+    parts = ["prolu", "train"]
+    for option, value in settings.items():
+        values = value if isinstance(value, list) else [value]
+        parts += [f"--{option.replace('_', '-')}", *(shlex.quote(str(one)) for one in values)]
+    return " ".join([*parts, "--out", "NEW"])
 
 
 def about_variants(name: str, curves: Sequence[Curve]) -> str:
