@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,7 +114,9 @@ def test_changes_are_those_of_the_engine_and_say_that_one_seed_tests_nothing():
     report = drawn(study)
     text = printed(report, 80)
     assert "One seed: differences are not findings." in text
-    assert "paper's claims: not tested (see the report)" in text
+    counts = Counter(claim.verdict for claim in report.comparison.paper)
+    assert counts == {"not tested": 3, "does not hold (one seed)": 1}
+    assert f"paper's claims: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())} (see the report)" in text
     for challenger in dict.fromkeys(v.challenger for v in report.comparison.verdicts):
         (line,) = [one for one in text.splitlines() if one.startswith(f" {challenger} ") and " to " in one]
         for baseline in ("relu + l1", "relu + sqrt_l1"):

@@ -1,6 +1,7 @@
 """What the commands print of how families compare: changes, verdicts, families in numbers, and claims."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
@@ -33,6 +34,9 @@ from prolu.report.console import INDENT, Column, fits, print_sentence, print_tab
 
 COLOURS = {"holds": "green", "does not hold": "red"}
 """The verdicts on claims that have a colour."""
+
+OVER_SEEDS = {"holds", "does not hold", "undecided"}
+"""The verdicts on claims that rest on intervals over seeds."""
 
 
 def marks(console: Console) -> tuple[str, str]:
@@ -194,12 +198,13 @@ def _print_families(console: Console, records: Sequence[Record]) -> None:
 
 
 def _print_claims(console: Console, claims: Sequence[Claim], *, with_evidence: bool) -> None:
-    """Print claims with their verdicts; in one line if none of them was tested and no evidence is asked for."""
-    verdicts = {claim.verdict for claim in claims}
+    """Print claims with their verdicts; in one line if none was tested over seeds and no evidence is asked for."""
     if not claims:
         return
-    if len(verdicts) == 1 and not with_evidence:
-        print_sentence(console, f"paper's claims: {verdicts.pop()} (see the report)")
+    counts = Counter(claim.verdict for claim in claims)
+    if not with_evidence and (len(counts) == 1 or not counts.keys() & OVER_SEEDS):
+        said = next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+        print_sentence(console, f"paper's claims: {said} (see the report)")
         return
     console.print()
     print_sentence(console, "ProLU against ReLU, and the paper's claims", indent="", style="bold")
