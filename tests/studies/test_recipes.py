@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from prolu import ActivationStream, run_sweep
+from prolu.activations.synthetic import HARD
 from prolu.cli.entry_point import main
 from prolu.studies.recipes import RECIPES, recipe_named
 from support.sweeps import HOOK, contents
@@ -169,3 +170,15 @@ def test_what_is_compared_in_2026():
     # All else is equal, but where the L0 controller starts.
     varied = {"nonlinearity": "relu", "penalty": "l1", "coeff": 1.0, "target_l0": 8.0, "init_seed": 0}
     assert len({replace(run, **varied, matryoshka=(), freeze="none") for run in runs}) == 1
+
+
+def test_the_study_of_known_features_has_random_baselines_and_rows_as_they_are():
+    recipe = RECIPES["synthetic"]
+    assert recipe.source["activations"] == "synthetic:hard"
+    runs = recipe.runs_at(HARD.d_in)
+    assert len(runs) == 7 * 3 * 3
+    assert {run.target_l0 for run in runs} == {HARD.l0 / 2, HARD.l0, 2 * HARD.l0}
+    assert {run.d_sae for run in runs} == {2 * HARD.n_features}
+    assert {run.normalisation for run in runs} == {"none"}
+    assert {run.freeze for run in runs} == {"none", "decoder", "encoder"}
+    assert len({run.run_id for run in runs}) == len(runs)

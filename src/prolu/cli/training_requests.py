@@ -220,6 +220,7 @@ class Sweep:
         | Annotated[Study, _study("comparison")]
         | Annotated[Study, _study("comparison2026")]
         | Annotated[Study, _study("causes")]
+        | Annotated[Study, _study("synthetic")]
         | Annotated[Study, _study("experiment1")]
         | Annotated[Study, _study("experiment2")]
         | Annotated[Study, _study("experiment3")]

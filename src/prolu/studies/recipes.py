@@ -207,8 +207,45 @@ def _comparison2026_runs(d_in: int) -> list[RunConfig]:
     return _at_targets(d_in, families)
 
 
-def _at_targets(d_in: int, families: Sequence[Mapping[str, Any]]) -> list[RunConfig]:
-    """Return the runs of some families at four target L0s, with three seeds each."""
+SYNTHETIC_FAMILIES = [
+    ("relu", "l1", ""),
+    ("prolu_relu", "sqrt_l1", ""),
+    ("prolu_ste", "sqrt_l1", ""),
+    ("jumprelu(1)", "l0", ""),
+    ("batchtopk", "none", ""),
+    ("batchtopk", "none", "decoder"),
+    ("batchtopk", "none", "encoder"),
+]
+"""The families that are held against known features: nonlinearity, penalty, and the matrix that is frozen in a random
+baseline."""
+
+SYNTHETIC_TOKENS = 2**19
+
+SYNTHETIC_L0S = (3.0, 6.0, 12.0)
+"""Half the true L0 of the features `hard`, that L0 itself, and twice as much."""
+
+
+def _synthetic_runs(d_in: int) -> list[RunConfig]:
+    families = [
+        {"nonlinearity": nonlinearity, "penalty": penalty, **({"freeze": frozen} if frozen else {})}
+        for nonlinearity, penalty, frozen in SYNTHETIC_FAMILIES
+    ]
+    # Rows as they are: scaled to one norm, the magnitude of a feature would depend on the others in its row.
+    changes = {"n_tokens": SYNTHETIC_TOKENS, "lr": 1e-2, "normalisation": "none", "aux_dead_tokens": 50_000}
+    return _at_targets(d_in, families, SYNTHETIC_L0S, **changes)
+
+
+def _at_targets(
+    d_in: int, families: Sequence[Mapping[str, Any]], l0s: Sequence[float] = COMPARISON_L0S, **changes: Any
+) -> list[RunConfig]:
+    """Return the runs of some families at some target L0s, with three seeds each.
+
+    Args:
+        d_in: the width of the activations.
+        families: the fields that make each family.
+        l0s: the target L0s.
+        changes: fields that differ from those of the comparisons on a language model.
+    """
     base = RunConfig(
         d_sae=8 * d_in,
         n_tokens=COMPARISON_TOKENS,
@@ -220,11 +257,12 @@ def _at_targets(d_in: int, families: Sequence[Mapping[str, Any]]) -> list[RunCon
         lr_floor=0.02,
         aux_dead_tokens=200_000,
     )
+    base = replace(base, **changes)
     runs = []
     for family in families:
         # Only where the L0 controller starts, which then finds the coefficient of each target.
         coeff = START_COEFFS.get(family["penalty"], 2.0) / d_in
-        for l0 in COMPARISON_L0S:
+        for l0 in l0s:
             runs += [replace(base, **family, coeff=coeff, target_l0=l0, init_seed=seed) for seed in COMPARISON_SEEDS]
     return runs
 
@@ -285,6 +323,12 @@ RECIPES: dict[str, Recipe] = {
     "comparison": Recipe(_comparison_runs, batch_size=512, n_tokens=COMPARISON_TOKENS, source=BUILTIN),
     "comparison2026": Recipe(_comparison2026_runs, batch_size=512, n_tokens=COMPARISON_TOKENS, source=BUILTIN),
     "causes": Recipe(_causes_runs, batch_size=512, n_tokens=COMPARISON_TOKENS, source=BUILTIN),
+    "synthetic": Recipe(
+        _synthetic_runs,
+        batch_size=256,
+        n_tokens=SYNTHETIC_TOKENS,
+        source={**BUILTIN, "activations": "synthetic:hard"},
+    ),
     "experiment1": _paper([3e-4 * 2**i for i in range(5)], lr=1e-3, encoder_norm=0.02),
     "experiment2": _paper([3e-4 * 1.58**i for i in range(8)], lr=3e-4, encoder_norm=0.02),
     "experiment3": _paper(
@@ -301,6 +345,8 @@ DESCRIPTIONS = {
     "ReLU and ProLU, at four target L0s with three seeds each.",
     "causes": "Why ProLU reconstructs better than ReLU: less suppression, another forward pass, or other gradients, at "
     "four target L0s with three seeds each.",
+    "synthetic": "Families held against features that are known by construction, without a language model, at half, "
+    "once and twice the true L0 with three seeds each, and random baselines: minutes on two cores.",
     "experiment1": "The paper's first sweep: 30 SAEs (section 3 of the method).",
     "experiment2": "The paper's second sweep: 48 SAEs at a lower learning rate.",
     "experiment3": "The paper's third sweep: 30 SAEs with a range of coefficients for each family and larger encoder "
