@@ -75,7 +75,7 @@ def read_studies(file: Path = FINDINGS / "comparison.csv") -> dict[str, list[dic
     found: dict[str, list[dict[str, Any]]] = {}
     with file.open(newline="") as lines:
         for row in csv.DictReader(lines):
-            found.setdefault(row["study"], []).append({name: _value(text) for name, text in row.items()})
+            found.setdefault(row.get("study", ""), []).append({name: _value(text) for name, text in row.items()})
     return found
 
 

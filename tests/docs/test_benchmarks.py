@@ -100,3 +100,13 @@ def test_the_findings_are_what_the_library_says():
     assert len(rows) == 18
     for row in rows:
         assert row in page
+
+
+@pytest.mark.parametrize("table", ["comparison2026.csv", "comparison2026-stories260K.csv"])
+def test_the_findings_of_2026_are_what_the_library_says(table, capsys):
+    findings = loaded("findings")
+    page = (findings.FINDINGS / "comparison2026.md").read_text()
+    findings.means(findings.FINDINGS / table)
+    rows = capsys.readouterr().out.splitlines()[2:]
+    rows += [findings.row_of(name, found) for name, found in findings.comparisons2026(findings.FINDINGS / table).items()]
+    assert [row for row in rows if row and row not in page] == []
