@@ -265,6 +265,11 @@ def test_nothing_to_push(study, hub, capsys, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-4])
     assert "not a readable safetensors file" in refused(["push", str(broken), "ann/two"], capsys)
     assert "one study" in refused(["push", str(study), "ann/two/folder"], capsys)
+    rows = torch.randn(600, 8, generator=torch.Generator().manual_seed(0))
+    stream = prolu.ActivationStream.from_rows(rows, batch_size=64)
+    run = prolu.RunConfig(d_sae=16, n_tokens=640)
+    prolu.run_sweep([run], stream, tmp_path / "rows", eval_tokens=50, progress=False)
+    assert "come from no language model" in refused(["push", str(tmp_path / "rows"), "ann/two"], capsys)
     assert hub.requests == []
 
 

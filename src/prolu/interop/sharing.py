@@ -78,8 +78,8 @@ def pack(folder: str | Path, repo: str, *, license: str = "mit") -> Parcel:
         license: The licence of what is sent, as the hub names licences.
 
     Raises:
-        ValueError: The folder holds no study or run, no run has finished, an SAE cannot be loaded, or `repo` is not the
-            name of a repository.
+        ValueError: The folder holds no study or run, no run has finished, an SAE cannot be loaded, the study is of rows
+            that come from no language model, or `repo` is not the name of a repository.
     """
     place = place_of(repo)
     if place.folder:
@@ -99,8 +99,10 @@ def pack(folder: str | Path, repo: str, *, license: str = "mit") -> Parcel:
             _check_files(run.folder)
             for file in (run.folder / name for name in SAE_FILES if (run.folder / name).is_file()):
                 files[f"{prefix}{run.folder.name}/{file.name}"] = _public(file) if file.name == CONFIG_FILE else file
-    files[FIGURE_FILE] = _figure(records)
     configs = [_without_paths(read_study(results.folder)) for results in found]
+    if any("lm" not in config["stream"] for config in configs):
+        raise ValueError(f"{folder}: a study of rows that come from no language model, which has no model card yet")
+    files[FIGURE_FILE] = _figure(records)
     files[CARD_FILE] = card_of(configs, shapes, records, place.repo, FIGURE_FILE, license).encode()
     return Parcel(place, files)
 
