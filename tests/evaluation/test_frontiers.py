@@ -44,3 +44,13 @@ def test_after_few_steps_nothing_has_converged(n_steps):
 @pytest.mark.parametrize(("before", "after"), [(0.0, 0.0), (0.02, 0.0), (0.0, 0.02)])
 def test_an_sae_without_active_latents_has_not_converged(before, after):
     assert not is_converged({"l0": before, "mse": 1.0}, {"l0": after, "mse": 1.0}, 100_000)
+
+
+def test_of_a_metric_of_which_more_is_better_the_highest_are_best():
+    runs = [
+        {"run_id": "a", "l0": 8.0, "recovered": 0.8},
+        {"run_id": "b", "l0": 16.0, "recovered": 0.9},
+        {"run_id": "c", "l0": 16.0, "recovered": 0.7},
+        {"run_id": "d", "l0": 32.0, "recovered": 0.85},
+    ]
+    assert [run["run_id"] for run in pareto_best(runs, "l0", "recovered")] == ["a", "b"]

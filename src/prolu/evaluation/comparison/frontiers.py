@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from prolu.evaluation.comparison.metric_catalog import METRICS
 from prolu.training.config import RunConfig, family_of
 
 Record = Mapping[str, Any]
@@ -60,12 +61,14 @@ def is_converged(before: Mapping[str, float], after: Mapping[str, float], n_step
 def pareto_best(records: Iterable[AnyRecord], x: str = "l0", y: str = "degradation") -> list[AnyRecord]:
     """Return the runs that no other of these runs at the same hook beats, in the order given.
 
-    One run beats another if it is at least as low in both x and y, and lower in one of them.
+    One run beats another if it is at least as good in both x and y, and better in one of them. Lower is better, but for
+    those metrics of the catalogue of which more is better.
     """
+    signs = [-1 if name in METRICS and METRICS[name].better == "higher" else 1 for name in (x, y)]
     runs = list(records)
     best: set[int] = set()
     for (_,), places in grouped(range(len(runs)), lambda place: hook_of(runs[place])).items():
-        mask = pareto_mask([runs[place][x] for place in places], [runs[place][y] for place in places])
+        mask = pareto_mask(*([s * runs[i][name] for i in places] for s, name in zip(signs, (x, y), strict=True)))
         best.update(place for place, is_best in zip(places, mask, strict=True) if is_best)
     return [run for place, run in enumerate(runs) if place in best]
 
