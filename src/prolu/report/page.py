@@ -112,7 +112,7 @@ class PageContent:
     comparison: FamilyComparison
     agreement: DrawnAgreement = NO_PAIRS
     """How far SAEs that differ in their init seed only agree."""
-    truth: TruthSection | None
+    truth: TruthSection | None = None
     """How the runs stand to the features that their rows are made of; None where these are not known."""
     failures: Mapping[str, str]
     """Why runs failed, by run_id."""
