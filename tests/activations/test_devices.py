@@ -106,9 +106,9 @@ def test_a_store_says_where_it_was_harvested_unless_on_the_cpu(tiny_lm, tiny_blo
 
 
 def test_two_gpus_are_one_kind_of_device(tiny_lm, tiny_blocks):
-    stream = ActivationStream(tiny_lm, tiny_blocks, 64, window_tokens=2048)
-    stream.lm = copy.copy(tiny_lm)
-    stream.lm.device = torch.device("cuda:1")
+    lm = copy.copy(tiny_lm)
+    lm.device = torch.device("cuda:1")
+    stream = ActivationStream(lm, tiny_blocks, 64, window_tokens=2048)
     assert stream.describe()["lm_device"] == "cuda"
     stream.device = torch.device("cuda:0")
     assert "lm_device" not in stream.describe()

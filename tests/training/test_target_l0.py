@@ -88,12 +88,9 @@ def test_off_by_default_and_the_coefficient_warms_up_where_asked():
         plain.step(sparse_activations(64, 8, seed=seed, dtype=torch.float32))
     assert seen == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01])
     assert RunConfig().l0_controller(4096) is None
-    assert all(
-        run.target_l0 is None
-        for name in RECIPES
-        if not name.startswith("comparison")
-        for run in RECIPES[name].runs_at(768)
-    )
+    of_paper = [name for name in RECIPES if name.startswith("experiment")]
+    assert len(of_paper) == 3
+    assert all(run.target_l0 is None for name in (*of_paper, "demo") for run in RECIPES[name].runs_at(768))
 
 
 def test_of_topk_the_target_is_the_k():
