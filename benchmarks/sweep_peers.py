@@ -136,7 +136,8 @@ def measure(n_tokens: int, rounds: int, counts: list[int]) -> list[dict[str, Any
     our_lm = prolu.LanguageModel("builtin", HOOK, batch_tokens=PASS_TOKENS)
     their_lm = HookedTransformer.from_pretrained_no_processing("gpt2", device="cpu")
     # A token of source code has about three characters; enough for all, so that no document is read twice.
-    documents = stdlib(5 * n_tokens)
+    # At least enough that some documents are held out, whatever files a Python has.
+    documents = stdlib(max(300_000, 5 * n_tokens))
     ways = {"ours": (ours, our_lm), "saelens": (theirs, their_lm)}
 
     def train(name: str, n: int, n_tokens: int) -> tuple[float, list[float]]:
