@@ -162,7 +162,7 @@ def prepare_verification(out: Path) -> Job:
 
 
 def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:
-    """Print the cost of a harvest."""
+    """Return the work of a dry run, which prints the cost of a harvest."""
     lms = [outline(request.lm, hook, request.revision) for hook in request.hook]
     first_hook(request.hook)
     n_tokens = at_least_1("n_tokens", request.n_tokens)

@@ -140,7 +140,7 @@ def _claim(statement: str, verdicts: Sequence[Verdict]) -> Claim:
 
 
 def _common_qualifiers(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return what qualifies all of some verdicts alike, which is said once then."""
+    """Return the qualifications that all of these verdicts have in common, so that a report says them once."""
     common = [q for q in qualifiers(verdicts[0]) if all(q in qualifiers(v) for v in verdicts[1:])]
     return common if any(v.is_tested for v in verdicts) else [*common, NOT_OVER_SEEDS]
 
