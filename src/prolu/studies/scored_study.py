@@ -79,7 +79,7 @@ class ScoredStudy:
     """The study's config, as `describe` returns it."""
 
     def check(self, found: Sequence[SavedSAE]) -> None:
-        """Raise ValueError unless these SAEs can be added.
+        """Raise ValueError unless the scores of these SAEs can be added to the study.
 
         The folder must be new, or hold scores on the same tokens, and no other SAE in it may have one of their names.
         """

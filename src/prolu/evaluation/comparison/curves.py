@@ -122,7 +122,9 @@ class Curve(NamedTuple):
         return float(self._read(l0, self.heights))
 
     def read_resamples(self, l0: float, places: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """Return the height at an L0 in every resample of the documents, [n_resamples].
+        """Return the height of the curve (the metric, or its log) at an L0 in every resample of the documents.
+
+        The result is [n_resamples].
 
         A resample moves a run in L0 too. What counts is how far it moves off the curve, so the move along the curve, by
         the curve's own slope, is taken off the move in height. To first order that is the curve through the moved

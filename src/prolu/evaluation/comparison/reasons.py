@@ -56,7 +56,7 @@ def no_common_l0(kind: str, curves: Mapping[str, Sequence[Curve]]) -> str:
 
 
 def out_of_reach(kind: str, name: str, curves: Sequence[Curve], l0: float, *, missed: bool) -> str:
-    """Return that a family cannot be read at an L0, which lies in a gap between its runs or beyond their ends.
+    """Return the words that say why a family has no value at an L0: it lies in a gap between its runs, or beyond them.
 
     Args:
         kind: what kind of run is looked for: `run`, or `converged run`.
