@@ -136,6 +136,9 @@ def exports(run: Path, folder: Path, acts: Tensor) -> list[Check]:
     write_folder(folder / "saelens", export_files(run, "saelens"))
     write_folder(folder / "prolu", export_files(run, "prolu"))
     write_folder(folder / "dl", export_files(run, "dictionary_learning", inputs_normalised=True))
+    # A loaded SAE subtracts the mean over the dimensions, which SAELens leaves to the language model. The activations
+    # here are centred already, and doing it twice rounds twice: so both sides get them as they are.
+    uncentred = prolu.SAE(sae.config, sae.weights)
     # dictionary_learning scales nothing, so both sides get activations that are scaled already.
     inside = prolu.SAE(replace(sae.config, normalisation="none"), sae.weights)
     prepared = normalise(acts)[0]
@@ -143,7 +146,7 @@ def exports(run: Path, folder: Path, acts: Tensor) -> list[Check]:
     # This class does not subtract b_dec: its biases contain b_dec W_enc, and are rounded otherwise than ours.
     folds = json.loads((folder / "dl" / "config.json").read_text())["trainer"]["dict_class"] == "JumpReluAutoEncoder"
     found = [
-        compare(f"SAELens loads {name}", sae, as_saelens(folder / "saelens"), acts, allowed),
+        compare(f"SAELens loads {name}", uncentred, as_saelens(folder / "saelens"), acts, allowed),
         compare(f"dictionary_learning loads {name}", inside, its, prepared, 1e-5, gates_may_differ=folds),
     ]
     for way in ("prolu", "saelens", "dl"):
