@@ -101,7 +101,9 @@ def test_overrides_replace_what_a_recipe_has_in_all_its_runs(name, capsys):
     where = ["--lm", "builtin", "--hook", "blocks.2.hook_resid_pre"]
     before = dry_runs(capsys, name, *where)
     after = dry_runs(capsys, name, *where, "--d-sae", "192", "--lr", "0.003", "--n-tokens", "1e6")
+    (unscaled, *_) = dry_runs(capsys, name, *where, "--normalisation", "none")
     assert len(after) == len(before) > 0
+    assert unscaled == before[0] | {"normalisation": "none"}
     changed = {"d_sae": 192, "lr": 0.003, "n_tokens": 1_000_000}
     for old, new in zip(before, after, strict=True):
         # The prefixes of nested losses stay the same fractions.

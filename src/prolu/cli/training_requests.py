@@ -11,6 +11,7 @@ from prolu.activations.options import Source
 from prolu.cli.flags import option_group, values_of
 from prolu.cli.job import Job
 from prolu.cli.options import LatentPageOptions
+from prolu.sae.choices import Normalisation
 from prolu.studies.groups.engine import Engine
 from prolu.studies.recipes import DESCRIPTIONS, RECIPES, Recipe, recipe_named
 from prolu.studies.settings import SweepSettings
@@ -125,6 +126,9 @@ class Study:
     """The number of latents of every run. By default the study's own multiple of the width of the activations."""
     lr: float | None = None
     """The peak learning rate of every run. By default the study's own."""
+    normalisation: Normalisation | None = None
+    """How the rows of activations are scaled in every run: per_token, or none, as for synthetic rows, in which the
+    magnitude of a feature means something. By default the study's own."""
     skip: bool = False
     """Train skip transcoders: a matrix W_skip besides, so that x W_skip is added to the output. This is for transcoders
     only (--hook-out)."""
@@ -181,7 +185,8 @@ class Study:
             recipe = recipe.of_length(self.n_tokens)
         if self.d_sae is not None:
             recipe = recipe.of_width(self.d_sae)
-        given = {} if self.lr is None else {"lr": self.lr}
+        changes = {"lr": self.lr, "normalisation": self.normalisation}
+        given = {name: value for name, value in changes.items() if value is not None}
         recipe = recipe.changed(lambda runs: [replace(run, **given, skip=self.skip) for run in runs])
         # Targets first: they keep one run of each family, and so one seed.
         if self.target_l0:
