@@ -2,8 +2,10 @@
 
     python benchmarks/findings.py                                           # of comparison.md
     python benchmarks/findings.py comparison2026.csv comparison2026-stories260K.csv    # of comparison2026.md
+    python benchmarks/findings.py causes.csv causes-hard.csv                           # of causes.md
 
-The tables of results have no sums by document, so these intervals cover seeds only.
+What is compared is the CE increase, or the FVU where there is no language model. The tables of results have no sums by
+document, so these intervals cover seeds only.
 """
 
 import argparse
@@ -56,6 +58,30 @@ PAIRS_2026 = (
     ("relu + l1", "batchtopk, soft-frozen decoder"),
 )
 """The pairs of the study `comparison2026`: challenger and baseline."""
+
+CAUSES = (
+    ("prolu_relu", "relu"),
+    ("relu, refitted", "relu"),
+    ("prolu_relu", "relu, refitted"),
+    ("prolu_ste", "prolu_relu"),
+    ("jumprelu(1)", "prolu_relu"),
+    ("prolu_ste", "relu"),
+)
+"""The pairs of the study `causes`, within each penalty: the whole gain; what less suppression gives; what the other
+forward pass gives beyond it; and what other gradients give."""
+
+
+def under(family: str, penalty: str) -> str:
+    """Return the name of a family under a penalty: the penalty stands before what else is said of the family."""
+    nonlinearity, *options = family.split(", ")
+    return ", ".join([f"{nonlinearity} + {penalty}", *options])
+
+
+PAIRS = {
+    "comparison2026": PAIRS_2026,
+    "causes": tuple((under(c, p), under(b, p)) for p in ("l1", "sqrt_l1") for c, b in CAUSES),
+}
+"""The pairs of each study, by the beginning of its table's name, up to the first hyphen."""
 
 
 @dataclass(frozen=True)
@@ -117,24 +143,38 @@ def row_of(name: str, verdicts: list[Verdict]) -> str:
     return f"| {name} | {' | '.join(cells)} | {verdicts[0].n_unconverged} of {verdicts[0].n_runs} |"
 
 
-def comparisons2026(file: Path) -> dict[str, list[Verdict]]:
-    """Return the verdicts on the pairs of `comparison2026`, at the four targets."""
+def targets_of(runs: list[dict[str, Any]]) -> list[float]:
+    """Return the target L0s of some runs, ascending."""
+    return sorted({run["target_l0"] for run in runs})
+
+
+def metric_of(runs: list[dict[str, Any]]) -> str:
+    """Return the field that is compared: the CE increase, or the FVU of runs without a language model."""
+    return "fvu" if all(run["degradation"] is None for run in runs) else "degradation"
+
+
+def comparisons_of(file: Path) -> dict[str, list[Verdict]]:
+    """Return the verdicts on a study's pairs, at its target L0s."""
     (runs,) = read_studies(file).values()
     study = Tabled(runs)
-    return {f"{c} against {b}": [matched([study], c, b, l0) for l0 in TARGETS] for c, b in PAIRS_2026}
+    return {
+        f"{c} against {b}": [matched([study], c, b, l0, y=metric_of(runs)) for l0 in targets_of(runs)]
+        for c, b in PAIRS[file.stem.split("-")[0]]
+    }
 
 
 def means(file: Path) -> None:
-    """Print the mean CE increase of each family at each target L0, with the number of converged runs if not all are."""
+    """Print each family's mean at each target L0, with the number of converged runs if not all are."""
     (runs,) = read_studies(file).values()
-    print(f"| target L0 | {' | '.join(map(str, TARGETS))} |")
-    print(f"|{'---|' * (len(TARGETS) + 1)}")
+    targets = targets_of(runs)
+    print(f"| target L0 | {' | '.join(f'{target:g}' for target in targets)} |")
+    print(f"|{'---|' * (len(targets) + 1)}")
     for family in dict.fromkeys(run["family"] for run in runs):
         cells = []
-        for target in TARGETS:
+        for target in targets:
             some = [run for run in runs if run["family"] == family and run["target_l0"] == target]
             n_converged = sum(bool(run["converged"]) for run in some)
-            mean = sum(run["degradation"] for run in some) / len(some)
+            mean = sum(run[metric_of(runs)] for run in some) / len(some)
             l0 = sum(run["l0"] for run in some) / len(some)
             notes = [] if n_converged == len(some) else [f"({n_converged})"]
             notes += [f"at L0 {l0:.1f}"] if abs(l0 / target - 1) > 0.05 else []
@@ -146,13 +186,14 @@ def means(file: Path) -> None:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", help="tables of the study comparison2026, in docs/findings")
+    parser.add_argument("files", nargs="*", help="tables of the studies comparison2026 or causes, in docs/findings")
     files = [FINDINGS / name for name in parser.parse_args().files]
     for file in files:
         means(file)
-    for found in [comparisons2026(file) for file in files] or [comparisons()]:
-        print(f"| at equal L0 | {' | '.join(map(str, TARGETS))} | runs still moving |")
-        print(f"|{'---|' * (len(TARGETS) + 2)}")
+    tables = [(comparisons_of(file), targets_of(*read_studies(file).values())) for file in files]
+    for found, targets in tables or [(comparisons(), TARGETS)]:
+        print(f"| at equal L0 | {' | '.join(f'{target:g}' for target in targets)} | runs still moving |")
+        print(f"|{'---|' * (len(targets) + 2)}")
         for name, verdicts in found.items():
             print(row_of(name, verdicts))
         print()

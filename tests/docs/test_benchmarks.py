@@ -102,12 +102,15 @@ def test_the_findings_are_what_the_library_says():
         assert row in page
 
 
-@pytest.mark.parametrize("table", ["comparison2026.csv", "comparison2026-stories260K.csv"])
-def test_the_findings_of_2026_are_what_the_library_says(table, capsys):
+@pytest.mark.parametrize(("name", "table"), [
+    ("comparison2026.md", "comparison2026.csv"),
+    ("comparison2026.md", "comparison2026-stories260K.csv"),
+])  # fmt: skip
+def test_the_findings_of_a_study_are_what_the_library_says(name, table, capsys):
     findings = loaded("findings")
-    page = (findings.FINDINGS / "comparison2026.md").read_text()
+    page = (findings.FINDINGS / name).read_text()
     findings.means(findings.FINDINGS / table)
     rows = capsys.readouterr().out.splitlines()[2:]
-    compared = findings.comparisons2026(findings.FINDINGS / table)
+    compared = findings.comparisons_of(findings.FINDINGS / table)
     rows += [findings.row_of(name, found) for name, found in compared.items()]
     assert [row for row in rows if row and row not in page] == []
