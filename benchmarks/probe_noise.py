@@ -16,7 +16,8 @@ import numpy as np
 
 import prolu
 from prolu.evaluation.comparison.frontiers import CONVERGENCE_TOLERANCE
-from prolu.evaluation.held_out import HeldOut, probe
+from prolu.evaluation.held_out import HeldOut
+from prolu.evaluation.scoring import probe
 from prolu.training.trainer import Trainer
 
 BATCH = 512

@@ -11,7 +11,8 @@ from prolu.evaluation.comparison.points import points
 from prolu.evaluation.comparison.seed_agreement import seed_agreement
 from prolu.evaluation.comparison.standings import Standing, standings
 from prolu.evaluation.comparison.verdicts import Verdict, matched, verdict_table
-from prolu.evaluation.held_out import HeldOut, evaluate
+from prolu.evaluation.held_out import HeldOut
+from prolu.evaluation.scoring import evaluate
 from prolu.evaluation.splicing import splice
 from prolu.interop.sharing import pull, push
 from prolu.sae.autoencoder import SAE

@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 
 from prolu import SAE, HeldOut, LanguageModel, SAEConfig, evaluate
 from prolu.evaluation.comparison.figures import draw_scale_response, save_figure
-from prolu.evaluation.held_out import choose_blocks, score
+from prolu.evaluation.held_out import choose_blocks
 from prolu.evaluation.latents import latent_figures, scale_response
 from prolu.evaluation.metrics import CodeSums
 from prolu.evaluation.predictions import clean_predictions, kl_of_logits, spliced_losses
+from prolu.evaluation.scoring import score
 from prolu.training.starting_weights import initial_weights
 
 

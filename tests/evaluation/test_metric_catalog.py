@@ -5,7 +5,7 @@ import pytest
 
 from prolu import SAE, HeldOut, SAEConfig
 from prolu.evaluation.comparison.metric_catalog import METRICS, label_of, metric_of
-from prolu.evaluation.held_out import score
+from prolu.evaluation.scoring import score
 from prolu.training.starting_weights import initial_weights
 
 NO_METRICS = {"ce_clean", "ce_zero", "ce_clean_no_bos", "ce_zero_no_bos"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prolu import ActivationStream, HeldOut, Results, RunConfig, evaluate, grid, run_sweep
-from prolu.evaluation.held_out import probe
+from prolu.evaluation.scoring import probe
 from prolu.report.writer import write_report
 from prolu.sae.autoencoder import SAE
 
@@ -207,7 +207,7 @@ def test_a_dead_sae_is_the_zero_splice(tiny_lm, tiny_blocks):
 def test_evaluation_does_not_depend_on_its_passes(tiny_lm, tiny_blocks, study, monkeypatch):
     held_out, sae = HeldOut(tiny_lm, tiny_blocks, 640), study.runs[3].load()
     whole = probe(sae, held_out)
-    monkeypatch.setattr("prolu.evaluation.held_out.ENTRIES_PER_PASS", 1)
+    monkeypatch.setattr("prolu.evaluation.scoring.ENTRIES_PER_PASS", 1)
     assert probe(sae, held_out) == pytest.approx(whole, rel=1e-6)
 
 

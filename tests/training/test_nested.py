@@ -9,7 +9,7 @@ from prolu import SAE, HeldOut, RunConfig, Trainer, evaluate
 from prolu.evaluation.comparison.frontiers import family
 from prolu.evaluation.comparison.prefixes import with_prefix
 from prolu.evaluation.comparison.styles import DASHES, look, marker
-from prolu.evaluation.held_out import PREFIX_FIGURES, score_prefix
+from prolu.evaluation.scoring import PREFIX_FIGURES, score_prefix
 from prolu.report.page import DASHES as PAGE_DASHES
 from prolu.report.page import SYMBOLS
 from prolu.report.writer import write_report

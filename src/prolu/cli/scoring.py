@@ -16,7 +16,8 @@ from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks
 from prolu.cli.job import Job
 from prolu.cli.options import Scoring
 from prolu.cli.score_table import score_table
-from prolu.evaluation.held_out import HeldOut, score
+from prolu.evaluation.held_out import HeldOut
+from prolu.evaluation.scoring import score
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.files import json_text
 from prolu.runtime.progress import Meter

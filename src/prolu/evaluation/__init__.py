@@ -1,6 +1,7 @@
 """What replacing a language model's activations by an SAE's reconstruction costs it, and how families of SAEs compare.
 
-- `held_out`: the scores of one SAE; the only place where an SAE and a language model meet.
+- `held_out`: text or rows to score on, with all that does not depend on an SAE.
+- `scoring`: the scores of one SAE; the only place where an SAE and a language model meet.
 - `metrics`: sparsity, reconstruction and cross-entropy, as sums over tokens.
 - `predictions`: the KL divergence from the language model's clean predictions.
 - `document_sums`: the same sums for each held-out document.
@@ -13,6 +14,7 @@
 - `comparison`: frontiers, verdicts with intervals, claims and figures.
 """
 
-from prolu.evaluation.held_out import HeldOut, Scores, evaluate, probe, score
+from prolu.evaluation.held_out import HeldOut
+from prolu.evaluation.scoring import Scores, evaluate, probe, score
 
 __all__ = ["HeldOut", "Scores", "evaluate", "probe", "score"]

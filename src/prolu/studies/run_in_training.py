@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from prolu.evaluation.comparison.frontiers import is_converged
-from prolu.evaluation.held_out import AnyHeldOut, probe, score, score_prefix
+from prolu.evaluation.held_out import AnyHeldOut
+from prolu.evaluation.scoring import probe, score, score_prefix
 from prolu.runtime.files import json_text, write_atomically
 from prolu.sae.autoencoder import SAE
 from prolu.studies.checkpoints import RunState

@@ -14,7 +14,8 @@ import torch
 from prolu.activations.harvesting import describe_activations
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
-from prolu.evaluation.held_out import HeldOut, Scores, held_out_digest
+from prolu.evaluation.held_out import HeldOut, held_out_digest
+from prolu.evaluation.scoring import Scores
 from prolu.runtime.files import through_json
 from prolu.runtime.names import check_inside, folder_name, plain_name
 from prolu.sae.autoencoder import SAE
