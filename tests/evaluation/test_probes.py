@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from prolu import SAE, LanguageModel, SAEConfig
 from prolu.evaluation import probes
 from prolu.evaluation.probes import ProbeTask, fitted_probe, held_out_modules, probe_figures, python_tasks
-from prolu.evaluation.python_labels import LABELS, python_labels
+from prolu.evaluation.python_labels import LABELS, is_python, python_labels
 from prolu.training.starting_weights import initial_weights
 
 SOURCE = '''def f(x):
@@ -58,6 +58,16 @@ def test_a_token_is_of_a_label_wholly_or_not_at_all():
     assert labels.of_tokens(np.array([[3, 3]]))["string"].tolist() == [-1]
 
 
+def test_only_what_does_something_is_python():
+    assert is_python(SOURCE)
+    assert is_python("import os\n")
+    assert is_python('x = "\\d"')  # an odd escape, of which Python warns
+    assert not any(map(is_python, ("Hello", "A sentence.", "12", "x = (1,", "null\0byte", "# a comment")))
+
+
+KINDS = ("1", "5", "all", "acts")
+
+
 @pytest.fixture(scope="module")
 def tasks():
     """Tasks on directions of 12 dimensions: one that one latent tells, one that no input tells."""
@@ -79,7 +89,8 @@ def identity_sae(d_in=12):
 
 def test_what_one_latent_tells_is_told_and_noise_is_at_chance(tasks):
     figures = probe_figures(identity_sae(), tasks)
-    assert set(figures) == {f"probe_{name}_{kind}" for name in tasks for kind in ("1", "5", "all", "acts")}
+    assert set(figures) == {f"probe_{name}_{kind}" for name in (*tasks, "mean") for kind in KINDS}
+    assert figures["probe_mean_1"] == pytest.approx((figures["probe_told_1"] + figures["probe_untold_1"]) / 2)
     assert figures["probe_told_1"] > 0.9
     assert figures["probe_told_all"] > 0.95 < figures["probe_told_acts"]
     # Four standard errors of 2,000 guesses.

@@ -5,9 +5,11 @@
 - `requests`: the requests of all other commands, likewise.
 - `options`: groups of options that several commands share, or that are long.
 - `flags`: how dataclasses become flags, and the names that other libraries give to our flags.
-- `commands`: what each command checks and does; of `report` in `drawing`, of `eval` in `scoring`.
+- `commands`: what each command checks and does; of `report` in `drawing`, of `eval` in `scoring`, of `probe` in
+  `probing`.
 - `drawing`: pages of latents and reports.
 - `scoring`: saved SAEs scored on held-out text; `score_table`: their scores side by side.
+- `probing`: probes of the latents of finished studies.
 - `job`: the work that a command hands back, and its exit codes.
 
 The requests and options import PyTorch, and what needs it, in their `prepare` only: `--help` must not wait for it.

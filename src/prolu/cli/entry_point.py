@@ -16,7 +16,7 @@ from prolu.activations.options import HarvestSource, Source
 from prolu.cli.flags import add_helps, without_aliases
 from prolu.cli.job import DONE, FAILED, WRONG_REQUEST
 from prolu.cli.options import LatentPageOptions, Scoring
-from prolu.cli.requests import Eval, Export, Harvest, Import, Pull, Push, Report
+from prolu.cli.requests import Eval, Export, Harvest, Import, Probe, Pull, Push, Report
 from prolu.cli.training_requests import TRAIN_DESCRIPTION, Demo, Study, Sweep, Train
 from prolu.runtime.files import FolderBusyError
 from prolu.runtime.hub import HubError
@@ -43,6 +43,7 @@ Command = (
     | Annotated[Sweep, subcommand("sweep")]
     | Annotated[Harvest, subcommand("harvest")]
     | Annotated[Eval, subcommand("eval")]
+    | Annotated[Probe, subcommand("probe")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Import, subcommand("import")]
@@ -51,7 +52,7 @@ Command = (
 )
 
 # The dataclasses whose fields are options: first the commands, then what several of them share.
-for request in (Demo, Train, Sweep, Study, Harvest, Eval, Report, Export, Import, Push, Pull):
+for request in (Demo, Train, Sweep, Study, Harvest, Eval, Probe, Report, Export, Import, Push, Pull):
     add_helps(request)
 for options in (Source, HarvestSource, SweepSettings, Engine, LatentPageOptions, Scoring):
     add_helps(options)

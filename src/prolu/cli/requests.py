@@ -59,6 +59,40 @@ class Eval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Measure what the latents of finished studies tell of a token, and add the figures to their results.
+
+    Probes are logistic regressions on 1, 5 and all latents, for labels that Python's own tokenizer gives: inside a
+    string, inside a comment, part of a number, deeply indented. Their text is the held-out Python source of the study.
+    Run the same command again to resume. `prolu report STUDY --metrics probe_mean_5` compares families by them.
+    """
+
+    studies: Positional[tuple[Path, ...]]
+    """The folders of the studies."""
+    lm: str = ""
+    """The language model, if it has moved since."""
+    data: str = ""
+    """Another text than that of the study, whose held-out tenth is used: a file, a folder, a dataset on the Hugging
+    Face hub, or `builtin` (Python's standard library)."""
+    text_column: str = ""
+    """The column of that text; by default text."""
+    n_characters: int = 2_000_000
+    """The number of characters of Python source to probe on, or all if there are fewer."""
+
+    def prepare(self) -> Job:
+        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
+        from prolu.cli.probing import prepare_probing
+
+        return prepare_probing(
+            self.studies,
+            lm=self.lm,
+            data=self.data,
+            text_column=self.text_column,
+            n_characters=self.n_characters,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """Write a saved SAE in the format of another library. An SAE that the format cannot represent is refused."""
 

@@ -3,8 +3,10 @@
 No person and no model has labelled anything, so a probe that fails says something about the latents, not the labels.
 """
 
+import ast
 import io
 import tokenize
+import warnings
 from tokenize import COMMENT, DEDENT, ENDMARKER, INDENT, NEWLINE, NL, NUMBER, STRING
 from typing import NamedTuple
 
@@ -67,6 +69,21 @@ def _counts(mask: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarra
     """Return how many characters of a mask are in each span."""
     before = np.concatenate([[0], np.cumsum(mask)])
     return before[ends] - before[starts]
+
+
+def is_python(text: str) -> bool:
+    """Return whether a text is Python source: it parses, and does something besides naming values.
+
+    A single English word or a number parses too, as an expression; so at least one statement of another kind is asked
+    for, such as an import, an assignment or a definition.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in the text, which are no concern of ours
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return any(not isinstance(statement, ast.Expr) for statement in tree.body)
 
 
 def python_labels(source: str) -> PythonLabels | None:

@@ -11,6 +11,7 @@
 - `folder`, `results`: the folder of a study, and its finished runs.
 - `records`: checks of what is read of a study that may be a stranger's.
 - `scored_study`: SAEs that were scored here and trained elsewhere.
+- `added_figures`, `probing`: figures that are added to finished runs, such as those of probes.
 - `cost`: what a study will cost; from the sizes of a language model (`model_sizes`) and this machine's `rates`.
 - `groups`: runs dealt to several processes.
 """

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from prolu.evaluation.document_sums import DocumentSums
+from prolu.evaluation.python_labels import LABELS
 from prolu.runtime.checks import one_of
 
 CE_INCREASE = "degradation"
@@ -167,6 +168,17 @@ _OF_TRUTH = (
 )  # fmt: skip
 """The scores against features that are known by construction; `evaluation.truth` defines them."""
 
+_PROBED = {name: f"probes of {name} tokens" for name in LABELS} | {"mean": "probes, mean over labels"}
+_PROBED_ON = {"1": "1 latent", "5": "5 latents", "all": "all latents"}
+
+_OF_PROBES = tuple(
+    Metric(f"probe_{label}_{kind}", f"accuracy of {words} ({latents})", f"accuracy of {words} ({latents})", "",
+           "higher", "difference", "linear")
+    for label, words in _PROBED.items()
+    for kind, latents in _PROBED_ON.items()
+)  # fmt: skip
+"""The accuracies of probes, which `prolu probe` adds to a study; `evaluation.probes` defines them."""
+
 _TWICE = (*_OF_CODE, *_OF_RECONSTRUCTION, *_OF_PREDICTIONS)
 """The metrics that are recorded over all positions, and once more without position 0 of each block."""
 
@@ -181,7 +193,7 @@ def _without_bos(metric: Metric) -> Metric:
     )
 
 
-_ONCE = (*_OF_LATENTS, *_OF_THE_RIGHT_L0, *_OF_TRUTH)
+_ONCE = (*_OF_LATENTS, *_OF_THE_RIGHT_L0, *_OF_TRUTH, *_OF_PROBES)
 
 METRICS = {metric.name: metric for metric in (*_TWICE, *_ONCE, *map(_without_bos, _TWICE))}
 """Every metric, by its name in results.jsonl."""
