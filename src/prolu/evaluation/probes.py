@@ -226,20 +226,23 @@ def probe_accuracy(x: Float[Tensor, "n d"], labels: Bool[Tensor, " n"], is_test:
     return (guesses == labels[is_test]).double().mean().item()
 
 
-def fitted_probe(x: Float[Tensor, "n d"], labels: Bool[Tensor, " n"]) -> Float[Tensor, " d_plus_1"]:
+def fitted_probe(
+    x: Float[Tensor, "n d"], labels: Bool[Tensor, " n"], *, weight_with: float = 1.0
+) -> Float[Tensor, " d_plus_1"]:
     """Return the coefficients w of a logistic regression and, last, its intercept c.
 
     They minimise mean log(1 + exp(-s (w . x + c))) + RIDGE / 2 ||w||^2, with s = 1 for tokens with the label and -1 for
-    the others.
+    the others. The loss of a token with the label is multiplied by `weight_with`.
     """
     weights = torch.zeros(x.shape[1] + 1, requires_grad=True)
     target = labels.float()
+    weight = torch.tensor(weight_with)
     optimiser = torch.optim.LBFGS([weights], max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()
         logits = x @ weights[:-1] + weights[-1]
-        value = torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
+        value = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
         value = value + RIDGE / 2 * weights[:-1].square().sum()
         value.backward()
         return value
