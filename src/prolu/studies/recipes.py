@@ -173,7 +173,7 @@ matrix that is frozen in a random baseline."""
 
 CAUSES_FAMILIES = [
     ("relu", 0),
-    ("relu", 2**16),
+    ("relu", 2**18),
     ("prolu_relu", 0),
     ("prolu_ste", 0),
     ("jumprelu(1)", 0),

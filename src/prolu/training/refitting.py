@@ -15,17 +15,20 @@ from prolu.sae.autoencoder import SAE
 MOST_LATENTS = 16_384
 """The largest number of latents whose gains are found: the equations are a matrix [d_sae, d_sae] in fp64."""
 
-RIDGE = 1e-9
-"""What is added to the equations' diagonal, relative to it, so that latents that always fire together have gains."""
-
 
 class GainRefit:
-    """The least-squares gains g of an SAE's latents, gathered from activations batch by batch.
+    """The gains g of an SAE's latents, gathered from activations batch by batch.
 
-    They minimise the sum over tokens of |y - b - sum_i g_i f_i W_dec[i]|^2, where y is what the SAE is to give (its
-    input x, or a transcoder's target) and b its output without latents. With G = sum over tokens of f f^T, the normal
-    equations are (G * (W_dec W_dec^T)) g = sum over tokens of f * ((y - b) W_dec^T), where * is entry by entry. All is
-    in the space in which the SAE works, and in fp64.
+    They minimise
+
+        sum over tokens of |y - b - sum_i g_i f_i W_dec[i]|^2  +  s^2 * sum_i (g_i - 1)^2
+
+    where y is what the SAE is to give (its input x, or a transcoder's target), b its output without latents, and s^2
+    the mean over tokens and dimensions of its squared error as it is. So a gain leaves 1 as far as the tokens give
+    reason to: the second term is a prior with mean 1 and standard deviation 1. Without it a latent that was active on a
+    few tokens, with tiny values, gets a gain of thousands, which fits these tokens and no others. With G = sum over
+    tokens of f f^T, the equations are (G * (W_dec W_dec^T) + s^2 I) g = sum over tokens of f * ((y - b) W_dec^T) + s^2,
+    where * is entry by entry. All is in the space in which the SAE works, and in fp64.
     """
 
     def __init__(self, sae: SAE):
@@ -34,6 +37,8 @@ class GainRefit:
         d_sae = len(self._rows)
         self._gram = torch.zeros(d_sae, d_sae, dtype=torch.float64, device=self._rows.device)
         self._right = torch.zeros(d_sae, dtype=torch.float64, device=self._rows.device)
+        self._squared_error = torch.zeros((), dtype=torch.float64, device=self._rows.device)
+        self._n_entries = 0
 
     @torch.no_grad()
     def add_(self, x: Tensor, target: Tensor | None = None) -> None:
@@ -46,18 +51,25 @@ class GainRefit:
         latents = self._sae.encode_normalised(x)
         left = (x if target is None else target) - self._sae.reconstruct_normalised(torch.zeros_like(latents), x)
         wide = latents.double()
+        wide_left = left.double()
         self._gram += wide.T @ wide
-        self._right += (wide * (left.double() @ self._rows.T)).sum(0)
+        self._right += (wide * (wide_left @ self._rows.T)).sum(0)
+        self._squared_error += (wide_left - wide @ self._rows).square().sum()
+        self._n_entries += left.numel()
 
     def gains(self) -> Tensor:
         """Return the gain of each latent, [d_sae], fp64; 1 for latents that were active on none of the tokens."""
+        prior = self._squared_error / max(1, self._n_entries)
         equations = self._gram * (self._rows @ self._rows.T)
         gains = torch.ones_like(self._right)
         active = equations.diagonal() > 0
         if bool(active.any()):
             used = equations[active][:, active]
-            used.diagonal().mul_(1 + RIDGE)
-            gains[active] = torch.cholesky_solve(self._right[active][:, None], torch.linalg.cholesky(used))[:, 0]
+            # The last summand is for SAEs without error, whose equations may be singular.
+            used.diagonal().add_(prior + 1e-12 * used.diagonal().max())
+            gains[active] = torch.cholesky_solve((self._right[active] + prior)[:, None], torch.linalg.cholesky(used))[
+                :, 0
+            ]
         return gains
 
     def refitted(self) -> SAE:
