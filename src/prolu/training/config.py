@@ -129,7 +129,8 @@ class RunConfig:
     refit_tokens: int = 0
     """After training, multiply each decoder row by the gain with which all latents together reconstruct this many
     training tokens best: least squares, with a prior that keeps gains near 1 where few tokens tell. Which latents are
-    active stays the same, so this takes away suppression, and nothing else. 0: decoder rows stay as they were trained, as in the paper."""
+    active stays the same, so this takes away suppression, and nothing else. 0: decoder rows stay as they were trained,
+    as in the paper."""
     normalisation: Normalisation = "per_token"
     """How activations are scaled: per_token scales each to norm sqrt(d_in), none leaves them as they are. The target of
     a transcoder is scaled by the factor of its input, so that its output needs no more than its input to be scaled
