@@ -7,13 +7,14 @@ from prolu.activations.store import ActivationStore
 from prolu.activations.store_writer import harvest
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import TokenBlocks
+from prolu.evaluation.attribution import Attribution, attribute, logit_difference
 from prolu.evaluation.comparison.points import points
 from prolu.evaluation.comparison.seed_agreement import seed_agreement
 from prolu.evaluation.comparison.standings import Standing, standings
 from prolu.evaluation.comparison.verdicts import Verdict, matched, verdict_table
 from prolu.evaluation.held_out import HeldOut
 from prolu.evaluation.scoring import evaluate
-from prolu.evaluation.splicing import splice
+from prolu.evaluation.splicing import splice, steer
 from prolu.interop.sharing import pull, push
 from prolu.sae.autoencoder import SAE
 from prolu.sae.nonlinearities import ProLU, prolu
@@ -28,6 +29,7 @@ __all__ = [
     "SAE",
     "ActivationStore",
     "ActivationStream",
+    "Attribution",
     "Harvest",
     "HeldOut",
     "LanguageModel",
@@ -39,10 +41,12 @@ __all__ = [
     "TokenBlocks",
     "Trainer",
     "Verdict",
+    "attribute",
     "evaluate",
     "grid",
     "harvest",
     "load_blocks",
+    "logit_difference",
     "matched",
     "points",
     "prolu",
@@ -53,6 +57,7 @@ __all__ = [
     "seed_agreement",
     "splice",
     "standings",
+    "steer",
     "verdict_table",
     "with_seeds",
 ]

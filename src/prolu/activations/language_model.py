@@ -189,11 +189,11 @@ class LanguageModel:
             ValueError: they are not token ids of this model, or there are more than it takes.
         """
         if isinstance(tokens, str):
-            return self.activations(self._ids_of(tokens))
+            return self.activations(self.token_ids(tokens))
         if isinstance(tokens, list | tuple):
             texts = [text for text in tokens if isinstance(text, str)]
             if texts and len(texts) == len(tokens):
-                return [self.activations(self._ids_of(text)) for text in texts]
+                return [self.activations(self.token_ids(text)) for text in texts]
         ids = as_token_ids(tokens)
         found = torch.cat([self.activations_at([self.hook], part)[0] for part in self._batches(torch.atleast_2d(ids))])
         return found if ids.ndim == 2 else found[0]
@@ -204,9 +204,10 @@ class LanguageModel:
         Where a character is spread over several tokens, the last of them has it and the others are empty, so that the
         strings joined are the text behind BOS.
         """
-        return token_strings(self.tokenizer, self._ids_of(text).tolist())
+        return token_strings(self.tokenizer, self.token_ids(text).tolist())
 
-    def _ids_of(self, text: str) -> Tensor:
+    def token_ids(self, text: str) -> Int[Tensor, " ctx"]:
+        """Return the token ids of a text, with BOS before them."""
         return torch.tensor([self.bos, *self.tokenizer(text, add_special_tokens=False)["input_ids"]])
 
     def activations_at(self, hooks: Sequence[str], tokens: Int[Tensor, "n ctx"]) -> list[Float[Tensor, "n ctx d_in"]]:

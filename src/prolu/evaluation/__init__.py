@@ -10,7 +10,9 @@
 - `truth`: how an SAE stands to features that are known by construction.
 - `agreement`: whether the latents of one SAE are found again in another.
 - `probes`: how well single latents tell what is known of a token; `python_labels`: what is known of Python source.
-- `splicing`: an SAE in place of a model's activations, in any forward pass.
+- `splicing`: an SAE in place of a model's activations in any forward pass, with its latents edited.
+- `edits`: the usual edits of latents.
+- `attribution`: what each latent contributes to a logit difference.
 - `comparison`: frontiers, verdicts with intervals, claims and figures.
 """
 
