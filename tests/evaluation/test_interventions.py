@@ -34,10 +34,16 @@ def transcoder_of(skip, **config):
     return sae_of(d_out=16, skip=skip, **config)
 
 
-@pytest.fixture
-def lm(tiny_lm_folder):
-    """Of a model of its own, so that nothing is left in another test's."""
+@pytest.fixture(scope="module")
+def own_lm(tiny_lm_folder):
     return LanguageModel(tiny_lm_folder, HOOK)
+
+
+@pytest.fixture
+def lm(own_lm):
+    """Of a model of these tests' own, in which each leaves nothing behind."""
+    yield own_lm
+    assert n_hooks(own_lm.model) == 0
 
 
 @pytest.fixture
@@ -313,8 +319,8 @@ def test_wrong_places_are_named_and_nothing_is_left_hooked(lm):
     narrow = "transformer.h.1.mlp.c_fc.output"  # 64 wide
     transcoder = transcoder_of(False)
     for context, message in (
-        (splice(lm, sae_of(), narrow), rf"hook '{narrow}': activations of width 64, but the SAE has d_in = 16"),
-        (splice(lm, transcoder, READ, hook_out=narrow), r"activations of width 64, but the SAE has d_out = 16"),
+        (splice(lm, sae_of(), narrow), rf"hook '{narrow}': its activations have width 64, but the SAE has d_in = 16"),
+        (splice(lm, transcoder, READ, hook_out=narrow), r"its activations have width 64, but the SAE has d_out = 16"),
         (splice(lm, transcoder, WRITE, hook_out=READ), rf"hook_out '{READ}': the model reaches it before the hook"),
         (splice(lm, sae_of()), "hook: this SAE does not know where it was trained"),
         (splice(lm, sae_of(), HOOK, hook_out=WRITE), "an SAE has none"),
@@ -322,7 +328,7 @@ def test_wrong_places_are_named_and_nothing_is_left_hooked(lm):
         (splice(lm, transcoder, READ, hook_out="blocks.9.hook_mlp_out"), "this model has blocks 0-2"),
         (steer(lm, sae_of(), 7, 1.0), "hook: this SAE does not know where it was trained"),
         (steer(lm, sae_of(), 40, 1.0, hook=HOOK), "latent 40: this SAE has the latents 0-39"),
-        (steer(lm, sae_of(), 7, 1.0, hook=narrow), "activations of width 64, but the SAE has d_in = 16"),
+        (steer(lm, sae_of(), 7, 1.0, hook=narrow), "its activations have width 64, but the SAE has d_in = 16"),
         (steer(lm, sae_of(), 7, 1.0, hook="blocks.1.hook_z"), "the site must be one of"),
     ):
         with pytest.raises(ValueError, match=message), context:

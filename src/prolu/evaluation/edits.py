@@ -89,7 +89,7 @@ def edited(latents: Float[Tensor, "*batch d_sae"], edits: Sequence[Edit]) -> Flo
 
 
 def _numbers(latents: Numbers) -> tuple[int, ...]:
-    several = latents if isinstance(latents, Iterable) and getattr(latents, "ndim", 1) else [latents]
+    several: Iterable[Any] = latents if isinstance(latents, Iterable) and getattr(latents, "ndim", 1) else [latents]
     try:
         # Each once: what two values at one place would give is not defined.
         return tuple(dict.fromkeys(operator.index(latent) for latent in several))
