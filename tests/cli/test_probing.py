@@ -1,10 +1,13 @@
 """The command `probe`: figures of latents are added to a study whose text is Python, and no other text is probed."""
 
 import pytest
+import torch
 
 from prolu import RunConfig, run_sweep, with_seeds
 from prolu.cli.entry_point import main
 from prolu.evaluation import probes
+from prolu.evaluation.absorption import task_of
+from prolu.studies import probing
 from prolu.studies.results import Results
 
 
@@ -18,7 +21,8 @@ def study(tiny_stream, tmp_path, monkeypatch):
 def test_figures_of_probes_are_metrics_of_the_study(study, capsys):
     command = ["probe", str(study.folder), "--data", "builtin", "--n-characters", "150000"]
     assert main(command) == 0
-    printed = capsys.readouterr().out
+    printed, messages = capsys.readouterr()
+    assert "left out: first letters: the tokenizer has" in messages
     assert "probe_mean_5" in printed
     assert printed.count("+-") == 2 * 4
     results = Results.load(study.folder)
@@ -33,6 +37,22 @@ def test_figures_of_probes_are_metrics_of_the_study(study, capsys):
     lines = (study.folder / "results.jsonl").read_bytes()
     assert main(command) == 0
     assert (study.folder / "results.jsonl").read_bytes() == lines
+
+
+def test_absorption_is_measured_where_the_text_is_no_python(study, monkeypatch, capsys):
+    acts = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
+    letters = torch.arange(400) % 10
+    acts[torch.arange(400), letters] += 20
+    task = task_of(acts, letters, torch.arange(400) >= 300, range(10))
+    monkeypatch.setattr(probing, "letter_task", lambda lm: task)
+    assert main(["probe", str(study.folder)]) == 0
+    printed, messages = capsys.readouterr()
+    assert "left out: probes: data" in messages
+    assert "absorption_fraction" in printed
+    for record in Results.load(study.folder).records:
+        assert record["absorption_letters"] == 10
+        assert all(0 <= record[name] <= 1 for name in ("absorption_full", "absorption_fraction"))
+        assert "probe_text" not in record
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def scores(tiny_lm, tiny_blocks):
 
 def test_the_catalogue_has_every_score_that_is_recorded_and_no_other(scores):
     # Of rows of known features only, and added to a study by `prolu probe`.
-    elsewhere = {name for name in METRICS if name.startswith(("truth_", "probe_"))}
+    elsewhere = {name for name in METRICS if name.startswith(("truth_", "probe_", "absorption_", "sae_probes_"))}
     assert METRICS.keys() - elsewhere == scores[0].figures.keys() - NO_METRICS
     assert all(name == metric.name for name, metric in METRICS.items())
 

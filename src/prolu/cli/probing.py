@@ -1,10 +1,12 @@
 """The command `probe`: figures of the latents of finished studies that take a text of their own to measure."""
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prolu.activations.language_model import LanguageModel
 from prolu.activations.resolving import check_is_there
 from prolu.activations.source import open_language_model
 from prolu.cli.job import Job
@@ -13,11 +15,13 @@ from prolu.runtime.checks import at_least_1
 from prolu.runtime.files import locked
 from prolu.runtime.names import shown
 from prolu.runtime.progress import Meter
-from prolu.studies.added_figures import measure_runs
-from prolu.studies.probing import python_probes
+from prolu.studies.added_figures import Measure, measure_runs
+from prolu.studies.probing import letter_absorption, python_probes
 from prolu.studies.results import Results
 
-SHOWN = ("probe_mean_1", "probe_mean_5", "probe_mean_all", "probe_mean_acts")
+logger = logging.getLogger(__name__)
+
+SHOWN = ("probe_mean_1", "probe_mean_5", "probe_mean_all", "probe_mean_acts", "absorption_fraction")
 """The figures that are printed; results.jsonl has more."""
 
 
@@ -46,7 +50,7 @@ def prepare_probing(folders: Sequence[Path], *, lm: str, data: str, text_column:
         with locked(results.folder):  # nothing is in training there, which would keep what is found from being written
             stream = _stream(results, lm, data, text_column)
         opened = open_language_model(stream, described_by=f"the study {results.folder}")
-        prepared.append((results, [python_probes(stream, opened, n_characters)]))
+        prepared.append((results, _measures(stream, opened, n_characters)))
 
     def job() -> None:
         for results, measures in prepared:
@@ -55,6 +59,30 @@ def prepare_probing(folders: Sequence[Path], *, lm: str, data: str, text_column:
             print("\n".join(_table(Results.load(results.folder))))
 
     return [job]
+
+
+def _measures(stream: Mapping[str, Any], lm: LanguageModel, n_characters: int) -> list[Measure]:
+    """Return what can be measured of the SAEs of a study, and say why the rest cannot be.
+
+    Raises:
+        ValueError: nothing can be.
+    """
+    makers: list[Callable[[], Measure]] = [
+        lambda: python_probes(stream, lm, n_characters),
+        lambda: letter_absorption(lm),
+    ]
+    found = []
+    reasons = []
+    for make in makers:
+        try:
+            found.append(make())
+        except ValueError as problem:
+            reasons.append(str(problem))
+    if not found:
+        raise ValueError("; ".join(reasons))
+    for reason in reasons:
+        logger.info("left out: %s", reason)
+    return found
 
 
 def _stream(results: Results, lm: str, data: str, text_column: str) -> Mapping[str, Any]:

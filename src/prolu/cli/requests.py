@@ -64,6 +64,9 @@ class Probe:
 
     Probes are logistic regressions on 1, 5 and all latents, for labels that Python's own tokenizer gives: inside a
     string, inside a comment, part of a number, deeply indented. Their text is the held-out Python source of the study.
+    Absorption of first letters is measured where the language model's tokenizer has enough words, and its activations
+    tell their letters. What cannot be measured is left out, with the reason.
+
     Run the same command again to resume. `prolu report STUDY --metrics probe_mean_5` compares families by them.
     """
 

@@ -13,6 +13,7 @@
 - `splicing`: an SAE in place of a model's activations in any forward pass, with its latents edited.
 - `edits`: the usual edits of latents.
 - `attribution`: what each latent contributes to a logit difference.
+- `absorption`: how much of first letters other latents have taken from the latents for them.
 - `comparison`: frontiers, verdicts with intervals, claims and figures.
 """
 

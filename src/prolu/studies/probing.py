@@ -1,14 +1,17 @@
-"""What is measured of the latents of a study on its own held-out text: probes of Python source."""
+"""What `prolu probe` measures of the latents of a study: probes of its Python source, absorption of first letters."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
+
+import torch
 
 from prolu.activations.documents import Documents, is_held_out
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.text_rows import Rows
 from prolu.activations.token_blocks import LATER_FACTS, holds_blocks
+from prolu.evaluation.absorption import absorption_figures, letter_task
 from prolu.evaluation.probes import activation_figures, labelled_python, latent_figures, tasks_of
 from prolu.evaluation.python_labels import is_python
 from prolu.sae.autoencoder import SAE
@@ -94,3 +97,18 @@ def python_probes(stream: Mapping[str, Any], lm: LanguageModel, n_characters: in
         return latent_figures(sae, tasks) | of_activations
 
     return Measure("probe_text", digest, figures_of)
+
+
+def letter_absorption(lm: LanguageModel) -> Measure:
+    """Return the absorption of first letters in a study's SAEs.
+
+    Args:
+        lm: the study's language model at its hook.
+
+    Raises:
+        ValueError: its tokenizer has too few words, or its activations tell too few letters.
+    """
+    task = letter_task(lm)
+    parts = (task.letters, task.is_test, *(torch.tensor([letter]) for letter in task.probes))
+    digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+    return Measure("absorption_words", digest, partial(absorption_figures, task=task))

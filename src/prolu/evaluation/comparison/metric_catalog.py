@@ -179,6 +179,23 @@ _OF_PROBES = tuple(
 )  # fmt: skip
 """The accuracies of probes, which `prolu probe` adds to a study; `evaluation.probes` defines them."""
 
+_OF_ABSORPTION = (
+    Metric("absorption_fraction", "absorption", "absorption of first letters (fraction)", "", "lower", "difference",
+           "linear"),
+    Metric("absorption_full", "full absorption", "full absorption of first letters (fraction)", "", "lower",
+           "difference", "linear"),
+    Metric("absorption_splits", "latents per letter", "latents per first letter", "", "neither", "difference",
+           "linear"),
+)  # fmt: skip
+"""The absorption of first letters, which `prolu probe` adds too; `evaluation.absorption` defines it."""
+
+_OF_SAE_PROBES = tuple(
+    Metric(f"sae_probes_mean_{k}_auc", f"AUC of sae-probes (k = {k})", f"AUC of sae-probes, k = {k}", "", "higher",
+           "difference", "linear")
+    for k in (1, 5, 16)
+)  # fmt: skip
+"""Means over data sets of the benchmark sae-probes, which are added by `interop.sae_probes`."""
+
 _TWICE = (*_OF_CODE, *_OF_RECONSTRUCTION, *_OF_PREDICTIONS)
 """The metrics that are recorded over all positions, and once more without position 0 of each block."""
 
@@ -193,7 +210,7 @@ def _without_bos(metric: Metric) -> Metric:
     )
 
 
-_ONCE = (*_OF_LATENTS, *_OF_THE_RIGHT_L0, *_OF_TRUTH, *_OF_PROBES)
+_ONCE = (*_OF_LATENTS, *_OF_THE_RIGHT_L0, *_OF_TRUTH, *_OF_PROBES, *_OF_ABSORPTION, *_OF_SAE_PROBES)
 
 METRICS = {metric.name: metric for metric in (*_TWICE, *_ONCE, *map(_without_bos, _TWICE))}
 """Every metric, by its name in results.jsonl."""
