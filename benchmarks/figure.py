@@ -7,9 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from matplotlib import pyplot as plt
-
-from prolu.evaluation.comparison.figures import save_figure
+from prolu.evaluation.comparison.figures import Figure, save_figure
 
 LABELS = {
     "sparse_numba": "prolu, sparse (numba)",
@@ -28,7 +26,8 @@ def main() -> None:
     stock, reuse, out = (Path(name) for name in sys.argv[1:])
     results = [json.loads(file.read_text()) for file in (stock, reuse)]
     names = [name for name in LABELS if name in results[0]["variants"]]
-    figure, axes = plt.subplots(figsize=(7.2, 0.6 + 0.5 * len(names)))
+    figure = Figure(figsize=(7.2, 0.6 + 0.5 * len(names)))
+    axes = figure.subplots()
     for offset, result, ink, label in (
         (-0.19, results[0], "#0072B2", "stock allocator"),
         (0.19, results[1], "#9ecae1", "heap reuse"),

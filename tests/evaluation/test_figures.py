@@ -5,12 +5,20 @@ import math
 
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
 
 from prolu.evaluation.comparison.claims import compare_families
 from prolu.evaluation.comparison.figures import draw_frontier, save_figure
 from prolu.evaluation.comparison.points import points
-from prolu.evaluation.comparison.styles import COLOURS, DASHES, MARKERS, colours, lines, pareto_points
+from prolu.evaluation.comparison.styles import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    OTHER_MARKERS,
+    colours,
+    lines,
+    marker_of,
+    pareto_points,
+)
 from prolu.report.page import DASHES as PAGE_DASHES
 from prolu.report.page import SYMBOLS, PageContent, page_data, render_page
 
@@ -50,10 +58,25 @@ def test_colours_stand_out_from_the_paper(dark, paper):
         assert (high + 0.05) / (low + 0.05) > 2.5
 
 
-def test_every_penalty_and_random_baseline_has_its_marker_and_dash():
+def test_no_two_nonlinearities_are_told_apart_by_colour_alone():
+    assert MARKERS.keys() == COLOURS.keys()
     assert len(set(MARKERS.values())) == len(MARKERS)
-    assert MARKERS.keys() == DASHES.keys() == PAGE_DASHES.keys()
-    assert set(MARKERS.values()) <= SYMBOLS.keys()
+    assert not set(OTHER_MARKERS) & set(MARKERS.values())
+    assert set(MARKERS.values()) | set(OTHER_MARKERS) <= SYMBOLS.keys()
+    assert marker_of("jumprelu(0.3)") == MARKERS["jumprelu"]
+    assert marker_of("prolu(0,1,1)") in OTHER_MARKERS
+    figure = draw_frontier(list(study()), "l0", "degradation")
+    styles = [(line.get_marker(), line._unscaled_dash_pattern) for line in legend_lines(figure)]
+    assert len(set(map(str, styles))) == len(FAMILIES)
+
+
+def legend_lines(figure):
+    return figure.legends[0].get_lines()[: len(FAMILIES)]
+
+
+def test_every_penalty_and_random_baseline_has_its_dash():
+    assert len(set(map(str, DASHES.values()))) == len(DASHES)
+    assert DASHES.keys() == PAGE_DASHES.keys()
 
 
 FAMILIES = [(n, p) for n in ("relu", "prolu_relu", "prolu_ste") for p in ("l1", "sqrt_l1")]
@@ -77,10 +100,9 @@ def test_a_figure_of_ten_families(tmp_path):
     (axes,) = figure.axes
     assert len(axes.containers) == 20  # converged or not, each with error bars
     assert [text.get_text() for text in figure.legends[0].get_texts()][-2:] == ["not converged", "Pareto-best"]
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert figure.legends[0].get_window_extent().x0 > axes.get_window_extent().x1  # beside it, and whole
     assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
-    plt.close(figure)
 
 
 def test_heights_are_logarithmic_only_where_they_are_far_apart():
@@ -90,7 +112,6 @@ def test_heights_are_logarithmic_only_where_they_are_far_apart():
         figure = draw_frontier(some, "l0", "degradation")
         assert figure.axes[0].get_yscale() == scale
         assert scale == "log" or figure.axes[0].get_ylim()[0] == 0
-        plt.close(figure)
 
 
 def test_a_nonlinearity_has_its_colour_whatever_its_arguments():

@@ -7,7 +7,6 @@ import math
 import re
 
 import pytest
-from matplotlib import pyplot as plt
 from rich.console import Console
 
 from prolu import Results, standings
@@ -22,7 +21,7 @@ from prolu.report.terminal import print_summary
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """Three families with three seeds at two target L0s; the second family is better by a tenth in everything."""
-    monkeypatch.setattr(writer, "save_figure", lambda figure, *files: plt.close(figure))
+    monkeypatch.setattr(writer, "save_figure", lambda figure, *files: None)
     folder = tmp_path / "study"
     records = [
         {

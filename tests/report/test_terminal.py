@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -218,7 +217,7 @@ def test_one_sae_gets_a_headline_and_no_claims(one_sae, width):
 
 
 def test_the_page_of_one_sae_has_its_headline_and_no_claims(one_sae, monkeypatch):
-    monkeypatch.setattr(writer, "save_figure", lambda figure, *_: plt.close(figure))
+    monkeypatch.setattr(writer, "save_figure", lambda figure, *_: None)
     page = writer.write_report([one_sae]).page.read_text()
     for text in ("1.75%, 3.00%, 5.00%", "0.125", "run-0/sae.safetensors", 'href="#headline"', "1 of 1 SAE finished"):
         assert text in page
@@ -288,7 +287,7 @@ def test_a_circle_only_where_it_can_be_written():
 
 
 def test_the_command_has_an_option_for_all_verdicts(one_sae, monkeypatch, capsys):
-    monkeypatch.setattr(writer, "save_figure", lambda figure, *_: plt.close(figure))
+    monkeypatch.setattr(writer, "save_figure", lambda figure, *_: None)
     study = study_of(SHAPES["paper"], one_sae.folder)
     for r in study.records:
         (study.folder / r["run_id"]).mkdir(exist_ok=True)

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from matplotlib import pyplot as plt
 
 from prolu import Results
 from prolu.cli.entry_point import main
@@ -47,7 +46,7 @@ def readings(monkeypatch):
     monkeypatch.setattr(results, "read_study", counted("config", study_folder.read_study))
     monkeypatch.setattr(results, "read_json_lines", counted("results", results.read_json_lines))
     monkeypatch.setattr(writer, "compare_families", counted("verdicts", writer.compare_families))
-    monkeypatch.setattr(writer, "save_figure", lambda figure, *files: plt.close(figure))
+    monkeypatch.setattr(writer, "save_figure", lambda figure, *files: None)
     return counts
 
 

@@ -94,3 +94,71 @@ def test_lines_where_there_is_no_terminal(monkeypatch, capsys):
     assert re.fullmatch(r"training 10%  \d+ s passed", first)
     assert re.fullmatch(r"training 50%  \d+ tokens/s, \d+ SAE-tokens/s  \d+ s passed, \d+ s left", second)
     assert heard == [("training", 100, 1000), ("training", 500, 1000)]
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr("prolu.runtime.progress.time.monotonic", lambda: next(clock))
+
+
+def shown_in_notebook(written):
+    """What a notebook shows of its output: after a carriage return, a line is written over from its beginning."""
+    found = []
+    for line in written.split("\n"):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        found.append(shown.rstrip())
+    return found
+
+
+@pytest.mark.usefixtures("notebook")
+def test_a_notebook_has_one_line_that_is_written_over(capsys):
+    looks = iter(["L0 9.1", "L0 7.2", "L0 5.3"])
+    with Meter("training", 1000, n_saes=3, figures=lambda: next(looks)) as meter:
+        meter.advance(250)
+        meter.advance(250)
+        with Meter("evaluating", 10) as inner:
+            with doing("compiling kernels"):
+                inner.advance(5)
+            inner.advance(5)
+        meter.advance(500)
+    with Meter("looking at latents", 10):
+        pass
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.count("\n") == 2
+    parts = [part.rstrip() for part in re.split(r"[\r\n]", captured.out) if part]
+    assert parts[0] == "training 0%"
+    assert parts[1] == "training 25%, L0 9.1"  # after one batch nothing is known of the rate
+    assert re.fullmatch(r"training 50%, \d+ s left, L0 7.2", parts[2])
+    assert parts[3:5] == ["evaluating 0%", "evaluating 0%, compiling kernels"]
+    assert re.fullmatch(r"evaluating 100%, \d+ s", parts[6])
+    first, second, rest = shown_in_notebook(captured.out)
+    assert re.fullmatch(r"training 100%, \d+ s, L0 5.3", first)
+    assert second.startswith("looking at latents 0%")
+    assert rest == ""
+
+
+@pytest.mark.usefixtures("notebook")
+def test_the_line_of_a_notebook_ends_when_work_is_interrupted(capsys):
+    with suppress(KeyboardInterrupt), Meter("training", 1000) as outer:
+        outer.advance(10)
+        with Meter("evaluating", 10):
+            raise KeyboardInterrupt
+    with Meter("training", 1000, shown=False):
+        outer.advance(0)
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_a_line_that_is_not_due_is_not_written(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    monkeypatch.setattr("prolu.runtime.progress.time.monotonic", lambda: 5.0)
+    looks = []
+    with Meter("training", 1000, figures=lambda: looks.append(1) or "") as meter:
+        for _ in range(100):
+            meter.advance(10)
+    assert capsys.readouterr().out.count("\r") == 2
+    assert not looks

@@ -15,7 +15,7 @@ import pytest
 from prolu import ActivationStream, Harvest, Results, RunConfig, grid, run_sweeps
 from prolu.cli.entry_point import main
 from prolu.studies import checkpoints, study_in_training, trackers
-from prolu.studies.results import Run
+from prolu.studies.runs import Run
 from prolu.studies.settings import SweepSettings
 from prolu.studies.trackers import check_trackers
 from support.interruptions import dies_at_step

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from prolu.evaluation.latents import density_quartiles
-from prolu.studies.results import Run
+from prolu.studies.runs import Run
 
 CONVERGED = {
     True: "converged",

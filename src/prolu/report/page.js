@@ -142,7 +142,8 @@ function swatch(family) {
   const { symbol: shape, dash } = data.families[family];
   const colour = ink(family);
   const marks = { circle: '<circle cx="17" cy="7" r="4"/>', square: '<rect x="13" y="3" width="8" height="8"/>', "triangle-up": '<path d="M17 2l5 9h-10z"/>',
-    "triangle-down": '<path d="M17 12l5-9h-10z"/>', diamond: '<path d="M17 1.5l5 5.5l-5 5.5l-5-5.5z"/>', cross: '<path d="M15 2h4v3h3v4h-3v3h-4v-3h-3v-4h3z"/>' };
+    "triangle-down": '<path d="M17 12l5-9h-10z"/>', diamond: '<path d="M17 1.5l5 5.5l-5 5.5l-5-5.5z"/>', cross: '<path d="M15 2h4v3h3v4h-3v3h-4v-3h-3v-4h3z"/>',
+    "triangle-left": '<path d="M12 7l9-5v10z"/>', "triangle-right": '<path d="M22 7l-9-5v10z"/>', x: '<path d="M14 2l3 3l3-3l2 2l-3 3l3 3l-2 2l-3-3l-3 3l-2-2l3-3l-3-3z"/>' };
   const dashes = dash === "solid" ? "" : `stroke-dasharray="${dash.replaceAll("px", "")}"`;
   return `<svg viewBox="0 0 34 14" aria-hidden="true"><line x1="0" x2="34" y1="7" y2="7" stroke="${colour}" stroke-width="2" ${dashes}/>`
     + `<g fill="${colour}">${Object.keys(data.studies).length ? "" : marks[shape] ?? ""}</g></svg>`;

@@ -245,7 +245,7 @@ def _style(r: Record) -> dict[str, Any]:
 
 
 def _study_symbols(records: Sequence[Record]) -> dict[str, str]:
-    """Return a marker for every study; none if there is only one, where markers tell penalties apart instead."""
+    """Return a marker for every study; none if there is only one, where markers tell nonlinearities apart instead."""
     pooled = study_names(records)
     if len(pooled) < 2:
         return {}

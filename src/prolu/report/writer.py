@@ -31,7 +31,8 @@ from prolu.runtime.files import write_atomically
 from prolu.runtime.names import check_inside, folder_name
 from prolu.sae.autoencoder import WEIGHTS_FILE
 from prolu.studies.records import RESULTS_FILE, check_reported, read_curve
-from prolu.studies.results import Results, Run, records_of
+from prolu.studies.results import Results, records_of
+from prolu.studies.runs import Run
 
 FIGURES_FOLDER = "figures"
 PAGE_FILE = "report.html"

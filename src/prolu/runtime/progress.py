@@ -1,4 +1,4 @@
-"""Progress with rates and the time left: a bar on a terminal, a line now and then elsewhere."""
+"""Progress with rates and the time left: a bar on a terminal, one line in a notebook, a line now and then elsewhere."""
 
 import sys
 import time
@@ -12,8 +12,13 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
+from prolu.runtime.notebooks import in_notebook
+
 SECONDS_BETWEEN_LINES = 15.0
 """The time between two lines of progress where standard error is not a terminal, in seconds."""
+
+SECONDS_BETWEEN_REWRITES = 0.5
+"""The time after which the line of progress in a notebook is written again, in seconds."""
 
 WIDTH_OF_SAE_RATE = 100
 """The columns from which on a terminal also shows the rate in SAE-tokens."""
@@ -33,7 +38,16 @@ class Meter:
     meter that is started while another one runs has a line of its own below it, until it ends.
     """
 
-    def __init__(self, what: str, n_tokens: int, n_saes: int = 1, *, unit: str = "tokens", shown: bool = True):
+    def __init__(
+        self,
+        what: str,
+        n_tokens: int,
+        n_saes: int = 1,
+        *,
+        unit: str = "tokens",
+        shown: bool = True,
+        figures: Callable[[], str] | None = None,
+    ):
         """Start the clock.
 
         Args:
@@ -42,6 +56,8 @@ class Meter:
             n_saes: The number of SAEs that see each token; the rate is then also given in SAE-tokens.
             unit: What is counted.
             shown: Whether anything is shown. Listeners are called in either case.
+            figures: Returns what a notebook shows of the work besides, such as the L0 so far. It is called at most once
+                each time that the line is written.
         """
         self._what = what
         self._total = n_tokens
@@ -52,13 +68,18 @@ class Meter:
         self._start = time.monotonic()
         self._last_line = self._start
         is_terminal = Console(stderr=True).is_terminal
-        self._prints_lines = shown and not is_terminal
-        self._has_bar = shown and is_terminal
+        self._in_notebook = shown and in_notebook()
+        self._prints_lines = shown and not is_terminal and not self._in_notebook
+        self._has_bar = shown and is_terminal and not self._in_notebook
+        self._figures = figures
+        self._shown_figures = ""
         self._bar: TaskID | None = None
 
     def __enter__(self) -> "Meter":
         if self._has_bar:
             self._bar = _bars.open(self._what, self._total, self._n_saes, self._unit)
+        if self._in_notebook:
+            _notebook_line.open(self)
         return self
 
     def __exit__(
@@ -67,6 +88,8 @@ class Meter:
         if self._bar is not None:
             _bars.close(self._bar)
             self._bar = None
+        if self._in_notebook:
+            _notebook_line.close(self)
 
     def advance(self, n_tokens: int) -> None:
         """Count tokens that are done, each once however many SAEs saw it."""
@@ -80,6 +103,8 @@ class Meter:
         if self._prints_lines and now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
             print(self._line(now), file=sys.stderr, flush=True)
+        if self._in_notebook:
+            _notebook_line.advanced(now)
 
     def forget(self, n_tokens: int) -> None:
         """Take tokens out of the total that were done earlier. Counted as done now, they would raise the rate."""
@@ -107,15 +132,77 @@ class Meter:
         rates = _rates(self.tokens_per_second, self._n_saes, self._unit)
         return f"{self._what} {fraction:.0%}  {rates}  {passed}, {seconds_left:.0f} s left"
 
+    def look(self) -> None:
+        """Find out what a notebook shows besides. It may compute, so it is done by the thread that does the work."""
+        if self._figures is not None:
+            self._shown_figures = self._figures()
+
+    def line_of_notebook(self, now: float) -> str:
+        """Return what the line in a notebook says of this work."""
+        fraction = f"{self._what} {self._done / max(self._total, 1):.0%}"
+        if self._done >= self._total:
+            left = f"{now - self._start:.0f} s"
+        elif self._n_advances < 2:
+            left = ""  # nothing is known yet of the rate
+        else:
+            left = f"{(self._total - self._done) / max(self.tokens_per_second, 1e-9):.0f} s left"
+        return ", ".join(part for part in (fraction, left, self._shown_figures) if part)
+
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
     """Show what the running work waits for, such as "compiling kernels", in place of its rate."""
     _bars.note(what)
+    _notebook_line.note(what)
     try:
         yield
     finally:
         _bars.note("")
+        _notebook_line.note("")
+
+
+class _NotebookLine:
+    """The one line of progress below a cell, on standard output, which is written over as work goes on.
+
+    It is that of the newest work. When the last work ends, the next line begins. It needs no widgets, so it is the same
+    in every notebook, and in the file that is saved.
+    """
+
+    def __init__(self):
+        self._open: list[Meter] = []
+        self._width = 0
+        self._written = -SECONDS_BETWEEN_REWRITES
+
+    def open(self, meter: Meter) -> None:
+        """Show a meter in place of the one before."""
+        self._open.append(meter)
+        self._write(meter.line_of_notebook(time.monotonic()))
+
+    def close(self, meter: Meter) -> None:
+        """Show the last state of a meter, and then the one before it; or go to the next line if there is none."""
+        self._write(meter.line_of_notebook(time.monotonic()))
+        self._open.remove(meter)
+        if not self._open:
+            print(flush=True)
+            self._width = 0
+
+    def advanced(self, now: float) -> None:
+        """Write the line again if it is time to."""
+        if self._open and now - self._written >= SECONDS_BETWEEN_REWRITES:
+            self._open[-1].look()
+            self._write(self._open[-1].line_of_notebook(now))
+
+    def note(self, text: str) -> None:
+        """Show a text behind the newest work's own until it goes on; an empty one changes nothing."""
+        if self._open and text:
+            self._write(f"{self._open[-1].line_of_notebook(time.monotonic())}, {text}")
+
+    def _write(self, text: str) -> None:
+        # Spaces cover what a longer line has left. A line that ended with the carriage return would be cleared by the
+        # next text that anybody prints.
+        print("\r" + text.ljust(self._width), end="", flush=True)
+        self._width = len(text)
+        self._written = time.monotonic()
 
 
 class _Bars:
@@ -198,6 +285,7 @@ class _Pace(ProgressColumn):
 
 
 _bars = _Bars()
+_notebook_line = _NotebookLine()
 
 
 def _rates(tokens_per_second: float, n_saes: int, unit: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from prolu.runtime.files import json_text, write_atomically
 from prolu.runtime.hub import MAIN, HubError, fetch, place_of
 from prolu.runtime.names import shown
+from prolu.runtime.notebooks import html_facts
 from prolu.sae.latents import Latents, RowScale
 from prolu.sae.nonlinearities import activate, nonlinearity_named
 from prolu.sae.saved_sae import (
@@ -143,6 +144,16 @@ class SAE(torch.nn.Module):
         place = f", {self.hook}{to_hook} of {self.lm}" if self.hook else ""
         widths = f"{self.d_in} -> {self.d_sae}" + (f" -> {self.d_out}" if self.is_transcoder else "")
         return f"{self.config.nonlinearity}, {widths}{place}"
+
+    def _repr_html_(self) -> str:
+        kind = "transcoder" if self.is_transcoder else "SAE"
+        facts = {"nonlinearity": self.config.nonlinearity, "d_in": f"{self.d_in:,}", "d_sae": f"{self.d_sae:,}"}
+        facts |= {"d_out": f"{self.d_out:,}"} if self.is_transcoder else {}
+        facts |= {"language model": self.lm, "hook": self.hook}
+        facts |= {"hook it writes at": self.hook_out} if self.is_transcoder else {}
+        facts |= {"activations are scaled": self.config.normalisation, "and centred": "yes" if self.centred else "no"}
+        facts |= {"weights": f"{self.dtype} on {self.device}".removeprefix("torch.")}
+        return html_facts(f"{kind}: {self.extra_repr()}", {name: value for name, value in facts.items() if value})
 
     def encode(self, acts: Activations) -> Float[Tensor, "*batch d_sae"]:
         """Return the latents f of activations as they come from the language model.

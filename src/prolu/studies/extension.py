@@ -31,7 +31,7 @@ def check_folder(out: Path, study: Mapping[str, Any], batch_size: int) -> None:
     for number, (old, new) in enumerate(zip(held["runs"], asked["runs"], strict=True)):
         if not _differ_in_length(old, new):
             continue
-        refusal = extension_refusal(out, _as_config(old), _as_config(new), batch_size)
+        refusal = extension_refusal(out, RunConfig.recorded(old), RunConfig.recorded(new), batch_size)
         if refusal is not None:
             name = next(name for name in sorted(LENGTH_FIELDS) if old.get(name) != new.get(name))
             raise _another_study(
@@ -141,14 +141,6 @@ def _resampling_within(run: RunConfig, n_steps: int, batch_size: int) -> tuple[l
     resampled = [step for step in resampling.steps if step < n_steps]
     counting = [step for step in range(n_steps) if resampling.restarts_count(step)]
     return resampled, counting
-
-
-def _as_config(values: Mapping[str, Any]) -> RunConfig:
-    """Return the RunConfig whose fields JSON gave back, tuples as lists, without those that its version lacked."""
-    settings: dict[str, Any] = dict(LATER_FIELDS) | {
-        name: tuple(v) if isinstance(v, list) else v for name, v in values.items()
-    }
-    return RunConfig(**settings)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prolu.evaluation.comparison.curves import check_l0
 from prolu.evaluation.comparison.frontiers import Record, family, pareto_best
@@ -16,9 +16,14 @@ from prolu.evaluation.comparison.standings import Standing, standings
 from prolu.evaluation.comparison.verdicts import Verdict, verdict_table
 from prolu.runtime.checks import one_of
 from prolu.runtime.files import read_json_lines
-from prolu.sae.autoencoder import SAE
+from prolu.runtime.notebooks import Rows, html_table
 from prolu.studies.folder import failures, read_study
 from prolu.studies.records import RESULTS_FILE, check_records, scores_lacking, warn_once
+from prolu.studies.runs import Frontier, Run, columns_of, frame_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NEEDED = {"run_id", "nonlinearity", "penalty", "coeff", "converged", "l0", "l1", "mse", "degradation", "recovered"}
 """The fields that every line of results.jsonl must have. Older versions wrote fewer than this one does, but these."""
@@ -27,46 +32,7 @@ NEAR_L0 = 1.25
 """The largest ratio of two L0s that `Results.best` takes for nearly equal."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run of a study."""
-
-    folder: Path
-    """The folder of the run."""
-    record: Record
-    """The run's line of results.jsonl: its settings and its scores, by name."""
-
-    def load(self) -> SAE:
-        """Load the trained SAE."""
-        return SAE.load(self.folder)
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """The converged runs that no other converged run beats in two scores, both of which are better when lower."""
-
-    x: str
-    """The name of the first score."""
-    y: str
-    """The name of the second score."""
-    runs: list[Run]
-    """The runs on the frontier, in order of x."""
-    all_runs: list[Run]
-    """All finished runs of the study."""
-
-    def plot(self, file: str | Path) -> None:
-        """Draw all runs, with a line per family, the frontier marked, and hollow markers for unconverged runs.
-
-        Args:
-            file: The file to write, whose suffix is .svg, .png or .pdf.
-        """
-        # matplotlib, which `import prolu` must not wait for
-        from prolu.evaluation.comparison.figures import draw_frontier, save_figure
-
-        save_figure(draw_frontier([run.record for run in self.all_runs], self.x, self.y), Path(file))
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """The finished runs of a study.
 
@@ -129,7 +95,7 @@ class Results:
         """The seed of the order in which the study's runs saw activations."""
         return self.config["stream"].get("seed", 0)
 
-    def verdicts(self, l0s: Sequence[float] | None = None, *, y: str = "", unconverged: bool = True) -> list[Verdict]:
+    def verdicts(self, l0s: Sequence[float] | None = None, *, y: str = "", unconverged: bool = True) -> Rows[Verdict]:
         """Compare every family with `relu + l1` and `relu + sqrt_l1` at equal L0, with 95% intervals.
 
         Args:
@@ -146,7 +112,7 @@ class Results:
 
     def standings(
         self, metrics: Sequence[str] | None = None, l0s: Sequence[float] | None = None, *, unconverged: bool = True
-    ) -> list[Standing]:
+    ) -> Rows[Standing]:
         """Return what every family reaches in several metrics at equal L0, and how probably it is the best.
 
         Args:
@@ -223,9 +189,49 @@ class Results:
         metric = main_metric(self.records)
         return min(near, key=lambda run: run.record[metric]) if near else min(runs, key=distance)
 
+    @property
     def families(self) -> list[str]:
-        """Return the families in the study, in order of appearance."""
+        """The families in the study, in order of appearance."""
         return list(dict.fromkeys(family(r) for r in self.records))
+
+    def plot(self, ax: "Axes | None" = None, *, x: str = "l0", y: str = "") -> "Figure":
+        """Draw all runs in one plane, as `Frontier.plot` does.
+
+        Args:
+            ax: The axes to draw into; by default those of a new figure.
+            x: The name of the score on the horizontal axis.
+            y: The name of the other score; by default as in `frontier`.
+
+        Returns:
+            The figure, which a notebook shows if it is the last line of a cell.
+
+        Raises:
+            ValueError: There is no score of that name.
+        """
+        return self.frontier(x, y).plot(ax=ax)
+
+    def to_pandas(self) -> Any:
+        """Return a pandas DataFrame with a row per run: its family, then the fields of results.jsonl.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        return frame_of(self.records)
+
+    def __repr__(self) -> str:
+        return f"Results({self._described()})"
+
+    def _repr_html_(self) -> str:
+        if not self.records:
+            return html_table(f"Results: {self._described()}", [])
+        failed = [f"{run_id} failed: {reason}" for run_id, reason in self.failures.items()]
+        return html_table(f"Results: {self._described()}", columns_of(self.records), *failed)
+
+    def _described(self) -> str:
+        n_converged = sum(r["converged"] is True for r in self.records)
+        n_families = len(self.families)
+        families = f"{n_families} families" if n_families != 1 else "one family"
+        return f"{self.folder}: {len(self.records)} runs of {families}, {n_converged} converged"
 
 
 def pool(studies: Sequence[Results], *, hooks_apart: bool = False) -> list[dict[str, Any]]:

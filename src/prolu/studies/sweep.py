@@ -24,6 +24,7 @@ from prolu.runtime.stopping import StoppedError, one_sentence
 from prolu.sae.choices import Normalisation
 from prolu.studies.checkpoints import Clock
 from prolu.studies.folder import failures, finished_runs, read_study, tidy, write_study
+from prolu.studies.live_figures import LiveFigures
 from prolu.studies.preflight import prepare_folders
 from prolu.studies.request import StudyRequest, requests_at_hooks
 from prolu.studies.results import Results
@@ -55,7 +56,10 @@ def train_together(studies: Sequence[StudyInTraining], clock: Clock, interrupt: 
     first_step = min(run.n_updates for run in runs)
     last_step = max(run.trainer.n_steps for run in runs)
     batch_size = studies[0].stream.batch_size
-    with Meter("training", (last_step - first_step) * batch_size, len(runs), shown=progress) as meter:
+    # Each rank of a mesh has a part of the weights only.
+    figures = LiveFigures(studies) if studies[0].mesh.n_ranks == 1 else None
+    n_tokens = (last_step - first_step) * batch_size
+    with Meter("training", n_tokens, len(runs), shown=progress, figures=figures) as meter:
         for step in range(first_step, last_step):
             _resample_dead_latents(studies, step)
             for study in studies:

@@ -3,11 +3,12 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prolu.runtime.checks import at_least_1
+from prolu.runtime.notebooks import changed_fields, html_facts
 from prolu.sae.choices import TAKES_L0, TAKES_TARGET, Normalisation
 from prolu.training.config_checks import check_run
 from prolu.training.schedule import Schedule
@@ -177,6 +178,15 @@ class RunConfig:
         check_run(self)
         self._find_start()
 
+    def __repr__(self) -> str:
+        return f"RunConfig({', '.join(f'{name}={value!r}' for name, value in changed_fields(self).items())})"
+
+    def _repr_html_(self) -> str:
+        changed = changed_fields(self)
+        others = {f.name: repr(getattr(self, f.name)) for f in fields(self) if f.name not in changed}
+        facts = {name: repr(value) for name, value in changed.items()}
+        return html_facts(f"RunConfig of {self.family}, with {len(others)} defaults", facts, others)
+
     def _find_start(self) -> None:
         if self.init_from is not None and self.init_digest is None:
             from prolu.sae.saved_sae import weights_digest
@@ -212,6 +222,20 @@ class RunConfig:
         if not self.has_target_l0:
             unused.add("l0_integration_steps")
         return {name: value for name, value in recorded.items() if name not in unused}
+
+    @classmethod
+    def recorded(cls, values: Mapping[str, Any]) -> "RunConfig":
+        """Return the config that `describe` recorded, as JSON gave it back; what does not belong to it is left out."""
+        known = {f.name for f in fields(cls)}
+        # JSON has no tuples. Fields that an earlier version lacked have the values that their absence means.
+        settings: dict[str, Any] = dict(LATER_FIELDS) | {
+            name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known
+        }
+        config = cls(**settings)
+        if "l0_integration_steps" not in values and not config.has_target_l0:
+            # Left out because it was not used: whoever goes on from this config gets the value of today.
+            object.__setattr__(config, "l0_integration_steps", cls.l0_integration_steps)
+        return config
 
     @property
     def trained_penalty(self) -> str:

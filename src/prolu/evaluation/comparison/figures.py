@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 
 import matplotlib
 
-# Before pyplot is imported: figures are written to files only, so no display may be looked for.
-matplotlib.use("agg")
-from matplotlib import pyplot as plt
+# Without pyplot, which keeps all figures, looks for a display, and shows figures a second time in a notebook.
+from matplotlib import figure as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -32,6 +30,7 @@ from prolu.evaluation.comparison.styles import (
     lines,
     look,
     marker,
+    marker_of,
     pareto_points,
 )
 from prolu.evaluation.latents import Response
@@ -52,8 +51,17 @@ UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"Creation
 """The metadata, by a file's ending, that keeps the date out of it: the same study gives the same bytes."""
 
 
-def save_figure(figure: Figure, *files: Path) -> None:
-    """Write a figure to each of these files, in the format of its ending (svg, pdf or png), and close it."""
+class Figure(mpl.Figure):
+    """A figure that a notebook shows as the last line of a cell, whether or not matplotlib is set up there."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png", bbox_inches="tight")
+        return content.getvalue()
+
+
+def save_figure(figure: mpl.Figure, *files: Path) -> None:
+    """Write a figure to each of these files, in the format of its ending: svg, pdf or png."""
     # Without a fixed salt, matplotlib draws the names of an SVG's elements at random; 42 embeds fonts as TrueType, so
     # that a PDF's text can be selected.
     with matplotlib.rc_context({"svg.hashsalt": "prolu", "pdf.fonttype": 42}):
@@ -63,10 +71,11 @@ def save_figure(figure: Figure, *files: Path) -> None:
             ending = file.suffix.removeprefix(".")
             figure.savefig(content, format=ending, bbox_inches="tight", dpi=160, metadata=UNDATED.get(file.suffix))
             write_atomically(file, content.getvalue())
-    plt.close(figure)
 
 
-def draw_frontier(records: Sequence[Record], x: str, y: str, title: str | None = None) -> Figure:
+def draw_frontier(
+    records: Sequence[Record], x: str, y: str, title: str | None = None, *, axes: Axes | None = None
+) -> mpl.Figure:
     """Return the figure of all families in one plane.
 
     A large point is a mean over init seeds with its 95% t intervals, small points are the runs. Points are filled if
@@ -77,10 +86,16 @@ def draw_frontier(records: Sequence[Record], x: str, y: str, title: str | None =
         x: the figure on the horizontal axis, by its name in results.jsonl.
         y: the figure on the vertical axis, likewise.
         title: the title, if it is not the usual one of the plane.
+        axes: the axes to draw into, whose figure is returned then; by default those of a new figure.
     """
     found = points(records, x, y)
-    many = len(families(records)) > MANY
-    figure, axes = plt.subplots(figsize=(8.6, 5.4) if many else (7.2, 5.0), layout="constrained")
+    # The legend of many families is as wide as axes that are one of several.
+    many = axes is None and len(families(records)) > MANY
+    if axes is None:
+        figure = Figure(figsize=(8.6, 5.4) if many else (7.2, 5.0), layout="constrained")
+        axes = figure.subplots()
+    else:
+        figure = axes.figure.figure  # of a part of a figure, the whole
     for line in lines(found):
         _draw_line(axes, line, records, x, y)
     if (x, y) in FRONTIER_PLANES:
@@ -153,14 +168,14 @@ def _draw_rings(axes: Axes, best: Sequence[Point]) -> None:
     )
 
 
-def _draw_legend(figure: Figure, axes: Axes, records: Sequence[Record], *, beside: bool) -> None:
+def _draw_legend(figure: mpl.Figure, axes: Axes, records: Sequence[Record], *, beside: bool) -> None:
     """Draw the legend inside the axes, or beside them where it would hide too much."""
     pooled = study_names(records)
     handles = []
     for name, first in families(records).items():
         ink = colour(first["nonlinearity"])
         dash = DASHES.get(look(first), OTHER_DASH)
-        # With several studies pooled, markers tell studies apart and not penalties.
+        # With several studies pooled, markers tell studies apart and not nonlinearities.
         shape = "" if len(pooled) > 1 else marker(first, pooled)
         handles.append(Line2D([], [], color=ink, linestyle=dash, marker=shape, markersize=5, label=_label(name)))
     if len(pooled) > 1:
@@ -209,7 +224,8 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], reco
         curves: the lines of each run's metrics.jsonl, by run_id; runs without any are left out.
         records: the runs.
     """
-    figure, all_axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    all_axes = figure.subplots(1, 3)
     panels = {"l0": "L0 of the batch", "mse": "MSE of the batch", "dead": "latents silent for a tenth of the run"}
     for axes, (name, title) in zip(all_axes, panels.items(), strict=True):
         for record in records:
@@ -217,7 +233,9 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], reco
             ink = colour(record["nonlinearity"])
             dash = DASHES.get(look(record), OTHER_DASH)
             tokens = [r["tokens"] / 1e6 for r in rows]
-            axes.plot(tokens, [r[name] for r in rows], linestyle=dash, color=ink, linewidth=0.9, alpha=0.7)
+            shape = marker(record, [])
+            style = {"linestyle": dash, "color": ink, "marker": shape, "markevery": 0.25, "markersize": 3}
+            axes.plot(tokens, [r[name] for r in rows], linewidth=0.9, alpha=0.7, **style)
         axes.set(xlabel="training tokens, millions", title=title)
         if name != "dead":  # which may be 0
             axes.set_yscale("log")
@@ -225,7 +243,8 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], reco
     handles = []
     for name, r in families(records).items():
         dash = DASHES.get(look(r), OTHER_DASH)
-        handles.append(Line2D([], [], color=colour(r["nonlinearity"]), linestyle=dash, label=_label(name)))
+        style = {"color": colour(r["nonlinearity"]), "linestyle": dash, "marker": marker(r, []), "markersize": 5}
+        handles.append(Line2D([], [], label=_label(name), **style))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9, handlelength=3)
     return figure
 
@@ -245,13 +264,15 @@ class ResponseLine(NamedTuple):
 
 def draw_magnitude_response(found: Sequence[ResponseLine]) -> Figure:
     """Return the figure of latent values against true magnitudes: a line per family, and the truth beside them."""
-    figure, axes = plt.subplots(figsize=(6.4, 5.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 5.4), layout="constrained")
+    axes = figure.subplots()
     end = max((max(line.magnitudes) for line in found), default=1.0)
     axes.plot([0, end], [0, end], color="#bbbbbb", linewidth=1, zorder=0, label="truth")
     for line in found:
         style = {"color": colour(line.record["nonlinearity"]), "linestyle": DASHES.get(look(line.record), OTHER_DASH)}
         label = f"{_label(family(line.record))}, L0 {line.l0:.3g}"
-        axes.plot(line.magnitudes, line.values, marker="o", markersize=3, linewidth=1.3, label=label, **style)
+        shape = marker(line.record, [])
+        axes.plot(line.magnitudes, line.values, marker=shape, markersize=4, linewidth=1.3, label=label, **style)
     axes.set(xlabel=MAGNITUDE, ylabel=LATENT_VALUE, title="Latent values against true magnitudes", xlim=0, ylim=0)
     _set_frame(axes)
     axes.legend(frameon=False, fontsize=8)
@@ -267,10 +288,12 @@ def draw_scale_response(responses: Mapping[str, Mapping[float, Response]]) -> Fi
         responses: results of `latents.scale_response`, by label. A label that begins with a nonlinearity, such as
             `prolu_ste + l1`, has its colour.
     """
-    figure, (gains, fractions) = plt.subplots(1, 2, figsize=(10, 4.0))
+    figure = Figure(figsize=(10, 4.0))
+    gains, fractions = figure.subplots(1, 2)
     for label, by_scale in responses.items():
         scales = sorted(by_scale)
-        style = {"color": colour(label.split(" + ")[0]), "marker": "o", "markersize": 4, "linewidth": 1.3}
+        nonlinearity = label.split(" + ")[0]
+        style = {"color": colour(nonlinearity), "marker": marker_of(nonlinearity), "markersize": 4, "linewidth": 1.3}
         gains.plot(scales, [by_scale[k].gain for k in scales], label=_label(label), **style)
         fractions.plot(scales, [by_scale[k].still_active for k in scales], **style)
     gains.axhline(1, color="#bbbbbb", linewidth=0.8, zorder=0)

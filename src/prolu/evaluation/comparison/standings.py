@@ -22,7 +22,8 @@ from prolu.evaluation.comparison.intervals import (
 )
 from prolu.evaluation.comparison.metric_catalog import METRICS, Metric, check_compared
 from prolu.evaluation.comparison.replicates import DocumentResamples, FinishedStudy
-from prolu.evaluation.comparison.wording import ONE_SEED
+from prolu.evaluation.comparison.wording import ONE_SEED, shown_l0
+from prolu.runtime.notebooks import Rows
 from prolu.runtime.rng import keyed_generator
 
 USUAL = ("degradation", "kl", "fvu", "dead_fraction")
@@ -67,6 +68,20 @@ class Standing(NamedTuple):
     reason: str = ""
     """Why there is no value, or no probability."""
 
+    def cells(self) -> dict[str, str]:
+        """Return the texts of its row in a table, by the titles of the columns."""
+        has_rank = not math.isnan(self.p_best)
+        return {
+            "metric": METRICS[self.metric].words,
+            "L0": shown_l0(self.l0),
+            "family": self.family,
+            "value": "" if math.isnan(self.value) else f"{self.value:.4g}",
+            "95% interval": f"{self.low:.4g} to {self.high:.4g}" if math.isfinite(self.low) else "",
+            "probability of being best": f"{self.p_best:.0%}" if has_rank else "",
+            "rank": f"{self.best_rank} to {self.worst_rank}" if has_rank else "",
+            "why not": self.reason,
+        }
+
 
 def standings(
     studies: FinishedStudy | Sequence[FinishedStudy],
@@ -74,8 +89,10 @@ def standings(
     l0s: Sequence[float] | None = None,
     *,
     unconverged: bool = True,
-) -> list[Standing]:
+) -> Rows[Standing]:
     """Return every family's value of several metrics at some L0s, with its interval and its probability of being best.
+
+    The list is shown as a table in a notebook, and its `to_pandas()` is a table with a row per standing.
 
     Families are read at the largest training budget that most of them have, each from the same SAEs for all metrics:
     of several settings, those that are best in the first metric.
@@ -106,7 +123,7 @@ def standings(
         check_l0(l0)
     for name in metrics or ():
         check_compared(name)
-    return standings_of(Comparisons(studies, unconverged=unconverged), metrics, l0s)
+    return Rows(standings_of(Comparisons(studies, unconverged=unconverged), metrics, l0s))
 
 
 def standings_of(

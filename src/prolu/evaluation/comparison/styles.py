@@ -26,22 +26,19 @@ OTHER_COLOURS = (("#882255", "#c65f95"), ("#7A7A1F", "#c2c266"), ("#117733", "#6
 """The colours from which a nonlinearity that `COLOURS` lacks gets one."""
 
 MARKERS = {
-    "l1": "o",
-    "sqrt_l1": "s",
-    "l0": "^",
-    "tanh": "h",
-    "quadratic_l0": "p",
-    "frequency_l0": "d",
-    "gated_l1": "D",
-    "none": "v",
-    "decoder": "<",
-    "encoder": ">",
-    "soft_decoder": "X",
-    "nested": "8",
-    "refitted": "H",
+    "relu": "o",
+    "prolu_relu": "s",
+    "prolu_ste": "^",
+    "gated": "D",
+    "jumprelu": "v",
+    "jumprelu_plain": "<",
+    "jumprelu_ste": ">",
+    "topk": "P",
+    "batchtopk": "X",
 }
-"""The marker of each `look`, in a figure of one study."""
-OTHER_MARKER = "P"
+"""The marker of each nonlinearity, in a figure of one study, so that colour is never all that tells two apart."""
+OTHER_MARKERS = "hp8d"
+"""The markers from which a nonlinearity that `MARKERS` lacks gets one."""
 SHAPES = "os^Dv*P"
 """The markers of studies, in a figure of several."""
 DASHES: dict[str, LineStyleType] = {
@@ -92,9 +89,12 @@ def planes(records: Sequence[Record]) -> list[tuple[str, str]]:
 
 def colours(nonlinearity: str) -> tuple[str, str]:
     """Return the colours of a nonlinearity, whatever its arguments, on white and on black."""
-    known = COLOURS.get(nonlinearity.partition("(")[0])
-    # Python's hash differs between processes; the sum of characters gives the same colour every time.
-    return known or OTHER_COLOURS[sum(map(ord, nonlinearity)) % len(OTHER_COLOURS)]
+    return COLOURS.get(nonlinearity.partition("(")[0]) or OTHER_COLOURS[_number(nonlinearity) % len(OTHER_COLOURS)]
+
+
+def _number(nonlinearity: str) -> int:
+    """Return a number that stands for a nonlinearity. Python's hash differs between processes, this one does not."""
+    return sum(map(ord, nonlinearity))
 
 
 def colour(nonlinearity: str) -> str:
@@ -103,7 +103,7 @@ def colour(nonlinearity: str) -> str:
 
 
 def look(record: Record) -> str:
-    """Return what a run's line style and marker stand for.
+    """Return what a run's line style stands for.
 
     That is its penalty; or of a random baseline its frozen matrix, and of a nested loss or refitted decoder that it is
     one.
@@ -116,10 +116,16 @@ def look(record: Record) -> str:
 
 
 def marker(record: Record, pooled: Sequence[str]) -> str:
-    """Return the marker of a run: that of its study if several are pooled, otherwise that of its `look`."""
+    """Return the marker of a run: that of its study if several are pooled, otherwise that of its nonlinearity."""
     if len(pooled) > 1:
         return SHAPES[pooled.index(record["study"]) % len(SHAPES)]
-    return MARKERS.get(look(record), OTHER_MARKER)
+    return marker_of(record["nonlinearity"])
+
+
+def marker_of(nonlinearity: str) -> str:
+    """Return the marker of a nonlinearity, whatever its arguments."""
+    known = MARKERS.get(nonlinearity.partition("(")[0])
+    return known or OTHER_MARKERS[_number(nonlinearity) % len(OTHER_MARKERS)]
 
 
 def families(records: Sequence[Record]) -> dict[str, Record]:

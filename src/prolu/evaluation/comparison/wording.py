@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import Literal, NamedTuple
 
 from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS
+from prolu.runtime.notebooks import html_facts
 
 LOWER = "lower"
 HIGHER = "higher"
@@ -69,6 +70,24 @@ class Verdict(NamedTuple):
         """
         better = METRICS[self.metric].better
         return None if self.verdict not in (LOWER, HIGHER) or better == "neither" else self.verdict == better
+
+    def __repr__(self) -> str:
+        return f"Verdict({self})"
+
+    def _repr_html_(self) -> str:
+        return html_facts(str(self), self.cells())
+
+    def cells(self) -> dict[str, str]:
+        """Return the texts of its row in a table, by the titles of the columns."""
+        return {
+            "family": self.challenger,
+            "against": self.baseline,
+            "L0": shown_l0(self.l0),
+            f"change of {METRICS[self.metric].words}": shown_change(self) + (_unit(self) if shown_change(self) else ""),
+            "95% interval": shown_interval(self),
+            "verdict": shown_verdict(self),
+            "from": shown_ground(self),
+        }
 
     def __str__(self) -> str:
         head = f"{self.challenger} against {self.baseline} at L0 {shown_l0(self.l0)}: "

@@ -15,7 +15,8 @@ from prolu.report.latents.browser import FEATURES_FOLDER, INDEX_FILE, PageSource
 from prolu.report.latents.firings import HeldOutText
 from prolu.runtime.progress import Meter
 from prolu.sae.saved_sae import WEIGHTS_FILE, read_provenance
-from prolu.studies.results import Results, Run
+from prolu.studies.results import Results
+from prolu.studies.runs import Run
 
 Which = Literal["frontier", "all", "none"]
 
