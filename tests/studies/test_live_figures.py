@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from prolu import ActivationStream, RunConfig, Trainer, grid, run_sweep
-from prolu.evaluation.held_out import held_out_of, score_prefix
+from prolu.evaluation.held_out import held_out_of
+from prolu.evaluation.scoring import score_prefix
 from prolu.runtime import progress
 from prolu.studies import live_figures
 from prolu.studies.live_figures import LiveFigures

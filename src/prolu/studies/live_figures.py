@@ -5,7 +5,8 @@ import math
 import time
 from collections.abc import Sequence
 
-from prolu.evaluation.held_out import AnyHeldOut, held_out_of, score_prefix
+from prolu.evaluation.held_out import AnyHeldOut, held_out_of
+from prolu.evaluation.scoring import score_prefix
 from prolu.studies.run_in_training import RunInTraining
 from prolu.studies.study_in_training import StudyInTraining
 
