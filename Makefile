@@ -57,7 +57,7 @@ package: $(INSTALLED)  ## wheel and sdist in build/package, checked, and the whe
 
 oldest:  ## the fast tests with the oldest versions that pyproject.toml allows, in .venv-oldest (Python 3.11; 5 GB, torch's CUDA build)
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable . pytest hypothesis beartype
+	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable . pytest hypothesis beartype ipykernel nbclient
 	@# Without shapes enforced: the import hook of old jaxtyping wraps what numba compiles.
 	.venv-oldest/bin/python -m pytest -m 'not slow and not browser' -o addopts='-q --strict-markers -p no:cacheprovider'
 
