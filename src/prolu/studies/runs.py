@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CONVERGED = {True: "yes", False: "still moving", None: "not known"}
-"""Whether a run has converged, in a table; None of an SAE that another library trained."""
+CONVERGED = {True: "converged", False: "still moving", None: "not known whether converged"}
+"""Whether a run has converged, in words; None of an SAE that another library trained."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,17 +70,18 @@ class Run:
         return read_curve(self.folder)
 
     def __repr__(self) -> str:
-        return f"Run({self.run_id}: {', '.join(f'{name} {value}' for name, value in self._scores().items())})"
+        scores = [f"{name} {value}" for name, value in self._scores().items()]
+        return f"Run({self.run_id}: {', '.join([*scores, CONVERGED[self.record['converged']]])})"
 
     def _repr_html_(self) -> str:
         facts = {"run": self.run_id, "family": self.family} | self._scores()
+        facts["training"] = CONVERGED[self.record["converged"]]
         return html_facts(f"Run in {self.folder.parent}", facts, {k: str(v) for k, v in self.record.items()})
 
     def _scores(self) -> dict[str, str]:
         metric = METRICS[main_metric([self.record])]
         unit = f" {metric.unit}" if metric.unit else ""
-        scores = {"L0": f"{self.l0:.1f}", metric.words: f"{self.record[metric.name]:.3f}{unit}"}
-        return scores | {"converged": CONVERGED[self.record["converged"]]}
+        return {"L0": f"{self.l0:.1f}", metric.words: f"{self.record[metric.name]:.3f}{unit}"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -162,7 +163,7 @@ def columns_of(records: Sequence[Record]) -> list[Column]:
         Column("loss recovered", [_number(r["recovered"], ".1%") for r in rows]),
         Column("MSE", [_number(r["mse"], ".3f") for r in rows]),
         Column("dead latents", [_number(r.get("dead_fraction"), ".1%") for r in rows]),
-        Column("converged", [CONVERGED[r["converged"]] for r in rows], is_text=True),
+        Column("training", [CONVERGED[r["converged"]] for r in rows], is_text=True),
     ]
     if metric.name != CE_INCREASE:
         columns = [column for column in columns if column.title != "loss recovered"]
