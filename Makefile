@@ -87,6 +87,7 @@ interop: $(INSTALLED)  ## other libraries' own code beside ours, each in an envi
 	$(BIN)/python checks/interop.py --json benchmarks/interop.json
 	$(BIN)/python checks/interop_transcoders.py --json benchmarks/interop_transcoders.json
 	$(BIN)/python checks/saebench_core.py
+	$(BIN)/python checks/sae_probes.py
 
 crash: $(INSTALLED)  ## kill a sweep at every disk operation and at 40 random moments; each must end as if nothing had happened
 	$(BIN)/python checks/crash.py

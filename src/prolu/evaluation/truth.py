@@ -150,21 +150,29 @@ class _Sums:
 
     def update(self, codes: Float[Tensor, "n n_features"], values: Float[Tensor, "n n_features"]) -> None:
         """Add rows: their true codes, and for each feature the value f_j ||W_dec_j|| of its latent."""
-        c = codes.double()
-        f = values.double()
-        self.n_rows += len(c)
-        on = (c > 0).double()
-        read = (f > 0).double()
-        both = on * read
+        n_features = codes.shape[1]
+        self.n_rows += len(codes)
+        # Few features are active on a row, so only these entries are looked at, one by one.
+        row, feature = torch.nonzero(codes > 0, as_tuple=True)
+        c = codes[row, feature].double()
+        f = values[row, feature].double()
+        both = (f > 0).double()
         c_both = c * both
-        parts = (on, read, both, c_both, f * both, c_both * c, c_both * f)
-        self.of_features += torch.stack([part.sum(0) for part in parts])
-        relative = c / self._scale
-        edges = torch.tensor(RESPONSE_EDGES, dtype=torch.float64)
-        bins = torch.bucketize(relative, edges, right=True)
-        of_rows = (on, both, relative * on, f / self._scale * on)
-        for i, part in enumerate(of_rows):
-            self.response[:, i].scatter_add_(0, bins, part)
+
+        def summed(entries: Tensor, places: Tensor, n: int) -> Tensor:
+            return torch.bincount(places, entries, minlength=n)
+
+        ones = torch.ones_like(c)
+        parts = (ones, both, c_both, f * both, c_both * c, c_both * f)
+        on, *others = [summed(part, feature, n_features) for part in parts]
+        read = (values > 0).sum(0).double()
+        self.of_features += torch.stack([on, read, *others])
+        relative = c / self._scale[feature]
+        bins = torch.bucketize(relative, torch.tensor(RESPONSE_EDGES, dtype=torch.float64), right=True)
+        n_bins = len(self.response)
+        for i, part in enumerate((ones, both, relative, f / self._scale[feature])):
+            in_bins = summed(part, bins * n_features + feature, n_bins * n_features)
+            self.response[:, i] += in_bins.reshape(n_bins, n_features)
 
 
 @torch.no_grad()

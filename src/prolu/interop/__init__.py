@@ -2,7 +2,7 @@
 
 - `exchange`: the table of formats, `export_files` and `import_sae`; `format_names`: the names of the formats.
 - `formats`: one file per format, the forms that they share, and how files are read and round trips checked.
-- `saebench`: an SAE of ours as SAEBench's evaluations take it.
+- `saebench`: an SAE of ours as SAEBench's evaluations take it; `sae_probes`: the figures of that benchmark.
 - `sharing`, `model_card`: studies pushed to and pulled from the hub.
 
 What a format cannot describe is refused and never approximated: an import computes what the original computes, or does
