@@ -5,8 +5,8 @@
 Without --study, this trains two families at three seeds on the built-in model. It makes the environment
 `.venv-saebench` if it does not exist, and runs sae-probes there: on our labels of Python source, in its own layout and
 with its own split, ranking and regression, and on data sets that it ships. The figures are added to the study, printed
-with 95% intervals over seeds, and our accuracies stand beside its own. The exit code is 1 if the two differ by more than
-0.02 in the mean over runs and labels.
+with 95% intervals over seeds, and our accuracies stand beside its own. The exit code is 1 if the two differ by more
+than 0.02 in the mean over runs and labels.
 """
 
 import argparse
