@@ -12,7 +12,8 @@ from prolu import ActivationStore, ActivationStream, Harvest, LanguageModel, Run
 from prolu import run_sweep as run_one
 from prolu.cli.entry_point import main
 from prolu.studies.checkpoints import read_checkpoint
-from prolu.studies.recipes import BUILTIN, RECIPES, Recipe
+from prolu.studies.recipe import Recipe
+from prolu.studies.recipes import BUILTIN, RECIPES
 from prolu.studies.sweep import SweepFailedError
 from support.commands import text_flags
 from support.interruptions import PowerCutError, before_disk_operations, dies_at_step

@@ -1,6 +1,6 @@
 """How the language model, the text and the stream are opened that some options or a study's config describe."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,13 @@ def open_text(
 
 
 def open_streams(
-    source: Source, n_tokens: int, held_out_pool: int, batch_size: int, mesh: Mesh = ALONE
+    source: Source,
+    n_tokens: int,
+    held_out_pool: int,
+    batch_size: int,
+    mesh: Mesh = ALONE,
+    *,
+    check_width: Callable[[int], object] = lambda d_in: None,
 ) -> list[ActivationStream]:
     """Return one stream for each hook of a source; all of them share one harvest or one store.
 
@@ -166,6 +172,8 @@ def open_streams(
         held_out_pool: the number of held-out tokens among which those that are scored are chosen.
         batch_size: the number of tokens per batch.
         mesh: the processes that train together on each stream.
+        check_width: called with the width of the activations at each hook before a text is read, which may take long
+            and is written to --tokens; it raises ValueError if what is asked for does not fit.
 
     Raises:
         ValueError: the source cannot be opened, a device is not there, or a batch does not fit into a window.
@@ -191,7 +199,11 @@ def open_streams(
     if source.store is None:
         hooks = source.hook
         description = describe_options(source, n_tokens, held_out_pool)
-        lm, blocks = open_source(description, device=lm_device, folder=source.tokens)
+        check_is_there(description["data"])
+        lm = open_language_model(description, device=lm_device)
+        for hook in hooks:
+            check_width(lm.at(hook).d_in)
+        blocks = open_text(description, lm, folder=source.tokens)
         # Each hook once: what one transcoder writes, another one may read.
         read = dict.fromkeys(hook for hook in (*hooks, *outs) if hook)
         activations = Harvest(lm, blocks, tuple(read) if any(outs) else hooks, source.acts_dtype)

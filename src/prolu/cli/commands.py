@@ -40,7 +40,7 @@ from prolu.studies.groups.dealing import prepare_group
 from prolu.studies.groups.engine import Engine
 from prolu.studies.model_sizes import outline, outline_of_rows
 from prolu.studies.preflight import check_clean_loss, findings, preflight, prepare_folders
-from prolu.studies.recipes import Recipe
+from prolu.studies.recipe import Recipe
 from prolu.studies.request import StudyRequest, check_runs, open_requests
 from prolu.studies.settings import SweepSettings
 from prolu.studies.sweep import train

@@ -16,8 +16,9 @@ from prolu.activations.options import HarvestSource, Source
 from prolu.cli.flags import add_helps, without_aliases
 from prolu.cli.job import DONE, FAILED, WRONG_REQUEST
 from prolu.cli.options import LatentPageOptions, Scoring
+from prolu.cli.own_requests import GRID, TRAIN_DESCRIPTION, Grid, Train
 from prolu.cli.requests import Eval, Export, Harvest, Import, Probe, Pull, Push, Report
-from prolu.cli.training_requests import TRAIN_DESCRIPTION, Demo, Study, Sweep, Train
+from prolu.cli.training_requests import Demo, Study, Sweep
 from prolu.runtime.files import FolderBusyError
 from prolu.runtime.hub import HubError
 from prolu.runtime.interrupts import INTERRUPTED
@@ -26,6 +27,7 @@ from prolu.runtime.version import package_version
 from prolu.studies.groups.engine import Engine
 from prolu.studies.recipes import RECIPES
 from prolu.studies.settings import SweepSettings
+from prolu.studies.widths import Multiple
 
 DESCRIPTION = """Train many sparse autoencoders on one stream of language-model activations, and compare them.
 
@@ -52,7 +54,7 @@ Command = (
 )
 
 # The dataclasses whose fields are options: first the commands, then what several of them share.
-for request in (Demo, Train, Sweep, Study, Harvest, Eval, Probe, Report, Export, Import, Push, Pull):
+for request in (Demo, Train, Sweep, Study, Grid, Harvest, Eval, Probe, Report, Export, Import, Push, Pull):
     add_helps(request)
 for options in (Source, HarvestSource, SweepSettings, Engine, LatentPageOptions, Scoring):
     add_helps(options)
@@ -84,6 +86,20 @@ def _integers_with_exponents(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpe
     )
 
 
+@registry.primitive_rule
+def _multiples(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Multiple] | None:
+    """Accept `8x` for a multiple of the width of the activations."""
+    if info.type is not Multiple:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="8x",
+        instance_from_str=lambda words: Multiple(words[0]),
+        is_instance=lambda value: isinstance(value, Multiple),
+        str_from_instance=lambda multiple: [str(multiple)],
+    )
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit code.
 
@@ -94,8 +110,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if args is None else args)
     # tyro's own message about an unknown study lists the options of every study.
-    if args[:1] == ["sweep"] and args[1:] and not args[1].startswith("-") and args[1] not in RECIPES:
-        print(f"prolu: study {args[1]!r}: choose one of {', '.join(RECIPES)}", file=sys.stderr)
+    studies = (*RECIPES, GRID)
+    if args[:1] == ["sweep"] and args[1:] and not args[1].startswith("-") and args[1] not in studies:
+        print(f"prolu: study {args[1]!r}: choose one of {', '.join(studies)}", file=sys.stderr)
         return WRONG_REQUEST
     if args == ["--version"]:
         print(f"prolu {package_version()}")

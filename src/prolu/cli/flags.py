@@ -3,10 +3,12 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_origin
+
+from prolu.studies.widths import DSae
 
 ALIASES: Mapping[str, str] = {
     "--model": "--lm",
@@ -35,13 +37,20 @@ def without_aliases(args: Sequence[str]) -> list[str]:
     return own
 
 
-def option_group(name: str, described: str, owners: Mapping[type, Sequence[str]]) -> Any:
+def option_group(
+    name: str,
+    described: str,
+    owners: Mapping[type, Sequence[str]],
+    changed: Mapping[type, Callable[[str, Any, Any], tuple[Any, Any]]] = MappingProxyType({}),
+) -> Any:
     """Return a dataclass with some fields of other dataclasses, each with its type, default and help text.
 
     Args:
         name: The name of the new dataclass.
         described: The title of the group in the help.
         owners: The names of the fields to take from each dataclass.
+        changed: For an owner, a function of a field's name, type and default, which returns the type and the default
+            to use in place of these.
     """
     made = []
     for owner, names in owners.items():
@@ -51,11 +60,30 @@ def option_group(name: str, described: str, owners: Mapping[type, Sequence[str]]
             known = by_name[field_name]
             # tyro reads help texts from the source of a class, which a class made here does not have.
             metadata = {"help": helps[field_name]}
-            default = field(default=known.default, metadata=metadata)
             if known.default_factory is not MISSING:
-                default = field(default_factory=known.default_factory, metadata=metadata)
-            made.append((field_name, known.type, default))
+                made.append((field_name, known.type, field(default_factory=known.default_factory, metadata=metadata)))
+                continue
+            kind, default = known.type, known.default
+            if owner in changed:
+                kind, default = changed[owner](field_name, kind, default)
+            made.append((field_name, kind, field(default=default, metadata=metadata)))
     return make_dataclass(name, made, namespace={"__doc__": described}, frozen=True, kw_only=True)
+
+
+def or_multiple(name: str, kind: Any, default: Any) -> tuple[Any, Any]:
+    """Return the type and default of a field of RunConfig as an option: d_sae may be a multiple of d_in."""
+    return (DSae if name == "d_sae" else kind), default
+
+
+def several(name: str, kind: Any, default: Any) -> tuple[Any, Any]:
+    """Return the type and default of a field as an option that takes one or several values.
+
+    A field that is a list itself, or a switch, takes one value.
+    """
+    kind, default = or_multiple(name, kind, default)
+    if kind is bool or get_origin(kind) is tuple:
+        return kind, default
+    return tuple[kind, ...], () if default is MISSING else (default,)
 
 
 def add_helps(owner: type) -> None:

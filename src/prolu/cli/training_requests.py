@@ -1,21 +1,22 @@
-"""The requests that train SAEs, `demo`, `train` and `sweep`, as dataclasses from which flags and help are made."""
+"""The requests that train named studies, `demo` and `sweep`, as dataclasses from which flags and help are made."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Suppress, subcommand
 
 from prolu.activations.options import Source
-from prolu.cli.flags import option_group, values_of
 from prolu.cli.job import Job
 from prolu.cli.options import LatentPageOptions
+from prolu.cli.own_requests import GRID, GRID_DESCRIPTION, Grid, check_json
 from prolu.sae.choices import Normalisation
 from prolu.studies.groups.engine import Engine
-from prolu.studies.recipes import DESCRIPTIONS, RECIPES, Recipe, recipe_named
+from prolu.studies.recipe import Recipe
+from prolu.studies.recipes import DESCRIPTIONS, RECIPES, recipe_named
 from prolu.studies.settings import SweepSettings
-from prolu.training.config import Precision, RunConfig
+from prolu.studies.widths import DSae
+from prolu.training.config import Precision
 
 DATA_FIELDS = ("text_column", "data_config", "split", "eval_split")
 """The fields of a source that belong to one dataset and have no meaning for another."""
@@ -38,81 +39,6 @@ class Demo:
         return replace(_default_study("demo"), scale=self.scale, out=self.out).prepare()
 
 
-FIRST_IN_RUN = ("nonlinearity", "penalty", "coeff", "target_l0", "d_sae", "n_tokens")
-FIRST_IN_SOURCE = ("lm", "hook", "data")
-
-
-def _others(owner: type, first: Sequence[str]) -> list[str]:
-    return [f.name for f in fields(owner) if f.name not in first]
-
-
-# `prolu train` has some fifty options. The help shows the nine that nearly everybody sets first, whichever dataclass
-# they belong to, so the two dataclasses are taken apart here and put together again in `Train.prepare`.
-if TYPE_CHECKING:  # a type checker cannot see into classes that are made at run time
-    EssentialOptions = Any
-    OtherRunOptions = Any
-    OtherSourceOptions = Any
-else:
-    EssentialOptions = option_group(
-        "EssentialOptions",
-        "What to train, and on which activations.",
-        {Source: FIRST_IN_SOURCE, RunConfig: FIRST_IN_RUN},
-    )
-    OtherRunOptions = option_group(
-        "OtherRunOptions",
-        "Learning rate and its schedule, starting weights, resampling of dead latents, arithmetic.",
-        {RunConfig: _others(RunConfig, FIRST_IN_RUN)},
-    )
-    OtherSourceOptions = option_group(
-        "OtherSourceOptions",
-        "More about the text and the activations, and the devices to use.",
-        {Source: _others(Source, FIRST_IN_SOURCE)},
-    )
-
-
-TRAIN_DESCRIPTION = """Train one SAE, score it and draw a report. Run the same command again to resume.
-
-Examples:
-  prolu train --nonlinearity prolu_ste --coeff 0.007 --d-sae 1024 --n-tokens 1e6 --out runs/one
-  prolu train --lm EleutherAI/pythia-70m-deduped --hook blocks.3.hook_resid_post --data my_text.parquet \\
-      --nonlinearity topk --k 32 --d-sae 4096 --out runs/two
-
-Names that other libraries give to these flags are understood too: --l1-coefficient, --dict-size, and --k, which is
---target-l0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """Train one SAE, score it and draw a report. Run the same command again to resume."""
-
-    out: Path
-    """The folder to write to: a study of this one SAE."""
-    essential: OmitArgPrefixes[EssentialOptions] = field(default_factory=EssentialOptions)
-    batch_size: int = 4096
-    """The number of tokens per training step."""
-    run: OmitArgPrefixes[OtherRunOptions] = field(default_factory=OtherRunOptions)
-    source: OmitArgPrefixes[OtherSourceOptions] = field(default_factory=OtherSourceOptions)
-    settings: OmitArgPrefixes[SweepSettings] = field(default_factory=SweepSettings)
-    latents: OmitArgPrefixes[LatentPageOptions] = field(default_factory=LatentPageOptions)
-
-    def prepare(self) -> Job:
-        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
-        from prolu.cli.commands import prepare_sweep
-        from prolu.studies.folder import holds_study
-
-        run = RunConfig(**values_of(RunConfig, self.essential, self.run))
-        # What was begun with such a coefficient has it in its name, and is resumed under it.
-        if run.ignores_coeff and not holds_study(self.out):
-            raise ValueError(
-                f"coeff {run.coeff:g}: {run.nonlinearity} is trained without a penalty that it could weigh; leave "
-                "--coeff out, or name a --penalty"
-            )
-        source = Source(**values_of(Source, self.essential, self.source))
-        # A sweep of one run: there is no other training loop.
-        recipe = Recipe(lambda _: [run], self.batch_size, run.n_tokens, source={})
-        return prepare_sweep(recipe, source, self.out, self.settings, self.latents, Engine())
-
-
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A named study, whose own language model, hook and text are the defaults of the options."""
@@ -122,13 +48,17 @@ class Study:
     """The fraction of the study's tokens to train on. The learning rate's schedule and resampling shrink with it."""
     n_tokens: int | None = None
     """The number of tokens to train every run on, in place of --scale. By default the study's own."""
-    d_sae: int | None = None
-    """The number of latents of every run. By default the study's own multiple of the width of the activations."""
+    d_sae: DSae | None = None
+    """The number of latents of every run, or a multiple of the width of the activations, such as 8x. By default the
+    study's own multiple."""
     lr: float | None = None
     """The peak learning rate of every run. By default the study's own."""
     normalisation: Normalisation | None = None
     """How the rows of activations are scaled in every run: per_token, or none, as for synthetic rows, in which the
     magnitude of a feature means something. By default the study's own."""
+    coeff: tuple[float, ...] = ()
+    """Coefficients that replace the study's own: each family is trained once at each of them. In a study with target
+    L0s, and with --target-l0, one coefficient, from which the L0 controller starts."""
     skip: bool = False
     """Train skip transcoders: a matrix W_skip besides, so that x W_skip is added to the output. This is for transcoders
     only (--hook-out)."""
@@ -159,8 +89,7 @@ class Study:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         from prolu.cli.commands import prepare_dry_run, prepare_sweep
 
-        if self.json and not self.dry_run:
-            raise ValueError("json: only with --dry-run")
+        check_json(json=self.json, dry_run=self.dry_run)
         if self.dry_run:
             return prepare_dry_run(self.resolved_recipe(), self.source, self.settings, as_json=self.json)
         return prepare_sweep(
@@ -188,9 +117,11 @@ class Study:
         changes = {"lr": self.lr, "normalisation": self.normalisation}
         given = {name: value for name, value in changes.items() if value is not None}
         recipe = recipe.changed(lambda runs: [replace(run, **given, skip=self.skip) for run in runs])
-        # Targets first: they keep one run of each family, and so one seed.
+        # Targets and coefficients before seeds: they keep one run of each family, and so one seed.
         if self.target_l0:
             recipe = recipe.at_targets(self.target_l0)
+        if self.coeff:
+            recipe = recipe.at_coeffs(self.coeff)
         if self.init_seeds:
             from prolu.studies.grids import with_seeds
 
@@ -217,7 +148,9 @@ def _study(name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Train a named study: all its SAEs on one stream of activations. Run the same command again to resume."""
+    """Train a study, named or a grid of your own: all its SAEs on one stream of activations. Run the same command again
+    to resume.
+    """
 
     # Spelled out, and not made from RECIPES, because a type checker must see the union.
     study: OmitArgPrefixes[
@@ -229,6 +162,7 @@ class Sweep:
         | Annotated[Study, _study("experiment1")]
         | Annotated[Study, _study("experiment2")]
         | Annotated[Study, _study("experiment3")]
+        | Annotated[Grid, subcommand(GRID, description=GRID_DESCRIPTION)]
     ]
     """The studies. `prolu sweep STUDY --help` lists the options of one."""
 

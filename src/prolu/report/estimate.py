@@ -14,33 +14,50 @@ WIDTH_OF_NAMES = 16
 
 
 def print_estimate(runs: Sequence[RunConfig], cost: Estimate, console: Console | None = None) -> None:
-    """Print what would be trained, a line per family and learning rate, and what it would cost."""
+    """Print what would be trained, a line per family and learning rate, and what it would cost.
+
+    Of a single run all settings are printed.
+    """
     console = console or Console()
     at_hooks = f" at each of {cost.n_hooks} hooks" if cost.n_hooks > 1 else ""
-    print_sentence(console, f"{len(runs)} runs{at_hooks}", indent="", style="bold")
-    coefficients: dict[tuple[str, str, str, str], list[str]] = {}
-    # Runs that differ only in coefficient (or seed) share a line.
+    print_sentence(console, f"{len(runs)} run{'s' * (len(runs) > 1)}{at_hooks}", indent="", style="bold")
+    lines: dict[tuple[str, str, str, str], list[RunConfig]] = {}
+    # Runs that differ only in coefficient, target L0 or seed share a line.
     for run in runs:
         norm = f"{run.resample_encoder_norm:g}" if run.resample_fractions else "-"
-        line = (run.family, f"{run.lr:g}", f"{run.d_sae:,}", norm)
-        coefficients.setdefault(line, []).append(f"{run.coeff:.3g}")
-    families, *others = zip(*coefficients, strict=True)
-    titles = ("lr", "d_sae", "new norm")
+        lines.setdefault((run.family, f"{run.lr:g}", f"{run.d_sae:,}", norm), []).append(run)
+    families, lrs, widths, norms = zip(*lines, strict=True)
     columns = [
         Column("family", families, is_text=True),
-        Column("coefficients", [" ".join(some) for some in coefficients.values()], is_text=True),
-        *(Column(title, cells) for title, cells in zip(titles, others, strict=True)),
+        Column("coefficients, target L0s", [_asked(some) for some in lines.values()], is_text=True),
+        Column("seeds", [str(len({run.init_seed for run in some})) for some in lines.values()]),
+        Column("lr", lrs),
+        Column("d_sae", widths),
     ]
+    resamples = any(run.resample_fractions for run in runs)
+    if resamples:
+        columns.append(Column("new norm", norms))
     print_table(console, columns)
-    print_sentence(
-        console,
-        "new norm: the norm of a resampled latent's encoder column, as a fraction of the mean over living latents",
-    )
+    if resamples:
+        meaning = "the norm of a resampled latent's encoder column, as a fraction of the mean over living latents"
+        print_sentence(console, f"new norm: {meaning}")
     console.print()
-    for name, text in _cost_lines(cost):
+    settings = [("settings", _settings(runs[0]))] if len(runs) == 1 else []
+    for name, text in [*settings, *_cost_lines(cost)]:
         first, *rest = lines_of(text, console.width - WIDTH_OF_NAMES)
         for head, line in [(name, first), *(("", line) for line in rest)]:
             print_sentence(console, f"{line}", indent=f" {head:{WIDTH_OF_NAMES - 1}}")
+
+
+def _asked(runs: Sequence[RunConfig]) -> str:
+    """Return the coefficients of some runs, or their target L0s, each once."""
+    asked = [f"{run.coeff:.3g}" if run.target_l0 is None else f"L0 {run.target_l0:g}" for run in runs]
+    return ", ".join(dict.fromkeys(asked))
+
+
+def _settings(run: RunConfig) -> str:
+    settings = run.describe() | {"nonlinearity": run.resolved_nonlinearity}
+    return ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
 
 
 def _cost_lines(cost: Estimate) -> list[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """Many SAEs on one stream of activations.
 
 - `sweep`: the training loop, and `run_sweep`.
-- `request`, `recipes`, `grids`: what is asked for, the studies that have a name, and lists of runs.
+- `request`, `grids`, `widths`: what is asked for, lists of runs, and numbers of latents as multiples of d_in.
+- `recipe`, `recipes`, `paper_sweeps`: what a study trains, the studies that have a name, and those of the paper.
 - `study_in_training`, `run_in_training`: a study and a run while they train.
 - `live_figures`: what a notebook shows of SAEs while they train.
 - `settings`: how a sweep scores and saves its runs.

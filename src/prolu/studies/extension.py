@@ -107,6 +107,8 @@ def extension_refusal(  # noqa: PLR0911
     """
     if new.n_tokens < old.n_tokens:
         return "it would be shorter"
+    if new.run_id != old.run_id:
+        return "its name holds what would change"
     made = old.n_steps(batch_size)
     before = old.schedule(batch_size)
     after = new.schedule(batch_size)

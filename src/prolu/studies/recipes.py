@@ -1,99 +1,15 @@
 """Recipes: the studies that have a name, among them the three sweeps of the paper."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-from prolu.runtime.checks import at_least_1, one_of
+from prolu.runtime.checks import one_of
+from prolu.studies.paper_sweeps import EXPERIMENT3_MULTIPLIERS, GPT2_WIDTH, paper_sweep
+from prolu.studies.recipe import Recipe
 from prolu.training.config import RunConfig
 
-
-class Recipe(NamedTuple):
-    """What a named study trains, before the width of the activations is known."""
-
-    runs_at: Callable[[int], list[RunConfig]]
-    """The runs to train on activations of width d_in. Only coefficients and d_sae may depend on the width."""
-    batch_size: int
-    """The number of tokens per training step."""
-    n_tokens: int
-    """The number of training tokens of the longest run."""
-    source: Mapping[str, Any]
-    """The default options of the source of activations: lm, hook, data and the fields that belong to the data."""
-
-    def changed(self, change: Callable[[list[RunConfig]], list[RunConfig]]) -> "Recipe":
-        """Return the same study with its list of runs changed."""
-        return self._replace(runs_at=lambda d_in: change(self.runs_at(d_in)))
-
-    def scaled(self, factor: float) -> "Recipe":
-        """Return the same study on `factor` times the tokens; schedule, resampling and its candidates shrink with it.
-
-        Raises:
-            ValueError: `factor` is not positive and finite.
-        """
-        if not 0 < factor < float("inf"):
-            raise ValueError(f"scale {factor}: must be more than 0, and finite")
-        if factor == 1:
-            return self
-
-        # Schedule and resampling are fractions of a run, so they follow; the number of candidates is a count.
-        def shortened(run: RunConfig) -> RunConfig:
-            n_candidates = max(1, round(factor * run.resample_candidates))
-            return replace(run, n_tokens=round(factor * run.n_tokens), resample_candidates=n_candidates)
-
-        shorter = self.changed(lambda runs: [shortened(run) for run in runs])
-        return shorter._replace(n_tokens=round(factor * self.n_tokens))
-
-    def of_length(self, n_tokens: int) -> "Recipe":
-        """Return the same study, scaled so that its longest run has this number of tokens."""
-        at_least_1("n_tokens", n_tokens)
-        scaled = self.scaled(n_tokens / self.n_tokens)
-        # The product may be rounded to a neighbour of the number that was asked for.
-        exact = scaled.changed(
-            lambda runs: [replace(run, n_tokens=n_tokens) if run.n_tokens == scaled.n_tokens else run for run in runs]
-        )
-        return exact._replace(n_tokens=n_tokens)
-
-    def of_width(self, d_sae: int) -> "Recipe":
-        """Return the same study with SAEs of `d_sae` latents; the prefixes of nested losses stay the same fractions."""
-
-        def widened(run: RunConfig) -> RunConfig:
-            prefixes = tuple(round(n * d_sae / run.d_sae) for n in run.matryoshka)
-            return replace(run, d_sae=d_sae, matryoshka=prefixes)
-
-        return self.changed(lambda runs: [widened(run) for run in runs])
-
-    def at_targets(self, target_l0s: Sequence[float]) -> "Recipe":
-        """Return each family once at each target L0, instead of at its grid of coefficients.
-
-        The L0 controller starts from the middle coefficient of the family's grid.
-        """
-
-        def at_each_target(runs: list[RunConfig]) -> list[RunConfig]:
-            families: dict[str, list[RunConfig]] = {}
-            for run in runs:
-                families.setdefault(run.family, []).append(run)
-            middle = [sorted(grid, key=lambda run: run.coeff)[len(grid) // 2] for grid in families.values()]
-            return [replace(run, target_l0=float(l0)) for run in middle for l0 in target_l0s]
-
-        return self.changed(at_each_target)
-
-
-GPT2_WIDTH = 768
-"""The width of GPT-2 small, for which the paper chose its coefficients and the largest raw norm of a candidate for
-resampling. At another width coefficients are scaled by 768 / width, and raw norms are not limited."""
-
 BUILTIN: Mapping[str, Any] = {"lm": "builtin", "hook": "blocks.2.hook_resid_pre", "data": ("builtin",)}
-
-PAPER_SOURCE: Mapping[str, Any] = {
-    "lm": "gpt2",
-    "hook": "blocks.6.hook_resid_pre",
-    "data": ("alancooney/sae-monology-pile-uncopyrighted-tokenizer-gpt2",),
-    "text_column": "input_ids",
-    "split": "train[0:40%]",
-    "eval_split": "train[90:95%]",
-    "eval_tokens": 819_200,
-}
-"""The paper's model, hook and text: sections 3 and 4 of the method."""
 
 DEMO_TOKENS = 5000 * 512
 
@@ -267,57 +183,6 @@ def _at_targets(
     return runs
 
 
-PAPER_TOKENS = 400_000_000
-
-PAPER_STEPS = 97_656
-"""The number of steps of the paper's runs: 400M tokens in batches of 4,096."""
-
-PAPER_FAMILIES = [(n, p) for p in ("l1", "sqrt_l1") for n in ("relu", "prolu_relu", "prolu_ste")]
-"""The six families of the paper, as nonlinearity and penalty."""
-
-EXPERIMENT3_MULTIPLIERS = {
-    ("prolu_ste", "l1"): 0.3,
-    ("prolu_relu", "l1"): 3.0,
-    ("relu", "l1"): 3.0,  # the method marks this one as of medium-high confidence
-    ("relu", "sqrt_l1"): 2.0,
-    ("prolu_relu", "sqrt_l1"): 2.0,
-    ("prolu_ste", "sqrt_l1"): 2.0,
-}
-"""The factor on the third sweep's coefficients for each family."""
-
-
-def _paper(
-    coeffs: list[float],
-    *,
-    lr: float,
-    encoder_norm: float,
-    multipliers: dict[tuple[str, str], float] | None = None,
-) -> Recipe:
-    """Return one of the paper's sweeps: its protocol over six families, at these coefficients for width 768."""
-
-    def runs_at(d_in: int) -> list[RunConfig]:
-        # Fractions of the paper's 97,656 steps, so that a run of another length keeps the shape of the schedule.
-        base = RunConfig(
-            d_sae=16 * d_in,
-            n_tokens=PAPER_TOKENS,
-            lr=lr,
-            warmup_fraction=2_000 / PAPER_STEPS,
-            decay_start_fraction=75_000 / PAPER_STEPS,
-            decay_end_fraction=95_000 / PAPER_STEPS,
-            resample_fractions=(25_000 / PAPER_STEPS, 50_000 / PAPER_STEPS),
-            resample_count_fraction=12_500 / PAPER_STEPS,
-            resample_encoder_norm=encoder_norm,
-            resample_max_raw_norm=2500.0 if d_in == GPT2_WIDTH else None,
-        )
-        runs = []
-        for nonlinearity, penalty in PAPER_FAMILIES:
-            factor = (multipliers or {}).get((nonlinearity, penalty), 1.0) * GPT2_WIDTH / d_in
-            runs += [replace(base, nonlinearity=nonlinearity, penalty=penalty, coeff=c * factor) for c in coeffs]
-        return runs
-
-    return Recipe(runs_at, batch_size=4096, n_tokens=PAPER_TOKENS, source=PAPER_SOURCE)
-
-
 RECIPES: dict[str, Recipe] = {
     "demo": Recipe(_demo_runs, batch_size=512, n_tokens=DEMO_TOKENS, source=BUILTIN),
     "comparison": Recipe(_comparison_runs, batch_size=512, n_tokens=COMPARISON_TOKENS, source=BUILTIN),
@@ -329,9 +194,9 @@ RECIPES: dict[str, Recipe] = {
         n_tokens=SYNTHETIC_TOKENS,
         source={**BUILTIN, "activations": "synthetic:hard"},
     ),
-    "experiment1": _paper([3e-4 * 2**i for i in range(5)], lr=1e-3, encoder_norm=0.02),
-    "experiment2": _paper([3e-4 * 1.58**i for i in range(8)], lr=3e-4, encoder_norm=0.02),
-    "experiment3": _paper(
+    "experiment1": paper_sweep([3e-4 * 2**i for i in range(5)], lr=1e-3, encoder_norm=0.02),
+    "experiment2": paper_sweep([3e-4 * 1.58**i for i in range(8)], lr=3e-4, encoder_norm=0.02),
+    "experiment3": paper_sweep(
         [4e-4 * 1.5**i for i in range(5)], lr=1e-3, encoder_norm=0.2, multipliers=EXPERIMENT3_MULTIPLIERS
     ),
 }

@@ -29,7 +29,7 @@ from prolu.studies.folder import (
     text_to_read,
     versions,
 )
-from prolu.studies.recipes import Recipe
+from prolu.studies.recipe import Recipe
 from prolu.studies.settings import SweepSettings
 from prolu.training.config import RunConfig
 from prolu.training.mesh_parts import check_mesh
@@ -134,7 +134,13 @@ def open_requests(
     folders = [out / hook for hook in source.hook] if several else [out]
     held_out_pool = POOL_PER_SCORED_TOKEN * settings.eval_tokens
     amounts = text_to_read(folders, recipe.n_tokens, held_out_pool)
-    streams = open_streams(source, *amounts, recipe.batch_size, mesh)
+    streams = open_streams(
+        source,
+        *amounts,
+        recipe.batch_size,
+        mesh,
+        check_width=lambda d_in: check_runs(recipe.runs_at(d_in), recipe.batch_size),
+    )
     if several:
         return requests_at_hooks(recipe.runs_at, streams, out, settings)
     (stream,) = streams

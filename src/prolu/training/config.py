@@ -51,6 +51,7 @@ LATER_FIELDS: dict[str, Any] = {
     "matryoshka": (),
     "matryoshka_drawn": 0,
     "refit_tokens": 0,
+    "named": (),
 }
 """Fields that recorded runs of version 0.1.0 lack, and the values with which a run is what it was there."""
 
@@ -170,6 +171,10 @@ class RunConfig:
     precision: Precision = "fp32"
     """The precision of the inputs of matmuls; sums, weights and moments are always fp32. tf32 and bf16 are meant for
     GPUs."""
+    named: tuple[str, ...] = ()
+    """Further fields whose values the run's name holds, such as ('beta1',). The name has what usually differs within a
+    study: nonlinearity, penalty, coefficient or target L0, learning rate, number of latents, seed. `prolu.grid` sets
+    this where it is needed."""
 
     def __post_init__(self):
         if isinstance(self.init_from, os.PathLike):
@@ -269,7 +274,7 @@ class RunConfig:
     @property
     def run_id(self) -> str:
         """The name of the run's folder: the settings that vary within a study."""
-        family = [re.sub(r"[^\w.+-]+", "_", name).strip("_") for name in (self.nonlinearity, self.resolved_penalty)]
+        family = [_in_a_name(name) for name in (self.nonlinearity, self.resolved_penalty)]
         sparsity = f"{self.coeff:.4g}" if self.target_l0 is None else f"L{self.target_l0:g}"
         seed = f"s{self.init_seed}"
         start = [f"from{self.init_digest[:8]}"] if self.init_digest else []
@@ -279,7 +284,8 @@ class RunConfig:
         nested = ["nested" + ".".join(map(str, self.matryoshka))] if self.matryoshka else []
         nested += [f"drawn{self.matryoshka_drawn}"] if self.matryoshka_drawn else []
         refitted = ["refit"] if self.refit_tokens else []
-        return "-".join([*family, sparsity, *size, seed, *nested, *skip, *start, *frozen, *refitted])
+        others = [f"{name}_{_in_a_name(getattr(self, name))}" for name in self.named]
+        return "-".join([*family, sparsity, *size, seed, *nested, *skip, *start, *frozen, *refitted, *others])
 
     def sae_config(self, d_in: int, d_out: int | None = None) -> "SAEConfig":
         """Return the config of the run's SAE for activations of width `d_in`.
@@ -359,6 +365,11 @@ class RunConfig:
         """
         end = min(self.schedule(batch_size).decay_start_step, self.n_steps(batch_size))
         return round(0.8 * end), end
+
+
+def _in_a_name(value: Any) -> str:
+    """Return a value as the name of a folder may hold it."""
+    return re.sub(r"[^\w.+-]+", "_", f"{value:g}" if isinstance(value, float) else str(value)).strip("_")
 
 
 def family_of(settings: Mapping[str, Any]) -> str:

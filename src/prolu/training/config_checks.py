@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from prolu.runtime.checks import at_least_1, check_types
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 def check_run(config: "RunConfig") -> None:
     """Raise ValueError unless the settings of a run are valid, each by itself and all together."""
     check_types(config)
+    unknown = set(config.named) - {f.name for f in fields(config)}
+    _require(config, "named", not unknown, "names of fields")
     _check_sparsity(config)
     _check_start(config)
     _check_ranges(config)

@@ -27,11 +27,11 @@ after a run that the rule calls converged shrinks with its length; docs, What th
 SETTING_FIELDS = tuple(f.name for f in fields(RunConfig) if f.name not in ("init_seed", "nonlinearity", "penalty"))
 """The fields of a run's config that tell the settings of one family apart."""
 
-SAME_VARIANT = ("coeff", "target_l0", "l0_integration_steps", "n_tokens", "step", "precision", "init_from")
+SAME_VARIANT = ("coeff", "target_l0", "l0_integration_steps", "n_tokens", "step", "precision", "init_from", "named")
 VARIANT_FIELDS = tuple(name for name in SETTING_FIELDS if name not in SAME_VARIANT)
 """The fields of a run's config that put it on another curve of its family. The coefficient, the target L0 and how it is
-reached move it along the curve, how a step is computed changes its figures by rounding only, and a digest says better
-than a path what a run started from."""
+reached move it along the curve, how a step is computed changes its figures by rounding only, a digest says better
+than a path what a run started from, and what its name holds changes nothing."""
 
 
 def is_converged(before: Mapping[str, float], after: Mapping[str, float], n_steps: int) -> bool:
