@@ -90,9 +90,55 @@ def test_wrong_requests_write_nothing(rows_file, tmp_path, capsys, change, words
     assert not (tmp_path / "out").exists()
 
 
-def test_eval_says_that_rows_are_scored_in_training(rows_file, tmp_path, capsys):
+def scores(capsys, *words):
+    capsys.readouterr()
+    assert main(["eval", *map(str, words), "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("name", ["x.npy", "synthetic:even"])
+def test_eval_scores_on_the_held_out_rows_of_the_training(name, rows_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = flags(**SMALL, activations=name, nonlinearity="batchtopk", target_l0=3, out="one")
+    assert main(["train", *settings]) == 0
+    run = Results.load("one").runs[0]
+    wanted = {figure: value for figure, value in run.record.items() if figure.startswith(("l0", "fvu", "mse", "dead"))}
+    for words in ((), ("--activations", name), ("--like", "one", "--out", "scored")):
+        n = () if "--like" in words else ("--eval-tokens", 100)
+        (found,) = scores(capsys, run.folder, *words, *n)
+        assert found["degradation"] is None
+        assert {figure: found[figure] for figure in wanted if figure in found}.items() <= wanted.items()
+        assert {"l0", "fvu", "mse"} <= found.keys()
+    (kept,) = Results.load("scored").records
+    assert (kept["run_id"], kept["fvu"]) == (run.folder.name, run.record["fvu"])
+    assert main(["report", "one", "scored"]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(run.folder), "--eval-tokens", "100"]) == 0
+    printed = capsys.readouterr().out
+    assert "fvu" in printed
+    assert "degradation" not in printed
+
+
+def test_eval_refuses_other_rows_than_those_of_the_training(rows_file, tmp_path, capsys):
     out = tmp_path / "one"
     assert main(["train", *flags(**SMALL, activations=rows_file, nonlinearity="topk", target_l0=3, out=out)]) == 0
-    run = Results.load(out).runs[0].folder
-    assert main(["eval", str(run)]) == 2
-    assert "was trained on rows that come from no language model" in capsys.readouterr().err
+    run = str(Results.load(out).runs[0].folder)
+    narrow = tmp_path / "narrow.npy"
+    np.save(narrow, np.load(rows_file)[:, :4])
+    moved = rows_file.rename(tmp_path / "moved.npy")
+    np.save(rows_file, np.load(moved)[1:])
+    before = sorted(tmp_path.rglob("*"))
+
+    def refused(*words):
+        assert main(["eval", run, "--eval-tokens", "100", "--out", str(tmp_path / "x"), *map(str, words)]) == 2
+        return capsys.readouterr().err
+
+    assert "are not the rows of the training of" in refused()
+    assert "takes activations of width 8, and the rows have 4" in refused("--activations", narrow)
+    assert "hook: not for SAEs of rows" in refused("--hook", "blocks.0.hook_resid_pre")
+    rows_file.unlink()
+    assert "no file or folder of rows to train on (.npy, .safetensors); name the rows with --activations" in refused()
+    assert main(["eval", run, "--like", str(out), "--activations", str(narrow)]) == 2
+    assert "are not the rows of the study" in capsys.readouterr().err
+    assert sorted(p for p in tmp_path.rglob("*") if p != rows_file) == [p for p in before if p != rows_file]
+    assert main(["eval", run, "--like", str(out), "--activations", str(moved)]) == 0

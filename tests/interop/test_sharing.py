@@ -148,6 +148,24 @@ def test_the_card(study):
     assert re.search(r'from_hub\("ann/two/[\w.+-]+"\)', body)
 
 
+def test_the_card_of_rows_names_no_language_model(tmp_path):
+    rows = torch.randn(600, 8, generator=torch.Generator().manual_seed(0))
+    stream = prolu.ActivationStream.from_rows(rows, batch_size=64, name="my rows")
+    run = prolu.RunConfig(d_sae=16, n_tokens=640)
+    (record,) = prolu.run_sweep([run], stream, tmp_path / "rows", eval_tokens=50, progress=False).records
+    parcel = pack(tmp_path / "rows", "ann/rows")
+    assert parcel.files["frontier.png"].startswith(b"\x89PNG")
+    _, front, body = parcel.card.split("---\n", 2)
+    assert "base_model" not in yaml.safe_load(front)
+    assert "# rows: 1 sparse autoencoder of `my rows`" in body
+    assert "no language model: 540 rows of `my rows` to train on, and 60 that are held out." in body
+    assert "| SAE | family | L0 | FVU | dead | converged |" in body
+    assert f"| {record['l0']:.1f} | {record['fvu']:.4f} |" in body
+    assert "50 held-out rows" in body
+    assert "sae.encode(rows)" in body
+    assert not re.search("LanguageModel|cross-entropy|CE increase|token", body)
+
+
 def test_private_and_branches(study, hub, capsys):
     prolu.push(study, "ann/hidden", private=True)
     assert hub.repos["ann/hidden"]["private"]
@@ -265,11 +283,6 @@ def test_nothing_to_push(study, hub, capsys, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-4])
     assert "not a readable safetensors file" in refused(["push", str(broken), "ann/two"], capsys)
     assert "one study" in refused(["push", str(study), "ann/two/folder"], capsys)
-    rows = torch.randn(600, 8, generator=torch.Generator().manual_seed(0))
-    stream = prolu.ActivationStream.from_rows(rows, batch_size=64)
-    run = prolu.RunConfig(d_sae=16, n_tokens=640)
-    prolu.run_sweep([run], stream, tmp_path / "rows", eval_tokens=50, progress=False)
-    assert "come from no language model" in refused(["push", str(tmp_path / "rows"), "ann/two"], capsys)
     assert hub.requests == []
 
 

@@ -13,7 +13,7 @@ In the order of the data:
 - `model_loading`: the weights and tokenizer of a language model, from a folder or the hub.
 - `harvesting`, `store`, `store_writer`: activations of blocks, computed now, read from the disk or written there.
 - `rows`: activations that come from no language model, such as arrays.
-- `row_files`: rows in files, and those that have a name.
+- `row_files`, `row_batches`: rows in files, and those that have a name; rows that come in batches.
 - `synthetic`: rows that are sums of known features.
 - `inputs`: what a stream reads, a text through a language model or rows.
 - `stream`, `windows`: shuffled batches, a pure function of a seed and an index, and how they divide the text.

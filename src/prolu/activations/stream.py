@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from prolu.activations.harvesting import ActivationSource, Harvest
 from prolu.activations.held_windows import HeldWindow, ReadAhead, WindowReader, reads_ahead
 from prolu.activations.inputs import Inputs
 from prolu.activations.language_model import LanguageModel
+from prolu.activations.row_batches import as_arrays
 from prolu.activations.rows import Array, Rows, rows_of_arrays
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.transfer import Transfer
@@ -182,14 +184,15 @@ class ActivationStream:
     @classmethod
     def from_rows(
         cls,
-        train: Array | Sequence[Array] | Rows,
-        held_out: Array | Sequence[Array] | None = None,
+        train: Array | Sequence[Array] | Iterable[Any] | Rows,
+        held_out: Array | Sequence[Array] | Iterable[Any] | None = None,
         batch_size: int = 4096,
         seed: int = 0,
         window_tokens: int = 262_144,
         *,
         held_out_fraction: float = 0.1,
         name: str = "rows",
+        keep: str | Path | None = None,
         device: str | torch.device = "cpu",
         mesh: Mesh = ALONE,
         read_ahead: ReadAhead = "auto",
@@ -201,13 +204,17 @@ class ActivationStream:
 
         Args:
             train: the rows to train on, an array or tensor [n, d_in] of floating-point numbers or several such, which
-                are not copied; or rows that are made by something else.
+                are not copied; batches of rows, as a DataLoader or an iterator gives them, which are read once, now
+                (see `as_arrays`); or rows that are made by something else.
             held_out: the rows to score on, likewise; by default some of `train`, chosen at random.
             batch_size: the number of rows per batch.
             seed: the seed of the order.
             window_tokens: the number of rows shuffled together.
             held_out_fraction: the fraction of `train` that is held out where `held_out` is not given.
             name: what the rows are called in config.json and reports.
+            keep: a folder in which to keep the rows of batches. Where they are there already, they are read from it,
+                and no batch is asked for; so a study is resumed on the same rows, whatever order a DataLoader has now.
+                By default batches are held in memory.
             device: where windows are held, and SAEs are trained on their batches.
             mesh: the ranks that train together.
             read_ahead: whether a thread fills the next window while one is trained on.
@@ -216,7 +223,10 @@ class ActivationStream:
             ValueError: the rows cannot be used (see the sentence), or a batch does not fit into a window.
         """
         if not isinstance(train, Rows):
-            train = rows_of_arrays(train, held_out, held_out_fraction=held_out_fraction, name=name)
+            folder = None if keep is None else Path(keep)
+            arrays = as_arrays("train", train, folder)
+            scored = None if held_out is None else as_arrays("held_out", held_out, folder)
+            train = rows_of_arrays(arrays, scored, held_out_fraction=held_out_fraction, name=name)
         return cls(
             None,
             train,

@@ -1,14 +1,15 @@
 """The command line: requests, the commands that they ask for, and exit codes.
 
 - `entry_point`: from arguments to a request, to its work, to an exit code.
-- `training_requests`: the requests `demo`, `train` and `sweep`, as dataclasses from which flags and help are made.
+- `training_requests`: the requests `demo` and `sweep`, as dataclasses from which flags and help are made.
+- `own_requests`: the requests `train` and `sweep grid`, whose settings are all the user's, likewise.
 - `requests`: the requests of all other commands, likewise.
 - `options`: groups of options that several commands share, or that are long.
 - `flags`: how dataclasses become flags, and the names that other libraries give to our flags.
 - `commands`: what each command checks and does; of `report` in `drawing`, of `eval` in `scoring`, of `probe` in
   `probing`.
 - `drawing`: pages of latents and reports.
-- `scoring`: saved SAEs scored on held-out text; `score_table`: their scores side by side.
+- `scoring`: saved SAEs scored on held-out text; `row_scoring`: on rows; `score_table`: their scores side by side.
 - `probing`: probes of the latents of finished studies.
 - `job`: the work that a command hands back, and its exit codes.
 

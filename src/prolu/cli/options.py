@@ -44,6 +44,10 @@ class Scoring:
     data: tuple[str, ...] = ()
     """Another text to score on than the one that the SAE was trained on: a file, several files, a folder, a dataset
     on the Hugging Face hub, or `builtin`."""
+    activations: str = ""
+    """Rows to score on, in place of a language model and its text: a .npy or .safetensors file, a folder of such files,
+    or synthetic rows, as in training; those that are held out are scored. SAEs that were trained on rows are scored on
+    the held-out rows of their training by default, where these are in files."""
     text_column: str = ""
     """The column of the text, if it is not that of the training."""
     data_config: str = ""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from prolu.activations.source import open_language_model, open_text
 from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks
 from prolu.cli.job import Job
 from prolu.cli.options import Scoring
+from prolu.cli.row_scoring import asks_for_rows, rows_to_score_on
 from prolu.cli.score_table import score_table
-from prolu.evaluation.held_out import HeldOut
+from prolu.evaluation.held_out import AnyHeldOut, HeldOut, HeldOutRows
 from prolu.evaluation.scoring import score
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.files import json_text
@@ -25,7 +27,7 @@ from prolu.sae.autoencoder import SAE
 from prolu.sae.saved_sae import read_provenance
 from prolu.studies.amounts import check_eval_tokens, tell_eval_tokens
 from prolu.studies.folder import read_study
-from prolu.studies.scored_study import SavedSAE, ScoredStudy, describe
+from prolu.studies.scored_study import SavedSAE, ScoredStudy, describe, describe_rows
 
 EVAL_TOKENS = 32_768
 """The number of held-out tokens to score on where neither the options nor a study set it."""
@@ -66,22 +68,28 @@ def prepare_scoring(options: Scoring, runs: Sequence[Path]) -> Job:
         raise ValueError("converged: only with --out")
     found = [SavedSAE(folder, SAE.load(folder), read_provenance(folder)) for folder in runs]
     study = read_study(options.like) if options.like is not None else None
-    place = _common_place(options, found, study)
     usual_tokens = EVAL_TOKENS if study is None else study["eval_tokens"]
     n_tokens = at_least_1("eval_tokens", usual_tokens if options.eval_tokens is None else options.eval_tokens)
-    lm, blocks = _opened(options, place, study, n_tokens)
+    if asks_for_rows(options, found, study):
+        blocks = rows_to_score_on(options, found, study, n_tokens)
+        described = describe_rows(blocks, n_tokens)
+        held_out = partial(HeldOutRows, blocks, n_tokens)
+    else:
+        place = _common_place(options, found, study)
+        lm, blocks = _opened(options, place, study, n_tokens)
+        hook_out = place["hook_out"]
+        for one in found:
+            _check_widths(one, lm, hook_out)
+        described = describe(lm, blocks, n_tokens, hook_out)
+        held_out = partial(HeldOut, lm, blocks, n_tokens, hook_out=hook_out)
     # Only what is asked for here is refused: the number of a study stands, and the usual one is a wish.
     if options.eval_tokens is not None:
         check_eval_tokens(blocks, n_tokens, options.min_eval_fraction)
     tell_eval_tokens(blocks, n_tokens)
-    hook_out = place["hook_out"]
-    for one in found:
-        _check_widths(one, lm, hook_out)
-    described = describe(lm, blocks, n_tokens, hook_out)
     scored_study = None if options.out is None else ScoredStudy(options.out, described)
     if scored_study is not None:
         scored_study.check(found)
-    return [lambda: _score(options, found, HeldOut(lm, blocks, n_tokens, hook_out=hook_out), scored_study)]
+    return [lambda: _score(options, found, held_out(), scored_study)]
 
 
 def _check_widths(saved: SavedSAE, lm: LanguageModel, hook_out: str) -> None:
@@ -134,11 +142,6 @@ def _place(options: Scoring, saved: SavedSAE, study: Mapping[str, Any] | None) -
             # A transcoder and an SAE whose outputs replace the same activations may read at two hooks.
             known |= {name: saved.provenance.get(name, "") for name in ("hook", "hook_out")}
     known |= {name: value for name, value in given.items() if name in (*NEEDED, "hook_out", *SET_BY_STUDY)}
-    if "rows" in known and not (options.lm and options.hook and options.data):
-        raise ValueError(
-            f"{saved.folder}: was trained on rows that come from no language model, and is scored when it is trained; "
-            "score it in Python, with prolu.evaluate"
-        )
     if missing := [name for name in NEEDED if name not in known]:
         flags = " ".join(f"--{name}" for name in missing)
         raise ValueError(f"{saved.folder}: its config does not say {', '.join(missing)}; give {flags}")
@@ -194,7 +197,7 @@ def _opened(
     return lm, open_text(description, lm, described_by=described_by)
 
 
-def _score(options: Scoring, found: Sequence[SavedSAE], held_out: HeldOut, scored_study: ScoredStudy | None) -> None:
+def _score(options: Scoring, found: Sequence[SavedSAE], held_out: AnyHeldOut, scored_study: ScoredStudy | None) -> None:
     """Score SAEs one by one, keep the scores of each as soon as they are known, and print all of them."""
     table = []
     with Meter("evaluating", held_out.n_tokens * len(found)) as meter:
@@ -205,7 +208,8 @@ def _score(options: Scoring, found: Sequence[SavedSAE], held_out: HeldOut, score
                 scored_study.keep(saved, scores, held_out, converged=True if options.converged else None)
             if options.json:
                 print(json_text(scores.figures), flush=True)
-            table.append((name, scores.figures))
+            # What needs a language model is null where there is none.
+            table.append((name, {figure: value for figure, value in scores.figures.items() if value is not None}))
             meter.advance(held_out.n_tokens)
     if not options.json:
         print("\n".join(score_table(table, Console().width)))

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from prolu.evaluation.comparison.frontiers import Record
+from prolu.evaluation.comparison.metric_catalog import main_metric
 from prolu.evaluation.document_sums import DOCUMENTS_FILE, read_documents_of
 from prolu.evaluation.latents import LATENTS_FILE
 from prolu.interop.formats.checked_reading import read_safetensors
@@ -78,8 +79,8 @@ def pack(folder: str | Path, repo: str, *, license: str = "mit") -> Parcel:
         license: The licence of what is sent, as the hub names licences.
 
     Raises:
-        ValueError: The folder holds no study or run, no run has finished, an SAE cannot be loaded, the study is of rows
-            that come from no language model, or `repo` is not the name of a repository.
+        ValueError: The folder holds no study or run, no run has finished, an SAE cannot be loaded, or `repo` is not
+            the name of a repository.
     """
     place = place_of(repo)
     if place.folder:
@@ -100,8 +101,6 @@ def pack(folder: str | Path, repo: str, *, license: str = "mit") -> Parcel:
             for file in (run.folder / name for name in SAE_FILES if (run.folder / name).is_file()):
                 files[f"{prefix}{run.folder.name}/{file.name}"] = _public(file) if file.name == CONFIG_FILE else file
     configs = [_without_paths(read_study(results.folder)) for results in found]
-    if any("lm" not in config["stream"] for config in configs):
-        raise ValueError(f"{folder}: a study of rows that come from no language model, which has no model card yet")
     files[FIGURE_FILE] = _figure(records)
     files[CARD_FILE] = card_of(configs, shapes, records, place.repo, FIGURE_FILE, license).encode()
     return Parcel(place, files)
@@ -301,7 +300,7 @@ def _figure(records: Sequence[Record]) -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / FIGURE_FILE
-        save_figure(draw_frontier(records, "l0", "degradation"), file)
+        save_figure(draw_frontier(records, "l0", main_metric(records)), file)
         return file.read_bytes()
 
 

@@ -13,8 +13,9 @@ import torch
 
 from prolu.activations.harvesting import describe_activations
 from prolu.activations.language_model import LanguageModel
+from prolu.activations.rows import Rows
 from prolu.activations.token_blocks import TokenBlocks
-from prolu.evaluation.held_out import HeldOut, held_out_digest
+from prolu.evaluation.held_out import AnyHeldOut, held_out_digest
 from prolu.evaluation.scoring import Scores
 from prolu.runtime.files import through_json
 from prolu.runtime.names import check_inside, folder_name, plain_name
@@ -59,8 +60,17 @@ def describe(lm: LanguageModel, blocks: TokenBlocks, n_tokens: int, hook_out: st
         hook_out: the hook that transcoders write at; empty for SAEs.
     """
     hooks = {"hook": lm.hook} | ({"hook_out": hook_out} if hook_out else {})
+    return _described(describe_activations(lm, blocks) | hooks, blocks, n_tokens)
+
+
+def describe_rows(rows: Rows, n_tokens: int) -> dict[str, Any]:
+    """Return the config of a study of SAEs that are scored on `n_tokens` held-out rows."""
+    return _described(rows.describe(), rows, n_tokens)
+
+
+def _described(stream: dict[str, Any], blocks: TokenBlocks | Rows, n_tokens: int) -> dict[str, Any]:
     return {
-        "stream": describe_activations(lm, blocks) | hooks,
+        "stream": stream,
         "eval_tokens": n_tokens,
         "held_out_digest": held_out_digest(blocks, n_tokens),
         "amounts": text_amounts(blocks, n_tokens),
@@ -104,7 +114,7 @@ class ScoredStudy:
                     f"out {str(self.folder)!r}: holds another SAE named {saved.run_id}; rename {saved.folder}"
                 )
 
-    def keep(self, saved: SavedSAE, scores: Scores, held_out: HeldOut, *, converged: bool | None) -> None:
+    def keep(self, saved: SavedSAE, scores: Scores, held_out: AnyHeldOut, *, converged: bool | None) -> None:
         """Write an SAE, its scores per document and per latent, and its line of results into the folder.
 
         Args:
