@@ -112,7 +112,7 @@ def test_a_study_of_several_lengths_and_widths_is_trained_and_resumed(source, tm
     (["--d-sae", "0.001x"], "d_sae 0: must be at least 1"),
     (["--n-tokens", "5"], "fewer than one batch"),
     (["--init-seeds", *map(str, range(101)), "--lr", *map(str, range(1, 101))],
-     "the grid has 10,100 combinations, and a study at most 10,000: name fewer values"),
+     "the grid has 10,100 combinations, and one study at most 10,000: name fewer values"),
     (["--json"], "json: only with --dry-run"),
 ])  # fmt: skip
 def test_wrong_grids_are_refused_before_the_text_is_read(source, tmp_path, capsys, words, sentence):

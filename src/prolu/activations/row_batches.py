@@ -49,7 +49,8 @@ def _pieces(side: str, batches: Iterable[Any]) -> Iterator[Float[Tensor, "n d_in
     for number, batch in enumerate(batches):
         rows = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if not isinstance(rows, np.ndarray | Tensor) or rows.ndim != 2 or not rows.shape[1]:
-            found = f"its shape is {list(rows.shape)}" if hasattr(rows, "shape") else f"it is a {type(rows).__name__}"
+            shape = getattr(rows, "shape", None)
+            found = f"it is a {type(rows).__name__}" if shape is None else f"its shape is {list(shape)}"
             raise ValueError(
                 f"{side}: batch {number} must be an array [n, d_in], or a tuple whose first item is one, but {found}"
             )

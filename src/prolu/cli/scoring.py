@@ -1,5 +1,6 @@
 """The command `eval`: saved SAEs are scored on held-out text, that of their training, another, or that of a study."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
@@ -208,8 +209,8 @@ def _score(options: Scoring, found: Sequence[SavedSAE], held_out: AnyHeldOut, sc
                 scored_study.keep(saved, scores, held_out, converged=True if options.converged else None)
             if options.json:
                 print(json_text(scores.figures), flush=True)
-            # What needs a language model is null where there is none.
-            table.append((name, {figure: value for figure, value in scores.figures.items() if value is not None}))
+            # What needs a language model is nan where there is none.
+            table.append((name, {figure: value for figure, value in scores.figures.items() if not math.isnan(value)}))
             meter.advance(held_out.n_tokens)
     if not options.json:
         print("\n".join(score_table(table, Console().width)))

@@ -75,7 +75,7 @@ def own_recipe(values: Mapping[str, Sequence[Any]], batch_size: int) -> Recipe:
 
     @cache
     def runs_at(d_in: int) -> list[RunConfig]:
-        at_width = {
+        at_width: dict[str, list[Any]] = {
             name: [n_latents(one, d_in) if name == "d_sae" else one for one in some] for name, some in values.items()
         }
         points = itertools.product(*at_width.values())
