@@ -137,7 +137,7 @@ def row_of(name: str, verdicts: list[Verdict]) -> str:
     cells = []
     for v in verdicts:
         doubt = " n.d." if v.verdict == "not distinguishable" else ""
-        interval = f"[{v.low:+.0%}, {v.high:+.0%}]".replace("%", "")
+        interval = "(one seed)" if math.isnan(v.low) else f"[{v.low:+.0%}, {v.high:+.0%}]".replace("%", "")
         change = f"{v.change:+.0%}".replace("+0%", "0%").replace("-0%", "0%")
         cells.append("out of reach" if math.isnan(v.change) else f"{change} {interval}{doubt}")
     return f"| {name} | {' | '.join(cells)} | {verdicts[0].n_unconverged} of {verdicts[0].n_runs} |"

@@ -105,6 +105,10 @@ def test_the_findings_are_what_the_library_says():
 @pytest.mark.parametrize(("name", "table"), [
     ("comparison2026.md", "comparison2026.csv"),
     ("comparison2026.md", "comparison2026-stories260K.csv"),
+    ("causes.md", "causes.csv"),
+    ("causes.md", "causes-stories260K.csv"),
+    ("causes.md", "causes-hard.csv"),
+    ("causes.md", "causes-even.csv"),
 ])  # fmt: skip
 def test_the_findings_of_a_study_are_what_the_library_says(name, table, capsys):
     findings = loaded("findings")
