@@ -51,7 +51,7 @@ def test_it_runs_and_shows_tables_figures_and_one_line_of_progress(tour, tmp_pat
     # One figure, and not the same one again when the cell ends.
     assert len(shown(by_source["results.plot()"], "image/png")) == 1
     (verdicts,) = shown(by_source["results.verdicts()"], "text/html")
-    assert verdicts.count("prolu_relu + sqrt_l1") == 2
+    assert verdicts.count(">prolu_relu + sqrt_l1<") == 2
     (training,) = [cell for cell in cells if "run_sweep" in cell.source]
     text = "".join(output.text for output in training.outputs if output.get("name") == "stdout")
     lines = text.rstrip("\n").split("\n")
