@@ -14,7 +14,6 @@ from prolu.report.page import DASHES as PAGE_DASHES
 from prolu.report.page import SYMBOLS
 from prolu.report.writer import write_report
 from prolu.sae.scaling import normalise
-from prolu.studies.extension import _as_config
 from prolu.studies.records import check_records
 from prolu.training.nested_prefixes import prefixes_now
 from prolu.training.steps.cuda import CudaStep
@@ -84,7 +83,7 @@ def test_names_and_records():
     assert "matryoshka" not in plain.describe()
     assert nested.family == family(nested.describe()) == "batchtopk, matryoshka"
     assert nested.run_id == f"{plain.run_id}-nested3.11.30"
-    assert _as_config(nested.describe() | {"matryoshka": list(PREFIXES)}).matryoshka == PREFIXES
+    assert RunConfig.recorded(nested.describe() | {"matryoshka": list(PREFIXES)}).matryoshka == PREFIXES
     assert stack_key(Trainer(plain, D_IN, BATCH)) != stack_key(Trainer(nested, D_IN, BATCH))
 
 
