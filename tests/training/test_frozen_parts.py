@@ -8,7 +8,6 @@ import torch
 from prolu import RunConfig, Trainer
 from prolu.evaluation.comparison.frontiers import family
 from prolu.sae.scaling import normalise
-from prolu.studies.extension import _as_config
 from prolu.training.frozen_parts import LEAST_COSINE, FrozenParts
 from prolu.training.steps.cuda import CudaStep
 from prolu.training.trainer_stack import TrainerStack, stack_key
@@ -164,6 +163,6 @@ def test_it_is_part_of_the_name_and_of_the_record_only_where_it_is_used():
         assert family(run.describe()) == name
         assert run.run_id == f"{plain.run_id}-frozen_{freeze}"
         assert run.describe()["freeze"] == freeze
-        assert _as_config(run.describe()).describe() == run.describe()
-    assert _as_config(plain.describe()).freeze == "none"
+        assert RunConfig.recorded(run.describe()).describe() == run.describe()
+    assert RunConfig.recorded(plain.describe()).freeze == "none"
     assert family(plain.describe() | {"freeze": "both"}) == "relu + l1, both frozen"
