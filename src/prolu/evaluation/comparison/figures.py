@@ -234,7 +234,13 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], reco
             dash = DASHES.get(look(record), OTHER_DASH)
             tokens = [r["tokens"] / 1e6 for r in rows]
             shape = marker(record, [])
-            style = {"linestyle": dash, "color": ink, "marker": shape, "markevery": 0.25, "markersize": 3}
+            style = {
+                "linestyle": dash,
+                "color": ink,
+                "marker": shape,
+                "markevery": max(1, len(rows) // 5),
+                "markersize": 3,
+            }
             axes.plot(tokens, [r[name] for r in rows], linewidth=0.9, alpha=0.7, **style)
         axes.set(xlabel="training tokens, millions", title=title)
         if name != "dead":  # which may be 0
