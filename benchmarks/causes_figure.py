@@ -1,20 +1,17 @@
-"""Draw docs/figures/causes.png from the tables of docs/findings/causes.md: each step from ReLU to ProLU, with its interval.
+"""Draw docs/figures/causes.png from the tables of docs/findings/causes.md: each step from ReLU to ProLU.
 
-python scripts/draw_causes.py
+python benchmarks/causes_figure.py
 """
 
-import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+from matplotlib.figure import Figure
 
 from findings import CAUSES, comparisons_of, under
-
 from prolu.evaluation.comparison.figures import save_figure
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 TABLES = {
     "causes.csv": "built-in model",
@@ -28,7 +25,7 @@ PENALTIES = {"l1": ("o", "#0072b2", "L1"), "sqrt_l1": ("s", "#d55e00", "Sqrt(L1)
 
 def draw(ax: Axes, table: str) -> None:
     """Draw the changes of one study at each of its target L0s, a row for each pair of families."""
-    found = comparisons_of(ROOT / "docs" / "findings" / table)
+    found = comparisons_of(DOCS / "findings" / table)
     for row, (challenger, baseline) in enumerate(CAUSES):
         for lower, (penalty, (marker, colour, name)) in zip((-0.18, 0.18), PENALTIES.items(), strict=True):
             verdicts = found[f"{under(challenger, penalty)} against {under(baseline, penalty)}"]
@@ -47,13 +44,14 @@ def draw(ax: Axes, table: str) -> None:
 
 def main() -> None:
     """Draw a panel for each study."""
-    figure, axes = plt.subplots(1, len(TABLES), figsize=(13, 4.6), sharey=True, layout="constrained")
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    axes = figure.subplots(1, len(TABLES), sharey=True)
     for ax, table in zip(axes, TABLES, strict=True):
         draw(ax, table)
         ax.set_xlabel("change of CE increase, %" if table in list(TABLES)[:2] else "change of FVU, %")
     axes[0].invert_yaxis()  # once: the panels share it
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-    save_figure(figure, ROOT / "docs" / "figures" / "causes.png")
+    save_figure(figure, DOCS / "figures" / "causes.png")
 
 
 if __name__ == "__main__":
