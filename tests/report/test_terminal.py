@@ -252,7 +252,8 @@ def test_an_estimate_fits_the_terminal(width, recipe):
     assert max(map(len, lines)) <= width
     assert lines[0] == f"{len(runs)} runs at each of 2 hooks"
     for run in runs:
-        assert re.search(rf"(^|\s){re.escape(f'{run.coeff:.3g}')}(\s|$)", out.getvalue())
+        asked = f"{run.coeff:.3g}" if run.target_l0 is None else f"{run.target_l0:g}"
+        assert re.search(rf"(^|\s){re.escape(asked)}(,|\s|$)", out.getvalue())
 
 
 def test_the_line_of_python_can_be_run(tmp_path, one_sae):
