@@ -163,6 +163,26 @@ def comparisons_of(file: Path) -> dict[str, list[Verdict]]:
     }
 
 
+def shares(file: Path) -> list[str]:
+    """Return rows for `causes`: the share of ProLU_ReLU's gain, in logarithms, that a refitted ReLU has at each L0."""
+    found = comparisons_of(file)
+    rows = []
+    for penalty in ("l1", "sqrt_l1"):
+        relu = under("relu", penalty)
+        wholes = found[f"{under('prolu_relu', penalty)} against {relu}"]
+        parts = found[f"{under('relu, refitted', penalty)} against {relu}"]
+        cells = [
+            "-" if math.isnan(whole.change) or whole.change >= 0 else f"{_log(part) / _log(whole):.0%}"
+            for whole, part in zip(wholes, parts, strict=True)
+        ]
+        rows.append(f"| less suppression's share of the gain, {penalty} | {' | '.join(cells)} |")
+    return rows
+
+
+def _log(verdict: Verdict) -> float:
+    return math.log1p(verdict.change)
+
+
 def means(file: Path) -> None:
     """Print each family's mean at each target L0, with the number of converged runs if not all are."""
     (runs,) = read_studies(file).values()
@@ -197,6 +217,9 @@ def main() -> None:
         for name, verdicts in found.items():
             print(row_of(name, verdicts))
         print()
+    for file in files:
+        if file.stem.startswith("causes"):
+            print("\n".join(shares(file)))
 
 
 if __name__ == "__main__":

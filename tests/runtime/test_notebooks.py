@@ -11,14 +11,14 @@ import pytest
 
 from prolu.runtime.notebooks import (
     MOST_ROWS,
-    Column,
-    Rows,
+    ShownRows,
     changed_fields,
     data_frame,
     html_facts,
     html_table,
     in_notebook,
 )
+from prolu.runtime.tables import Column
 from support.shown_html import HOSTILE, check_safe
 
 
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
     [
         html_table(HOSTILE, [Column(HOSTILE, [HOSTILE, HOSTILE]), Column("b", [HOSTILE, ""], is_text=True)], HOSTILE),
         html_facts(HOSTILE, {HOSTILE: HOSTILE}, {HOSTILE: HOSTILE}),
-        Rows([Pair(HOSTILE, 1.0)])._repr_html_(),
+        ShownRows([Pair(HOSTILE, 1.0)])._repr_html_(),
     ],
 )
 def test_all_text_is_escaped(html):
@@ -60,10 +60,10 @@ def test_a_long_table_is_cut_and_says_so():
 
 
 def test_rows_are_a_list_with_a_table():
-    rows = Rows([Pair("a", 1.25), Pair("b", 2.0)])
+    rows = ShownRows([Pair("a", 1.25), Pair("b", 2.0)])
     assert rows == [("a", 1.25), ("b", 2.0)]
     assert check_safe(rows._repr_html_()) == "2 of Pairnamesizea1.2b2.0"
-    assert check_safe(Rows()._repr_html_()) == "none"
+    assert check_safe(ShownRows()._repr_html_()) == "none"
     frame = rows.to_pandas()
     assert isinstance(frame, pandas.DataFrame)
     assert frame.to_dict("list") == {"name": ["a", "b"], "size": [1.25, 2.0]}
@@ -85,7 +85,7 @@ def test_without_pandas_one_sentence_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_pandas)
     with pytest.raises(ModuleNotFoundError, match=r"^to_pandas: .* not installed; pip install 'prolu\[pandas\]'$"):
-        Rows([Pair("a", 1.0)]).to_pandas()
+        ShownRows([Pair("a", 1.0)]).to_pandas()
 
 
 def test_only_what_differs_from_the_defaults():

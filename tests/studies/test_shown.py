@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from prolu import ActivationStream, Results, RunConfig, grid, run_sweep
 from prolu.evaluation.comparison.frontiers import family
-from prolu.runtime.notebooks import Rows
+from prolu.runtime.notebooks import ShownRows
 from prolu.sae.autoencoder import SAE
 from prolu.studies.runs import Frontier, Run
 from support.made_studies import bent
@@ -167,7 +167,7 @@ def test_verdicts_and_standings_are_tables(tmp_path):
     records = [*bent("relu + l1", 1.0, seeds=(0, 1, 2)), *bent("prolu_ste + l1", 0.8, seeds=(0, 1, 2))]
     study = Made(tmp_path, records)
     verdicts = study.verdicts([12.0, 30.0])
-    assert isinstance(verdicts, Rows)
+    assert isinstance(verdicts, ShownRows)
     assert len(verdicts) == 2
     frame = verdicts.to_pandas()
     assert frame["l0"].tolist() == [12.0, 30.0]

@@ -28,7 +28,7 @@ ALIASES: Mapping[str, str] = {
 
 
 def without_aliases(args: Sequence[str]) -> list[str]:
-    """Return the arguments with the flags that have another name in other libraries under our own names."""
+    """Return command-line arguments in which a flag of another library, such as --dict-size, has our name for it."""
     own = []
     for word in args:
         flag, equals, value = word.partition("=")
@@ -98,7 +98,7 @@ def add_helps(owner: type) -> None:
 
 
 def field_helps(owner: type) -> dict[str, str]:
-    """Return the docstrings below the fields of a dataclass and of the dataclasses that it inherits from."""
+    """Return the help text of each field of a dataclass, inherited ones too: the docstring that stands below it."""
     helps: dict[str, str] = {}
     # From the oldest ancestor on (`object` left out), so that a class that declares a field again replaces its help.
     for cls in reversed(owner.__mro__[:-1]):

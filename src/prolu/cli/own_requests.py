@@ -103,14 +103,7 @@ class Train:
 
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
-        from prolu.cli.commands import prepare_dry_run, prepare_sweep
-
-        check_json(json=self.json, dry_run=self.dry_run)
-        recipe = self.resolved_recipe()
-        source = Source(**values_of(Source, self.essential, self.source))
-        if self.dry_run:
-            return prepare_dry_run(recipe, source, self.settings, as_json=self.json)
-        return prepare_sweep(recipe, source, self.out, self.settings, self.latents, Engine())
+        return _prepared(self, Engine())
 
     def resolved_recipe(self) -> Recipe:
         """Return the study of the one run: there is no other training loop."""
@@ -167,14 +160,7 @@ class Grid:
 
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
-        from prolu.cli.commands import prepare_dry_run, prepare_sweep
-
-        check_json(json=self.json, dry_run=self.dry_run)
-        recipe = self.resolved_recipe()
-        source = Source(**values_of(Source, self.essential, self.source))
-        if self.dry_run:
-            return prepare_dry_run(recipe, source, self.settings, as_json=self.json)
-        return prepare_sweep(recipe, source, self.out, self.settings, self.latents, self.engine)
+        return _prepared(self, self.engine)
 
     def resolved_recipe(self) -> Recipe:
         """Return all combinations of the values as a study."""
@@ -183,6 +169,17 @@ class Grid:
             for name, value in values_of(RunConfig, self.essential, self.run).items()
         }
         return _refused_at_once(own_recipe(values | {"init_seed": self.init_seeds}, self.batch_size), values)
+
+
+def _prepared(request: Train | Grid, engine: Engine) -> Job:
+    from prolu.cli.commands import prepare_dry_run, prepare_sweep
+
+    check_json(json=request.json, dry_run=request.dry_run)
+    recipe = request.resolved_recipe()
+    source = Source(**values_of(Source, request.essential, request.source))
+    if request.dry_run:
+        return prepare_dry_run(recipe, source, request.settings, as_json=request.json)
+    return prepare_sweep(recipe, source, request.out, request.settings, request.latents, engine)
 
 
 def takes_one_value(name: str) -> bool:

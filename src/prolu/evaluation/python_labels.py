@@ -66,7 +66,7 @@ class PythonLabels(NamedTuple):
 
 
 def _counts(mask: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return how many characters of a mask are in each span."""
+    """Return for each span from `starts` to `ends` how many of its characters are True in the mask."""
     before = np.concatenate([[0], np.cumsum(mask)])
     return before[ends] - before[starts]
 

@@ -146,7 +146,7 @@ def _splice(held_out: HeldOut, recon: Float[Tensor, "n ctx d_out"]) -> _Spliced:
 
 
 class _Sums:
-    """The sums over some of the tokens that need no language model."""
+    """Sums over tokens, from which the figures follow that need an SAE and activations but no language model."""
 
     def __init__(self, d_out: int, d_sae: int):
         self.code = CodeSums(d_sae)

@@ -175,7 +175,7 @@ def _number(record: Record, name: str, form: str) -> str:
 
 
 def _example(records: Sequence[Record]) -> Record:
-    """Return the run that the card loads as its example: of those that have converged, if any, the one of median L0."""
+    """Return the run whose loading the card shows: that with the median L0, of the converged ones if there are any."""
     shown = [r for r in records if r["converged"]] or list(records)
     return sorted(shown, key=lambda r: r["l0"])[len(shown) // 2]
 

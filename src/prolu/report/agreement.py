@@ -19,8 +19,9 @@ from prolu.evaluation.comparison.seed_agreement import (
     seed_pairs,
 )
 from prolu.evaluation.comparison.wording import shown_l0
-from prolu.report.console import Column, print_sentence, print_table
+from prolu.report.console import print_sentence, print_table
 from prolu.runtime.files import write_atomically
+from prolu.runtime.tables import Column
 from prolu.studies.results import Results
 
 SETTINGS_FILE = "agreement.csv"

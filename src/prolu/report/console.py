@@ -2,30 +2,19 @@
 
 import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from prolu.runtime.names import shown
+from prolu.runtime.tables import Column
 
 GAP = 2
 """The columns between two columns of a table."""
 
 INDENT = " "
 """What stands before every line but headings."""
-
-
-class Column(NamedTuple):
-    """A column of a table, with the text of every row."""
-
-    title: str
-    cells: Sequence[str]
-    is_text: bool = False
-    """Whether it is aligned on the left, and may be broken into lines if nothing else helps."""
-    is_optional: bool = False
-    """Whether it is left out where the table would be too wide."""
 
 
 def fits(console: Console, columns: Sequence[Column]) -> bool:

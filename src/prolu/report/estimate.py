@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from prolu.report.console import Column, lines_of, print_sentence, print_table
+from prolu.report.console import lines_of, print_sentence, print_table
+from prolu.runtime.tables import Column
 from prolu.studies.cost import DENSE_FRACTION, Estimate
 from prolu.studies.rates import TYPICAL_L0
 from prolu.training.config import RunConfig

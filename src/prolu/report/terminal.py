@@ -10,10 +10,11 @@ from prolu.evaluation.comparison.frontiers import Record, family, pareto_best, s
 from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, main_metric
 from prolu.evaluation.comparison.wording import ONE_SEED
 from prolu.report.agreement import print_agreement
-from prolu.report.console import Column, print_place, print_sentence, print_table
+from prolu.report.console import print_place, print_sentence, print_table
 from prolu.report.headline import CONVERGED, headline
 from prolu.report.terminal_comparison import marked, marks, print_comparison
 from prolu.report.writer import DrawnReport
+from prolu.runtime.tables import Column
 from prolu.sae.saved_sae import WEIGHTS_FILE
 from prolu.studies.results import Results
 

@@ -30,7 +30,8 @@ from prolu.evaluation.comparison.wording import (
     shown_l0,
     shown_verdict,
 )
-from prolu.report.console import INDENT, Column, fits, print_sentence, print_table
+from prolu.report.console import INDENT, fits, print_sentence, print_table
+from prolu.runtime.tables import Column
 
 COLOURS = {"holds": "green", "does not hold": "red"}
 """The verdicts on claims that have a colour."""

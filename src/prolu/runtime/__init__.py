@@ -9,7 +9,7 @@
 - `interrupts`: the first signal to stop saves, the second one exits.
 - `stopping`: the error that says that the disk failed.
 - `progress`: rates and the time left.
-- `notebooks`: what a notebook shows of an object.
+- `tables`: a column of a table; `notebooks`: what a notebook shows of an object.
 - `late_import`: packages whose names are imported when the first is used.
 - `version`: the version of this package.
 - `hub`: files downloaded from the Hugging Face hub and sent to it.

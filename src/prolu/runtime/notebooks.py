@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from prolu.runtime.names import shown
+from prolu.runtime.tables import Column
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -19,15 +20,6 @@ MOST_ROWS = 60
 
 RIGHT = "text-align:right;font-variant-numeric:tabular-nums"
 LEFT = "text-align:left"
-
-
-class Column(NamedTuple):
-    """A column of a table, with the text of every row."""
-
-    title: str
-    cells: Sequence[str]
-    is_text: bool = False
-    """Whether it is aligned on the left."""
 
 
 def html_table(caption: str, columns: Sequence[Column], *notes: str) -> str:
@@ -100,7 +92,7 @@ class Row(Protocol):
 AnyRow = TypeVar("AnyRow", bound=Row)
 
 
-class Rows(list[AnyRow]):
+class ShownRows(list[AnyRow]):
     """A list that a notebook shows as a table, and that pandas can take."""
 
     def _repr_html_(self) -> str:

@@ -16,7 +16,7 @@ from prolu.evaluation.comparison.standings import Standing, standings
 from prolu.evaluation.comparison.verdicts import Verdict, verdict_table
 from prolu.runtime.checks import one_of
 from prolu.runtime.files import read_json_lines
-from prolu.runtime.notebooks import Rows, html_table
+from prolu.runtime.notebooks import ShownRows, html_table
 from prolu.studies.folder import failures, read_study
 from prolu.studies.records import RESULTS_FILE, check_records, scores_lacking, warn_once
 from prolu.studies.runs import Frontier, Run, columns_of, frame_of
@@ -95,7 +95,9 @@ class Results:
         """The seed of the order in which the study's runs saw activations."""
         return self.config["stream"].get("seed", 0)
 
-    def verdicts(self, l0s: Sequence[float] | None = None, *, y: str = "", unconverged: bool = True) -> Rows[Verdict]:
+    def verdicts(
+        self, l0s: Sequence[float] | None = None, *, y: str = "", unconverged: bool = True
+    ) -> ShownRows[Verdict]:
         """Compare every family with `relu + l1` and `relu + sqrt_l1` at equal L0, with 95% intervals.
 
         Args:
@@ -112,7 +114,7 @@ class Results:
 
     def standings(
         self, metrics: Sequence[str] | None = None, l0s: Sequence[float] | None = None, *, unconverged: bool = True
-    ) -> Rows[Standing]:
+    ) -> ShownRows[Standing]:
         """Return what every family reaches in several metrics at equal L0, and how probably it is the best.
 
         Args:

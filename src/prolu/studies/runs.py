@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from prolu.evaluation.comparison.frontiers import Record, family
 from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, main_metric
-from prolu.runtime.notebooks import Column, data_frame, html_facts, html_table
+from prolu.runtime.notebooks import data_frame, html_facts, html_table
+from prolu.runtime.tables import Column
 from prolu.sae.autoencoder import SAE
 from prolu.sae.saved_sae import read_provenance
 from prolu.studies.records import read_curve

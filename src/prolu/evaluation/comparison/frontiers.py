@@ -100,7 +100,7 @@ def hook_of(record: Record) -> str:
 
 
 def at_hook(hook: str, name: str) -> str:
-    """Return the name of a family, or a statement about families, at one of several hooks."""
+    """Return a name or sentence with the hook that it is about in front, for studies at several hooks."""
     return f"{hook}: {name}"
 
 

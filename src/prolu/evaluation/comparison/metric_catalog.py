@@ -201,7 +201,7 @@ _TWICE = (*_OF_CODE, *_OF_RECONSTRUCTION, *_OF_PREDICTIONS)
 
 
 def _without_bos(metric: Metric) -> Metric:
-    """Return a metric as it is recorded without position 0 of each block, for which no sums by document are kept."""
+    """Return the metric without position 0 of each block, of which no sums by document are kept for intervals."""
     return metric._replace(
         name=f"{metric.name}_no_bos",
         words=f"{metric.words} without position 0",

@@ -23,7 +23,7 @@ from prolu.evaluation.comparison.intervals import (
 from prolu.evaluation.comparison.metric_catalog import METRICS, Metric, check_compared
 from prolu.evaluation.comparison.replicates import DocumentResamples, FinishedStudy
 from prolu.evaluation.comparison.wording import ONE_SEED, shown_l0
-from prolu.runtime.notebooks import Rows
+from prolu.runtime.notebooks import ShownRows
 from prolu.runtime.rng import keyed_generator
 
 USUAL = ("degradation", "kl", "fvu", "dead_fraction")
@@ -89,7 +89,7 @@ def standings(
     l0s: Sequence[float] | None = None,
     *,
     unconverged: bool = True,
-) -> Rows[Standing]:
+) -> ShownRows[Standing]:
     """Return every family's value of several metrics at some L0s, with its interval and its probability of being best.
 
     The list is shown as a table in a notebook, and its `to_pandas()` is a table with a row per standing.
@@ -123,7 +123,7 @@ def standings(
         check_l0(l0)
     for name in metrics or ():
         check_compared(name)
-    return Rows(standings_of(Comparisons(studies, unconverged=unconverged), metrics, l0s))
+    return ShownRows(standings_of(Comparisons(studies, unconverged=unconverged), metrics, l0s))
 
 
 def standings_of(

@@ -10,7 +10,7 @@ from prolu.evaluation.comparison.curves import check_l0
 from prolu.evaluation.comparison.metric_catalog import check_compared
 from prolu.evaluation.comparison.replicates import FinishedStudy
 from prolu.evaluation.comparison.wording import HIGHER, LOWER, Verdict, rows_for_tables
-from prolu.runtime.notebooks import Rows
+from prolu.runtime.notebooks import ShownRows
 
 __all__ = ["HIGHER", "LOWER", "Verdict", "matched", "rows_for_tables", "verdict_table"]
 
@@ -74,7 +74,7 @@ def verdict_table(
     *,
     y: str = "",
     unconverged: bool = True,
-) -> Rows[Verdict]:
+) -> ShownRows[Verdict]:
     """Return the verdicts of every family against `relu + l1`, `relu + sqrt_l1` and its own random baselines.
 
     The list is shown as a table in a notebook, and its `to_pandas()` is a table with a row per verdict.
@@ -95,4 +95,4 @@ def verdict_table(
     for l0 in l0s or ():
         check_l0(l0)
     check_compared(y)
-    return Rows(Comparisons(studies, unconverged=unconverged).table(l0s, y))
+    return ShownRows(Comparisons(studies, unconverged=unconverged).table(l0s, y))
