@@ -184,10 +184,15 @@ def moved(objective: Objective, device: str) -> Objective:
 
 
 def five_updates(step: CudaStep, weights: Weights, x: torch.Tensor, objective: Objective) -> Weights:
-    """Return the weights after five updates. From the third on a GPU's step replays a captured graph."""
+    """Return the weights after five updates. From the third on a GPU's step replays a captured graph.
+
+    Where prefixes are drawn, each update has others.
+    """
     weights = weights.map(torch.clone)
     moments = Moments.zeros_like(weights)
     for n in range(5):
+        if objective.prefixes_are_drawn:
+            objective = replace(objective, prefixes=(1 + n, 100 - n, 500 + 31 * n))
         step.update_stack_(weights, moments, x, objective, [Update(n, lr=1e-4)] * len(weights.encoder))
     return weights
 
@@ -210,11 +215,19 @@ def check(stage: Stage) -> None:
             f"{name}, {precision}, stack of {n_saes}",
             lambda n=name, p=precision, k=n_saes: differences(stage.device, n, p, k),
         )
+    for drawn in (False, True):
+        stage.attempt(
+            f"prolu_ste, bf16, prefixes {'drawn' if drawn else 'given'}",
+            lambda d=drawn: differences(stage.device, "prolu_ste", "bf16", 1, prefixes=(1, 100, 500), drawn=d),
+        )
 
 
-def differences(device: str, name: str, precision: str, n_saes: int) -> dict[str, Any]:
+def differences(
+    device: str, name: str, precision: str, n_saes: int, *, prefixes: tuple[int, ...] = (), drawn: bool = False
+) -> dict[str, Any]:
     """Return how far gradients and weights are from the CPU's, and whether that is within the limit."""
     weights, x, objective = problem_for(name, 63, 1000, 130, n_saes)
+    objective = replace(objective, prefixes=prefixes, prefixes_are_drawn=drawn)
     # In bf16 the CPU rounds what goes into a matmul in the same way; else it computes in fp64.
     there = torch.float32 if precision == "bf16" else torch.float64
     here = torch.float64 if precision == "fp64" else torch.float32
@@ -254,6 +267,13 @@ def speed(stage: Stage) -> None:
             stage.attempt(
                 f"{where}, {name}, {precision}",
                 lambda n=name, p=precision, d=d_in, s=d_sae: step_time(stage, n, p, d, s, batch),
+            )
+        prefixes = tuple(d_sae * part // 16 for part in (1, 2, 4, 8, 12))
+        for drawn in (False, True):
+            nested = {"prefixes": prefixes, "prefixes_are_drawn": drawn}
+            stage.attempt(
+                f"{where}, relu, bf16, five prefixes {'drawn' if drawn else 'given'}",
+                lambda n=nested, d=d_in, s=d_sae: step_time(stage, "relu", "bf16", d, s, batch, **n),
             )
 
 
@@ -338,29 +358,30 @@ def floor(stage: Stage, d_in: int, d_sae: int, batch: int) -> dict[str, float]:
     return times | {"matmuls": matmuls, "adam": adam, "floor": matmuls + adam}
 
 
-def one_step(device: str, name: str, precision: str, d_in: int, d_sae: int, batch: int, n_saes: int = 1) -> Callable:
-    """Return a function that makes one update of a stack, without dead latents."""
+def one_step(device: str, name: str, precision: str, d_in: int, d_sae: int, batch: int, **nested: Any) -> Callable:
+    """Return a function that makes one update of an SAE without dead latents; `nested` is what Objective takes."""
     shape = SAEConfig(d_in=d_in, d_sae=d_sae, nonlinearity=name)
     like = initial_weights(shape, 0, torch.float32).map(lambda t: t.to(device))
-    weights = like.map(lambda t: t.expand(n_saes, *t.shape).clone())
+    weights = like.map(lambda t: t.unsqueeze(0).clone())
     moments = Moments.zeros_like(weights)
     nonlinearity = nonlinearity_named(name).in_training
     term = nonlinearity.auxiliary
     term = None if term is not None and term.of_dead else term
-    coeffs = torch.full((n_saes,), COEFF, dtype=torch.float64, device=device)
-    objective = Objective(nonlinearity, penalty_named(FAMILIES[name]), coeffs, term)
-    step = CudaStep(like, batch, precision, n_saes=n_saes)
+    coeffs = torch.full((1,), COEFF, dtype=torch.float64, device=device)
+    objective = Objective(nonlinearity, penalty_named(FAMILIES[name]), coeffs, term, **nested)
+    step = CudaStep(like, batch, precision)
     x = torch.randn(batch, d_in, device=device)
-    updates = [Update(5, lr=1e-7)] * n_saes
-    return lambda: step.update_stack_(weights, moments, x, objective, updates)
+    return lambda: step.update_stack_(weights, moments, x, objective, [Update(5, lr=1e-7)])
 
 
-def step_time(stage: Stage, name: str, precision: str, d_in: int, d_sae: int, batch: int) -> dict[str, float]:
+def step_time(
+    stage: Stage, name: str, precision: str, d_in: int, d_sae: int, batch: int, **nested: Any
+) -> dict[str, float]:
     """Return the milliseconds of a step, its tokens per second, and the most memory that it took."""
     if not stage.small:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    ms = stage.ms(one_step(stage.device, name, precision, d_in, d_sae, batch))
+    ms = stage.ms(one_step(stage.device, name, precision, d_in, d_sae, batch, **nested))
     memory = 0 if stage.small else torch.cuda.max_memory_allocated()
     return {"ms": ms, "tokens_per_second": round(1e3 * batch / ms), "gigabytes": round(memory / 1e9, 3)}
 

@@ -113,7 +113,9 @@ from prolu.sae.penalties import penalty_named
 from prolu.training.moments import Moments
 from prolu.training.steps import AdamConfig, Objective
 from prolu.runtime.mesh import ALONE
-from prolu.training.steps.stacked import encode, gradients_of_stack, stack_of_one, update_stack_
+from prolu.training.steps.stacked import (
+    activate, decode_and_send_back, encode, gradients_of_stack, pull_back, stack_of_one, update_stack_
+)
 from prolu.sae.saved_sae import SAEConfig
 from prolu.training.starting_weights import initial_weights
 torch._dynamo.config.recompile_limit = 64  # one compiled variant for each family
@@ -146,6 +148,15 @@ for name, penalty, transcodes in [(*f, False) for f in FAMILIES] + [(*f, True) f
     plain, stats = gradients_of_stack(*arguments)
     fused, also = torch.compile(gradients_of_stack, dynamic=False, fullgraph=True)(*arguments)
     for a, b in zip((*plain.tensors(), *stats), (*fused.tensors(), *also), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-11, atol=1e-13)
+    # In three parts, as where prefixes are drawn: the first and the last are compiled, and know no prefixes.
+    blocks = objective.blocks(96)
+    objective = replace(objective, prefixes=())
+    code = torch.compile(activate, dynamic=False, fullgraph=True)(weights, m, bounds[0], objective)
+    decoded = decode_and_send_back(weights, x, code.latents, blocks, "fp32", ALONE, target)
+    last = torch.compile(pull_back, dynamic=False, fullgraph=True)
+    parted, also = last(weights, x, centred, m, bounds[1], code, decoded, objective, "fp32", ALONE, target)
+    for a, b in zip((*plain.tensors(), *stats), (*parted.tensors(), *also), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-11, atol=1e-13)
 ends = []
 for update_ in (update_stack_, torch.compile(update_stack_, dynamic=False, fullgraph=True)):

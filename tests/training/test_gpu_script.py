@@ -18,7 +18,7 @@ def test_the_gpu_script_runs_without_a_gpu(tmp_path):
     command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--stages", stages, "--json", str(found)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=600)
     figures = json.loads(found.read_text())
-    assert len(figures["check"]) == 20
+    assert len(figures["check"]) == 22
     assert all(row["right"] for row in figures["check"].values())
     assert all(row["ms"] > 0 for name, row in figures["speed"].items() if "floor" not in name)
     assert len(figures["stacks"]) == 6

@@ -220,5 +220,3 @@ def test_a_study_with_drawn_prefixes_is_scored_and_resumed(tiny_stream, tmp_path
 def test_drawn_prefixes_that_cannot_be(change, words):
     with pytest.raises(ValueError, match=f"matryoshka_drawn .*: must be {words}"):
         replace(DRAWN, **change)
-    with pytest.raises(ValueError, match="must be 0 on a GPU"):
-        Trainer(DRAWN, D_IN, BATCH, device="cuda")

@@ -72,9 +72,6 @@ class Trainer:
             ValueError: the SAE in `config.init_from` does not fit the run, or the run cannot be trained on the mesh.
         """
         check_mesh(config, batch_size, mesh)
-        if config.matryoshka_drawn and torch.device(device).type == "cuda":
-            # A GPU's step is compiled and captured for its prefixes, so that each draw would be another.
-            raise ValueError(f"matryoshka_drawn {config.matryoshka_drawn}: must be 0 on a GPU; name them in matryoshka")
         self.config = config
         self.batch_size = batch_size
         self.n_steps = config.n_steps(batch_size)
@@ -88,7 +85,14 @@ class Trainer:
         self.nonlinearity = nonlinearity_named(config.resolved_nonlinearity)
         trained = self.nonlinearity.in_training
         penalty = penalty_named(config.trained_penalty)
-        self.objective = Objective(trained, penalty, config.coeff, trained.auxiliary, config.matryoshka)
+        self.objective = Objective(
+            trained,
+            penalty,
+            config.coeff,
+            trained.auxiliary,
+            config.matryoshka,
+            prefixes_are_drawn=config.matryoshka_drawn > 0,
+        )
         self.dead_latents = DeadLatents(trained.auxiliary, config.aux_dead_tokens, batch_size, mesh)
         weights = part_of(starting_weights(config, d_in, dtype, d_out), mesh).map(lambda t: t.to(device))
         self.frozen_parts = FrozenParts(config.freeze, weights)

@@ -23,11 +23,14 @@ from prolu.training.steps.adam import AdamConfig, Update, clip_scale, project_
 from prolu.training.steps.base import Step, gather_of
 from prolu.training.steps.objective import Objective, StepStats
 from prolu.training.steps.stacked import (
+    activate,
     among_only,
     compared_by,
+    decode_and_send_back,
     encode,
     gradients_of_stack,
     member,
+    pull_back,
     stack_of_one,
     update_stack_,
 )
@@ -55,6 +58,8 @@ class CudaStep(Step):
         self._on_gpu = like.encoder.device.type == "cuda" and mesh.n_ranks == 1
         self._encode = self._compiled(encode)
         self._gradients = self._compiled(gradients_of_stack)
+        self._activate = self._compiled(activate)
+        self._pull_back = self._compiled(pull_back)
         self._update_ = self._compiled(update_stack_)
         # A captured graph reads its inputs where they were when it was captured: so these never move.
         self._acts = like.encoder.new_empty(batch_size, like.d_in)
@@ -121,13 +126,14 @@ class CudaStep(Step):
         """Make one update of each SAE of a stack, in place; return their statistics from before it.
 
         The updates, one for each SAE, differ in their learning rates only; the objective is as in `gradients_of_stack`.
-        A stack's first update compiles, its second is captured, and from then on the graph is replayed.
+        A stack's first update compiles, its second is captured, and from then on the graph is replayed. Where prefixes
+        are drawn for every batch, no graph is captured, since its shapes would be those of one draw.
         """
         objective = self._in_place(objective)
         rates = [[update.step_size for update in updates], [update.second_moment_scale for update in updates]]
         self._rates.copy_(self._sent(torch.tensor(rates, dtype=self._rates.dtype)), non_blocking=True)
         adam = updates[0].adam
-        if not self._on_gpu or len(acts) != len(self._acts):
+        if not self._on_gpu or len(acts) != len(self._acts) or objective.prefixes_are_drawn:
             return self._update_now_(weights, moments, acts, target, objective, adam)
         self._acts.copy_(acts)
         if self._target is not None and target is not None:
@@ -206,7 +212,14 @@ class CudaStep(Step):
             centred, m = self._encode(weights, acts, self._precision)
             bounds = self._bounds(weights, m, objective)
             constants = (self._precision, self.mesh)
-            return self._gradients(weights, acts, centred, m, bounds, objective, *constants, target)
+            if not objective.prefixes_are_drawn:
+                return self._gradients(weights, acts, centred, m, bounds, objective, *constants, target)
+            # Each draw has blocks of other sizes. What sees them is left as it is, so that nothing is compiled anew.
+            blocks = objective.blocks(weights.d_sae)
+            objective = replace(objective, prefixes=())
+            code = self._activate(weights, m, bounds[0], objective)
+            decoded = decode_and_send_back(weights, acts, code.latents, blocks, *constants, target)
+            return self._pull_back(weights, acts, centred, m, bounds[1], code, decoded, objective, *constants, target)
 
     def _bounds(self, weights: Weights, m: Tensor, objective: Objective) -> tuple[Tensor | None, Tensor | None]:
         """Return the bound of the objective's selection and that of its auxiliary term's; None where there is none."""

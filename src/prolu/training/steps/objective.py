@@ -54,7 +54,8 @@ class Objective:
     auxiliary: Auxiliary | None = None
     prefixes: tuple[int, ...] = ()
     """The numbers of latents of the shorter SAEs of a nested loss, from the smallest on; empty for a plain loss."""
-
+    prefixes_are_drawn: bool = False
+    """Whether each batch has other prefixes, so that nothing can be compiled for them."""
     weight_terms: tuple[WeightTerm, ...] = ()
     """Terms of the loss that depend on the weights alone. Their values are in no statistics."""
 

@@ -70,34 +70,92 @@ def gradients_of_stack(
         mesh: the ranks that share the SAEs.
         target: the targets y of transcoders; None for SAEs.
     """
+    code = activate(weights, m, bounds[0], objective)
+    blocks = objective.blocks(weights.d_sae)
+    decoded = decode_and_send_back(weights, acts, code.latents, blocks, precision, mesh, target)
+    return pull_back(weights, acts, centred, m, bounds[1], code, decoded, objective, precision, mesh, target)
+
+
+class Code(NamedTuple):
+    """The latents of a stack on a batch."""
+
+    active: Tensor
+    """The mask of active entries, [n_saes, batch, d_sae]."""
+    latents: Float[Tensor, "n_saes batch d_sae"]
+
+
+class Decoded(NamedTuple):
+    """What the decoder gives: the error of the reconstruction, and gradients of the squared error."""
+
+    mse: Float[Tensor, " n_saes"]
+    error: Float[Tensor, "n_saes batch d_out"]
+    """That of all latents: x_hat - x."""
+    to_output: Float[Tensor, "n_saes batch d_out"]
+    """The gradient with respect to the reconstruction, of all prefixes together."""
+    to_latents: Float[Tensor, "n_saes batch d_sae"]
+    to_decoder: Float[Tensor, "n_saes d_sae d_out"]
+
+
+def activate(weights: Weights, m: Tensor, bound: Tensor | None, objective: Objective) -> Code:
+    """Return the latents; the arguments are those of `gradients_of_stack`, `bound` that of the selection."""
+    own = _per_token(weights.own)
+    active = _active(objective.nonlinearity, m, own, bound)
+    return Code(active, torch.where(active, objective.nonlinearity.value(m, own), 0))
+
+
+def decode_and_send_back(
+    weights: Weights,
+    acts: Tensor,
+    latents: Tensor,
+    blocks: Sequence[slice],
+    precision: str,
+    mesh: Mesh,
+    target: Tensor | None,
+) -> Decoded:
+    """Return the error, and the gradients of the squared error: the only part that sees the blocks of a nested loss."""
     batch = len(acts) * mesh.n_data
     scale = 2 / (batch * weights.d_out)
-    nonlinearity = objective.nonlinearity
-    own = {name: p.unsqueeze(-2) for name, p in weights.own.items()}
-    nothing = torch.zeros_like(m)
-    active = _active(nonlinearity, m, own, bounds[0])
-    latents = torch.where(active, nonlinearity.value(m, own), 0)
-    wanted = weights.for_decoder(acts, target)
     output_bias = weights.output_bias.unsqueeze(-2)
-    blocks = objective.blocks(weights.d_sae)
+    wanted = weights.for_decoder(acts, target)
     errors = [recon + output_bias - wanted for recon in _decoded_up_to(latents, weights, blocks, precision, mesh)]
-    error = errors[-1]
-    mse = _mean_square(error, batch)
     # A block of latents sees the errors of all prefixes that contain it, summed from the back.
     seen = list(itertools.accumulate(e * (scale / len(blocks)) for e in reversed(errors)))[::-1]
-    scaled = seen[0]
     of_blocks = list(zip(blocks, seen, strict=True))
-    upstream = _joined([matmul(e, weights.decoder[:, b].mT, precision) for b, e in of_blocks], -1)
+    to_latents = _joined([matmul(e, weights.decoder[:, b].mT, precision) for b, e in of_blocks], -1)
+    to_decoder = _joined([matmul(latents[..., b].mT, e, precision) for b, e in of_blocks], -2)
+    return Decoded(_mean_square(errors[-1], batch), errors[-1], seen[0], to_latents, to_decoder)
+
+
+def pull_back(
+    weights: Weights,
+    acts: Tensor,
+    centred: Tensor,
+    m: Tensor,
+    auxiliary_bound: Tensor | None,
+    code: Code,
+    decoded: Decoded,
+    objective: Objective,
+    precision: str,
+    mesh: Mesh,
+    target: Tensor | None,
+) -> tuple[Weights, StepStats]:
+    """Return what `gradients_of_stack` does, from the latents and from the decoder's gradients."""
+    batch = len(acts) * mesh.n_data
+    nonlinearity = objective.nonlinearity
+    own = _per_token(weights.own)
+    active, latents = code
     objective, of_means = objective.at_entries(latents, m, own, batch, mesh)
-    back, penalty = objective.pull_back(upstream, latents, m, own, batch)
+    back, penalty = objective.pull_back(decoded.to_latents, latents, m, own, batch)
     # Selected, not multiplied by the mask: 0 * inf would be NaN.
+    nothing = torch.zeros_like(m)
     to_m = torch.where(active, back.m, 0)
     to_own = {name: torch.where(active, back.parameters.get(name, nothing), 0).sum(-2) for name in own}
-    to_decoder = _joined([matmul(latents[..., b].mT, e, precision) for b, e in of_blocks], -2)
-    auxiliary = torch.zeros_like(mse)
+    to_decoder = decoded.to_decoder
+    auxiliary = torch.zeros_like(decoded.mse)
     if (term := objective.auxiliary) is not None:
-        of_term = -error if term.target == "residual" else wanted - output_bias
-        theirs = _auxiliary(term, weights, m, own, bounds[1], of_term, batch, precision, mesh)
+        wanted = weights.for_decoder(acts, target) - weights.output_bias.unsqueeze(-2)
+        of_term = -decoded.error if term.target == "residual" else wanted
+        theirs = _auxiliary(term, weights, m, own, auxiliary_bound, of_term, batch, precision, mesh)
         auxiliary = theirs.value
         to_m = to_m + theirs.to_m
         to_own |= {name: to_own[name] + gradient for name, gradient in theirs.to_own.items()}
@@ -106,14 +164,15 @@ def gradients_of_stack(
     # b_dec is subtracted at the input, and in an SAE added at the output too. Summing dm over tokens first makes this
     # part a product with a vector, where autograd would pay a sixth matmul.
     through_encoder = (to_m.sum(-2).unsqueeze(-2) @ weights.encoder).squeeze(-2)
-    shared = weights.bias_gradients(scaled.sum(-2), mesh.sum_over_latents_(through_encoder, "b_dec"))
+    from_encoder = mesh.sum_over_latents_(through_encoder, "b_dec")
+    shared = weights.bias_gradients(decoded.to_output.sum(-2), from_encoder)
     if weights.skip is not None:
-        shared["skip"] = acts.T @ scaled
+        shared["skip"] = acts.T @ decoded.to_output
     gradients = Weights(matmul(to_m.mT, centred, precision), to_decoder, own=to_own, **shared)
     fired = (latents > 0).sum(-2, dtype=acts.dtype)
     smallest = _smallest_active(latents) if nonlinearity.selection is not None else torch.zeros_like(m[:, 0, 0])
     penalty = penalty / batch if of_means is None else of_means
-    return gradients, StepStats(mse, penalty, auxiliary, fired, smallest)
+    return gradients, StepStats(decoded.mse, penalty, auxiliary, fired, smallest)
 
 
 class _AuxiliaryGradients(NamedTuple):
@@ -214,6 +273,11 @@ def matmul(a: Tensor, b: Tensor, precision: str) -> Tensor:
     a = a.bfloat16()
     b = b.bfloat16()
     return torch.bmm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+
+
+def _per_token(own: Parameters) -> Parameters:
+    """Return the nonlinearity's own parameters [n_saes, d_sae] so that they broadcast against m."""
+    return {name: p.unsqueeze(-2) for name, p in own.items()}
 
 
 def _active(nonlinearity: Nonlinearity, m: Tensor, own: Parameters, bound: Tensor | None) -> Tensor:
