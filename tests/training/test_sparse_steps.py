@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import prolu
 from prolu import RunConfig, Trainer
-from prolu.sae.nonlinearities import NONLINEARITIES, GeneralisedProLU
+from prolu.sae.nonlinearities import NONLINEARITIES, GeneralisedProLU, nonlinearity_named
 from prolu.sae.penalties import L1, PENALTIES
 from prolu.training.moments import Moments
 from prolu.training.steps import DenseStep, Objective, Update, pair_finder, sparse_torch
@@ -54,6 +55,25 @@ def test_one_step_gives_the_dense_steps_gradients(step_type, nonlinearity, penal
         reference, theirs = DenseStep(weights, batch).gradients(weights, x, objective)
         gradients, ours = step_type(weights, batch).gradients(weights, x, objective)
         compare(ours, theirs, gradients, reference, limit)
+
+
+@pytest.mark.parametrize("first_rows", [1.0, 30.0, 0.01], ids=["like others", "larger", "smaller"])
+def test_a_selection_over_the_batch_whose_bound_is_guessed_too_high(first_rows, monkeypatch):
+    passes = []
+    append = pair_finder.PairFinder._append
+    monkeypatch.setattr(
+        pair_finder.PairFinder, "_append", lambda *args, **kinds: (passes.append(1), append(*args, **kinds))[1]
+    )
+    weights = random_weights(63, 1000)
+    x = sparse_activations(2300, 63)
+    x[: pair_finder.SAMPLED_ROWS] *= first_rows
+    objective = Objective(nonlinearity_named("batchtopk(9)").in_training, L1(), 0.03)
+    objective = replace(objective, auxiliary=None)
+    reference, theirs = DenseStep(weights, 2300).gradients(weights, x, objective)
+    gradients, ours = SparseNumbaStep(weights, 2300).gradients(weights, x, objective)
+    compare(ours, theirs, gradients, reference, 1e-12)
+    assert ours.fired.sum() == 9 * 2300
+    assert len(passes) == (2 if first_rows > 1 else 1)
 
 
 @pytest.mark.slow  # the largest size: a quarter of a million pairs and more

@@ -71,8 +71,8 @@ class Study:
     batch_size: int
     """The number of tokens per training step. A smaller batch makes more steps of the same tokens."""
     precision: Precision = "fp32"
-    """The number format of the inputs of matrix products; sums, weights and moments are always fp32. tf32 and bf16 are
-    meant for GPUs."""
+    """The number format of the inputs of matrix products; sums, weights and moments are always fp32. tf32 is meant for
+    GPUs; bf16 is also faster on CPUs that multiply such numbers themselves (AMX)."""
     out: Path
     """The folder of the study."""
     dry_run: bool = False

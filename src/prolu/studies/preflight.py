@@ -24,6 +24,7 @@ from prolu.studies.cost import state_bytes
 from prolu.studies.folder import begin_folder, holds_study
 from prolu.studies.request import StudyRequest, check_requests
 from prolu.training.config import RunConfig
+from prolu.training.config_checks import check_precision
 from prolu.training.starting_weights import initial_weights
 from prolu.training.steps import Objective
 from prolu.training.steps.choice import has_numba
@@ -78,6 +79,8 @@ def preflight(requests: Sequence[StudyRequest], *, in_groups: bool = False) -> N
     _check_disk(unfinished)
     for request in unfinished:
         stream = request.stream
+        for run in request.unfinished:
+            check_precision(run, stream.device.type)
         if not in_groups and stream.device.type == "cpu":
             _check_kernels(request.unfinished)
         # The language model's own loss, with which every score is compared, must be finite.
@@ -188,7 +191,7 @@ def _check_kernels(runs: Sequence[RunConfig]) -> None:
     Raises:
         ValueError: numba cannot compile or run them.
     """
-    sparse = [run for run in runs if run.step in ("auto", "sparse") and run.precision == "fp32"]
+    sparse = [run for run in runs if run.step in ("auto", "sparse") and run.precision != "tf32"]
     if not sparse or not has_numba():
         return
     try:

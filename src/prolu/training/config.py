@@ -169,8 +169,8 @@ class RunConfig:
     takes stacked for small SAEs, else dense. The limits are from tables of measurements, not from the clock, so that a
     run is the same twice."""
     precision: Precision = "fp32"
-    """The precision of the inputs of matmuls; sums, weights and moments are always fp32. tf32 and bf16 are meant for
-    GPUs."""
+    """The precision of the inputs of matmuls; sums, weights and moments are always fp32. tf32 is for GPUs. bf16 is
+    faster on CPUs too that multiply such numbers themselves (AMX). Other CPUs compute in fp32 instead."""
     named: tuple[str, ...] = ()
     """Further fields whose values the run's name holds, such as ('beta1',). The name has what usually differs within a
     study: nonlinearity, penalty, coefficient or target L0, learning rate, number of latents, seed. `prolu.grid` sets

@@ -22,9 +22,18 @@ def check_run(config: "RunConfig") -> None:
     _check_ranges(config)
     _check_schedule(config)
     _check_resampling(config)
-    if config.precision != "fp32" and config.step not in ("auto", "dense", "stacked"):
+    if config.precision == "tf32" and config.step not in ("auto", "dense", "stacked"):
         raise ValueError(
-            f"precision {config.precision!r}: the {config.step} step computes in fp32; "
+            f"precision {config.precision!r}: the {config.step} step computes in fp32 or bf16; "
+            "choose step auto, dense or stacked"
+        )
+
+
+def check_precision(config: "RunConfig", device_type: str) -> None:
+    """Raise ValueError if the run's kind of step does not compute in its precision on a device, "cpu" or "cuda"."""
+    if device_type != "cpu" and config.precision != "fp32" and config.step in ("sparse", "sparse_torch"):
+        raise ValueError(
+            f"precision {config.precision!r}: on a GPU the {config.step} step computes in fp32; "
             "choose step auto, dense or stacked"
         )
 

@@ -16,6 +16,7 @@ from prolu.sae.autoencoder import SAE
 from prolu.sae.nonlinearities import active_mask, nonlinearity_named
 from prolu.sae.penalties import penalty_named
 from prolu.training.config import RunConfig
+from prolu.training.config_checks import check_precision
 from prolu.training.dead_latents import DeadLatents
 from prolu.training.frozen_parts import FrozenParts
 from prolu.training.mesh_parts import check_mesh, needs_dense, part_of, stats_of_batch, whole_weights
@@ -71,6 +72,7 @@ class Trainer:
         Raises:
             ValueError: the SAE in `config.init_from` does not fit the run, or the run cannot be trained on the mesh.
         """
+        check_precision(config, torch.device(device).type)
         check_mesh(config, batch_size, mesh)
         self.config = config
         self.batch_size = batch_size
@@ -103,7 +105,7 @@ class Trainer:
         self.losses_finite_ = torch.ones((), dtype=torch.bool, device=device)
         self._saw_scale = config.normalisation == "none"
         self.crossover = 0.0
-        if config.precision == "fp32" and not needs_dense(config, mesh):
+        if config.precision != "tf32" and not needs_dense(config, mesh):
             self.crossover = crossover_density(torch.device(device).type, d_in, config.d_sae)
         self.steps = steps or Steps(weights, batch_size // mesh.n_data, config.precision, mesh)
 

@@ -9,6 +9,7 @@ All kinds of steps give the same numbers from the same state, up to rounding; `d
 - `sparse_torch`: the exactly sparse step in plain torch; a second reference.
 - `sparse_numba`: the fast sparse step on a CPU; `pair_finder` finds its pairs, `latent_sorter` sorts them by latent.
 - `numba_pairs`, `numba_rows`, `numba_threads`: the kernels of these three, and on how many threads they run.
+- `cpu_bf16`: the steps on a CPU with matrix products of bf16 numbers.
 - `compilation`: shows on the terminal that kernels are being compiled.
 - `jit`: how kernels are compiled, and where they are kept.
 - `stacked`: the dense step's equations on whole matrices, for several SAEs of one shape and family at once.

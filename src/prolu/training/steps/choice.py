@@ -7,6 +7,7 @@ from pathlib import Path
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.sae.weights import Weights
 from prolu.training.steps.base import Step
+from prolu.training.steps.cpu_bf16 import Bf16Step
 from prolu.training.steps.cuda import CudaStep
 from prolu.training.steps.dense import DenseStep
 
@@ -37,12 +38,14 @@ class Steps:
 
     def __getitem__(self, step_kind: str) -> Step:
         if step_kind not in self._made:
-            self._made[step_kind] = self._make(step_kind)
+            step = self._make(step_kind)
+            on_cpu = self._like.encoder.device.type == "cpu"
+            self._made[step_kind] = Bf16Step(step) if on_cpu and self._precision == "bf16" else step
         return self._made[step_kind]
 
     def _make(self, step_kind: str) -> Step:
         on_cpu = self._like.encoder.device.type == "cpu"
-        if step_kind == "dense" and (self._like.encoder.device.type == "cuda" or self._precision != "fp32"):
+        if step_kind == "dense" and (not on_cpu or self._precision == "tf32"):
             return CudaStep(self._like, self._batch_size, self._precision, self._mesh)
         if step_kind == "dense":
             return DenseStep(self._like, self._batch_size, self._mesh)

@@ -13,6 +13,9 @@ from prolu.training.steps import numba_pairs
 ROWS_PER_CHUNK = 1024
 """The number of tokens per encoder matmul: pairs are found while a chunk of m is in the cache."""
 
+SAMPLED_ROWS = 32
+"""The number of tokens from which the bound of a selection over the batch is guessed."""
+
 
 class GrowingArrays:
     """Named arrays that grow with the number of pairs and are never given back, so that steps cause no page faults."""
@@ -57,9 +60,35 @@ class PairFinder:
         Returns:
             The number of pairs found by now.
         """
+        selection = nonlinearity.selection
+        if selection is None or not selection.over_batch:
+            return self._append(encoder, own, nonlinearity, centred, starts, n)[0]
+        # Nearly half of all entries are above 0, and few of them are selected. So pairs are looked for above a bound
+        # that is probably lower than that of the selection; where it was not, they are looked for again without it.
+        found, is_whole = self._append(encoder, own, nonlinearity, centred, starts, n, above_likely_bound=True)
+        return found if is_whole else self._append(encoder, own, nonlinearity, centred, starts, n)[0]
+
+    def _append(
+        self,
+        encoder: Tensor,
+        own: Parameters,
+        nonlinearity: Nonlinearity,
+        centred: Tensor,
+        starts: np.ndarray,
+        n: int,
+        *,
+        above_likely_bound: bool = False,
+    ) -> tuple[int, bool]:
+        """Do what `find` does, on request among the entries above a likely bound only.
+
+        Returns:
+            The number of pairs found by now, and whether they are all that `find` shall find.
+        """
         first = n
         threshold = nonlinearity.threshold(own)
         selection = nonlinearity.selection
+        k = selection.k * len(centred) if selection is not None and selection.over_batch else None
+        bound = likely_bound = 0.0
         starts[0] = n
         for start in range(0, len(centred), len(self._m)):
             chunk = centred[start : start + len(self._m)]
@@ -72,10 +101,13 @@ class PairFinder:
                 floor = torch.full_like(m[0], torch.finfo(m.dtype).min).numpy()
             else:
                 floor = threshold.numpy()
-            if selection is not None and not selection.over_batch:
+            if selection is not None and k is None:
                 numba_pairs.keep_largest(m.numpy(), floor, selection.k)
+            if above_likely_bound and selection is not None and start == 0:
+                likely_bound = _likely_bound(m.numpy(), floor, selection.k)
+            above = floor + floor.dtype.type(likely_bound) if likely_bound > 0 else floor
             counts = self._counts[: len(chunk)]
-            numba_pairs.count(m.numpy(), floor, counts)
+            numba_pairs.count(m.numpy(), above, counts)
             of_chunk = starts[start : start + len(chunk) + 1]
             np.cumsum(counts, out=of_chunk[1:])
             of_chunk[1:] += n
@@ -85,11 +117,16 @@ class PairFinder:
             expected = first + (n - first) * len(centred) // (start + len(chunk))
             latents = self._arrays.array("latents", expected, np.int32, keep=held)
             values = self._arrays.array("m", expected, keep=held)
-            numba_pairs.fill(m.numpy(), floor, of_chunk, latents, values)
-            if selection is not None and selection.over_batch:
+            numba_pairs.fill(m.numpy(), above, of_chunk, latents, values)
+            if k is not None:
                 # After each chunk, so that no more than one chunk's pairs and the batch's k are ever held.
-                n = self._cut(floor, selection.k * len(centred), starts[: start + len(chunk) + 1])
-        return n
+                n, bound = self._cut(floor, k, starts[: start + len(chunk) + 1])
+        if likely_bound == 0:
+            return n, True
+        # What was left out is below the likely bound, but for rounding where the threshold was added to it.
+        assert threshold is not None
+        rounding = 4 * torch.finfo(threshold.dtype).eps * (likely_bound + threshold.abs().max().item())
+        return n, bound > likely_bound + rounding
 
     def found(self, end: int, start: int = 0) -> tuple[np.ndarray, Tensor]:
         """Return latents and m of the pairs from `start` to `end` that have been found so far."""
@@ -97,22 +134,34 @@ class PairFinder:
         latents = self._arrays.array("latents", end, np.int32, keep=start)[start:]
         return latents, torch.from_numpy(m)
 
-    def _cut(self, threshold: np.ndarray, k: int, starts: np.ndarray) -> int:
+    def _cut(self, threshold: np.ndarray, k: int, starts: np.ndarray) -> tuple[int, float]:
         """Keep those k of the pairs found so far that lie farthest above their threshold, and ties; update `starts`.
 
         Returns:
-            The number of pairs that are left.
+            The number of pairs that are left, and how far the k-th lies above its threshold; 0 if there are fewer.
         """
         first = int(starts[0])
         n = int(starts[-1])
-        if n - first <= k:
-            return n
+        if n - first < k:
+            return n, 0.0
         latents, m = self.found(n, first)
         above = m.numpy() - threshold[latents]
-        kept = above >= np.partition(above, n - first - k)[n - first - k]
-        n_kept_before = np.concatenate([[0], np.cumsum(kept)])
-        starts[:] = first + n_kept_before[starts - first]
-        n_kept = int(starts[-1]) - first
-        latents[:n_kept] = latents[kept]
-        m.numpy()[:n_kept] = m.numpy()[kept]
-        return first + n_kept
+        bound = np.partition(above, n - first - k)[n - first - k]
+        if n - first > k:
+            kept = above >= bound
+            n_kept_before = np.concatenate([[0], np.cumsum(kept)])
+            starts[:] = first + n_kept_before[starts - first]
+            n = int(starts[-1])
+            latents[: n - first] = latents[kept]
+            m.numpy()[: n - first] = m.numpy()[kept]
+        return n, float(bound)
+
+
+def _likely_bound(m: np.ndarray, threshold: np.ndarray, k: int) -> float:
+    """Return how far above their threshold the k selected entries per token probably lie at least; 0 where unknown.
+
+    Above it are half as many entries again as are selected, in some of the tokens.
+    """
+    above = (m[:SAMPLED_ROWS] - threshold).ravel()
+    n = round(1.5 * k * min(len(m), SAMPLED_ROWS))
+    return max(0.0, float(np.partition(above, len(above) - n)[len(above) - n])) if n < len(above) else 0.0
