@@ -207,6 +207,8 @@ def test_a_dead_sae_is_the_zero_splice(tiny_lm, tiny_blocks):
 def test_evaluation_does_not_depend_on_its_passes(tiny_lm, tiny_blocks, study, monkeypatch):
     held_out, sae = HeldOut(tiny_lm, tiny_blocks, 640), study.runs[3].load()
     whole = probe(sae, held_out)
+    figures = evaluate(sae, held_out)
+    assert whole == {name: figures[name] for name in ("l0", "mse")}
     monkeypatch.setattr("prolu.evaluation.scoring.ENTRIES_PER_PASS", 1)
     assert probe(sae, held_out) == pytest.approx(whole, rel=1e-6)
 

@@ -1,6 +1,7 @@
 """The scores of an SAE on held-out text or rows: the only place where an SAE and a language model meet."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,8 +103,18 @@ def score(sae: SAE, held_out: AnyHeldOut) -> Scores:
 
 @torch.no_grad()
 def probe(sae: SAE, held_out: AnyHeldOut) -> dict[str, float]:
-    """Return the figures that need no language model, among them the L0 and MSE that the convergence rule looks at."""
-    return _reconstruct(sae, held_out).figures()
+    """Return L0 and MSE as `evaluate` does, to the bit; the convergence rule needs no other figures."""
+    # Position 0 and the others are summed apart, and then added, as `_reconstruct` does.
+    sides = (slice(0, 1), slice(1, None)) if held_out.first_apart else (slice(None),)
+    active = 0.0
+    errors = [0.0] * len(sides)
+    for part in _passes(sae, held_out):
+        active += active_as_numbers(part.latents).sum(dtype=torch.float64).item()
+        for i, positions in enumerate(sides):
+            x, out = (t[:, positions].flatten(0, 1).double().cpu() for t in (part.x, part.out))
+            errors[i] += (x - out).square().sum().item()
+    n_tokens = held_out.target.shape[:2].numel()
+    return {"l0": active / n_tokens, "mse": sum(errors) / (n_tokens * sae.d_out)}
 
 
 @torch.no_grad()
@@ -192,22 +203,31 @@ class _Reconstruction(NamedTuple):
         return self.all.figures() | without
 
 
-def _reconstruct(sae: SAE, held_out: AnyHeldOut, n_latents: int | None = None) -> _Reconstruction:
-    """Return what an SAE makes of the held-out activations, from its first `n_latents` latents or from all."""
+class _Pass(NamedTuple):
+    """Some blocks of held-out tokens and what an SAE makes of them. Of a transcoder, x is the target y."""
+
+    rows: slice
+    """Which blocks."""
+    latents: Float[Tensor, "n ctx d_sae"]
+    x: Float[Tensor, "n ctx d_out"]
+    """In the space that the SAE works in."""
+    out: Float[Tensor, "n ctx d_out"]
+    """The reconstruction of x."""
+    raw: Float[Tensor, "n ctx d_out"]
+    """x in the scale of the language model's activations."""
+    raw_out: Float[Tensor, "n ctx d_out"]
+    """The reconstruction in that scale."""
+
+
+def _passes(sae: SAE, held_out: AnyHeldOut, n_latents: int | None = None) -> Iterator[_Pass]:
+    """Yield what an SAE makes of the held-out activations, pass by pass, from its first `n_latents` latents or all."""
     held_out.check(sae)
     d_in = sae.config.d_in
     d_sae = sae.config.d_sae
     is_scaled = sae.config.normalisation == "per_token"
-    position_0 = _Sums(sae.d_out, d_sae)
-    rest = _Sums(sae.d_out, d_sae)
-    recon = torch.empty_like(held_out.target)
-    l0 = torch.empty(recon.shape[:2])
-    squared_error = torch.empty(recon.shape[:2])
-    # Position 0 is summed apart, so that figures with it and without it come from one pass.
-    apart = ((position_0, slice(0, 1)), (rest, slice(1, None)))
-    sides = apart if held_out.first_apart else ((rest, slice(None)),)
-    blocks_per_pass = max(1, ENTRIES_PER_PASS // (held_out.acts.shape[1] * d_sae))
-    for start in range(0, len(recon), blocks_per_pass):
+    n_blocks, ctx = held_out.target.shape[:2]
+    blocks_per_pass = max(1, ENTRIES_PER_PASS // (ctx * d_sae))
+    for start in range(0, n_blocks, blocks_per_pass):
         rows = slice(start, start + blocks_per_pass)
         raw = held_out.acts[rows].to(device=sae.W_dec.device, dtype=sae.W_dec.dtype)
         # An SAE without per-token scaling gets the factor 1, as a token of norm sqrt(d_in) does.
@@ -221,11 +241,25 @@ def _reconstruct(sae: SAE, held_out: AnyHeldOut, n_latents: int | None = None) -
             # From here on x is what is reconstructed. It is scaled by the factor of the input, as in training.
             raw = held_out.target[rows].to(raw)
             x = torch.where(scale > 0, raw / scale, 0)
-        recon[rows] = raw_out
-        l0[rows] = active_as_numbers(latents).sum(-1).cpu()
-        squared_error[rows] = (x - out).square().sum(-1).cpu()
+        yield _Pass(rows, latents, x, out, raw, raw_out)
+
+
+def _reconstruct(sae: SAE, held_out: AnyHeldOut, n_latents: int | None = None) -> _Reconstruction:
+    """Return what an SAE makes of the held-out activations, from its first `n_latents` latents or from all."""
+    position_0 = _Sums(sae.d_out, sae.config.d_sae)
+    rest = _Sums(sae.d_out, sae.config.d_sae)
+    recon = torch.empty_like(held_out.target)
+    l0 = torch.empty(recon.shape[:2])
+    squared_error = torch.empty(recon.shape[:2])
+    # Position 0 is summed apart, so that figures with it and without it come from one pass.
+    apart = ((position_0, slice(0, 1)), (rest, slice(1, None)))
+    sides = apart if held_out.first_apart else ((rest, slice(None)),)
+    for part in _passes(sae, held_out, n_latents):
+        recon[part.rows] = part.raw_out
+        l0[part.rows] = active_as_numbers(part.latents).sum(-1).cpu()
+        squared_error[part.rows] = (part.x - part.out).square().sum(-1).cpu()
         for sums, positions in sides:
-            sums.update(*(t[:, positions].flatten(0, 1) for t in (latents, x, out, raw, raw_out)))
+            sums.update(*(t[:, positions].flatten(0, 1) for t in part[1:]))
     if not held_out.first_apart:
         return _Reconstruction(recon, l0, squared_error, all=rest, without_bos=None)
     position_0.merge(rest)
