@@ -16,11 +16,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from peers import ENVIRONMENT, environment, peer_steps
-from prolu.sae.nonlinearities import NONLINEARITIES
+from prolu.sae.nonlinearities import nonlinearity_named
 from prolu.sae.penalties import L1
 from prolu.sae.weights import Weights
 from prolu.training.moments import Moments
@@ -52,13 +53,17 @@ def sparse_problem(d_in: int, d_sae: int, batch: int, l0: float) -> tuple[Weight
     return Weights(features.clone(), features.clone(), torch.zeros(d_in), own), x
 
 
-def our_step(kind: str, weights: Weights, x: torch.Tensor, prefixes: tuple[int, ...] = ()) -> Callable[[], None]:
-    """Return a function that makes one update by a step of ours, with a nested loss if there are prefixes."""
+def our_step(
+    kind: str, weights: Weights, x: torch.Tensor, name: str = "relu", precision: str = "fp32", **nested: Any
+) -> Callable[[], None]:
+    """Return a function that makes one update by a step of ours; `nested` is what Objective takes of prefixes."""
     weights = weights.map(torch.clone)
+    if "topk" in name:  # whose selection leaves few active, with any bias
+        weights.own["b_enc"].zero_()
     moments = Moments.zeros_like(weights)
     n = 0
-    step = Steps(weights, len(x))[kind]
-    objective = Objective(NONLINEARITIES["relu"], L1(), COEFF, prefixes=prefixes)
+    step = Steps(weights, len(x), precision)[kind]
+    objective = Objective(nonlinearity_named(name).in_training, L1(), COEFF, **nested)
 
     def once() -> None:
         nonlocal n
@@ -137,10 +142,16 @@ def measure(options: argparse.Namespace) -> dict:
     variants = {name: our_step(kind, weights, x) for name, kind in kinds.items()}
     variants["autograd"] = autograd_step(weights, x)
     if options.prefixes:
-        variants |= {f"{name}, nested": our_step(kind, weights, x, options.prefixes) for name, kind in kinds.items()}
+        nested = {"prefixes": options.prefixes}
+        variants |= {f"{name}, nested": our_step(kind, weights, x, **nested) for name, kind in kinds.items()}
+    if options.bf16:
+        variants |= {f"{name}, bf16": our_step(kind, weights, x, precision="bf16") for name, kind in kinds.items()}
+    if options.batchtopk:
+        of_batch = f"batchtopk({round(l0)})"
+        variants["sparse_numba, batchtopk"] = our_step("sparse", weights, x, of_batch)
     if options.variants:
         chosen = options.variants.split(",")
-        variants = {name: once for name, once in variants.items() if name.removesuffix(", nested") in chosen}
+        variants = {name: once for name, once in variants.items() if name.partition(", ")[0] in chosen}
     if options.peers:
         variants |= peer_steps(weights, x, LR)
     medians = interleaved(variants | {"matmul": encoder_matmul(weights, x)}, options.rounds)
@@ -172,6 +183,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--variants", help="only these of ours, separated by commas: sparse_numba,dense,...")
     parser.add_argument("--prefixes", type=prefixes_of, default=(), help="also nested losses, of 256,1024,... latents")
+    parser.add_argument("--bf16", action="store_true", help="also steps whose matrix products round to bf16")
+    parser.add_argument("--batchtopk", action="store_true", help="also the sparse step of BatchTopK, at the same L0")
     parser.add_argument("--peers", action="store_true", help="also SAELens and dictionary_learning, in .venv-peers")
     parser.add_argument("--heap-reuse", action="store_true", help="let glibc keep freed memory")
     parser.add_argument("--json", type=Path, help="file to write")
