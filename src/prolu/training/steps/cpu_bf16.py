@@ -58,7 +58,8 @@ def bf16_products() -> Iterator[None]:
 
     PyTorch has one such setting for the whole process, so it is put back afterwards.
     """
-    if not hasattr(torch.backends.mkldnn, "matmul"):  # PyTorch before 2.9
+    flags = getattr(torch.backends.mkldnn, "matmul", None)
+    if flags is None:  # PyTorch before 2.9
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("medium")
         try:
@@ -66,7 +67,6 @@ def bf16_products() -> Iterator[None]:
         finally:
             torch.set_float32_matmul_precision(before)
         return
-    flags = torch.backends.mkldnn.matmul
     before = flags.fp32_precision
     flags.fp32_precision = "bf16"
     try:
