@@ -12,7 +12,7 @@ from safetensors.torch import load
 
 from prolu import SAE, SAEConfig
 from prolu.cli.entry_point import main
-from prolu.interop import export_files
+from prolu.interop import export_files, import_sae, write_folder
 from support.transcoders import targets_of, transcoder_weights
 
 READ = "model.layers.2.mlp.input"
@@ -58,6 +58,42 @@ def test_saelens_files_compute_the_same(tmp_path, nonlinearity, d_out, skip):
     assert ("threshold" in tensors) == (nonlinearity != "relu")
     assert ("W_skip" in tensors) == skip
     check_same(sae, x, *output_of(tensors, x, tensors["W_enc"], tensors.get("threshold")))
+
+
+@pytest.mark.parametrize("normalisation", ["none", "per_token"])
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("nonlinearity", FAMILIES)
+def test_what_saelens_was_given_comes_back(tmp_path, nonlinearity, skip, normalisation):
+    sae = saved(tmp_path / "run", nonlinearity, skip=skip, d_out=7, normalisation=normalisation)
+    is_scaled = normalisation == "per_token"
+    write_folder(tmp_path / "theirs", export_files(tmp_path / "run", "saelens", inputs_normalised=is_scaled))
+    back, provenance = import_sae(tmp_path / "theirs")
+    assert (back.config.d_out, back.config.skip, back.config.normalisation) == (7, skip, normalisation)
+    assert (provenance["hook"], provenance["hook_out"], back.hook_out) == (READ, WRITE, WRITE)
+    x = targets_of(300, 12)
+    check_same(sae, x, back.encode(x).detach(), back(x).detach())
+    # Once more out and in: what SAELens's files hold is kept to the bit.
+    back.save(tmp_path / "again", provenance)
+    write_folder(tmp_path / "theirs again", export_files(tmp_path / "again", "saelens", inputs_normalised=is_scaled))
+    twice, _ = import_sae(tmp_path / "theirs again")
+    assert all(torch.equal(a, b) for a, b in zip(back.weights.tensors(), twice.weights.tensors(), strict=True))
+
+
+def test_a_transcoder_of_saelens_that_ours_cannot_be_is_refused(tmp_path):
+    saved(tmp_path / "run", "relu")
+    write_folder(tmp_path / "theirs", export_files(tmp_path / "run", "saelens"))
+    file = tmp_path / "theirs" / "cfg.json"
+    config = json.loads(file.read_text())
+    for name, value, words in [
+        ("normalize_activations", "layer_norm", "supported is 'none'"),
+        ("apply_b_dec_to_input", True, "supported is False"),
+        ("d_out", 0, "at least 1"),
+        ("d_out", 5, "must be floats of shape"),
+        ("architecture", "jumprelu_transcoder", "must hold"),
+    ]:
+        file.write_text(json.dumps(config | {name: value}))
+        with pytest.raises(ValueError, match=words):
+            import_sae(tmp_path / "theirs")
 
 
 @pytest.mark.parametrize("skip", [False, True])

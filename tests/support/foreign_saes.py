@@ -72,7 +72,7 @@ def write_sparsify(folder, cfg=(), tensors=()):
 
 
 BROKEN = {
-    "SAELens: another architecture": (lambda f: write_saelens(f, {"architecture": "transcoder"}), "architecture is 'transcoder'"),
+    "SAELens: another architecture": (lambda f: write_saelens(f, {"architecture": "matching_pursuit"}), "architecture is 'matching_pursuit'"),
     "SAELens: layer_norm": (lambda f: write_saelens(f, {"normalize_activations": "layer_norm"}), "normalize_activations is 'layer_norm'"),
     "SAELens: average": (lambda f: write_saelens(f, {"normalize_activations": "expected_average_only_in"}), "in no file of the folder"),
     "SAELens: heads": (lambda f: write_saelens(f, {"reshape_activations": "hook_z"}), "reshape_activations is 'hook_z'"),
@@ -111,7 +111,7 @@ BROKEN = {
     "sparsify: d_in": (lambda f: write_sparsify(f, {"d_in": 7}), "d_in is 7, but encoder.weight takes activations of width 12"),
     "sparsify: no matrix": (lambda f: write_sparsify(f, (), {"encoder.weight": torch.ones(3)}), "must be a matrix"),
     "nothing": (lambda f: f.mkdir(parents=True) or f, "no SAE in a format that is known here"),
-    "no folder": (lambda f: f, "no SAE in a format that is known here"),
+    "no folder": (lambda f: f, "no such folder here"),
 }  # fmt: skip
 
 

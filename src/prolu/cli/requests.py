@@ -125,19 +125,22 @@ class Import:
     The folder also records the SAE's language model and hook, where the other library says them.
     """
 
-    folder: Positional[Path]
-    """The folder on this machine in which the other library saved the SAE."""
+    folder: Positional[str]
+    """The folder in which the other library saved the SAE, on this machine or on the Hugging Face hub, as in
+    hf://google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71."""
     out: Path
     """A new folder for the converted SAE."""
     format: Literal["auto", ImportFormat] = "auto"
     """The library that saved the SAE; auto recognises it by the names of its files."""
+    revision: str = "main"
+    """The branch, tag or commit of a folder on the hub."""
 
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         from prolu.interop.exchange import check_new, import_sae, write_folder
 
-        sae, made = import_sae(self.folder, self.format)
         check_new(self.out)
+        sae, made = import_sae(self.folder, self.format, revision=self.revision)
         return [lambda: write_folder(self.out, sae.files(made))]
 
 

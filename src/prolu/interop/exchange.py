@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prolu.interop.format_names import ExportFormat, ImportFormat
-from prolu.interop.formats import circuit_tracer, dictionary_learning, own_format, saelens, sparsify
+from prolu.interop.formats import circuit_tracer, dictionary_learning, gemma_scope, own_format, saelens, sparsify
+from prolu.interop.formats.round_trip import PARAMETERS_FILE
 from prolu.runtime.checks import one_of
 from prolu.runtime.files import check_can_be_folder, write_atomically
+from prolu.runtime.hub import MAIN, Place, fetch, place_of
 from prolu.sae.autoencoder import SAE
 from prolu.sae.saved_sae import read_provenance
 
@@ -20,6 +22,10 @@ __all__ = [
     "import_sae",
     "write_folder",
 ]
+
+
+ON_THE_HUB = "hf://"
+"""What the name of a folder on the Hugging Face hub begins with."""
 
 
 class Format(NamedTuple):
@@ -47,6 +53,8 @@ FORMATS: dict[str, Format] = {
         dictionary_learning.undescribed_preparation,
     ),
     "sparsify": Format(sparsify.FILES, sparsify.from_folder),
+    "gemma_scope": Format((gemma_scope.NPZ_FILE,), gemma_scope.from_npz),
+    "gemma_scope_2": Format((gemma_scope.SAFETENSORS_FILE,), gemma_scope.from_safetensors),
     "circuit_tracer": Format(
         circuit_tracer.FILES, None, circuit_tracer.to_files, circuit_tracer.undescribed_preparation
     ),
@@ -88,23 +96,46 @@ def export_files(run: str | Path, format: str, *, inputs_normalised: bool = Fals
     return to_files(sae, provenance)
 
 
-def import_sae(folder: str | Path, format: str = "auto") -> tuple[SAE, dict[str, Any]]:
+def import_sae(folder: str | Path, format: str = "auto", *, revision: str = MAIN) -> tuple[SAE, dict[str, Any]]:
     """Return an SAE that another library saved, and its provenance as far as its folder tells.
 
     Args:
-        folder: The other library's folder.
+        folder: The other library's folder, on this machine or on the Hugging Face hub: hf://user/repo/FOLDER.
         format: A name in `FORMATS`, or auto to recognise the format by the folder's files.
+        revision: The branch, tag or commit on the hub.
 
     Raises:
-        ValueError: The folder is not of that format, is damaged, or its SAE computes something that ours cannot.
+        ValueError: The folder is not of that format, is damaged, or its SAE computes something that ours cannot; or the
+            hub has no such folder.
+        ConnectionError: The hub does not answer.
     """
+    if str(folder).startswith(ON_THE_HUB):
+        return _from_hub(place_of(str(folder)), format, revision)
+    if revision != MAIN:
+        raise ValueError(f"revision {revision!r}: only folders on the hub have one; write {ON_THE_HUB}user/repo/FOLDER")
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder here; one on the hub is written {ON_THE_HUB}user/repo/FOLDER")
     chosen = READERS[_recognised(folder) if format == "auto" else _checked(folder, format)]
     assert chosen.from_folder is not None
     sae, provenance = chosen.from_folder(folder)
     # So that it knows its hook, and whether its input must be centred, before it is saved as well.
     sae.provenance = dict(provenance)
     return sae, provenance
+
+
+def _from_hub(place: Place, format: str, revision: str) -> tuple[SAE, dict[str, Any]]:
+    files = {file for one in READERS.values() for file in (*one.files, PARAMETERS_FILE)}
+    root = fetch(place, revision, sorted(files))
+    if not root.is_dir():
+        raise ValueError(f"{place}: no SAE there in a format that is known here, at revision {revision!r}")
+    try:
+        sae, provenance = import_sae(root, format)
+    except ValueError as problem:
+        # The user asked for a place on the hub: where its cache lies on this disk says nothing to them.
+        raise ValueError(str(problem).replace(str(root), str(place))) from None
+    sae.provenance = provenance | {"origin": provenance.get("origin", {}) | {"hub": str(place), "revision": revision}}
+    return sae, dict(sae.provenance)
 
 
 def _recognised(folder: Path) -> str:

@@ -128,7 +128,7 @@ def read_torch_zip(file: Path) -> dict[str, Tensor]:
     """
     # Read before the `try`: an error of the disk does not mean that the file is damaged.
     data = file.read_bytes()
-    _check_sizes(file, data)
+    check_sizes(file, data)
     content = io.BytesIO(data)
     try:
         with warnings.catch_warnings():
@@ -146,21 +146,21 @@ def read_torch_zip(file: Path) -> dict[str, Tensor]:
     return {name: t.detach() for name, t in found.items()}
 
 
-def _check_sizes(file: Path, data: bytes) -> None:
+def check_sizes(file: Path, data: bytes) -> None:
     """Raise ValueError unless a file is an archive whose entries have the sizes that they claim.
 
-    torch unpacks an entry before it looks at it, so a small archive could fill the memory. `torch.save` compresses
-    nothing: what it writes is as large as the file.
+    torch and NumPy unpack an entry before they look at it, so a small archive could fill the memory. `torch.save` and
+    `numpy.savez` compress nothing: what they write is as large as the file.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError):
-        raise ValueError(f"{file}: not a file of plain tensors (not an archive as torch.save writes it)") from None
+        raise ValueError(f"{file}: not a file of plain tensors (not an archive of arrays)") from None
     claimed = sum(entry.file_size for entry in entries)
     if claimed > len(data) or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise ValueError(
-            f"{file}: unpacks from {len(data):,} to {claimed:,} bytes, but torch.save writes nothing compressed"
+            f"{file}: unpacks from {len(data):,} to {claimed:,} bytes, but such files hold nothing compressed"
         )
 
 

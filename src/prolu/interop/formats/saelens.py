@@ -127,14 +127,20 @@ def from_folder(folder: Path) -> tuple[SAE, dict[str, Any]]:
     file = folder / CONFIG_FILE
     config = _as_version_6(file, read_json_object(file, "SAE of SAELens"))
     architecture = field(file, config, "architecture", str)
-    if architecture not in PARAMETERS:
-        raise ValueError(f"{file}: architecture is {architecture!r}, supported are {', '.join(PARAMETERS)}")
-    normalisation = _normalisation(file, config)
+    supported = (*PARAMETERS, *saelens_transcoder.ARCHITECTURES.values())
+    if architecture not in supported:
+        raise ValueError(f"{file}: architecture is {architecture!r}, supported are {', '.join(supported)}")
     check_supported(
         file, config, "reshape_activations", ("none",), "prolu has no hook whose activations are split by head"
     )
     metadata = config["metadata"]
     check_supported(file, metadata, "hook_head_index", (None,), "prolu has no hook that reads a single head")
+    if architecture not in PARAMETERS:
+        sae = saelens_transcoder.read(folder, config)
+        _, is_centred = recorded_preparation(file, metadata.get(RECORD_KEY), sae.d_in)
+        provenance = _provenance(config, architecture) | known_fields(metadata, {"hook_out": ("hook_name_out", str)})
+        return sae, provenance | ({"centred": True} if is_centred else {})
+    normalisation = _normalisation(file, config)
     form = _read(folder, config, architecture)
     is_tied = field(file, config, "apply_b_dec_to_input", bool, True)
     ranks_by_norm = architecture == "topk" and field(file, config, "rescale_acts_by_decoder_norm", bool, False)

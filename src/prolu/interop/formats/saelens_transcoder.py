@@ -1,12 +1,15 @@
 """Transcoders as SAELens saves them: its four classes `transcoder`, `skip_transcoder` and theirs with a JumpReLU."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 
-from prolu.interop.formats.round_trip import CENTRED, RECORD_KEY, record_of, scaled
-from prolu.interop.formats.transcoder_form import as_saved, transcoder_form_of
+from prolu.interop.formats.checked_reading import check_supported, checked_tensors, positive_integer, read_safetensors
+from prolu.interop.formats.common_form import PARAMETERS, CommonForm
+from prolu.interop.formats.round_trip import CENTRED, RECORD_KEY, record_of, recorded_preparation, scaled
+from prolu.interop.formats.transcoder_form import TranscoderForm, as_saved, transcoder_form_of, transcoder_of
 from prolu.runtime.files import json_text
 from prolu.sae.autoencoder import SAE
 
@@ -64,3 +67,32 @@ def to_files(sae: SAE, provenance: Mapping[str, Any], metadata: Mapping[str, Any
     content = (json_text(config, indent=1) + "\n").encode()
     # The config comes last: a folder that has one is complete.
     return {TENSORS_FILE: save(as_saved(tensors)), CONFIG_FILE: content}
+
+
+def read(folder: Path, config: Mapping[str, Any]) -> SAE:
+    """Return the transcoder in a folder of SAELens.
+
+    Its latents and outputs are those of SAELens to the bit. What an export of ours had beside them, a b_dec and the
+    nonlinearity that trained it, is not in SAELens's files.
+
+    Args:
+        folder: The folder.
+        config: Its config, as of version 6, whose architecture is one of `ARCHITECTURES`.
+
+    Raises:
+        ValueError: The folder is damaged, or its transcoder computes something that ours cannot.
+    """
+    file = folder / CONFIG_FILE
+    check_supported(file, config, "normalize_activations", ("none",), "it would scale inputs and not outputs back")
+    check_supported(file, config, "apply_b_dec_to_input", (False,), "a transcoder's b_dec belongs to its output")
+    architecture, has_skip = next(kind for kind, name in ARCHITECTURES.items() if name == config["architecture"])
+    d_in, d_sae, d_out = (positive_integer(file, config, name) for name in ("d_in", "d_sae", "d_out"))
+    own = PARAMETERS[architecture]
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,)}
+    shapes |= dict.fromkeys(own, (d_sae,)) | ({"W_skip": (d_out, d_in)} if has_skip else {})
+    tensors = checked_tensors(folder / TENSORS_FILE, read_safetensors(folder / TENSORS_FILE), shapes)
+    no_bias = tensors["W_enc"].new_zeros(d_in)
+    form = CommonForm(architecture, tensors["W_enc"], tensors["W_dec"], no_bias, {name: tensors[name] for name in own})
+    W_skip = tensors["W_skip"].T if has_skip else None
+    is_scaled, _ = recorded_preparation(file, config["metadata"].get(RECORD_KEY), d_in)
+    return transcoder_of(TranscoderForm(form, tensors["b_dec"], W_skip), "per_token" if is_scaled else "none")

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prolu.interop.formats.common_form import CommonForm, encoder_form_of, untied
+from prolu.interop.formats.common_form import NONLINEARITIES, CommonForm, encoder_form_of, untied
 from prolu.sae.autoencoder import SAE
+from prolu.sae.saved_sae import SAEConfig
+from prolu.sae.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,29 @@ def transcoder_form_of(sae: SAE) -> TranscoderForm:
     weights = sae.weights
     assert weights.b_out is not None, "an SAE is no transcoder"
     return TranscoderForm(untied(encoder_form_of(sae)), weights.b_out, weights.skip)
+
+
+def transcoder_of(found: TranscoderForm, normalisation: str) -> SAE:
+    """Return the transcoder of ours that computes the same, with a b_dec of 0.
+
+    Args:
+        found: The transcoder; its form has no bias at the input.
+        normalisation: How inputs are scaled first: per_token or none.
+    """
+    form = found.form
+    config = SAEConfig(
+        d_in=form.d_in,
+        d_sae=form.d_sae,
+        d_out=len(found.b_out),
+        skip=found.W_skip is not None,
+        nonlinearity=NONLINEARITIES[form.architecture],
+        normalisation=normalisation,
+    )
+    skip = None if found.W_skip is None else found.W_skip.contiguous()
+    nothing = torch.zeros_like(form.W_enc[:, 0])
+    return SAE(
+        config, Weights(form.W_enc.T.contiguous(), form.W_dec.contiguous(), nothing, form.own, found.b_out, skip)
+    )
 
 
 def as_saved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
