@@ -7,6 +7,7 @@ from prolu.activations.store import ActivationStore
 from prolu.activations.store_writer import harvest
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import TokenBlocks
+from prolu.activations.token_mask import TokenMask
 from prolu.evaluation.attribution import Attribution, attribute, logit_difference
 from prolu.evaluation.comparison.points import points
 from prolu.evaluation.comparison.seed_agreement import seed_agreement
@@ -39,6 +40,7 @@ __all__ = [
     "SAEConfig",
     "Standing",
     "TokenBlocks",
+    "TokenMask",
     "Trainer",
     "Verdict",
     "attribute",

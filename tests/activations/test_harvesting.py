@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prolu import ActivationStream, LanguageModel, harvest
 from prolu.activations.harvesting import Harvest
+from prolu.activations.windows import WindowNumber
 from support.sweeps import HOOK
 
 HOOKS = (HOOK, "blocks.2.hook_resid_post")
@@ -111,7 +112,7 @@ def test_nothing_of_such_a_window_is_trained_on(many_passes_lm, tiny_blocks, poi
     stream, expected = fresh(), [fresh()[i].acts for i in (0, 17)]
     unique = np.unique(tiny_blocks.train, axis=0, return_index=True, return_counts=True)
     once = set(unique[1][unique[2] == 1].tolist())
-    bad = next(block for block in stream._blocks_of(0, 1).tolist() if block in once)
+    bad = next(block for block in stream._windows.blocks_of(WindowNumber(0, 1)).tolist() if block in once)
     with monkeypatch.context():
         poison(bad)
         assert torch.equal(stream[0].acts, expected[0])

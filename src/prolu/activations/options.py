@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from prolu.activations.token_mask import MASK_FIELDS, MaskOptions, TokenMask
+
 
 def one_or_list(names: Sequence[str]) -> str | list[str]:
     """Return the one name, or a list of several."""
@@ -56,7 +58,7 @@ class TextOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(TextOptions, ModelOptions):
+class Source(MaskOptions, TextOptions, ModelOptions):
     """The activations to train on."""
 
     hook: tuple[str, ...] = ("blocks.2.hook_resid_pre",)
@@ -103,6 +105,11 @@ class Source(TextOptions, ModelOptions):
     mesh: str = ""
     """Train each SAE on several processes started by torchrun: data=D,latent=L divides every batch among D groups of
     processes, and the latents among the L processes of each group."""
+
+    @property
+    def mask(self) -> TokenMask:
+        """What is left out."""
+        return TokenMask(**{name: getattr(self, name) for name in MASK_FIELDS})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -221,6 +221,7 @@ def open_streams(
             seed=source.stream_seed,
             window_tokens=source.window_tokens,
             train_on_bos=source.train_on_bos,
+            mask=source.mask,
             source=activations,
             hook_out=hook_out,
             device=device,
@@ -236,6 +237,8 @@ def check_rows_alone(source: Source) -> None:
     for name in ("store", "hook_out"):
         if getattr(source, name):
             raise ValueError(f"{name}: not with --activations, whose rows come from no language model")
+    for name in source.mask.describe():
+        raise ValueError(f"{name}: not with --activations, whose rows are no tokens of a text")
 
 
 def hooks_out(source: Source) -> tuple[str, ...]:

@@ -61,6 +61,16 @@ class Scoring:
     text."""
     ctx: int | None = None
     """The number of tokens per block."""
+    exclude_special_tokens: bool | None = None
+    """Whether special tokens are left out of the scores. By default as in the training."""
+    exclude_positions: int | None = None
+    """The number of positions at the beginning of every token block that are left out. By default as in the
+    training."""
+    keep_roles: tuple[str, ...] = ()
+    """The roles whose messages are scored; all else in a chat is left out. By default as in the training, or all for
+    another text."""
+    max_norm: float | None = None
+    """The norm above which activations are left out. By default as in the training."""
     max_train_tokens: int | None = None
     """The number of training tokens to read beside the held-out ones. It changes what is scored only for SAEs of
     studies whose config.json has no held_out_pool. By default as many as the SAE was trained on, or for another text

@@ -21,6 +21,10 @@ OF_LANGUAGE_MODELS = (
     "ctx",
     "max_train_tokens",
     "centred",
+    "exclude_special_tokens",
+    "exclude_positions",
+    "keep_roles",
+    "max_norm",
 )
 """The options that have no meaning for rows."""
 

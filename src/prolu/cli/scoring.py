@@ -15,6 +15,7 @@ from prolu.activations.packing import POOL_PER_SCORED_TOKEN
 from prolu.activations.resolving import check_is_there
 from prolu.activations.source import open_language_model, open_text
 from prolu.activations.token_blocks import LATER_FACTS, TokenBlocks
+from prolu.activations.token_mask import TokenMask
 from prolu.cli.job import Job
 from prolu.cli.options import Scoring
 from prolu.cli.row_scoring import asks_for_rows, rows_to_score_on
@@ -36,6 +37,9 @@ EVAL_TOKENS = 32_768
 NEEDED = ("lm", "hook", "data", "ctx")
 """The fields that must be known to score an SAE. All others have a default."""
 
+MASK_OPTIONS = ("exclude_special_tokens", "exclude_positions", "keep_roles", "max_norm")
+"""The options that say what is left out of the scores."""
+
 SET_BY_STUDY = (
     "data",
     "text_column",
@@ -46,10 +50,14 @@ SET_BY_STUDY = (
     "special_tokens",
     "max_train_tokens",
     "eval_tokens",
+    *MASK_OPTIONS,
 )
 """The options that a study sets with --like: changing one would change the held-out tokens."""
 
-OF_ONE_TEXT = {"text_column": "text", "data_config": "", "split": "train", "eval_split": "", "special_tokens": "text"}
+OF_ONE_TEXT = {
+    "text_column": "text", "data_config": "", "split": "train", "eval_split": "", "special_tokens": "text",
+    "keep_roles": (),
+}  # fmt: skip
 """The fields that belong to one text, and their values for another."""
 
 DEFAULTS = OF_ONE_TEXT | {"hook_out": "", "lm_revision": "", "lm_dtype": "fp32", "max_train_tokens": None} | LATER_FACTS
@@ -81,8 +89,9 @@ def prepare_scoring(options: Scoring, runs: Sequence[Path]) -> Job:
         hook_out = place["hook_out"]
         for one in found:
             _check_widths(one, lm, hook_out)
-        described = describe(lm, blocks, n_tokens, hook_out)
-        held_out = partial(HeldOut, lm, blocks, n_tokens, hook_out=hook_out)
+        mask = place["mask"]
+        described = describe(lm, blocks, n_tokens, hook_out, mask)
+        held_out = partial(HeldOut, lm, blocks, n_tokens, hook_out=hook_out, mask=mask)
     # Only what is asked for here is refused: the number of a study stands, and the usual one is a wish.
     if options.eval_tokens is not None:
         check_eval_tokens(blocks, n_tokens, options.min_eval_fraction)
@@ -148,7 +157,10 @@ def _place(options: Scoring, saved: SavedSAE, study: Mapping[str, Any] | None) -
         raise ValueError(f"{saved.folder}: its config does not say {', '.join(missing)}; give {flags}")
     # Always the SAE's: whether its inputs are centred is a fact about the SAE, not about the study's stream.
     centred = options.centred if options.centred is not None else saved.provenance.get("centred")
-    return {name: known.get(name, DEFAULTS.get(name)) for name in (*NEEDED, *DEFAULTS)} | {"centred": centred}
+    if options.max_norm is not None:
+        known["max_norm_multiple"] = None  # the threshold is not that of the training
+    place = {name: known.get(name, DEFAULTS.get(name)) for name in (*NEEDED, *DEFAULTS)} | {"centred": centred}
+    return place | {"mask": TokenMask.recorded(known)}
 
 
 def _check_fits(options: Scoring, saved: SavedSAE, study: Mapping[str, Any], given: Mapping[str, Any]) -> None:

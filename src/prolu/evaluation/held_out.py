@@ -8,13 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prolu.activations.kept_tokens import kept_of_scored
 from prolu.activations.language_model import DTYPES, LanguageModel
 from prolu.activations.rows import Rows
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import TokenBlocks
+from prolu.activations.token_mask import NO_MASK, TokenMask
 from prolu.evaluation.predictions import clean_predictions
 from prolu.evaluation.truth import TruthFigures, truth_figures
 from prolu.runtime.checks import at_least_1
+from prolu.runtime.files import json_text
 from prolu.runtime.rng import keyed_generator
 from prolu.sae.autoencoder import SAE
 
@@ -38,10 +41,10 @@ def choose_blocks(blocks: TokenBlocks | Rows, n_tokens: int) -> np.ndarray:
     return order[:n_blocks].sort().values.numpy()
 
 
-def held_out_digest(blocks: TokenBlocks | Rows, n_tokens: int) -> str:
+def held_out_digest(blocks: TokenBlocks | Rows, n_tokens: int, mask: TokenMask = NO_MASK) -> str:
     """Return SHA-256 of the tokens, or rows, that are scored when `n_tokens` are asked for.
 
-    Of tokens it is also one of how blocks divide them.
+    Of tokens it is also one of how blocks divide them, and of what a mask leaves out.
 
     Two studies may be compared if it is the same: `data_digest` is of the training text as well, so it differs between
     studies that were trained on more or less text and scored on the same.
@@ -53,6 +56,8 @@ def held_out_digest(blocks: TokenBlocks | Rows, n_tokens: int) -> str:
     # One width of ids, whatever the width in which they are kept.
     digest = hashlib.sha256(repr(tokens.shape).encode())
     digest.update(np.ascontiguousarray(tokens, "<u4").data)
+    if left_out := mask.describe():
+        digest.update(json_text(left_out).encode())
     return digest.hexdigest()
 
 
@@ -76,6 +81,8 @@ class HeldOutRows:
     """What `documents` counts."""
     first_apart = False
     """All positions of a block are alike."""
+    kept = None
+    """Rows are all scored."""
 
     def __init__(self, rows: Rows, n_tokens: int = 32_768):
         """Choose the rows and read them.
@@ -120,17 +127,29 @@ class HeldOut:
     first_apart = True
     """Whether figures are also taken without position 0 of each block, where BOS stands."""
 
-    def __init__(self, lm: LanguageModel, blocks: TokenBlocks, n_tokens: int = 32_768, *, hook_out: str = ""):
+    def __init__(
+        self,
+        lm: LanguageModel,
+        blocks: TokenBlocks,
+        n_tokens: int = 32_768,
+        *,
+        hook_out: str = "",
+        mask: TokenMask = NO_MASK,
+    ):
         """Choose the blocks and run the language model on them.
+
+        What a mask leaves out is not replaced by reconstructions, and counts in no figure. A prediction counts if it is
+        made at a token that is kept, whichever token comes next.
 
         Args:
             lm: the language model, at the hook whose activations are reconstructed.
             blocks: the text; the choice of held-out blocks depends on it alone.
             n_tokens: how many held-out tokens to use; all there are if it is more.
             hook_out: the hook that transcoders write at, whose activations their outputs replace; empty for SAEs.
+            mask: what is left out, as in the `mask` of a stream, which knows the norm above which activations are.
 
         Raises:
-            ValueError: `n_tokens` is less than 1, or no block is held out.
+            ValueError: `n_tokens` is less than 1, no block is held out, or the mask leaves nothing or lacks `max_norm`.
             NotFiniteError: the language model's cross-entropy on these blocks is not finite.
         """
         at_least_1("eval_tokens", n_tokens)
@@ -151,12 +170,16 @@ class HeldOut:
         self.acts: Float[Tensor, "n ctx d_in"] = lm.activations(self.tokens)
         self.target: Float[Tensor, "n ctx d_out"] = self.lm.activations(self.tokens) if hook_out else self.acts
         """What is reconstructed, and replaced: the activations themselves, or for transcoders those at `hook_out`."""
+        self.mask = mask
+        """What is left out."""
+        self.kept = kept_of_scored(mask, lm, blocks, chosen, self.acts)
+        """Which tokens are scored, [n, ctx]; None if all are."""
         self.restart_points = self.lm.restart_points(self.tokens)
         self.clean = clean_predictions(self.lm, self.tokens)
-        self.ce_clean = self.clean.ce.double().mean().item()
+        self.ce_clean = self.of_counted(self.clean.ce).double().mean().item()
         if not math.isfinite(self.ce_clean):
             raise _not_finite(lm, self.tokens[(~self.clean.ce.isfinite()).any(1).cpu().numpy()][:1])
-        zeros = torch.zeros_like(self.target)
+        zeros = self.pass_through_(torch.zeros_like(self.target))
         self.ce_zero = self.spliced_ce(zeros)
         zeros[:, 0] = self.target[:, 0]
         self.ce_zero_no_bos = self.spliced_ce(zeros)
@@ -164,7 +187,17 @@ class HeldOut:
     @property
     def n_tokens(self) -> int:
         """The number of tokens scored."""
-        return self.tokens.size
+        return self.tokens.size if self.kept is None else int(self.kept.sum())
+
+    def pass_through_(self, recon: Float[Tensor, "n ctx d_out"]) -> Float[Tensor, "n ctx d_out"]:
+        """Put the activations in place of the reconstructions of tokens that are left out; return the same tensor."""
+        if self.kept is not None:
+            recon[~self.kept] = self.target[~self.kept]
+        return recon
+
+    def of_counted(self, values: Float[Tensor, "n ctx_minus_1"]) -> Tensor:
+        """Return the values of the predictions that count, of those of every token after the first of a block."""
+        return values if self.kept is None else values[self.kept[:, :-1]]
 
     def check(self, sae: SAE) -> None:
         """Raise ValueError unless an SAE has the widths of these activations, and is a transcoder if need be."""
@@ -172,7 +205,7 @@ class HeldOut:
 
     def spliced_ce(self, recon: Float[Tensor, "n ctx d_out"]) -> float:
         """Return the mean cross-entropy with `recon` in place of the activations, in nats per predicted token."""
-        return self.lm.cross_entropy(self.tokens, recon, self.restart_points).double().mean().item()
+        return self.of_counted(self.lm.cross_entropy(self.tokens, recon, self.restart_points)).double().mean().item()
 
 
 AnyHeldOut = HeldOut | HeldOutRows
@@ -183,7 +216,7 @@ def held_out_of(stream: ActivationStream, n_tokens: int) -> AnyHeldOut:
     """Return what SAEs that are trained on a stream are scored on, about `n_tokens` tokens or rows."""
     if isinstance(stream.blocks, Rows):
         return HeldOutRows(stream.blocks, n_tokens)
-    return HeldOut(stream.lm, stream.blocks, n_tokens, hook_out=stream.hook_out)
+    return HeldOut(stream.lm, stream.blocks, n_tokens, hook_out=stream.hook_out, mask=stream.mask)
 
 
 def _check_fits(sae: SAE, held_out: AnyHeldOut) -> None:

@@ -146,6 +146,8 @@ class ReconstructionSums:
     def merge(self, other: "ReconstructionSums") -> None:
         """Add the tokens of other sums."""
         n = self._n + other._n
+        if not n:
+            return
         shift = other._mean - self._mean
         # Chan's formula: both spreads are around their own mean, and the last term moves them to the common one. The
         # shorter sum ||x||^2 - n ||mean||^2 would cancel away all digits where the mean is large against the spread.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prolu.evaluation.document_sums import DocumentSums, summed_by_document
@@ -91,14 +91,23 @@ def score(sae: SAE, held_out: AnyHeldOut) -> Scores:
         figures = found.figures() | NO_PREDICTIONS
     latents = latent_figures(sae, found.all.code)
     figures |= latents.summary()
-    first_too = not held_out.first_apart
-    responses = scale_response(sae, held_out.acts, [0.5, 2.0], first_too=first_too)
+    acts, first_too = _rows_without_bos(held_out)
+    responses = scale_response(sae, acts, [0.5, 2.0], first_too=first_too)
     for name, response in (("half", responses[0.5]), ("double", responses[2.0])):
         figures |= {f"scale_gain_{name}": response.gain, f"scale_on_{name}": response.still_active}
-    figures |= l0_proxies(sae, held_out.acts, first_too=first_too)
+    figures |= l0_proxies(sae, acts, first_too=first_too)
     truth = held_out.truth(sae) if isinstance(held_out, HeldOutRows) else None
     figures |= truth.summary() if truth is not None else {}
     return Scores(figures, _by_document(held_out, found, spliced), latents, truth)
+
+
+def _rows_without_bos(held_out: AnyHeldOut) -> tuple[Float[Tensor, "n ctx d_in"], bool]:
+    """Return activations, and whether position 0 of each block is among those that are scored."""
+    if held_out.kept is None:
+        return held_out.acts, not held_out.first_apart
+    kept = held_out.kept.clone()
+    kept[:, 0] = False
+    return held_out.acts[kept][:, None], True
 
 
 @torch.no_grad()
@@ -109,11 +118,11 @@ def probe(sae: SAE, held_out: AnyHeldOut) -> dict[str, float]:
     active = 0.0
     errors = [0.0] * len(sides)
     for part in _passes(sae, held_out):
-        active += active_as_numbers(part.latents).sum(dtype=torch.float64).item()
+        active += active_as_numbers(part.at(slice(None), part.latents, held_out.kept)).sum(dtype=torch.float64).item()
         for i, positions in enumerate(sides):
-            x, out = (t[:, positions].flatten(0, 1).double().cpu() for t in (part.x, part.out))
+            x, out = (part.at(positions, t, held_out.kept).double().cpu() for t in (part.x, part.out))
             errors[i] += (x - out).square().sum().item()
-    n_tokens = held_out.target.shape[:2].numel()
+    n_tokens = held_out.n_tokens
     return {"l0": active / n_tokens, "mse": sum(errors) / (n_tokens * sae.d_out)}
 
 
@@ -145,15 +154,17 @@ class _Spliced(NamedTuple):
 
     ce: Float[Tensor, "n ctx_minus_1"]
     kl: Float[Tensor, "n ctx_minus_1"]
+    held_out: HeldOut
 
     def figures(self, ce_clean: float, ce_zero: float) -> dict[str, float]:
+        ce, kl = (self.held_out.of_counted(values) for values in (self.ce, self.kl))
         # float64: the CE increase is a small difference of two means of float32 losses.
-        figures = cross_entropy_figures(ce_clean, self.ce.double().mean().item(), ce_zero)
-        return figures | {"kl": self.kl.mean().item()}
+        return cross_entropy_figures(ce_clean, ce.double().mean().item(), ce_zero) | {"kl": kl.mean().item()}
 
 
 def _splice(held_out: HeldOut, recon: Float[Tensor, "n ctx d_out"]) -> _Spliced:
-    return _Spliced(*spliced_losses(held_out.lm, held_out.tokens, recon, held_out.restart_points, held_out.clean))
+    losses = spliced_losses(held_out.lm, held_out.tokens, recon, held_out.restart_points, held_out.clean)
+    return _Spliced(*losses, held_out)
 
 
 class _Sums:
@@ -187,11 +198,11 @@ class _Reconstruction(NamedTuple):
     """What an SAE makes of the held-out activations."""
 
     recon: Float[Tensor, "n ctx d_out"]
-    """The reconstructions, in the scale of the language model's activations."""
+    """The reconstructions, in the scale of the language model's activations, which stand at tokens left out."""
     l0: Float[Tensor, "n ctx"]
-    """The number of active latents of each token."""
+    """The number of active latents of each token; 0 at those left out."""
     squared_error: Float[Tensor, "n ctx"]
-    """||x - x_hat||^2 of each token, in the space the SAE works in."""
+    """||x - x_hat||^2 of each token, in the space the SAE works in; 0 at those left out."""
     all: _Sums
     without_bos: _Sums | None
     """The sums over all positions but 0; None for rows, which have no such position."""
@@ -217,6 +228,13 @@ class _Pass(NamedTuple):
     """x in the scale of the language model's activations."""
     raw_out: Float[Tensor, "n ctx d_out"]
     """The reconstruction in that scale."""
+
+    def at(
+        self, positions: slice, values: Float[Tensor, "n ctx d"], kept: Bool[Tensor, "all_n ctx"] | None
+    ) -> Float[Tensor, "tokens d"]:
+        """Return the values of the tokens at some positions, without those that are left out."""
+        chosen = values[:, positions].flatten(0, 1)
+        return chosen if kept is None else chosen[kept[self.rows, positions].flatten().to(chosen.device)]
 
 
 def _passes(sae: SAE, held_out: AnyHeldOut, n_latents: int | None = None) -> Iterator[_Pass]:
@@ -259,7 +277,12 @@ def _reconstruct(sae: SAE, held_out: AnyHeldOut, n_latents: int | None = None) -
         l0[part.rows] = active_as_numbers(part.latents).sum(-1).cpu()
         squared_error[part.rows] = (part.x - part.out).square().sum(-1).cpu()
         for sums, positions in sides:
-            sums.update(*(t[:, positions].flatten(0, 1) for t in part[1:]))
+            chosen = [part.at(positions, t, held_out.kept) for t in part[1:]]
+            if len(chosen[0]):  # a mask may leave nothing
+                sums.update(*chosen)
+    if isinstance(held_out, HeldOut) and held_out.kept is not None:
+        held_out.pass_through_(recon)
+        l0, squared_error = (t * held_out.kept.cpu() for t in (l0, squared_error))
     if not held_out.first_apart:
         return _Reconstruction(recon, l0, squared_error, all=rest, without_bos=None)
     position_0.merge(rest)
@@ -268,17 +291,18 @@ def _reconstruct(sae: SAE, held_out: AnyHeldOut, n_latents: int | None = None) -
 
 def _by_document(held_out: AnyHeldOut, found: _Reconstruction, spliced: _Spliced | None) -> DocumentSums:
     n = len(held_out.documents)
-    ones = np.ones(held_out.document_rows.shape)
+    ones = np.ones(held_out.document_rows.shape) if held_out.kept is None else held_out.kept.cpu().numpy() * 1.0
     of_tokens = {"n_tokens": ones, "l0": found.l0.numpy(), "squared_error": found.squared_error.numpy()}
     sums = summed_by_document(held_out.document_rows, n, of_tokens)
     if spliced is None or not isinstance(held_out, HeldOut):
         none = {name: np.zeros(n) for name in ("n_predicted", "ce_clean", "ce_recon", "kl")}
         return DocumentSums(document=held_out.documents.astype(np.uint32), **sums, **none)
+    counted = ones[:, :-1]
     of_predictions = {
-        "n_predicted": ones[:, 1:],
-        "ce_clean": held_out.clean.ce.cpu().numpy(),
-        "ce_recon": spliced.ce.cpu().numpy(),
-        "kl": spliced.kl.cpu().numpy(),
+        "n_predicted": counted,
+        "ce_clean": held_out.clean.ce.cpu().numpy() * counted,
+        "ce_recon": spliced.ce.cpu().numpy() * counted,
+        "kl": spliced.kl.cpu().numpy() * counted,
     }
     # A prediction counts for the document of the token that is predicted, the next one.
     sums |= summed_by_document(held_out.document_rows[:, 1:], n, of_predictions)

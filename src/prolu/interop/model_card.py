@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from prolu.activations.token_mask import NO_MASK, TokenMask
 from prolu.evaluation.comparison.frontiers import Record, family, pareto_best
 from prolu.evaluation.comparison.metric_catalog import main_metric
 
@@ -123,11 +124,13 @@ def _sentence(streams: Sequence[Mapping[str, Any]], shapes: Collection[tuple[int
             f"Sparse autoencoders ({sizes}) of activations that come from no language model: {first['rows']:,} rows of "
             f"{_name(first)} to train on, and {first['held_out_rows']:,} that are held out."
         )
+    mask = TokenMask.recorded(first)
     hooks = " and ".join(f"`{hook}`" for hook in dict.fromkeys(s["hook"] for s in streams))
     text = "the Python standard library's source" if first["data"] == "builtin" else f"`{first['data']}`"
     return (
         f"Sparse autoencoders ({sizes}) of the activations of {_model(first['lm'])} at {hooks}, trained on "
         f"{text} in blocks of {first['ctx']} tokens."
+        + (f" Left out of training and scores: {mask}." if mask != NO_MASK else "")
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from prolu.activations.token_mask import NO_MASK, TokenMask
 from prolu.evaluation.comparison.claims import FamilyComparison
 from prolu.evaluation.comparison.figures import LATENT_VALUE, MAGNITUDE
 from prolu.evaluation.comparison.frontiers import Record, family, study_names
@@ -173,6 +174,7 @@ def facts(content: PageContent) -> list[str]:
         n_tokens = runs[0].get("n_tokens")
         lm, hook, data = (stream.get(field, "not recorded") for field in ("lm", "hook", "data"))
         unit = "row" if "rows" in stream else "token"
+        mask = TokenMask.recorded(stream)
         kind = "SAE"
         if hook_out := stream.get("hook_out"):
             kind = "transcoder"
@@ -183,6 +185,7 @@ def facts(content: PageContent) -> list[str]:
             f"{prefix}{len(runs)} of {_counted(len(config['runs']), kind)} finished, {n_converged} of them converged; "
             f"{_counted(n_families, 'family', 'families')}, {_counted(n_seeds, 'init seed')}. "
             f"{place}, {text}, scored on {runs[0]['eval_tokens']:,} held-out {unit}s."
+            + (f" Left out of training and scores: {mask}." if mask != NO_MASK else "")
         )
     return sentences
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from prolu.activations.token_mask import NO_MASK, TokenMask
 from prolu.evaluation.comparison.frontiers import Record, family, pareto_best, study_names
 from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, main_metric
 from prolu.evaluation.comparison.wording import ONE_SEED
@@ -84,7 +85,9 @@ def _trained_on(drawn: DrawnReport) -> list[str]:
     budgets = sorted({r["n_tokens"] for r in drawn.records if r.get("n_tokens")})
     tokens = " to ".join(dict.fromkeys(_millions(n) for n in (budgets[0], budgets[-1]))) if budgets else ""
     unit = "rows" if "rows" in stream else "tokens"
-    return [fact for fact in (place, f"{tokens} {unit}" if tokens else "") if fact]
+    mask = TokenMask.recorded(stream)
+    without = f"without {mask}" if mask != NO_MASK else ""
+    return [fact for fact in (place, f"{tokens} {unit}" if tokens else "", without) if fact]
 
 
 def _millions(n: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from prolu.activations.rows import Rows
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import TokenBlocks
+from prolu.activations.token_mask import NO_MASK
 from prolu.evaluation.held_out import choose_blocks
 from prolu.studies.settings import SweepSettings
 from prolu.training.config import RunConfig
@@ -42,9 +43,12 @@ def study_amounts(runs: Sequence[RunConfig], stream: ActivationStream, eval_toke
     Keys beside those of `text_amounts`:
         tokens_dropped_per_epoch: training tokens at the ends of windows, which do not fill a batch.
         epochs: how many times the longest run sees its text.
+        tokens_left_out: training tokens that the stream's mask leaves out by id, position or role, if it has one.
     """
     longest = max((run.n_tokens for run in runs), default=0)
+    n_left_out = stream.blocks.n_train_tokens - stream.n_train_tokens
     return text_amounts(stream.blocks, eval_tokens) | {
+        **({"tokens_left_out": n_left_out} if stream.mask != NO_MASK else {}),
         "tokens_dropped_per_epoch": stream.dropped_tokens_per_epoch,
         "epochs": stream.epochs(longest),
     }
@@ -62,7 +66,7 @@ def check_epochs(runs: Sequence[RunConfig], stream: ActivationStream, most: floa
     blocks = stream.blocks
     if epochs > most:
         raise ValueError(
-            f"n_tokens {longest}: the {blocks.kind} has {blocks.n_train_tokens:,} training {blocks.unit}s, which would "
+            f"n_tokens {longest}: the {blocks.kind} has {stream.n_train_tokens:,} training {blocks.unit}s, which would "
             f"be seen {epochs:.1f} times, more than max_epochs {most:g}; use more {blocks.kind} or fewer "
             f"{blocks.unit}s, or allow it with --max-epochs (max_epochs in Python)"
         )
@@ -93,13 +97,13 @@ def tell_amounts(runs: Sequence[RunConfig], stream: ActivationStream, settings: 
     """Say where the text of a study that begins is shorter than what is asked of it, or is not used in full."""
     longest = max(run.n_tokens for run in runs)
     blocks = stream.blocks
-    n_train = blocks.n_train_tokens
+    n_train = stream.n_train_tokens
     if stream.epochs(longest) > 1:
         logger.warning(
             "the %s has %s training %ss, so runs of %s %ss see it %.1f times",
             blocks.kind, f"{n_train:,}", blocks.unit, f"{longest:,}", blocks.unit, stream.epochs(longest),
         )  # fmt: skip
-    n_read = n_train + blocks.n_held_out_tokens + blocks.n_tokens_dropped
+    n_read = blocks.n_train_tokens + blocks.n_held_out_tokens + blocks.n_tokens_dropped
     if blocks.n_tokens_dropped > WORTH_SAYING * n_read:
         logger.warning(
             "%s of the %s tokens of the text are dropped, because they do not fill a block of %s at the end of the "

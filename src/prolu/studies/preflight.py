@@ -14,6 +14,7 @@ import torch
 
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
+from prolu.activations.token_mask import NO_MASK, TokenMask
 from prolu.evaluation.held_out import HeldOut
 from prolu.runtime.files import first_line, nearest_existing
 from prolu.sae.nonlinearities import nonlinearity_named
@@ -115,7 +116,10 @@ def findings(amounts: Mapping[str, Any], stream: Mapping[str, Any]) -> list[str]
     at_windows = f", and in each epoch {per_epoch:,} that fill no batch" if per_epoch else ""
     revision = stream.get("lm_revision") or "as it is on the disk or on the hub's main branch"
     documents = amounts["documents"]
+    mask = TokenMask.recorded(stream)
+    left_out = f"left out of training and scores: {mask}; {amounts.get('tokens_left_out', 0):,} of the training tokens"
     return [
+        *([left_out] if mask != NO_MASK else []),
         f"documents: {'not known' if documents is None else f'{documents:,}'}{without_text}",
         f"tokens: {amounts['train_tokens']:,} to train on; dropped: {amounts['tokens_dropped'] or 0:,} that fill no "
         f"block{at_windows}",

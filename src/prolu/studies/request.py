@@ -59,7 +59,7 @@ class StudyRequest:
         return {
             "stream": stream.describe(),
             "eval_tokens": self.settings.eval_tokens,
-            "held_out_digest": held_out_digest(stream.blocks, self.settings.eval_tokens),
+            "held_out_digest": held_out_digest(stream.blocks, self.settings.eval_tokens, stream.mask),
             "amounts": study_amounts(self.runs, stream, self.settings.eval_tokens),
             "n_threads": stream.mesh.n_threads or torch.get_num_threads(),
             "crossovers": {str(d_sae): crossover_density("cpu", stream.d_in, d_sae) for d_sae in widths},
@@ -109,7 +109,7 @@ def requests_at_hooks(
     first = streams[0].describe()
     for stream in streams[1:]:
         for name, value in stream.describe().items():
-            if name not in ("hook", "hook_out") and value != first.get(name):
+            if name not in ("hook", "hook_out", "max_norm") and value != first.get(name):
                 raise ValueError(
                     f"streams at several hooks: {name} is {first.get(name)!r} and {value!r}; make them alike"
                 )
@@ -189,7 +189,8 @@ def _check_text(request: StudyRequest) -> None:
     if "held_out_pool" not in held["stream"] and isinstance(blocks, TokenBlocks):
         # A study of an earlier version: the same text may be there, and the scored tokens chosen in another way.
         as_then = replace(blocks, held_out_pool=LATER_FACTS["held_out_pool"])
-        if held_out_digest(as_then, settings.eval_tokens) != request.description["held_out_digest"]:
+        digest = held_out_digest(as_then, settings.eval_tokens, request.stream.mask)
+        if digest != request.description["held_out_digest"]:
             raise ValueError(
                 f"out {str(request.out)!r}: its runs are scored on other held-out tokens, because an earlier version "
                 "began it; read its text with load_blocks(..., held_out_pool=0)"

@@ -15,6 +15,7 @@ from prolu.activations.harvesting import describe_activations
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.rows import Rows
 from prolu.activations.token_blocks import TokenBlocks
+from prolu.activations.token_mask import NO_MASK, TokenMask
 from prolu.evaluation.held_out import AnyHeldOut, held_out_digest
 from prolu.evaluation.scoring import Scores
 from prolu.runtime.files import through_json
@@ -50,7 +51,9 @@ class SavedSAE(NamedTuple):
         return folder_name(self.folder)
 
 
-def describe(lm: LanguageModel, blocks: TokenBlocks, n_tokens: int, hook_out: str = "") -> dict[str, Any]:
+def describe(
+    lm: LanguageModel, blocks: TokenBlocks, n_tokens: int, hook_out: str = "", mask: TokenMask = NO_MASK
+) -> dict[str, Any]:
     """Return the config of a scored study: everything that decides the scores.
 
     Args:
@@ -58,9 +61,10 @@ def describe(lm: LanguageModel, blocks: TokenBlocks, n_tokens: int, hook_out: st
         blocks: the text.
         n_tokens: the number of tokens to score on.
         hook_out: the hook that transcoders write at; empty for SAEs.
+        mask: what is left out of the scores.
     """
     hooks = {"hook": lm.hook} | ({"hook_out": hook_out} if hook_out else {})
-    return _described(describe_activations(lm, blocks) | hooks, blocks, n_tokens)
+    return _described(describe_activations(lm, blocks) | hooks | mask.describe(), blocks, n_tokens, mask)
 
 
 def describe_rows(rows: Rows, n_tokens: int) -> dict[str, Any]:
@@ -68,11 +72,13 @@ def describe_rows(rows: Rows, n_tokens: int) -> dict[str, Any]:
     return _described(rows.describe(), rows, n_tokens)
 
 
-def _described(stream: dict[str, Any], blocks: TokenBlocks | Rows, n_tokens: int) -> dict[str, Any]:
+def _described(
+    stream: dict[str, Any], blocks: TokenBlocks | Rows, n_tokens: int, mask: TokenMask = NO_MASK
+) -> dict[str, Any]:
     return {
         "stream": stream,
         "eval_tokens": n_tokens,
-        "held_out_digest": held_out_digest(blocks, n_tokens),
+        "held_out_digest": held_out_digest(blocks, n_tokens, mask),
         "amounts": text_amounts(blocks, n_tokens),
         "n_threads": torch.get_num_threads(),
         "runs": [],

@@ -110,6 +110,9 @@ def _metadata(provenance: Mapping[str, Any]) -> dict[str, Any]:
         "context_size": provenance.get("ctx"),
         "dataset_path": provenance.get("data"),
         "neuronpedia_id": None,
+        # What SAELens leaves out of its training in the same way; roles and norms it does not know.
+        **({"exclude_special_tokens": True} if provenance.get("exclude_special_tokens") else {}),
+        **({"seqpos_slice": [n, None]} if (n := provenance.get("exclude_positions")) else {}),
     }
 
 

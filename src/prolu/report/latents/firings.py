@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from prolu.activations.kept_tokens import kept_of_scored
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.token_blocks import TokenBlocks
+from prolu.activations.token_mask import NO_MASK, TokenMask
 from prolu.evaluation.held_out import choose_blocks
 from prolu.report.latents.accumulators import Histogram, KeptFirings
 from prolu.runtime.rng import keyed_generator
@@ -43,17 +45,26 @@ class HeldOutText:
     tokens: np.ndarray
     """Token ids [n, ctx]."""
     acts: Float[Tensor, "n ctx d_in"]
+    shown: Bool[Tensor, "n ctx"]
+    """The tokens at which latents are looked at: all but position 0 of each block, BOS, and what a mask leaves out."""
 
     @classmethod
-    def read(cls, lm: LanguageModel, blocks: TokenBlocks, n_tokens: int, advance: Advance) -> "HeldOutText":
+    def read(
+        cls, lm: LanguageModel, blocks: TokenBlocks, n_tokens: int, advance: Advance, mask: TokenMask = NO_MASK
+    ) -> "HeldOutText":
         """Return `n_tokens` held-out tokens, rounded up to whole token blocks, or all if there are fewer."""
-        tokens = np.asarray(blocks.held_out[choose_blocks(blocks, n_tokens)])
+        chosen = choose_blocks(blocks, n_tokens)
+        tokens = np.asarray(blocks.held_out[chosen])
         n_blocks = max(1, lm.batch_tokens // blocks.ctx)
         acts: list[Tensor] = []
         for start in range(0, len(tokens), n_blocks):
             acts.append(lm.activations(tokens[start : start + n_blocks]).cpu())
             advance(acts[-1].shape[0] * blocks.ctx)
-        return cls(tokens, torch.cat(acts))
+        joined = torch.cat(acts)
+        kept = kept_of_scored(mask, lm, blocks, chosen, joined)
+        shown = torch.ones(tokens.shape, dtype=torch.bool) if kept is None else kept
+        shown[:, 0] = False
+        return cls(tokens, joined, shown)
 
     @property
     def ctx(self) -> int:
@@ -85,11 +96,12 @@ class Examples(NamedTuple):
 class Firings:
     """When and how strongly the latents of an SAE are active on held-out text.
 
-    The first position of every token block, BOS, is left out: its activations are unlike all others, and no text.
+    The first position of every token block, BOS, is left out: its activations are unlike all others, and no text. So is
+    what the study's mask leaves out.
     """
 
     n_tokens: int
-    """The number of tokens without BOS."""
+    """The number of tokens without those that are left out."""
     n_active: Int[np.ndarray, " d_sae"]
     """The number of tokens on which each latent is active."""
     mean: Float[np.ndarray, " d_sae"]
@@ -140,7 +152,7 @@ def collect(sae: SAE, text: HeldOutText, n_examples: int, advance: Advance = lam
         advance(latents.shape[0] * text.ctx)
     places = [_places(*rows, n_examples) for rows in zip(strongest.by_latent(), sample.by_latent(), strict=True)]
     return Firings(
-        n_tokens=text.tokens.size - len(text.tokens),
+        n_tokens=int(text.shown.sum()),
         n_active=n_active,
         mean=total / n_active.clip(1),
         max=histogram.largest,
@@ -151,7 +163,10 @@ def collect(sae: SAE, text: HeldOutText, n_examples: int, advance: Advance = lam
 
 
 def encoded(sae: SAE, text: HeldOutText) -> Iterator[tuple[int, Tensor]]:
-    """Yield the text in parts: the number of the first token block, and latents [blocks, ctx, d_sae] with BOS at 0."""
+    """Yield the text in parts: the number of the first token block, and latents [blocks, ctx, d_sae].
+
+    They are 0 at the tokens that are not shown.
+    """
     n_blocks = max(1, ENTRIES_PER_PASS // (text.ctx * sae.config.d_sae))
     for first in range(0, len(text.acts), n_blocks):
         raw = text.acts[first : first + n_blocks].to(device=sae.W_dec.device, dtype=sae.W_dec.dtype)
@@ -159,7 +174,7 @@ def encoded(sae: SAE, text: HeldOutText) -> Iterator[tuple[int, Tensor]]:
             # The language model has centred them already, where it does that.
             x = normalise(raw)[0] if sae.config.normalisation == "per_token" else raw
             latents = sae.encode_normalised(x).float().cpu()
-        latents[:, 0] = 0
+        latents[~text.shown[first : first + n_blocks]] = 0
         yield first, latents
 
 

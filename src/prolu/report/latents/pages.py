@@ -9,6 +9,7 @@ from typing import Any, Literal
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.source import open_source
 from prolu.activations.token_blocks import TokenBlocks
+from prolu.activations.token_mask import TokenMask
 from prolu.evaluation.comparison.frontiers import pareto_best
 from prolu.evaluation.held_out import choose_blocks
 from prolu.report.latents.browser import FEATURES_FOLDER, INDEX_FILE, PageSource, was_made, write_browser
@@ -91,7 +92,7 @@ class LatentPages:
         # The text passes through the model once, and through each SAE twice; writing counts as a third time.
         with Meter("looking at latents", size * (1 + 3 * len(runs))) as meter:
             # Once for all runs: their activations at a hook are the same.
-            text = HeldOutText.read(lm, blocks, self.n_tokens, meter.advance)
+            text = HeldOutText.read(lm, blocks, self.n_tokens, meter.advance, self._mask)
             for run in runs:
                 source = PageSource(run.load(), text, lm_out, self.n_examples, _facts(run))
                 write_browser(run.folder / FEATURES_FOLDER, source, self._made(run), meter.advance)
@@ -101,6 +102,11 @@ class LatentPages:
         """The hook that the transcoders of the study write at; empty for SAEs."""
         return self.results.config["stream"].get("hook_out", "")
 
+    @property
+    def _mask(self) -> TokenMask:
+        """What the study leaves out, which the pages leave out too."""
+        return TokenMask.recorded(self.results.config["stream"])
+
     def _made(self, run: Run) -> dict[str, Any]:
         """Return everything that decides the pages of a run."""
         stream = self.results.config["stream"]
@@ -109,7 +115,8 @@ class LatentPages:
             # Of the weights, because a run that was trained anew or further has its old run_id.
             "weights": hashlib.sha256((run.folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
             "stream": {name: stream.get(name) for name in ("lm_digest", "hook", "data_digest")}
-            | ({"hook_out": self._hook_out} if self._hook_out else {}),
+            | ({"hook_out": self._hook_out} if self._hook_out else {})
+            | self._mask.describe(),
             "n_tokens": self.n_tokens,
             "n_examples": self.n_examples,
         }
