@@ -45,7 +45,8 @@ class Batch(NamedTuple):
 
     def of_rows(self, kept: Bool[Tensor, " batch"]) -> "Batch":
         """Return the batch without the rows that are not kept."""
-        return Batch(*(None if t is None else t[kept] for t in self))
+        target = None if self.target is None else self.target[kept]
+        return Batch(self.acts[kept], self.raw_norm[kept], target)
 
     def scaled(self, normalisation: Normalisation) -> tuple[Tensor, Tensor | None]:
         """Return inputs and targets in the space in which an SAE with this normalisation works.

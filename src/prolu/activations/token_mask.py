@@ -67,7 +67,8 @@ class TokenMask(MaskOptions):
         if not is_right:
             named = ", ".join(f"{name} {value!r}" for name, value in found.items() if value != getattr(usual, name))
             raise ValueError(f"{named}: not what leaves tokens out")
-        mask = cls(**found | {"keep_roles": tuple(found["keep_roles"])})
+        found["keep_roles"] = tuple(found["keep_roles"])
+        mask = cls(**found)
         mask.check()
         return mask
 
