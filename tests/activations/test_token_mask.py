@@ -201,7 +201,9 @@ def test_a_mask_is_recorded_and_read_again():
     assert NO_MASK.describe() == {}
     assert TokenMask.recorded(mask.describe() | {"seed": 3}) == mask
     assert TokenMask.recorded({"lm": "gpt2"}) == NO_MASK
-    assert str(mask) == ("special tokens, activations of a norm above 31.5, 10 times the median")
+    assert str(mask) == (
+        "special tokens, all but the messages of assistant, activations of a norm above 31.5, 10 times the median"
+    )
     for wrong in ({"exclude_positions": "1"}, {"exclude_positions": True}, {"keep_roles": "user"}, {"max_norm": "9"}):
         with pytest.raises(ValueError, match="not what leaves tokens out"):
             TokenMask.recorded(wrong)

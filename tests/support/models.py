@@ -73,3 +73,27 @@ def write_stories(file):
 
 def tokens(n=6, ctx=20):
     return torch.randint(1, 300, (n, ctx), generator=torch.Generator().manual_seed(0))
+
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'refused' %}{{ raise_exception('no such role') }}{% endif %}"
+    "{{ '<|start|>' + message['role'] + '<|sep|>' + message['content'] | trim + '<|end|>' }}{% endfor %}"
+)
+"""A chat template in the manner of ChatML: markers, the role and the content, which it trims."""
+
+
+def write_chat_model(folder):
+    """The model of `write_model` with a chat template, and embeddings for its three markers."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=303, n_positions=64, n_embd=16, n_layer=3, n_head=2, bos_token_id=0, eos_token_id=0,
+        initializer_range=0.4,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    write_tokenizer(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.add_tokens(["<|start|>", "<|sep|>", "<|end|>"], special_tokens=True)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder

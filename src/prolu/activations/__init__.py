@@ -5,8 +5,10 @@ In the order of the data:
 - `resolving`: the files that hold the rows of a split, in a file, a folder or a hub dataset.
 - `shards`, `text_files`, `arrow_files`: one file of rows, and the readers of each format.
 - `text_rows`: the rows of a split, or of a slice of it, from file to file.
+- `chats`: lists of messages, which the tokenizer's chat template turns into text.
 - `documents`: the texts of a split, some of which are held out.
 - `packing`, `packer`: which text is read and where its blocks go, and documents made into blocks.
+- `packing_progress`: what a packer must know to resume.
 - `token_blocks`, `blocks_folder`: the blocks, in memory or in a folder, and how a folder of them is written.
 - `tokenizers`: the BOS of a tokenizer, and the range of its ids.
 - `language_model`, `hooks`: a language model, and the places in it where activations are read.

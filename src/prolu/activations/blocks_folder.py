@@ -15,6 +15,8 @@ from prolu.activations.token_blocks import (
     DOCUMENTS_FILE,
     FACTS,
     LATER_FACTS,
+    ROLE_DTYPE,
+    ROLES_FILES,
     SIDES,
     TokenBlocks,
     holds_blocks,
@@ -40,17 +42,21 @@ def copy_blocks(blocks: TokenBlocks, folder: Path) -> None:
     with BlocksFolder(folder, made, blocks.train.dtype) as copy:
         if copy.finished:
             return
-        _copy_side(copy, blocks.train, False, None)
-        _copy_side(copy, blocks.held_out, True, blocks.held_out_documents)
-        copy.note({name: getattr(blocks, name) for name in ("n_documents", "n_rows_left_out", "n_tokens_dropped")})
+        _copy_side(copy, blocks.train, False, None, blocks.train_roles)
+        _copy_side(copy, blocks.held_out, True, blocks.held_out_documents, blocks.held_out_roles)
+        noted = ["n_documents", "n_rows_left_out", "n_tokens_dropped"]
+        noted += ["roles", "chat_template"] if blocks.train_roles is not None else []
+        copy.note({name: getattr(blocks, name) for name in noted})
         copy.finish()
 
 
-def _copy_side(copy: "BlocksFolder", rows: np.ndarray, held_out: bool, documents: np.ndarray | None) -> None:
+def _copy_side(
+    copy: "BlocksFolder", rows: np.ndarray, held_out: bool, documents: np.ndarray | None, roles: np.ndarray | None
+) -> None:
     # Some at a time, because the rows may be a memory map of more than fits into memory.
     for start in range(copy.n_blocks[held_out], len(rows), BLOCKS_PER_COPY):
         some = slice(start, start + BLOCKS_PER_COPY)
-        copy.append(rows[some], held_out, None if documents is None else documents[some])
+        copy.append(rows[some], held_out, *(None if t is None else t[some] for t in (documents, roles)))
 
 
 def _is_same(name: str, there: Any, here: Any) -> bool:
@@ -150,10 +156,16 @@ class BlocksFolder:
                     f"{self.made.get(name)!r} here; choose another folder"
                 )
 
-    def append(self, blocks: np.ndarray, held_out: bool, documents: np.ndarray | None = None) -> None:
-        """Add whole blocks to a side, with the documents of their tokens if these are kept.
+    def append(
+        self,
+        blocks: np.ndarray,
+        held_out: bool,
+        documents: np.ndarray | None = None,
+        roles: np.ndarray | None = None,
+    ) -> None:
+        """Add whole blocks to a side, with the documents and the roles of their tokens if these are kept.
 
-        Documents are kept for all blocks of a side or for none.
+        Documents are kept for all blocks of a side or for none, and roles for all blocks of both sides or for none.
         """
         if not self._is_locked:
             # Not before the first block: a request that turns out to be wrong leaves nothing behind.
@@ -161,6 +173,8 @@ class BlocksFolder:
         self._write_at_end(SIDES[held_out], held_out, blocks, self._dtype)
         if documents is not None:
             self._write_at_end(DOCUMENTS_FILE, held_out, documents, DOCUMENT_DTYPE)
+        if roles is not None:
+            self._write_at_end(ROLES_FILES[held_out], held_out, roles, ROLE_DTYPE)
         self.n_blocks[held_out] += len(blocks)
 
     def _write_at_end(self, file: str, held_out: bool, rows: np.ndarray, dtype: np.dtype) -> None:
@@ -179,15 +193,19 @@ class BlocksFolder:
         self.finished = True
         documents = self._folder / DOCUMENTS_FILE
         documents_digest = sha256_of([documents]) if documents.exists() else None
-        self._write_index(sha256_of([self._folder / side for side in SIDES]), documents_digest)
+        roles = [self._folder / file for file in ROLES_FILES]
+        roles_digest = sha256_of(roles) if all(file.exists() for file in roles) else None
+        self._write_index(sha256_of([self._folder / side for side in SIDES]), documents_digest, roles_digest)
 
-    def _write_index(self, sha256: str | None, documents: str | None = None) -> None:
+    def _write_index(self, sha256: str | None, documents: str | None = None, roles: str | None = None) -> None:
         index = {
             "made": {name: value for name, value in self.made.items() if name not in self._not_kept},
             "dtype": self._dtype.name,
             "n_blocks": self.n_blocks,
             "sha256": sha256,
             "documents": documents,
+            # Only of chats, so that the folders of other texts stay what they were.
+            **({} if roles is None else {"roles": roles}),
             "progress": self.progress,
         }
         write_atomically(self._folder / BLOCKS_FILE, json_text(index) + "\n")

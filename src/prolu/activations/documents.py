@@ -2,11 +2,12 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from prolu.activations.chats import Chat, ChatTemplate, NotAChatError, is_chat, key_of
 from prolu.activations.shards import KEY, NoRow, Row
 from prolu.activations.text_rows import Rows
 
@@ -28,11 +29,11 @@ FEWEST_PADDED_ROWS = 4
 
 
 class Document(NamedTuple):
-    """One text, or one row of token ids."""
+    """One text, one chat, or one row of token ids."""
 
     key: str | bytes
     """What decides on which side of the split the document falls."""
-    content: str | np.ndarray
+    content: str | Chat | np.ndarray
 
 
 def is_held_out(key: str | bytes, fraction: float = HELD_OUT_FRACTION) -> bool:
@@ -51,14 +52,16 @@ class Documents:
     A row of token ids may have a mask beside it, which is 0 at padding: what it masks is cut off.
     """
 
-    def __init__(self, rows: Rows, column: str):
+    def __init__(self, rows: Rows, column: str, template: ChatTemplate | None = None):
         """Prepare to read a column.
 
         Args:
             rows: The rows of a split.
             column: The column that holds texts or token ids. The mask of `input_ids` is `attention_mask`, that of
                 `chosen_input_ids` is `chosen_attention_mask`, and that of any other column is `attention_mask`.
+            template: What turns chats into texts; without it there may be none.
         """
+        self._template = template
         self.rows = rows
         self.column = column
         self._mask = column.replace("input_ids", "attention_mask") if "input_ids" in column else "attention_mask"
@@ -114,6 +117,13 @@ class Documents:
             self._check_kind("texts")
             key = row.get(KEY)
             return _text(content, key if isinstance(key, str) else content)
+        if self._template is not None and is_chat(content):
+            self._check_kind("chats")
+            return _chat(content, self._template)
+        return self._of_ids(content, row.get(self._mask), padding)
+
+    def _of_ids(self, content: Any, mask: Any, padding: "_PaddingCheck") -> Document | NoRow:
+        """Return the document of what should be a row of token ids."""
         ids = _integers(content)
         if ids is None:
             return NoRow(f"a row holds {'nothing' if content is None else _kind_of(content)} there")
@@ -126,7 +136,6 @@ class Documents:
                 f"{UNLABELLED} marks what a model is not trained to predict; choose the column of the token ids, "
                 "usually input_ids"
             )
-        mask = row.get(self._mask)
         if mask is not None:
             return self._masked(ids, mask)
         padding.add(ids)
@@ -153,6 +162,13 @@ class Documents:
 def _of_ids(ids: np.ndarray) -> Document:
     # The ids in one form: their integer type belongs to the file, and must not decide on a document's side.
     return Document(ids.astype("<i8").tobytes(), ids)
+
+
+def _chat(messages: Sequence[Mapping[str, Any]], template: ChatTemplate) -> Document | NoRow:
+    try:
+        return Document(key_of(messages), template.render(messages))
+    except NotAChatError as problem:
+        return NoRow(str(problem))
 
 
 def _text(content: str, key: str) -> Document | NoRow:

@@ -153,5 +153,6 @@ def describe_activations(lm: LanguageModel, blocks: TokenBlocks) -> dict[str, An
         "data": blocks.source,
         **{name: getattr(blocks, name) for name in FACTS if name != "source"},
         "data_digest": blocks.digest(),
+        **({"chat_template": blocks.chat_template} if blocks.chat_template else {}),
         "ctx": blocks.ctx,
     }

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,26 +34,28 @@ def special_token_ids(tokenizer: Any) -> np.ndarray:
 class KeptTokens:
     """Says which of the tokens of some token blocks a mask keeps, by ids and positions. Norms are not looked at."""
 
-    def __init__(self, mask: TokenMask, tokenizer: Any, tokens: np.ndarray, side: str):
+    def __init__(self, mask: TokenMask, tokenizer: Any, blocks: TokenBlocks, side: Literal["training", "held-out"]):
         """Prepare to look at token blocks.
 
         Args:
             mask: The mask.
             tokenizer: The tokenizer of the text.
-            tokens: The token ids, [n_blocks, ctx].
-            side: What the tokens are for, training or held-out, for messages.
+            blocks: The text.
+            side: Which of its blocks are meant.
 
         Raises:
-            ValueError: A field of the mask is wrong.
+            ValueError: A field of the mask is wrong, or the text does not have the roles that are kept.
         """
         mask.check()
         self._mask = mask
-        self._tokens = tokens
         self._side = side
+        self._tokens = blocks.train if side == "training" else blocks.held_out
+        self._roles = blocks.train_roles if side == "training" else blocks.held_out_roles
+        self._kept_roles = _numbers_of_roles(mask, blocks)
         self._special = special_token_ids(tokenizer) if mask.exclude_special_tokens else np.empty(0, np.int64)
         self.first = mask.exclude_positions
         """The first position that is kept, unless something else than positions decides."""
-        self.differ = mask.exclude_special_tokens
+        self.differ = mask.exclude_special_tokens or bool(mask.keep_roles)
         """Whether blocks differ in what is kept, because more than positions decides."""
 
     def of(self, chosen: np.ndarray | slice) -> Bool[np.ndarray, "n ctx"]:
@@ -63,6 +65,8 @@ class KeptTokens:
         kept[:, : self.first] = False
         if self._mask.exclude_special_tokens:
             kept &= ~np.isin(tokens, self._special)
+        if self._mask.keep_roles and self._roles is not None:
+            kept &= np.isin(self._roles[chosen], self._kept_roles)
         return kept
 
     @cached_property
@@ -83,6 +87,24 @@ class KeptTokens:
         return found
 
 
+def _numbers_of_roles(mask: TokenMask, blocks: TokenBlocks) -> list[int]:
+    """Return the numbers of the roles that a mask keeps."""
+    for role in mask.keep_roles:
+        if blocks.train_roles is None:
+            raise ValueError(
+                f"keep_roles {role}: the text {blocks.source!r} is no chats; name the column of their messages with "
+                "--text-column"
+            )
+        if not blocks.roles:
+            raise ValueError(
+                f"keep_roles {role}: no token of {blocks.source!r} has a known role, since the chat template changes "
+                "what the messages say"
+            )
+        if role not in blocks.roles:
+            raise ValueError(f"keep_roles {role}: the text has the roles {', '.join(blocks.roles)}")
+    return [blocks.roles.index(role) + 1 for role in mask.keep_roles]
+
+
 def kept_for_training(
     mask: TokenMask, lm: LanguageModel | None, blocks: TokenBlocks | Rows, *, train_on_bos: bool
 ) -> KeptTokens | None:
@@ -97,7 +119,7 @@ def kept_for_training(
             raise ValueError(f"the mask leaves out {mask}, but rows that come from no language model are no tokens")
         return None
     first = max(mask.exclude_positions, 0 if train_on_bos else 1)
-    kept = KeptTokens(replace(mask, exclude_positions=first), lm.tokenizer, blocks.train, "training")
+    kept = KeptTokens(replace(mask, exclude_positions=first), lm.tokenizer, blocks, "training")
     return kept if kept.differ or kept.first else None
 
 
@@ -117,7 +139,7 @@ def kept_of_scored(
         ValueError: No token is left, a field of the mask is wrong, or the norm above which activations are left out has
             not been measured.
     """
-    kept = torch.from_numpy(KeptTokens(mask, lm.tokenizer, blocks.held_out, "held-out").of(chosen)).to(acts.device)
+    kept = torch.from_numpy(KeptTokens(mask, lm.tokenizer, blocks, "held-out").of(chosen)).to(acts.device)
     if mask.max_norm is not None:
         kept &= torch.linalg.vector_norm(acts.float(), dim=-1) <= mask.max_norm
     elif mask.max_norm_multiple is not None:

@@ -35,8 +35,9 @@ class TextOptions:
     """The text: a .txt, .jsonl, .parquet or .arrow file, several such files, a folder of them, a dataset on the Hugging
     Face hub, a folder of token blocks, or `builtin` (the source code of Python's standard library)."""
     text_column: str = "text"
-    """The column that holds the text or, for data that is already tokenised, the token ids, as `input_ids` often
-    does."""
+    """The column that holds the text or, for data that is already tokenised, the token ids, as `input_ids` often does.
+    It may also hold chats, lists of messages, as `messages` often does, which the tokenizer's chat template turns into
+    text."""
     data_config: str = ""
     """The configuration of a dataset that has several, such as 'en'; its card lists them."""
     split: str = "train"

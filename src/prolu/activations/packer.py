@@ -1,14 +1,16 @@
 """The packer: documents go in, blocks of `ctx` tokens come out, in memory or in a folder."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from prolu.activations.blocks_folder import BlocksFolder
+from prolu.activations.chats import NO_ROLE, Chat, RoleNumbers
 from prolu.activations.documents import Document
-from prolu.activations.token_blocks import DOCUMENT_DTYPE
+from prolu.activations.packing_progress import PackingProgress
+from prolu.activations.token_blocks import DOCUMENT_DTYPE, ROLE_DTYPE, SIDES
 from prolu.activations.tokenizers import bos_token_id, n_token_ids, token_dtype
 
 TRAIN = False
@@ -26,41 +28,6 @@ AS_TEXT = "text"
 PARSED = "parsed"
 """What becomes of the name of a special token, such as <|endoftext|>, inside a text: it is text as all else, or it
 becomes that token."""
-
-
-class PackingProgress(NamedTuple):
-    """What a packer must know to resume, beside the whole blocks on the disk: `progress` in a folder's index."""
-
-    n_documents: int = 0
-    """The number of documents packed, on both sides together."""
-    n_calls: Sequence[int] = (0, 0)
-    """The numbers of batches of documents packed from the training split and from the split for evaluation."""
-    tails: Sequence[Sequence[int]] = ((), ())
-    """The tokens on the training side and on the held-out side that do not fill a block yet."""
-    documents_tail: Sequence[int] | None = ()
-    """The document of each token in the held-out tail; None in a folder begun before documents were kept."""
-    n_rows_left_out: int = 0
-    """The number of rows without text, which were left out; known when all is packed."""
-
-    @property
-    def n_tokens_dropped(self) -> int:
-        """The number of tokens that do not fill a block, on both sides together."""
-        return sum(map(len, self.tails))
-
-    @classmethod
-    def read(cls, noted: Mapping[str, Any]) -> "PackingProgress":
-        """Return the progress that a folder's index notes; the beginning, if it notes none."""
-        if not noted:
-            return cls()
-        n_rows_left_out = noted.get("n_rows_left_out", 0)
-        return cls(noted["n_documents"], noted["n_calls"], noted["tails"], noted.get("documents_tail"), n_rows_left_out)
-
-    def noted(self) -> dict[str, Any]:
-        """Return the progress in the form in which an index notes it."""
-        fields = self._asdict()
-        if self.documents_tail is None:
-            del fields["documents_tail"]
-        return fields
 
 
 class _BlockQueue:
@@ -152,6 +119,14 @@ class Packer:
         self._documents = None
         if progress.documents_tail is not None:
             self._documents = _BlockQueue(ctx, DOCUMENT_DTYPE, progress.documents_tail)
+        # The role of every token on both sides, in step with the queues of tokens, if the text is chats.
+        self.roles = RoleNumbers(progress.roles)
+        self._role_queues = None
+        if progress.roles_tails is not None:
+            self._role_queues = [_BlockQueue(ctx, ROLE_DTYPE, tail) for tail in progress.roles_tails]
+        self.chat_template = progress.chat_template
+        self.n_without_roles = 0
+        """The number of chats of which it cannot be told which token is of which message."""
         self._n_unsaved = 0
 
     def missing(self, documents: Iterable[Document], *, eval_split: bool) -> Iterator[list[Document]]:
@@ -176,12 +151,16 @@ class Packer:
         if texts:  # a tokenizer does not take an empty list
             encoded = iter(self._encoded(texts))
         for number, content, side in kept:
+            roles = None
+            by_itself = False
             if isinstance(content, str):
                 piece = np.array([self._bos, *next(encoded)], dtype=self._dtype)
-                by_itself = False
+            elif isinstance(content, Chat):
+                piece, roles = self._chat(content)
             else:
                 piece, by_itself = self._row(content)
             self._queues[side].append(piece, by_itself=by_itself)
+            self._append_roles(side, roles, len(piece), by_itself=by_itself)
             if side == HELD_OUT and self._documents is not None:
                 self._documents.append(np.full(len(piece), number, DOCUMENT_DTYPE), by_itself=by_itself)
             self.n_tokens[side] += len(piece)
@@ -198,6 +177,29 @@ class Packer:
             texts, add_special_tokens=False, verbose=False, split_special_tokens=self._as_text
         )  # fmt: skip
         return found["input_ids"]
+
+    def _chat(self, chat: Chat) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens of a chat, and the number of the role of each."""
+        # Markers are parsed into special tokens, whatever becomes of their names in texts: they are the template's.
+        found = self._tokenizer(
+            chat.text, add_special_tokens=False, verbose=False, split_special_tokens=False, return_offsets_mapping=True
+        )
+        ids = np.array(found["input_ids"], dtype=self._dtype)
+        roles = self.roles.of_tokens(chat, found["offset_mapping"])
+        self.n_without_roles += not chat.spans
+        if not len(ids) or ids[0] != self._bos:  # some templates begin with BOS themselves
+            ids = np.concatenate(([self._bos], ids)).astype(self._dtype)
+            roles = np.concatenate(([NO_ROLE], roles)).astype(ROLE_DTYPE)
+        return ids, roles
+
+    def _append_roles(self, side: bool, roles: np.ndarray | None, n: int, *, by_itself: bool) -> None:
+        """Keep the roles of a document's tokens, if the text is chats."""
+        if self._role_queues is None and roles is not None:
+            if any(self.n_tokens):
+                raise ValueError("data: some rows are chats and others are not; choose a column, or files, of one kind")
+            self._role_queues = [_BlockQueue(self.ctx, ROLE_DTYPE, ()) for _ in SIDES]
+        if self._role_queues is not None:
+            self._role_queues[side].append(np.zeros(n, ROLE_DTYPE) if roles is None else roles, by_itself=by_itself)
 
     def _row(self, ids: np.ndarray) -> tuple[np.ndarray, bool]:
         """Return the tokens of a row of ids, and whether they are cut by themselves.
@@ -240,14 +242,18 @@ class Packer:
         if self._folder is None:
             return
         # The progress is noted last: until then, a resumed packing overwrites what is appended here.
-        self._folder.append(self.take_blocks(TRAIN), TRAIN)
-        self._folder.append(self.take_blocks(HELD_OUT), HELD_OUT, self.take_documents())
+        self._folder.append(self.take_blocks(TRAIN), TRAIN, roles=self.take_roles(TRAIN))
+        self._folder.append(self.take_blocks(HELD_OUT), HELD_OUT, self.take_documents(), self.take_roles(HELD_OUT))
         self._folder.note(self._progress().noted())
 
     def _progress(self) -> PackingProgress:
         tails = [queue.tail() for queue in self._queues]
         documents_tail = None if self._documents is None else self._documents.tail()
-        return PackingProgress(self.n_documents, list(self._n_calls), tails, documents_tail, self.n_rows_left_out)
+        progress = PackingProgress(self.n_documents, list(self._n_calls), tails, documents_tail, self.n_rows_left_out)
+        if self._role_queues is None:
+            return progress
+        roles_tails = [queue.tail() for queue in self._role_queues]
+        return progress._replace(roles=self.roles.names, roles_tails=roles_tails, chat_template=self.chat_template)
 
     def take_blocks(self, side: bool) -> np.ndarray:
         """Return the whole blocks of a side since the last call, [n, ctx]; the tokens that do not fill one stay."""
@@ -260,6 +266,19 @@ class Packer:
     def n_tokens_dropped(self) -> int:
         """The number of tokens so far that do not fill a block, on both sides together."""
         return self._progress().n_tokens_dropped
+
+    @property
+    def has_chats(self) -> bool:
+        """Whether the text is chats."""
+        return self._role_queues is not None
+
+    def take_roles(self, side: bool) -> np.ndarray | None:
+        """Return the roles of the tokens of a side's blocks since the last call; None if the text is no chats."""
+        if self._role_queues is None:
+            return None
+        roles = self._role_queues[side].take_blocks()
+        roles[:, 0] = NO_ROLE  # of BOS, which is no part of a message
+        return roles
 
     def take_documents(self) -> np.ndarray | None:
         """Return the documents of the tokens of held-out blocks since the last call; None if they are not kept."""

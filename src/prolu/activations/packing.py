@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prolu.activations.blocks_folder import BlocksFolder
+from prolu.activations.chats import ChatTemplate
 from prolu.activations.documents import HELD_OUT_FRACTION, Documents, is_held_out
 from prolu.activations.packer import AS_TEXT, HELD_OUT, PARSED, TRAIN, Packer
 from prolu.activations.resolving import absolute_paths, plain_source
@@ -58,6 +59,9 @@ def load_blocks(
     BOS. A mask beside the ids (`attention_mask`) says which of them are text; rows that seem to be padded and have no
     mask are refused. Rows without text are left out, counted and reported.
 
+    A row may also be a chat, a list of messages with a role and a content each. The tokenizer's chat template turns it
+    into text, whose markers become special tokens, and the role of every token is kept (see `TokenMask.keep_roles`).
+
     Which tokens are scored does not depend on `max_train_tokens`: they are chosen among the first `held_out_pool`
     tokens of the held-out documents.
 
@@ -69,7 +73,7 @@ def load_blocks(
         tokenizer: a fast transformers tokenizer.
         ctx: the number of tokens per block.
         max_train_tokens: no more is read to train on when there are this many tokens.
-        text_column: the column that holds the text, or the token ids, where there are columns.
+        text_column: the column that holds the text, the chats, or the token ids, where there are columns.
         data_config: the configuration of the dataset, where it has several, as its card lists them.
         split: the rows to train on: a split, or a slice of one, as in `train[0:40%]`.
         eval_split: the rows to evaluate on, as in `train[90:95%]`; if empty, some documents of `split`.
@@ -161,11 +165,15 @@ def _finished_blocks(folder: str, tokenizer: Any, ctx: int) -> TokenBlocks:
 
 def _pack_in_memory(text: _Text, tokenizer: Any, ctx: int, *, shown: bool) -> TokenBlocks:
     packer = text.packer(tokenizer, ctx, None)
-    _pack(packer, text, shown=shown)
+    _pack(packer, text, ChatTemplate(tokenizer), shown=shown)
     return TokenBlocks(
         train=packer.take_blocks(TRAIN),
         held_out=packer.take_blocks(HELD_OUT),
         held_out_documents=packer.take_documents(),
+        train_roles=packer.take_roles(TRAIN),
+        held_out_roles=packer.take_roles(HELD_OUT),
+        roles=tuple(packer.roles.names),
+        chat_template=packer.chat_template if packer.has_chats else "",
         n_documents=packer.n_documents,
         n_rows_left_out=packer.n_rows_left_out,
         n_tokens_dropped=packer.n_tokens_dropped,
@@ -181,34 +189,45 @@ def _pack_into_folder(text: _Text, tokenizer: Any, ctx: int, folder: Path, *, sh
         "tokenizer": tokenizer_digest(tokenizer),
         "files": [rows.fingerprint() for rows in (text.rows, text.eval_rows) if rows is not None],
     }
+    template = ChatTemplate(tokenizer)
     with one_sentence(ReadingStoppedError), BlocksFolder(folder, made, token_dtype(tokenizer)) as on_disk:
         if not on_disk.finished:
             # A folder that was begun by an earlier version, or for another number of scored tokens, is finished so.
             as_begun = {name: on_disk.made[name] for name in ("special_tokens", "held_out_pool")}
             begun = text._replace(**as_begun)
             packer = begun.packer(tokenizer, ctx, on_disk)
-            _pack(packer, begun, shown=shown)
+            _pack(packer, begun, template, shown=shown)
             packer.save()
             on_disk.finish()
-    return read_blocks(folder)
+    blocks = read_blocks(folder)
+    template.check(blocks.chat_template, f"tokens {str(folder)!r}")
+    return blocks
 
 
-def _pack(packer: Packer, text: _Text, *, shown: bool) -> None:
+def _pack(packer: Packer, text: _Text, template: ChatTemplate, *, shown: bool) -> None:
     """Pack documents until there are enough tokens on both sides; those that the packer already holds are skipped.
 
     Raises:
         ValueError: there is too little text for one block on either side.
     """
-    read = [Documents(text.rows, text.column)]
+    template.check(packer.chat_template, f"data {text.rows.source!r}")
+    packer.chat_template = template.digest
+    read = [Documents(text.rows, text.column, template)]
     _pack_training_split(packer, text, read[0], shown=shown)
     if text.eval_rows is not None:
-        read.append(Documents(text.eval_rows, text.column))
+        read.append(Documents(text.eval_rows, text.column, template))
         wanted = packer.blocks_of(text.held_out_pool or MAX_EVAL_SPLIT_TOKENS)
         for documents in packer.missing(read[1], eval_split=True):
             if packer.n_blocks(HELD_OUT) >= wanted:
                 break
             packer.add(documents, [HELD_OUT] * len(documents), eval_split=True)
     packer.check(text.rows.source)
+    if packer.n_without_roles:
+        logger.warning(
+            "data %s: of %s chats it cannot be told which token is of which message, since the chat template changes "
+            "what it writes; their tokens have no role",
+            text.rows.source, f"{packer.n_without_roles:,}",
+        )  # fmt: skip
     # Counted anew by a packing that is resumed, since it reads all rows again.
     packer.n_rows_left_out = sum(documents.n_left_out for documents in read)
     for documents in read:

@@ -4,6 +4,7 @@ blocks.json       where the text comes from, how many blocks there are, SHA-256 
 train.bin         ids to train on, little-endian uint16 or uint32, block after block
 held_out.bin      ids of other documents, for evaluation only
 documents.bin     the number of the document of each held-out id, little-endian uint32
+train_roles.bin, held_out_roles.bin   of chats: the number of the role of each id, uint8; 0 outside messages
 """
 
 import hashlib
@@ -23,6 +24,9 @@ SIDES = ("train.bin", "held_out.bin")
 """The files of the two sides: `SIDES[held_out]`."""
 DOCUMENTS_FILE = "documents.bin"
 DOCUMENT_DTYPE = np.dtype(np.uint32)
+ROLES_FILES = ("train_roles.bin", "held_out_roles.bin")
+"""The files of the roles of the two sides: `ROLES_FILES[held_out]`."""
+ROLE_DTYPE = np.dtype(np.uint8)
 
 FACTS = {
     "source": str | list,
@@ -78,6 +82,16 @@ class TokenBlocks:
     held_out_documents: np.ndarray | None = None
     """The number of the document of every held-out token, [n_blocks, ctx]; a BOS keeps the document of the token that
     it overwrote. None for blocks that were written before this was kept."""
+
+    roles: Sequence[str] = ()
+    """The roles of a text of chats, such as user and assistant; empty for another text."""
+    train_roles: np.ndarray | None = None
+    """The role of every training token, [n_blocks, ctx]: 1 for the first of `roles`, and 0 for tokens that are in no
+    message. None for a text that is no chats."""
+    held_out_roles: np.ndarray | None = None
+    """The same of the held-out tokens."""
+    chat_template: str = ""
+    """SHA-256 of the chat template that turned chats into text; empty for another text."""
 
     kind = "text"
     """What messages call it."""
@@ -143,8 +157,18 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
         documents_digest = index.get("documents")
         if documents_digest is not None:
             documents = _mapped(folder / DOCUMENTS_FILE, DOCUMENT_DTYPE, index["n_blocks"][1], made["ctx"])
+        roles_digest = index.get("roles")
+        roles: list[np.ndarray | None] = [None, None]
+        if roles_digest is not None:
+            roles = [_mapped(folder / ROLES_FILES[s], ROLE_DTYPE, index["n_blocks"][s], made["ctx"]) for s in (0, 1)]
+            if not all(isinstance(role, str) for role in index["progress"]["roles"]):
+                raise TypeError
         blocks = TokenBlocks(
             train=train,
+            roles=() if roles_digest is None else tuple(index["progress"]["roles"]),
+            train_roles=roles[0],
+            held_out_roles=roles[1],
+            chat_template="" if roles_digest is None else index["progress"]["chat_template"],
             held_out=held_out,
             held_out_documents=documents,
             n_documents=index["progress"]["n_documents"],
@@ -159,6 +183,8 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
         raise ValueError(f"{folder}: its token ids are not what was written (SHA-256)")
     if documents_digest is not None and sha256_of([folder / DOCUMENTS_FILE]) != documents_digest:
         raise ValueError(f"{folder / DOCUMENTS_FILE}: not what was written (SHA-256)")
+    if roles_digest is not None and sha256_of([folder / file for file in ROLES_FILES]) != roles_digest:
+        raise ValueError(f"{folder}: the roles of its tokens are not what was written (SHA-256)")
     return blocks
 
 
@@ -179,6 +205,11 @@ def sha256_of(files: Sequence[Path]) -> str:
 
 def _mapped(file: Path, dtype: np.dtype, n_blocks: int, ctx: int) -> np.ndarray:
     size = file.stat().st_size if file.is_file() else -1
-    if n_blocks < 1 or ctx < 1 or dtype not in (np.uint16, np.uint32) or size != n_blocks * ctx * dtype.itemsize:
+    if (
+        n_blocks < 1
+        or ctx < 1
+        or dtype not in (np.uint8, np.uint16, np.uint32)
+        or size != n_blocks * ctx * dtype.itemsize
+    ):
         raise ValueError(f"{file}: not the {n_blocks} blocks of {ctx} tokens that its index names")
     return np.memmap(file, dtype, "r", shape=(n_blocks, ctx))

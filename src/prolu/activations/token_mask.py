@@ -33,8 +33,6 @@ class TokenMask(MaskOptions):
 
     def check(self) -> None:
         """Raise ValueError if a number is out of its range."""
-        if self.keep_roles:
-            raise ValueError("keep_roles: chats, whose messages have roles, are not read yet")
         if self.exclude_positions < 0:
             raise ValueError(f"exclude_positions {self.exclude_positions}: must be 0 or more")
         if self.max_norm_multiple is not None and not self.max_norm_multiple >= 1:
