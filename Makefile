@@ -86,6 +86,7 @@ quality: $(INSTALLED)  ## Gated, JumpReLU and TopK against dictionary_learning's
 interop: $(INSTALLED)  ## other libraries' own code beside ours, each in an environment that this makes once
 	$(BIN)/python checks/interop.py --json benchmarks/interop.json
 	$(BIN)/python checks/interop_transcoders.py --json benchmarks/interop_transcoders.json
+	$(BIN)/python checks/saelens_registry.py
 	$(BIN)/python checks/saebench_core.py
 	$(BIN)/python checks/sae_probes.py
 

@@ -10,6 +10,7 @@ from prolu.activations.options import HarvestSource
 from prolu.cli.job import Job
 from prolu.cli.options import LatentPageOptions, Scoring
 from prolu.interop.format_names import ExportFormat, ImportFormat
+from prolu.runtime.checks import one_of
 from prolu.runtime.hub import MAIN
 
 
@@ -127,7 +128,8 @@ class Import:
 
     folder: Positional[str]
     """The folder in which the other library saved the SAE, on this machine or on the Hugging Face hub, as in
-    hf://google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71."""
+    hf://google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71; or its name in the registry of SAELens, which
+    must be installed then, as in saelens:gpt2-small-res-jb/blocks.8.hook_resid_pre."""
     out: Path
     """A new folder for the converted SAE."""
     format: Literal["auto", ImportFormat] = "auto"
@@ -138,9 +140,16 @@ class Import:
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
         from prolu.interop.exchange import check_new, import_sae, write_folder
+        from prolu.interop.saelens_registry import IN_REGISTRY, import_registered
 
         check_new(self.out)
-        sae, made = import_sae(self.folder, self.format, revision=self.revision)
+        if self.folder.startswith(IN_REGISTRY):
+            one_of("format", self.format, ["auto", "saelens"])
+            if self.revision != MAIN:
+                raise ValueError(f"revision {self.revision!r}: SAELens loads the last one of an SAE of its registry")
+            sae, made = import_registered(self.folder)
+        else:
+            sae, made = import_sae(self.folder, self.format, revision=self.revision)
         return [lambda: write_folder(self.out, sae.files(made))]
 
 

@@ -2,6 +2,7 @@
 
 - `exchange`: the table of formats, `export_files` and `import_sae`; `format_names`: the names of the formats.
 - `formats`: one file per format, the forms that they share, and how files are read and round trips checked.
+- `saelens_registry`: SAEs by their names in SAELens's registry, which SAELens loads.
 - `saebench`: an SAE of ours as SAEBench's evaluations take it; `sae_probes`: the figures of that benchmark.
 - `sharing`, `model_card`: studies pushed to and pulled from the hub.
 

@@ -118,7 +118,7 @@ def fetch(place: Place, revision: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     prefix = f"{place.folder}/" if place.folder else ""
-    with _errors_as_sentences(place):
+    with errors_as_sentences(place):
         root = snapshot_download(place.repo, revision=revision, allow_patterns=[prefix + p for p in patterns])
     return Path(root) / place.folder
 
@@ -136,7 +136,7 @@ def look(place: Place, revision: str) -> Head:
     if get_token() is None:
         raise HubError(f"{place}: nobody is logged in to the hub here; run `hf auth login`, or set HF_TOKEN")
     api = HfApi(library_name="prolu")
-    with _errors_as_sentences(place):
+    with errors_as_sentences(place):
         try:
             return _head(api.repo_info(place.repo, revision=revision), has_revision=True)
         except RevisionNotFoundError:
@@ -168,7 +168,7 @@ def send(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(library_name="prolu")
-    with _errors_as_sentences(place):
+    with errors_as_sentences(place):
         sha = head.sha
         if not sha:
             # None and not False: then an organisation's own default for new repositories holds.
@@ -188,7 +188,7 @@ def _head(info: Any, *, has_revision: bool) -> Head:
 
 
 @contextmanager
-def _errors_as_sentences(place: Place) -> Iterator[None]:
+def errors_as_sentences(place: Place) -> Iterator[None]:
     """Raise what huggingface_hub raises in the block as an error of ours, with one sentence for the user."""
     from huggingface_hub import errors
 
