@@ -34,6 +34,7 @@ NOT_RUN_COMMANDS = {
 SHOWN_ONLY = {
     "docs/howto/hub.md": "needs the hub",
     "docs/howto/interop.md": "needs SAELens and dictionary_learning: `make interop`; its commands: test_interop.py",
+    "docs/howto/dashboards.md": "needs SAEDashboard and delphi: checks/dashboards.py runs the page's own lines",
     "docs/howto/trackers.md": "an argument, in a call that other pages run",
     "docs/howto/saebench.md": "needs sae-bench in an environment of its own",
     "docs/findings/causes.md": "an hour, and a model and a text that are not ours to distribute",
