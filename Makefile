@@ -6,7 +6,7 @@ IN_PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full test-room test-browser lint format docs package oldest builtin-lm bench bench-stream quality interop dashboards crash fuzz datasets-fuzz cases ray distributed calibrate clean
+.PHONY: help demo test test-full test-room test-browser lint format docs package oldest builtin-lm bench bench-stream quality interop crash fuzz datasets-fuzz cases ray distributed calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -86,12 +86,8 @@ quality: $(INSTALLED)  ## Gated, JumpReLU and TopK against dictionary_learning's
 interop: $(INSTALLED)  ## other libraries' own code beside ours, each in an environment that this makes once
 	$(BIN)/python checks/interop.py --json benchmarks/interop.json
 	$(BIN)/python checks/interop_transcoders.py --json benchmarks/interop_transcoders.json
-	$(BIN)/python checks/saelens_registry.py
 	$(BIN)/python checks/saebench_core.py
 	$(BIN)/python checks/sae_probes.py
-
-dashboards: $(INSTALLED)  ## the recipes for SAEDashboard and delphi, each in an environment that this makes once
-	$(BIN)/python checks/dashboards.py
 
 crash: $(INSTALLED)  ## kill a sweep at every disk operation and at 40 random moments; each must end as if nothing had happened
 	$(BIN)/python checks/crash.py
@@ -116,4 +112,4 @@ calibrate: $(INSTALLED)  ## remake the table that decides between dense and spar
 	$(BIN)/python benchmarks/calibrate.py
 
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) .venv-oldest .venv-peers .venv-saebench .venv-dashboards .venv-delphi .venv-transformer-lens .venv-trackers .venv-ray build runs
+	rm -rf $(VENV) .venv-oldest .venv-peers .venv-saebench .venv-transformer-lens .venv-trackers .venv-ray build runs
