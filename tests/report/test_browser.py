@@ -90,11 +90,13 @@ def report(tmp_path_factory):
                     "target_l0": target, "init_seed": seed, "d_sae": 64, "n_tokens": 1000, "eval_tokens": 640, "l0": l0,
                     "degradation": lost, "recovered": 1 - lost / 5, "mse": lost / 4, "fvu": lost / 5, "l1": l0 / 2,
                     "sqrt_l1": l0 / 1.5, "dead_fraction": 0.01 * k, "converged": (k, target) != (0, 8),
+                    "density_histogram": [0] * 8 + [60, 4, 0],
                 })  # fmt: skip
     for r in records:
         (folder / r["run_id"]).mkdir(parents=True)
         curve = [{"step": s, "tokens": 10 * s, "l0": r["l0"] + 9 / s, "mse": 1 / s, "dead": s} for s in range(1, 30)]
         (folder / r["run_id"] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
+    (folder / "r2-16-1" / "sae.safetensors").touch()
     (folder / "r1-8-0" / "features").mkdir()
     (folder / "r1-8-0" / "features" / "index.html").write_text("<!doctype html><title>latents</title>")
     (folder / "broken").mkdir()
@@ -164,22 +166,126 @@ def test_filters(report, opened):
     assert visible_rows(page).count() == 2
 
 
+def place_of(page, trace, i):
+    """Where a point of the first figure is in the window."""
+    page.locator("#plane-0").scroll_into_view_if_needed()
+    return page.evaluate(
+        """([name, i]) => {
+        const plot = document.getElementById("plane-0"), trace = plot.data.filter((t) => t.mode === "lines+markers")[name];
+        const box = plot.querySelector(".nsewdrag").getBoundingClientRect(), { xaxis, yaxis } = plot._fullLayout;
+        return [box.x + xaxis.l2p(Math.log10(trace.x[i])), box.y + yaxis.l2p(trace.y[i])];
+    }""",
+        [trace, i],
+    )
+
+
 def test_hover_shows_a_runs_numbers(report, opened):
     page = opened(report)
     page.locator("#seed").select_option("0")
-    page.locator("#plane-0").scroll_into_view_if_needed()
-    where = page.evaluate("""() => {
-        const plot = document.getElementById("plane-0"), trace = plot.data.find((t) => t.mode === "lines+markers" && t.x.length === 3);
-        const box = plot.querySelector(".nsewdrag").getBoundingClientRect(), { xaxis, yaxis } = plot._fullLayout;
-        return [box.x + xaxis.l2p(Math.log10(trace.x[1])), box.y + yaxis.l2p(trace.y[1])];
-    }""")
-    page.mouse.move(*where)
+    page.mouse.move(*place_of(page, 0, 1))
     label = page.locator("#plane-0 .hovertext").first
     label.wait_for()
     shown = label.text_content()
     assert "relu + l1" in shown
     assert "target L0 16, seed 0" in shown
     assert "r0-16-0" in shown
+
+
+def panel_of(page):
+    """The text of the panel of a run, once it is open."""
+    page.wait_for_selector("#run[open]")
+    return page.locator("#run").inner_text()
+
+
+def test_a_click_on_a_mean_lists_its_runs_and_leads_to_each(report, opened):
+    page = opened(report)
+    x, y = place_of(page, 1, 2)
+    page.mouse.click(x + 4, y)  # the point of the middle seed lies on the mean
+    assert "prolu_relu + l1, target L0 32" in panel_of(page)
+    assert page.locator("#run tbody tr").count() == 3
+    page.locator("#run a", has_text="seed 2").click()
+    page.wait_for_function("document.querySelector('#run-title').textContent === 'r1-32-2'")
+    assert page.url.endswith("#run=r1-32-2")
+    page.go_back()
+    page.wait_for_selector("#run:not([open])", state="attached")
+    assert "#" not in page.url
+
+
+def test_the_panel_of_a_run(report, opened):
+    page = opened(report)
+    page.locator(".runs tr", has_text="r2-16-1").locator("td").nth(4).click()
+    shown = panel_of(page)
+    assert shown.index("init_seed") < shown.index("settings with their defaults")
+    for fact in ("prolu_ste + sqrt_l1, target L0 16, seed 1", "penalty", "d_sae", "--latent-pages all"):
+        assert fact in shown
+    assert f'prolu.SAE.load("{report.parent}/r2-16-1")' in shown
+    lengths = "[...document.querySelectorAll('#run .plot')].map((plot) => plot.data[0].y.length)"
+    assert page.evaluate(lengths) == [29, 29, 29, 11]  # L0, MSE, dead latents; the histogram
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#run .copy").first.click()
+    page.locator("#run .copy", has_text="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()").endswith('/r2-16-1")')
+    page.locator("#run a", has_text="seed 2").click()
+    page.wait_for_function("document.querySelector('#run-title').textContent === 'r2-16-2'")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#run:not([open])", state="attached")
+    page.locator(".runs a.open", has_text="r1-8-0").focus()
+    page.keyboard.press("Enter")
+    assert "Pages of its latents" in panel_of(page)
+    page.locator("#run a", has_text="Pages of its latents").click()
+    page.wait_for_url("**/r1-8-0/features/index.html")
+    page.go_back()
+    page.wait_for_selector("body[data-ready]")
+    assert "r1-8-0" in panel_of(page)  # the address kept it
+
+
+def test_a_name_full_of_markup_stays_text_in_the_panel(report, opened):
+    page = opened(report, hash_="#run=r4-8-0")
+    assert "mine<b> + l0" in panel_of(page)
+    assert page.locator("#run dd", has_text="mine<b>").count() == 1
+
+
+def test_figures_by_keyboard(report, opened):
+    page = opened(report)
+    page.locator("#plane-0").focus()
+    assert "arrow keys" in page.locator("#plane-0").get_attribute("aria-label")
+    for key in ("ArrowRight", "ArrowDown", "ArrowRight"):
+        page.keyboard.press(key)
+    assert page.locator("#spoken").text_content().startswith("prolu_relu + l1, target L0 16, 3 seeds")
+    page.locator("#plane-0 .hovertext").first.wait_for()
+    page.keyboard.press("Enter")
+    assert "prolu_relu + l1, target L0 16" in panel_of(page)
+    assert page.evaluate("document.activeElement.id") == "run-title"
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#run:not([open])", state="attached")
+    assert page.evaluate("document.activeElement.id") == "plane-0"
+
+
+def test_the_address_keeps_filters_and_the_open_run(report, opened):
+    page = opened(report)
+    page.locator(".chip", has_text="topk").click()
+    page.locator("#converged").check()
+    page.locator("#seed").select_option("1")
+    page.locator(".runs a.open", has_text="r2-8-1").click()
+    panel_of(page)
+    rows = (N_RUNS - 12) / 3
+    again = opened(report, hash_="#" + page.url.partition("#")[2])
+    assert "r2-8-1" in panel_of(again)
+    assert visible_rows(again).count() == rows
+    assert again.locator("#converged").is_checked()
+    assert again.locator("#seed").input_value() == "1"
+    assert again.locator(".chip[aria-pressed=false]").all_inner_texts() == ["topk"]
+    again.keyboard.press("Escape")
+    again.wait_for_function("!location.hash.includes('run=')")
+    assert visible_rows(again).count() == rows
+    page.go_back()
+    page.wait_for_selector("#run:not([open])", state="attached")
+    assert visible_rows(page).count() == rows
+    page.locator("nav a", has_text="Runs").click()
+    assert visible_rows(page).count() == rows
+    odd = opened(report, hash_="#family=none+such&run=none&seed=99")
+    assert visible_rows(odd).count() == 0
+    assert not odd.locator("#run").is_visible()
 
 
 def test_tables(report, opened):
@@ -202,7 +308,7 @@ def test_tables(report, opened):
     assert LOWER in verdicts.inner_text()
     assert verdicts.locator("td.verdict.good").count() > 5
     assert verdicts.locator("svg .bar").count() > 5
-    page.locator(".runs a").click()
+    page.locator(".runs a.pages").click()
     page.wait_for_url("**/r1-8-0/features/index.html")
 
 

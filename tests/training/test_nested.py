@@ -10,8 +10,8 @@ from prolu.evaluation.comparison.frontiers import family
 from prolu.evaluation.comparison.prefixes import with_prefix
 from prolu.evaluation.comparison.styles import DASHES, look, marker
 from prolu.evaluation.scoring import PREFIX_FIGURES, score_prefix
-from prolu.report.page import DASHES as PAGE_DASHES
-from prolu.report.page import SYMBOLS
+from prolu.report.page_data import DASHES as PAGE_DASHES
+from prolu.report.page_data import SYMBOLS
 from prolu.report.writer import write_report
 from prolu.sae.scaling import normalise
 from prolu.studies.records import check_records

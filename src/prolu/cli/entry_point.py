@@ -17,7 +17,7 @@ from prolu.cli.flags import add_helps, without_aliases
 from prolu.cli.job import DONE, FAILED, WRONG_REQUEST
 from prolu.cli.options import LatentPageOptions, Scoring
 from prolu.cli.own_requests import GRID, TRAIN_DESCRIPTION, Grid, Train
-from prolu.cli.requests import Eval, Export, Harvest, Import, Probe, Pull, Push, Report
+from prolu.cli.requests import Eval, Export, Harvest, Import, Probe, Pull, Push, Report, Watch
 from prolu.cli.training_requests import Demo, Study, Sweep
 from prolu.runtime.files import FolderBusyError
 from prolu.runtime.hub import HubError
@@ -47,6 +47,7 @@ Command = (
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Probe, subcommand("probe")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Watch, subcommand("watch")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Import, subcommand("import")]
     | Annotated[Push, subcommand("push")]
@@ -54,7 +55,7 @@ Command = (
 )
 
 # The dataclasses whose fields are options: first the commands, then what several of them share.
-for request in (Demo, Train, Sweep, Study, Grid, Harvest, Eval, Probe, Report, Export, Import, Push, Pull):
+for request in (Demo, Train, Sweep, Study, Grid, Harvest, Eval, Probe, Report, Watch, Export, Import, Push, Pull):
     add_helps(request)
 for options in (Source, HarvestSource, SweepSettings, Engine, LatentPageOptions, Scoring):
     add_helps(options)

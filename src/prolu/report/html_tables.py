@@ -1,12 +1,12 @@
-"""The tables of the page: which rows they have and what stands in their cells. `tables.html` makes HTML of them."""
+"""The comparisons of the page as tables: their rows and what their cells say. `tables.html` makes HTML of them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from prolu.evaluation.comparison.claims import Claim
-from prolu.evaluation.comparison.frontiers import Record, family, grouped
+from prolu.evaluation.comparison.frontiers import Record, grouped
 from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS
 from prolu.evaluation.comparison.points import FamilySummary, summaries
 from prolu.evaluation.comparison.standing_wording import (
@@ -29,25 +29,6 @@ from prolu.evaluation.comparison.wording import (
     shown_l0,
     shown_verdict,
 )
-
-COLUMNS = {
-    "family": "family",
-    "setting": "coeff / target L0",
-    "init_seed": "seed",
-    "l0": "L0",
-    "degradation": "CE increase",
-    "recovered": "recovered",
-    "mse": "MSE",
-    "fvu": "FVU",
-    "l1": "L1",
-    "sqrt_l1": "sqrt-L1",
-    "dead_fraction": "dead",
-    "converged": "converged",
-}
-"""The columns of the table of runs, after the run's name, with their titles."""
-
-N_TEXT_COLUMNS = 2
-"""The first columns of the table of runs, name and family, are text; the others are aligned as numbers."""
 
 HALF_WIDTH = 90
 """The width of the drawing of an interval from 0 to either end, in units of its SVG."""
@@ -250,42 +231,3 @@ class ClaimRow(NamedTuple):
 def rows_of_claims(claims: Sequence[Claim]) -> list[ClaimRow]:
     """Return the rows of the table that holds claims against the results of a study."""
     return [ClaimRow(c.statement, c.verdict, CLAIM_KINDS.get(c.verdict, "open"), c.evidence) for c in claims]
-
-
-class RunRow(NamedTuple):
-    """One run in the table of all runs."""
-
-    place: int
-    """The run's place in the results, by which the page's script sorts and filters rows."""
-    run_id: str
-    page: str | None
-    """The address of the pages of its latents; None if it has none."""
-    converged: bool
-    cells: list[str]
-    """The cells of `COLUMNS`."""
-
-
-def rows_of_runs(records: Sequence[Record], pages: Mapping[str, str]) -> list[RunRow]:
-    """Return a row per run, by family and L0."""
-    order = sorted(range(len(records)), key=lambda i: (family(records[i]), records[i]["l0"]))
-    return [_run_row(i, records[i], pages.get(records[i]["run_id"])) for i in order]
-
-
-def _run_row(place: int, r: Record, page: str | None) -> RunRow:
-    target = r.get("target_l0")
-    # With a target L0 the coefficient was adjusted in training, so the target is what tells settings apart.
-    shown = dict(r) | {
-        "family": family(r),
-        "setting": r["coeff"] if target is None else target,
-        "converged": "not known" if r["converged"] is None else r["converged"],
-    }
-    cells = [_cell(shown.get(column)) for column in COLUMNS]
-    return RunRow(place, r["run_id"], page, bool(r["converged"]), cells)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):  # before numbers: True is an int
-        return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -24,7 +24,8 @@ from prolu.evaluation.truth import read_truth
 from prolu.report.agreement import NO_PAIRS, DrawnAgreement, compare_seeds, write_agreement
 from prolu.report.headline import CONVERGED, PageHeadline, headline
 from prolu.report.latents.pages import page_of
-from prolu.report.page import PageContent, render_page
+from prolu.report.page import render_page
+from prolu.report.page_data import PageContent
 from prolu.report.table_files import write_comparison, write_tables
 from prolu.report.truth_section import truth_section
 from prolu.runtime.files import write_atomically
@@ -100,9 +101,8 @@ def write_report(
     records = records_of(found, hooks_apart=hooks_apart)
     place = Path(out) if out is not None else default_place(folders)
     check_studies(found, out)
-    content = _page_content(
-        found, records, place, compare_families(found, metrics), compare_seeds(found, whatever_it_takes=agreement)
-    )
+    agreements = compare_seeds(found, whatever_it_takes=agreement)
+    content = page_content(found, records, place, compare_families(found, metrics), agreements)
     figures = {f"{y}-against-{x}": draw_frontier(records, x, y) for x, y in planes(records)}
     for n in prefix_widths(records):
         metric = main_metric(records)
@@ -136,12 +136,12 @@ def check_studies(found: Sequence[Results], out: str | Path | None) -> None:
             read_truth(run.folder)
 
 
-def _page_content(
+def page_content(
     found: Sequence[Results],
     records: Sequence[Record],
     place: Path,
     comparison: FamilyComparison,
-    agreement: DrawnAgreement,
+    agreement: DrawnAgreement = NO_PAIRS,
 ) -> PageContent:
     """Return what the page in the folder `place` shows; runs of several studies are named with their study."""
     is_pooled = len(found) > 1
@@ -164,6 +164,11 @@ def _page_content(
         truth=truth_section(records, {name: truth for name, run in runs.items() if (truth := read_truth(run.folder))}),
         failures=failures,
         pages=pages,
+        folders={
+            run_id: os.path.relpath(run.folder, place)
+            for run_id, run in runs.items()
+            if (run.folder / WEIGHTS_FILE).is_file()
+        },
         headline=_headline(runs_in_order[0], place) if len(runs_in_order) == 1 else None,
     )
 

@@ -198,15 +198,28 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
     """
     if not file.is_file():
         return []
+    # Bytes that are not UTF-8 are replaced, so that the complaint can say in which line they are.
+    return rows_of_json(file.read_text(encoding="utf-8", errors="replace"), str(file))
+
+
+def rows_of_json(text: str, where: str) -> list[dict[str, Any]]:
+    """Return the objects in a text that has one JSON object per line.
+
+    Args:
+        text: The text.
+        where: What the text is, for the message.
+
+    Raises:
+        ValueError: A line is not a JSON object.
+    """
     rows = []
-    # Bytes that are not UTF-8 are replaced, so that the complaint below can say in which line they are.
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             row = _from_json(line)
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise ValueError(f"{file}: line {number} is not a JSON object")
+            raise ValueError(f"{where}: line {number} is not a JSON object")
         rows.append(row)
     return rows
 

@@ -5,6 +5,7 @@
 - `recipe`, `recipes`, `paper_sweeps`: what a study trains, the studies that have a name, and those of the paper.
 - `study_in_training`, `run_in_training`: a study and a run while they train.
 - `live_figures`: what a notebook shows of SAEs while they train.
+- `progress`: how far the runs of a study are, read from its files while another process trains it.
 - `settings`: how a sweep scores and saves its runs.
 - `amounts`: how much text a study asks for, and how much there is.
 - `preflight`: what is found out before a training begins.

@@ -13,7 +13,8 @@ buffer to save.
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +111,21 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
     return Checkpoint(0, {}, complaints) if complaints else None
 
 
+def read_facts(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the counters and curves of the runs in the newest checkpoint that can be read, without any tensor.
+
+    It may be called while another process writes checkpoints there. The result is empty if there is none.
+    """
+    for place in _newest_first(folder):
+        try:
+            _, entries = _read_manifest(place)
+            with _damage():
+                return {run_id: dict(entry["facts"]) for run_id, entry in entries.items()}
+        except DamagedError:  # or removed meanwhile: there is a newer one then
+            continue
+    return {}
+
+
 def remove_checkpoints(folder: Path) -> None:
     """Remove all checkpoints of a study that has finished."""
     remove(folder / CHECKPOINTS_FOLDER)
@@ -126,20 +142,38 @@ def _read(place: Path) -> tuple[int, dict[str, RunState]]:
     Raises:
         DamagedError: A file is missing, or does not hold what was written.
     """
-    try:
+    step, entries = _read_manifest(place)
+    with _damage():
+        runs = {}
+        for run_id, entry in entries.items():
+            data = (place / f"{plain_name(run_id, 'the run')}.safetensors").read_bytes()
+            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+                raise DamagedError(f"the file of {run_id} does not hold what was written")
+            runs[run_id] = RunState(load(data), entry["facts"])
+        return step, runs
+
+
+def _read_manifest(place: Path) -> tuple[int, dict[str, Any]]:
+    """Return the step of one checkpoint, and the digest and the facts of each of its runs.
+
+    Raises:
+        DamagedError: The file is missing, or does not hold what was written.
+    """
+    with _damage():
         sealed = json.loads((place / MANIFEST_FILE).read_bytes())
         content = sealed["content"]
         if hashlib.sha256(content.encode()).hexdigest() != sealed["sha256"]:
             raise DamagedError(f"{MANIFEST_FILE} does not hold what was written")
         manifest = json.loads(content)
-        runs = {}
-        for run_id, entry in manifest["runs"].items():
-            data = (place / f"{plain_name(run_id, 'the run')}.safetensors").read_bytes()
-            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-                raise DamagedError(f"the file of {run_id} does not hold what was written")
-            runs[run_id] = RunState(load(data), entry["facts"])
-        return manifest["step"], runs
-    # Whatever damaged bytes can make of a manifest: no JSON, other types, missing keys, deep nesting.
+        return manifest["step"], dict(manifest["runs"])
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Raise DamagedError for whatever damaged bytes can make of a manifest: no JSON, other types, missing keys."""
+    try:
+        yield
+    # RecursionError: of deep nesting.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as problem:
         raise DamagedError(f"{type(problem).__name__}: {problem}") from None
 

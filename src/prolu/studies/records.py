@@ -6,7 +6,7 @@ whatever is wrong with them is found where they are read, once for all who use t
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -133,15 +133,27 @@ def read_curve(folder: Path) -> list[dict[str, Any]]:
         ValueError: a line is no JSON object, or lacks a number.
     """
     file = folder / CURVES_FILE
-    rows = read_json_lines(file)
+    return finite_rows(str(file), read_json_lines(file))
+
+
+def finite_rows(where: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines of a training curve, without those that have a number that is not finite.
+
+    Args:
+        where: what the lines are of, for messages.
+        rows: the lines as they were read.
+
+    Raises:
+        ValueError: a line lacks a number.
+    """
     for number, row in enumerate(rows, 1):
         for name in CURVE_FIELDS:
             value = row.get(name, "missing")
             if value is not None and not is_number(value):
-                raise ValueError(f"{file}: line {number}: {name} is {shortened(row.get(name))}, but must be a number")
-    finite = [row for row in rows if all(row[name] is not None for name in CURVE_FIELDS)]
+                raise ValueError(f"{where}: line {number}: {name} is {shortened(row.get(name))}, but must be a number")
+    finite = [dict(row) for row in rows if all(row[name] is not None for name in CURVE_FIELDS)]
     if n_left_out := len(rows) - len(finite):
-        warn_once(f"{file}: {n_left_out} of {len(rows)} lines are left out; their numbers are not finite")
+        warn_once(f"{where}: {n_left_out} of {len(rows)} lines are left out; their numbers are not finite")
     return finite
 
 
