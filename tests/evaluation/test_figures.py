@@ -115,6 +115,26 @@ def test_heights_are_logarithmic_only_where_they_are_far_apart():
         assert scale == "log" or figure.axes[0].get_ylim()[0] == 0
 
 
+def test_l0_is_logarithmic_only_where_it_is_far_apart():
+    records = list(study())
+    for factor, scale in ((0.2, "linear"), (1, "log"), (0, "linear")):
+        some = [r | {"l0": 8 + factor * (r["l0"] - 8)} for r in records]
+        figure = draw_frontier(some, "l0", "degradation")
+        assert figure.axes[0].get_xscale() == scale
+        low, high = figure.axes[0].get_xlim()
+        assert len([t for t in figure.axes[0].get_xticks() if low <= t <= high]) >= 3
+
+
+def test_pooled_studies_have_letters_and_nonlinearities_keep_their_markers(tmp_path):
+    records = [r | {"study": name, "run_id": f"{name}/{r['run_id']}"} for name in ("one", "two $x$") for r in study()]
+    figure = draw_frontier(records, "l0", "degradation")
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["A"] * 10 + ["B"] * 10
+    styles = [(line.get_marker(), line._unscaled_dash_pattern) for line in legend_lines(figure)]
+    assert len(set(map(str, styles))) == len(FAMILIES)
+    save_figure(figure, tmp_path / "a.png")
+
+
 def test_a_nonlinearity_has_its_colour_whatever_its_arguments():
     assert colours("jumprelu(0.3)") == colours("jumprelu") == COLOURS["jumprelu"]
     assert colours("prolu(0,1,1)") not in COLOURS.values()

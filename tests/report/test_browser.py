@@ -3,7 +3,11 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,15 +16,17 @@ from prolu import SAE, LanguageModel, RunConfig, SAEConfig, load_blocks
 from prolu.evaluation.comparison.wording import LOWER
 from prolu.report.latents.browser import PageSource, write_browser
 from prolu.report.latents.firings import HeldOutText
+from prolu.report.server import StudyServer
 from prolu.report.writer import write_report
 from prolu.training.starting_weights import initial_weights
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 try:
+    from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright
 except ImportError:
-    sync_playwright = None
-MISSING = [name for name, there in (("playwright (pip)", sync_playwright), ("chromium (apt)", CHROMIUM)) if not there]
+    sync_playwright = Axe = None
+MISSING = [name for name, there in (("prolu[browser] (pip)", Axe), ("chromium (apt)", CHROMIUM)) if not there]
 
 pytestmark = [
     pytest.mark.browser,
@@ -331,6 +337,58 @@ def test_a_phone_shows_the_report_without_scrolling_sideways(report, opened, dar
         assert page.locator(f"#{plot} .main-svg").first.bounding_box()["width"] <= 390
 
 
+# ---- the report of a study in training
+
+
+def wait_until(holds, seconds=120):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_watch_follows_a_study_that_is_killed_and_resumed(tiny_lm_folder, chromium, tmp_path):
+    out, text = tmp_path / "runs" / "a <b>", tmp_path / "text.txt"
+    text.write_text("\n".join(f"{i} Lily and Tom saw a red ball in the park on day {i}." for i in range(3000)))
+    command = f"sweep grid --lm {tiny_lm_folder} --hook blocks.1.hook_resid_pre --data {text} --ctx 32 --nonlinearity relu topk"
+    command += " --target-l0 4 --d-sae 16 --init-seeds 0 1 --n-tokens 40000 --batch-size 32 --window-tokens 2048"
+    command += " --eval-tokens 512 --latent-pages none --checkpoint-minutes 0.01 --threads 1 --max-epochs 100 --out"
+    train = [sys.executable, "-m", "prolu", *command.split(), str(out)]
+    server = StudyServer(out, 0)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    page, complaints = chromium.new_page(viewport=WIDE), []
+    page.on("pageerror", lambda problem: complaints.append(str(problem)))
+    try:
+        page.goto(server.address)
+        assert "There is no folder" in page.locator("main").inner_text()
+        with subprocess.Popen(train, stderr=subprocess.DEVNULL) as training:
+            wait_until(lambda: len(list(out.glob("checkpoints/step-*/checkpoint.json"))) == 2)
+            training.kill()
+        page.locator("#progress tbody tr").nth(3).wait_for(timeout=60_000)
+        before = page.locator("#progress progress").first.get_attribute("value")
+        page.locator(".chip", has_text="topk").click()
+        assert page.locator("#progress tbody tr:visible").count() == 2
+        page.locator("#progress a.open").first.click()
+        assert "in the last checkpoint" in panel_of(page)
+        page.keyboard.press("Escape")
+        done = subprocess.run(train, check=True, capture_output=True, text=True)
+        assert "resumed" in (out / "log.jsonl").read_text(), done.stderr
+        page.locator("#table tbody tr").nth(3).wait_for(timeout=60_000, state="attached")
+        assert int(before) < 100
+        assert "All runs have ended" in page.locator("#progress").inner_text()
+        assert visible_rows(page).count() == 2  # the filter was kept
+        assert "family=relu" in page.url
+        assert drawn(page) == [1]
+        page.locator("#table a.open").first.click()
+        assert f'prolu.SAE.load("{out}/relu' in panel_of(page)
+    finally:
+        page.close()
+        server.close()
+        thread.join()
+    assert complaints == []
+
+
 # ---- latents
 
 N_LATENTS = 16_384
@@ -513,3 +571,47 @@ def test_untrained_latents_are_sparse(latents):
         (latents.parent / "data" / "list.js").read_text().removeprefix('put("list", ').removesuffix(")\n")
     )
     assert 0 < torch.tensor(found["density"]).mean() < 0.2
+
+
+# ---- accessibility
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The documentation, built."""
+    out = tmp_path_factory.mktemp("site")
+    docs = Path(__file__).parents[2] / "docs"
+    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-b", "html", docs, out], check=True, capture_output=True)
+    return out
+
+
+def violations(page):
+    """What axe-core finds wrong: each rule with the places that break it."""
+    assert Axe is not None
+    found = Axe().run(page).response["violations"]
+    return [(rule["id"], [node["html"][:200] for node in rule["nodes"]][:5]) for rule in found]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_report_is_accessible(report, opened, dark):
+    page = opened(report, dark=dark)
+    for details in page.locator("details").all():
+        details.evaluate("(element) => { element.open = true; }")
+    assert violations(page) == []
+    assert violations(opened(report, hash_="#run=r2-16-1", dark=dark)) == []
+    assert violations(opened(report, hash_="#run=r2-16-1&run=r2-16-0", viewport=PHONE, dark=dark)) == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_pages_of_latents_are_accessible(latents, opened, dark):
+    page = opened(latents, dark=dark)
+    page.locator(".example").first.wait_for()
+    assert violations(page) == []
+
+
+@pytest.mark.parametrize("name", ["guide/quickstart.html", "reference/report.html"])
+def test_the_documentation_is_accessible(site, chromium, name):
+    page = chromium.new_page(viewport=WIDE)
+    page.goto((site / name).as_uri())
+    assert violations(page) == []
+    page.close()

@@ -8,7 +8,7 @@ import torch
 from prolu import SAE, HeldOut, RunConfig, Trainer, evaluate
 from prolu.evaluation.comparison.frontiers import family
 from prolu.evaluation.comparison.prefixes import with_prefix
-from prolu.evaluation.comparison.styles import DASHES, look, marker
+from prolu.evaluation.comparison.styles import DASHES, look, marker_of
 from prolu.evaluation.scoring import PREFIX_FIGURES, score_prefix
 from prolu.report.page_data import DASHES as PAGE_DASHES
 from prolu.report.page_data import SYMBOLS
@@ -148,7 +148,7 @@ def test_a_nested_loss_looks_different_in_figures():
     # By its line; the marker is that of the nonlinearity, which is the same.
     assert DASHES[look(plain)] != DASHES[look(nested)]
     assert PAGE_DASHES[look(plain)] != PAGE_DASHES[look(nested)]
-    assert marker(plain, [""]) == marker(nested, [""]) in SYMBOLS
+    assert marker_of(plain["nonlinearity"]) == marker_of(nested["nonlinearity"]) in SYMBOLS
 
 
 DRAWN = replace(BASE, matryoshka=(), matryoshka_drawn=5)

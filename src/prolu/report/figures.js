@@ -30,7 +30,6 @@ const variable = (name) => {
 };
 const escaped = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 const number = (value) => (value === null ? "–" : Number(value.toPrecision(4)).toString());
-const symbol = (family, study) => data.studies[study] ?? data.families[family].symbol;
 
 // Points or runs of one family, and of one study where several are pooled, are joined by one line.
 function grouped(items) {
@@ -57,12 +56,13 @@ function aboutPoint(point, plane) {
 }
 
 // ---- figures
+const decades = { type: "log", tickvals: TICKS, ticktext: TICKS.map((n) => String(Number(n.toPrecision(1)))) };
+
 // `tall`: heights are so far apart that they are drawn on a logarithmic scale.
 function layout(xlabel, ylabel, log, tall) {
   const axis = { color: variable("quiet"), gridcolor: variable("line"), linecolor: variable("faint"), zeroline: false, automargin: true, ticks: "" };
   // A phone has room for "L0" but not for "L0: active latents per token".
   const title = (text) => ({ text: narrow.matches ? text.split(":")[0] : text, font: { size: 12.5, color: variable("quiet") }, standoff: 8 });
-  const decades = { type: "log", tickvals: TICKS, ticktext: TICKS.map((n) => String(Number(n.toPrecision(1)))) };
   return {
     xaxis: { ...axis, title: title(xlabel), ...(log && decades) },
     yaxis: { ...axis, title: title(ylabel), rangemode: "tozero", ...(tall && decades) },
@@ -92,7 +92,14 @@ function draw(id, title, traces, look) {
 const runsAt = (trace, i) => trace.customdata?.[i] ?? trace.meta ?? [];
 
 // ---- a figure shows means over seeds, or, where one seed is chosen, the runs themselves
-const markersOf = (items, family, study) => items.map((p) => symbol(family, study) + (p.converged ? "" : "-open"));
+const markersOf = (items, family) => items.map((p) => data.families[family].symbol + (p.converged ? "" : "-open"));
+
+// Where studies are pooled, the letter of its study stands at the end of each line.
+function letterOf(items, x, y) {
+  const letter = data.studies[items[0].study];
+  const last = items.reduce((a, b) => (x(b) > x(a) ? b : a));
+  return letter ? [{ x: [x(last)], y: [y(last)], mode: "text", text: [letter], textposition: "top right", hoverinfo: "skip", textfont: { color: ink(items[0].family), size: 12 } }] : [];
+}
 
 // The curves that comparisons read. Among the converged points alone they would be others.
 const curvesOf = (plane) => (shown.converged ? [] : plane.lines.filter((line) => shown.families.has(line.family)));
@@ -107,25 +114,25 @@ function meansOf(plane) {
     marker: { size: 5, color: ink(runs[0].family), opacity: 0.45 }, text: runs.map(aboutRun), customdata: runs.map((r) => [r.id]), hovertemplate: "%{text}<extra></extra>" }));
   const curves = curvesOf(plane).map((line) => ({ x: line.x, y: line.y, mode: "lines", hoverinfo: "skip",
     line: { color: ink(line.family), dash: data.families[line.family].dash, width: 1.6 } }));
-  const lines = grouped(points).map((line) => {
-    const [{ family, study }] = line;
+  const lines = grouped(points).flatMap((line) => {
+    const [{ family }] = line;
     const colour = ink(family);
     const bar = (halves) => ({ type: "data", array: halves.map((half) => half ?? 0), color: colour, thickness: 1.1, width: 3, visible: halves.some((half) => half !== null) });
-    return { x: line.map((p) => p.x), y: line.map((p) => p.y), mode: "lines+markers", line: { color: colour, dash: data.families[family].dash, width: curves.length ? 0 : 1.6 },
-      error_x: bar(line.map((p) => p.dx)), error_y: bar(line.map((p) => p.dy)), marker: { size: 9, color: colour, symbol: markersOf(line, family, study) },
-      text: line.map((p) => aboutPoint(p, plane)), customdata: line.map((p) => p.runs), hovertemplate: "%{text}<extra></extra>" };
+    return [{ x: line.map((p) => p.x), y: line.map((p) => p.y), mode: "lines+markers", line: { color: colour, dash: data.families[family].dash, width: curves.length ? 0 : 1.6 },
+      error_x: bar(line.map((p) => p.dx)), error_y: bar(line.map((p) => p.dy)), marker: { size: 9, color: colour, symbol: markersOf(line, family) },
+      text: line.map((p) => aboutPoint(p, plane)), customdata: line.map((p) => p.runs), hovertemplate: "%{text}<extra></extra>" }, ...letterOf(line, (p) => p.x, (p) => p.y)];
   });
   return [rings, ...curves, ...small, ...lines];
 }
 
 function runsOf(plane) {
-  return grouped(data.runs.filter((run) => isShown(run) && run.l0 !== null)).map((runs) => {
-    const [{ family, study }] = runs;
+  return grouped(data.runs.filter((run) => isShown(run) && run.l0 !== null)).flatMap((runs) => {
+    const [{ family }] = runs;
     const sorted = [...runs].sort((a, b) => a[plane.x] - b[plane.x]);
-    return { x: sorted.map((r) => r[plane.x]), y: sorted.map((r) => r[plane.y]), mode: "lines+markers",
+    return [{ x: sorted.map((r) => r[plane.x]), y: sorted.map((r) => r[plane.y]), mode: "lines+markers",
       line: { color: ink(family), dash: data.families[family].dash, width: 1.6 },
-      marker: { size: 9, color: ink(family), symbol: markersOf(sorted, family, study) },
-      text: sorted.map(aboutRun), customdata: sorted.map((r) => [r.id]), hovertemplate: "%{text}<extra></extra>" };
+      marker: { size: 9, color: ink(family), symbol: markersOf(sorted, family) },
+      text: sorted.map(aboutRun), customdata: sorted.map((r) => [r.id]), hovertemplate: "%{text}<extra></extra>" }, ...letterOf(sorted, (r) => r[plane.x], (r) => r[plane.y])];
   });
 }
 
@@ -151,13 +158,22 @@ function drawAll() {
   });
 }
 
-// One column of the training curves of some runs.
+// One column of the training curves of some runs. A marker now and then tells nonlinearities apart without colour.
 function drawCurve(id, { column, title, log }, runs) {
-  const traces = runs.map((run) => ({ x: run.curve.tokens, y: run.curve[column], mode: "lines", meta: [run.id],
-    line: { color: ink(run.family), dash: data.families[run.family].dash, width: 1.1 }, opacity: 0.8,
-    hovertemplate: `${escaped(run.id)}<br>%{y:.4g}<extra></extra>` }));
+  const traces = runs.map((run) => {
+    const { dash, symbol } = data.families[run.family];
+    const values = run.curve[column];
+    const sizes = values.map((_, i) => (i === values.length - 1 || i % 25 === 12 ? 5 : 0));
+    return { x: run.curve.tokens, y: values, mode: "lines+markers", meta: [run.id], opacity: 0.8,
+      line: { color: ink(run.family), dash, width: 1.1 }, marker: { symbol, size: sizes, color: ink(run.family), line: { width: 0 } },
+      hovertemplate: `${escaped(run.id)}<br>%{y:.4g}<extra></extra>` };
+  });
   const look = layout("training tokens", "", false, false);
-  if (log) look.yaxis.type = "log";
+  if (log) {
+    const heights = runs.flatMap((run) => run.curve[column].filter((value) => value > 0)).sort((a, b) => a - b);
+    const isWide = heights.at(-1) > 5 * heights[0]; // over less, plotly has ticks enough
+    Object.assign(look.yaxis, isWide ? decades : { type: "log" });
+  }
   look.yaxis.nticks = 7; // more would overlap in figures as low as these
   draw(id, title, traces, look);
 }

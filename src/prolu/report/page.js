@@ -1,8 +1,7 @@
 // The filters and the table of runs, and the beginning of the page.
 
 // ---- filters
-// The line and the marker of a family as its figures draw them. Pooled studies use markers to tell studies apart, so
-// there a family has only its line.
+// The line and the marker of a family as its figures draw them.
 function swatch(family) {
   const { symbol: shape, dash } = data.families[family];
   const colour = ink(family);
@@ -11,7 +10,7 @@ function swatch(family) {
     "triangle-left": '<path d="M12 7l9-5v10z"/>', "triangle-right": '<path d="M22 7l-9-5v10z"/>', x: '<path d="M14 2l3 3l3-3l2 2l-3 3l3 3l-2 2l-3-3l-3 3l-2-2l3-3l-3-3z"/>' };
   const dashes = dash === "solid" ? "" : `stroke-dasharray="${dash.replaceAll("px", "")}"`;
   return `<svg viewBox="0 0 34 14" aria-hidden="true"><line x1="0" x2="34" y1="7" y2="7" stroke="${colour}" stroke-width="2" ${dashes}/>`
-    + `<g fill="${colour}">${Object.keys(data.studies).length ? "" : marks[shape] ?? ""}</g></svg>`;
+    + `<g fill="${colour}">${marks[shape] ?? ""}</g></svg>`;
 }
 
 function showChips() {
@@ -122,8 +121,8 @@ function begin() {
     "A ring marks the frontier: no other converged point is better on both axes.",
     "Point at a marker for its numbers; click it for its runs.",
   ];
-  const studies = Object.entries(data.studies).map(([name, shape]) => `${name} ${shape}`);
-  if (studies.length) sentences.push(`Shapes of markers: ${studies.join(", ")}.`);
+  const studies = Object.entries(data.studies).map(([name, letter]) => `${letter} is ${name}`);
+  if (studies.length) sentences.push(`A letter at the end of a line names its study: ${studies.join(", ")}.`);
   if (data.planes.length) $("legend").textContent = sentences.join(" "); // the page of one SAE has no planes
   followStudy(); // before anything changes what the server sent
   listen();

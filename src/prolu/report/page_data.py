@@ -18,12 +18,14 @@ from prolu.evaluation.comparison.styles import (
     colours,
     families,
     far_apart,
+    is_logarithmic,
     joining,
     lines,
     look,
-    marker,
+    marker_of,
     pareto_points,
     planes,
+    study_letters,
 )
 from prolu.evaluation.latents import DENSITY_EDGES
 from prolu.report.agreement import NO_PAIRS, DrawnAgreement
@@ -142,7 +144,7 @@ def page_data(content: PageContent) -> dict[str, Any]:
     return {
         "runs": [_run(r, content) for r in content.records] + [_unfinished(run) for run in content.in_training],
         "families": {name: _style(r) for name, r in families([*content.records, *in_training]).items()},
-        "studies": _study_symbols(content.records),
+        "studies": study_letters(study_names(content.records)),
         "names": COLUMNS | {f"{name}@{n}": COLUMNS[name] for n in widths for name in PREFIX_SCORES},
         # Of one SAE they would have one point each.
         "planes": [] if content.headline else drawn + [_plane_of_prefix(content.records, n) for n in widths],
@@ -218,16 +220,7 @@ def _style(r: Record) -> dict[str, Any]:
     # Taken from any run of the family, since these are the same for all of them.
     light, dark = colours(r["nonlinearity"])
     dash = DASHES.get(look(r), OTHER_DASH)
-    return {"light": light, "dark": dark, "dash": dash, "symbol": SYMBOLS[marker(r, [""])]}
-
-
-def _study_symbols(records: Sequence[Record]) -> dict[str, str]:
-    """Return a marker for every study; none if there is only one, where markers tell nonlinearities apart instead."""
-    pooled = study_names(records)
-    if len(pooled) < 2:
-        return {}
-    first = {name: next(r for r in records if r.get("study", "") == name) for name in pooled}
-    return {name: SYMBOLS[marker(r, pooled)] for name, r in first.items()}
+    return {"light": light, "dark": dark, "dash": dash, "symbol": SYMBOLS[marker_of(r["nonlinearity"])]}
 
 
 def _plane(records: Sequence[Record], x: str, y: str) -> dict[str, Any]:
@@ -238,7 +231,7 @@ def _plane(records: Sequence[Record], x: str, y: str) -> dict[str, Any]:
         "x": x,
         "y": y,
         "title": TITLES.get((x, y), f"{y} against {x}"),
-        "log": x == "l0",
+        "log": is_logarithmic(x, found),
         "tall": far_apart(found),
         "xlabel": label_of(x),
         "ylabel": label_of(y),

@@ -21,17 +21,17 @@ from prolu.evaluation.comparison.styles import (
     DASHES,
     FRONTIER_PLANES,
     OTHER_DASH,
-    SHAPES,
     TITLES,
     colour,
     families,
     far_apart,
+    is_logarithmic,
     joining,
     lines,
     look,
-    marker,
     marker_of,
     pareto_points,
+    study_letters,
 )
 from prolu.evaluation.latents import Response
 from prolu.runtime.files import write_atomically
@@ -96,13 +96,16 @@ def draw_frontier(
         axes = figure.subplots()
     else:
         figure = axes.figure.figure  # of a part of a figure, the whole
+    letters = study_letters(study_names(records))
     for line in lines(found):
         _draw_line(axes, line, records, x, y)
+        if letters:
+            _name_study(axes, line[-1], letters[line[-1].study], records)
     if (x, y) in FRONTIER_PLANES:
         _draw_rings(axes, pareto_points(found))
     title = title or TITLES.get((x, y), f"{y} against {x}")
     axes.set(xlabel=label_of(x), ylabel=label_of(y), title=title)
-    if x == "l0":
+    if is_logarithmic(x, found):
         axes.set_xscale("log")
         _set_plain_ticks(axes)
     if far_apart(found):
@@ -126,7 +129,7 @@ def _draw_line(axes: Axes, line: Sequence[Point], records: Sequence[Record], x: 
     first = next(iter(runs.values()))
     ink = colour(first["nonlinearity"])
     dash = DASHES.get(look(first), OTHER_DASH)
-    shape = marker(first, study_names(records))
+    shape = marker_of(first["nonlinearity"])
     converged = [p for p in line if p.converged]
     others = [p for p in line if not p.converged]
     # Through all points: comparisons use all runs, and hollow markers say which were still moving.
@@ -150,6 +153,12 @@ def _draw_line(axes: Axes, line: Sequence[Point], records: Sequence[Record], x: 
         )
 
 
+def _name_study(axes: Axes, end: Point, letter: str, records: Sequence[Record]) -> None:
+    """Write the letter of a study at the end of a line."""
+    ink = colour(next(r["nonlinearity"] for r in records if r["run_id"] in end.run_ids))
+    axes.annotate(letter, (end.x, end.y), xytext=(6, 3), textcoords="offset points", fontsize=8.5, color=ink)
+
+
 def _bars(half_widths: Sequence[float]) -> list[float]:
     """Return the lengths of error bars: 0 where there is no interval."""
     return [0.0 if math.isnan(half) else half for half in half_widths]
@@ -170,17 +179,13 @@ def _draw_rings(axes: Axes, best: Sequence[Point]) -> None:
 
 def _draw_legend(figure: mpl.Figure, axes: Axes, records: Sequence[Record], *, beside: bool) -> None:
     """Draw the legend inside the axes, or beside them where it would hide too much."""
-    pooled = study_names(records)
     handles = []
     for name, first in families(records).items():
-        ink = colour(first["nonlinearity"])
-        dash = DASHES.get(look(first), OTHER_DASH)
-        # With several studies pooled, markers tell studies apart and not nonlinearities.
-        shape = "" if len(pooled) > 1 else marker(first, pooled)
-        handles.append(Line2D([], [], color=ink, linestyle=dash, marker=shape, markersize=5, label=_label(name)))
-    if len(pooled) > 1:
-        shapes = (SHAPES[i % len(SHAPES)] for i in range(len(pooled)))
-        handles += [_grey_marker(shape, GREY, name) for shape, name in zip(shapes, pooled, strict=True)]
+        style = {"color": colour(first["nonlinearity"]), "linestyle": DASHES.get(look(first), OTHER_DASH)}
+        shape = marker_of(first["nonlinearity"])
+        handles.append(Line2D([], [], marker=shape, markersize=5, label=_label(name), **style))
+    for name, letter in study_letters(study_names(records)).items():
+        handles.append(_grey_marker(rf"$\mathrm{{{letter}}}$", GREY, name))
     if not all(r["converged"] for r in records):
         handles.append(_grey_marker("o", "none", "not converged"))
     handles += axes.get_legend_handles_labels()[0]
@@ -233,7 +238,7 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], reco
             ink = colour(record["nonlinearity"])
             dash = DASHES.get(look(record), OTHER_DASH)
             tokens = [r["tokens"] / 1e6 for r in rows]
-            shape = marker(record, [])
+            shape = marker_of(record["nonlinearity"])
             style = {
                 "linestyle": dash,
                 "color": ink,
@@ -249,7 +254,12 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], reco
     handles = []
     for name, r in families(records).items():
         dash = DASHES.get(look(r), OTHER_DASH)
-        style = {"color": colour(r["nonlinearity"]), "linestyle": dash, "marker": marker(r, []), "markersize": 5}
+        style = {
+            "color": colour(r["nonlinearity"]),
+            "linestyle": dash,
+            "marker": marker_of(r["nonlinearity"]),
+            "markersize": 5,
+        }
         handles.append(Line2D([], [], label=_label(name), **style))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9, handlelength=3)
     return figure
@@ -277,7 +287,7 @@ def draw_magnitude_response(found: Sequence[ResponseLine]) -> Figure:
     for line in found:
         style = {"color": colour(line.record["nonlinearity"]), "linestyle": DASHES.get(look(line.record), OTHER_DASH)}
         label = f"{_label(family(line.record))}, L0 {line.l0:.3g}"
-        shape = marker(line.record, [])
+        shape = marker_of(line.record["nonlinearity"])
         axes.plot(line.magnitudes, line.values, marker=shape, markersize=4, linewidth=1.3, label=label, **style)
     axes.set(xlabel=MAGNITUDE, ylabel=LATENT_VALUE, title="Latent values against true magnitudes", xlim=0, ylim=0)
     _set_frame(axes)

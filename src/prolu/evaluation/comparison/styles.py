@@ -1,6 +1,7 @@
 """How figures look, shared by matplotlib's figures and the HTML page: planes, colours, markers, dashes."""
 
 from collections.abc import Sequence
+from string import ascii_uppercase
 
 from matplotlib.typing import LineStyleType
 
@@ -36,11 +37,9 @@ MARKERS = {
     "topk": "P",
     "batchtopk": "X",
 }
-"""The marker of each nonlinearity, in a figure of one study, so that colour is never all that tells two apart."""
+"""The marker of each nonlinearity, so that colour is never all that tells two apart."""
 OTHER_MARKERS = "hp8d"
 """The markers from which a nonlinearity that `MARKERS` lacks gets one."""
-SHAPES = "os^Dv*P"
-"""The markers of studies, in a figure of several."""
 DASHES: dict[str, LineStyleType] = {
     "l1": "-",
     "sqrt_l1": (0, (5, 2)),
@@ -77,6 +76,9 @@ TITLES = {
 
 FRONTIER_PLANES = {plane for plane in PLANES if plane != ("l0", "l1")} | MAIN_PLANES
 """The planes in which lower is better on both axes, so that they have a Pareto frontier."""
+
+NARROW = 3
+"""The ratio of the largest L0 to the smallest up to which an axis of L0 is linear: a logarithmic one has few ticks."""
 
 WIDE = 20
 """The ratio of the highest point to the lowest above which heights are drawn on a logarithmic scale."""
@@ -115,11 +117,11 @@ def look(record: Record) -> str:
     return str(record.get("freeze") or record["penalty"]).partition("(")[0]
 
 
-def marker(record: Record, pooled: Sequence[str]) -> str:
-    """Return the marker of a run: that of its study if several are pooled, otherwise that of its nonlinearity."""
-    if len(pooled) > 1:
-        return SHAPES[pooled.index(record["study"]) % len(SHAPES)]
-    return marker_of(record["nonlinearity"])
+def study_letters(names: Sequence[str]) -> dict[str, str]:
+    """Return the letter of each study, which stands at the end of its lines; none if there is only one study."""
+    if len(names) < 2:
+        return {}
+    return {name: ascii_uppercase[i] if i < len(ascii_uppercase) else str(i + 1) for i, name in enumerate(names)}
 
 
 def marker_of(nonlinearity: str) -> str:
@@ -158,3 +160,9 @@ def far_apart(found: Sequence[Point]) -> bool:
     """Return whether heights are drawn on a logarithmic scale."""
     heights = [p.y for p in found]
     return min(heights, default=0) > 0 and max(heights) > WIDE * min(heights)
+
+
+def is_logarithmic(x: str, found: Sequence[Point]) -> bool:
+    """Return whether the horizontal axis is logarithmic: that of L0 is, unless all points lie close together."""
+    values = [p.x for p in found if p.x > 0]
+    return x == "l0" and bool(values) and max(values) > NARROW * min(values)
