@@ -8,7 +8,15 @@ sys.path.insert(0, str(Path(__file__).parent / "extensions"))
 
 project, author, release = "prolu", "The prolu maintainers", version_of("prolu")
 project_copyright = "The prolu maintainers, MIT licence"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "page_names", "docstrings"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "mathml",
+    "page_names",
+    "docstrings",
+    "landmarks",
+]
 exclude_patterns = ["extensions"]
 
 myst_enable_extensions = ["dollarmath"]

@@ -3,7 +3,7 @@
 - `entry_point`: from arguments to a request, to its work, to an exit code.
 - `training_requests`: the requests `demo` and `sweep`, as dataclasses from which flags and help are made.
 - `own_requests`: the requests `train` and `sweep grid`, whose settings are all the user's, likewise.
-- `requests`: the requests of all other commands, likewise.
+- `watching`: the request `watch`; `requests`: those of all other commands, likewise.
 - `options`: groups of options that several commands share, or that are long.
 - `flags`: how dataclasses become flags, and the names that other libraries give to our flags.
 - `commands`: what each command checks and does; of `report` in `drawing`, of `eval` in `scoring`, of `probe` in

@@ -17,8 +17,9 @@ from prolu.cli.flags import add_helps, without_aliases
 from prolu.cli.job import DONE, FAILED, WRONG_REQUEST
 from prolu.cli.options import LatentPageOptions, Scoring
 from prolu.cli.own_requests import GRID, TRAIN_DESCRIPTION, Grid, Train
-from prolu.cli.requests import Eval, Export, Harvest, Import, Probe, Pull, Push, Report, Watch
+from prolu.cli.requests import Eval, Export, Harvest, Import, Probe, Pull, Push, Report
 from prolu.cli.training_requests import Demo, Study, Sweep
+from prolu.cli.watching import Watch
 from prolu.runtime.files import FolderBusyError
 from prolu.runtime.hub import HubError
 from prolu.runtime.interrupts import INTERRUPTED

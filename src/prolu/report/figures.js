@@ -83,7 +83,7 @@ function draw(id, title, traces, look) {
   if (traces.some((trace) => trace.customdata)) {
     listenToKeys(plot, title);
   } else {
-    plot.setAttribute("role", "img");
+    plot.setAttribute("role", "group");
     plot.setAttribute("aria-label", title);
   }
 }

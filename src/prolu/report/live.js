@@ -50,6 +50,8 @@ async function look() {
     takeOver(page);
     sortRows();
     apply();
+    shown.runs = shown.runs.filter((id) => runsById.has(id)); // one that failed meanwhile is gone
+    if (!$("run-content").contains(document.activeElement)) showPanel();
   } else if (response.status !== 304) {
     throw new Error(`status ${response.status}`);
   }

@@ -40,7 +40,8 @@ function apply() {
   for (const chip of $("chips").children) chip.setAttribute("aria-pressed", shown.families.has(chip.dataset.family));
   let n = 0;
   for (const row of document.querySelectorAll(".runs tbody tr")) {
-    row.hidden = !isShown(data.runs[row.dataset.run]);
+    const run = runsById.get(row.dataset.run); // a table in which the reader is may still have others
+    row.hidden = !run || !isShown(run);
     n += !row.hidden;
   }
   $("shown").textContent = n === data.runs.length ? `${n} runs` : `${n} of ${data.runs.length} runs`;
@@ -72,7 +73,7 @@ function listen() {
     const row = event.target.closest(".runs tbody tr");
     if (!row || event.target.closest("a:not(.open)") || event.ctrlKey || event.metaKey || !getSelection().isCollapsed) return;
     event.preventDefault();
-    openRuns([data.runs[row.dataset.run].id]);
+    openRuns([row.dataset.run]);
   });
 }
 

@@ -38,7 +38,7 @@ def render_page(content: PageContent) -> str:
         facts=facts(content),
         n_runs=len(content.records),
         n_curves=len(CURVES),
-        in_training=rows_of_progress(content.in_training, len(content.records)),
+        in_training=rows_of_progress(content.in_training),
         progress_columns=list(PROGRESS_COLUMNS.values()),
         failures=content.failures,
         config=json_text(content.configs, indent=1),

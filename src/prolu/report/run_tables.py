@@ -39,8 +39,6 @@ N_TEXT_COLUMNS = 2
 class RunRow(NamedTuple):
     """One run in the table of all runs."""
 
-    place: int
-    """The run's place in the results, by which the page's script sorts and filters rows."""
     run_id: str
     page: str | None
     """The address of the pages of its latents; None if it has none."""
@@ -51,11 +49,11 @@ class RunRow(NamedTuple):
 
 def rows_of_runs(records: Sequence[Record], pages: Mapping[str, str]) -> list[RunRow]:
     """Return a row per run, by family and L0."""
-    order = sorted(range(len(records)), key=lambda i: (family(records[i]), records[i]["l0"]))
-    return [_run_row(i, records[i], pages.get(records[i]["run_id"])) for i in order]
+    in_order = sorted(records, key=lambda r: (family(r), r["l0"]))
+    return [_run_row(r, pages.get(r["run_id"])) for r in in_order]
 
 
-def _run_row(place: int, r: Record, page: str | None) -> RunRow:
+def _run_row(r: Record, page: str | None) -> RunRow:
     target = r.get("target_l0")
     # With a target L0 the coefficient was adjusted in training, so the target is what tells settings apart.
     shown = dict(r) | {
@@ -64,14 +62,12 @@ def _run_row(place: int, r: Record, page: str | None) -> RunRow:
         "converged": "not known" if r["converged"] is None else r["converged"],
     }
     cells = [_cell(shown.get(column)) for column in COLUMNS]
-    return RunRow(place, r["run_id"], page, bool(r["converged"]), cells)
+    return RunRow(r["run_id"], page, bool(r["converged"]), cells)
 
 
 class ProgressRow(NamedTuple):
     """One run in the table of those in training."""
 
-    place: int
-    """The run's place among all that the page's script knows, behind the finished ones."""
     run_id: str
     family: str
     percent: int
@@ -80,17 +76,16 @@ class ProgressRow(NamedTuple):
     """The cells of `PROGRESS_COLUMNS`: the last line of its curve."""
 
 
-def rows_of_progress(runs: Sequence[RunProgress], first: int) -> list[ProgressRow]:
-    """Return a row per run in training; their places begin with `first`."""
+def rows_of_progress(runs: Sequence[RunProgress]) -> list[ProgressRow]:
+    """Return a row per run in training."""
     return [
         ProgressRow(
-            place,
             run.settings["run_id"],
             family(run.settings),
             math.floor(100 * run.fraction),
             [_cell(run.curve[-1].get(column)) if run.curve else "" for column in PROGRESS_COLUMNS],
         )
-        for place, run in enumerate(runs, first)
+        for run in runs
     ]
 
 

@@ -15,9 +15,9 @@ from prolu.report.watched_study import WatchedStudy, check_watchable
 ADDRESS = "127.0.0.1"
 """The only address on which pages are served: other machines cannot reach it."""
 
-OWN_NAMES = ("127.0.0.1", "localhost")
-"""The names by which a browser on this machine may ask. A page elsewhere whose name was made to point here has another
-name, and would read the study otherwise (DNS rebinding)."""
+OWN_NAMES = ("127.0.0.1", "localhost", "::1")
+"""The names by which a browser on this machine may ask, at any port, since SSH may forward another one. A page
+elsewhere whose name was made to point here has another name, and would read the study otherwise (DNS rebinding)."""
 
 LARGEST_PORT = 65535
 
@@ -109,8 +109,10 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server
 
     def _is_from_here(self) -> bool:
-        port = self._own_server.server_address[1]
-        return self.headers.get("Host", "") in {f"{name}:{port}" for name in OWN_NAMES}
+        try:
+            return urlsplit(f"//{self.headers.get('Host', '')}").hostname in OWN_NAMES
+        except ValueError:  # such as brackets without an address
+            return False
 
     def _file_of_latents(self, path: str) -> Path | None:
         """Return a file of the pages of latents of a run; None if the path names nothing else there."""
