@@ -136,7 +136,7 @@ def test_the_page_follows_the_files_and_leaves_them_alone(folder, ask):
     write_failure(folder / RUNS[1].run_id, 50, "no <b>memory</b>")
     status, _, page = ask(If_None_Match=headers["ETag"])
     assert status == 200
-    assert progress(page) == {RUNS[0].run_id: 1, RUNS[2].run_id: 0.2}
+    assert progress(page) == {RUNS[0].run_id: None, RUNS[2].run_id: 0.2}
     assert len(data_of(page)["planes"][0]["points"]) == 1
     assert "no &lt;b&gt;memory" in page
 
@@ -193,7 +193,7 @@ def test_only_pages_of_latents_are_served_beside_it(folder, ask):
     (folder / "secret.js").write_text("secret")
     os.symlink(folder / "secret.js", features / "link.js")
     _, _, page = ask()
-    [finished] = [run for run in data_of(page)["runs"] if run["progress"] == 1]
+    [finished] = [run for run in data_of(page)["runs"] if run["progress"] is None]
     assert ask("/" + finished["page"])[2] == "<!doctype html>latents"
     assert ask(f"/{RUNS[0].run_id}/features/data/list.js")[2] == "put()"
     outside = ("notes.txt", "link.js", "../../secret.js", "..%2f..%2fsecret.js", "data", "", "%00.js")

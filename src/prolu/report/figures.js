@@ -126,7 +126,7 @@ function meansOf(plane) {
 }
 
 function runsOf(plane) {
-  return grouped(data.runs.filter((run) => isShown(run) && run.l0 !== null)).flatMap((runs) => {
+  return grouped(data.runs.filter((run) => isShown(run) && run.progress === null)).flatMap((runs) => {
     const [{ family }] = runs;
     const sorted = [...runs].sort((a, b) => a[plane.x] - b[plane.x]);
     return [{ x: sorted.map((r) => r[plane.x]), y: sorted.map((r) => r[plane.y]), mode: "lines+markers",

@@ -19,7 +19,7 @@ function inWords(seconds) {
 
 function showAge() {
   const age = Math.max(0, Date.now() / 1000 - data.changed);
-  const isSilent = age > LONG_SILENCE && data.runs.some((run) => run.progress < 1);
+  const isSilent = age > LONG_SILENCE && data.runs.some((run) => run.progress !== null);
   $("age").textContent = `Progress and curves are those of the last checkpoint. The files last changed ${inWords(age)} ago.`
     + (isSilent ? " Training may have stopped: the command that began it resumes it." : "");
 }

@@ -170,7 +170,7 @@ def _run(r: Record, content: PageContent) -> dict[str, Any]:
     of_prefixes = {f"{name}@{p['d_sae']}": _number(p.get(name)) for p in prefixes for name in PREFIX_SCORES}
     about = {
         "converged": r["converged"],
-        "progress": 1,
+        "progress": None,
         "page": content.pages.get(r["run_id"], ""),
         "folder": content.folders.get(r["run_id"], ""),
         "density": _density(r),

@@ -53,7 +53,7 @@ function linkTo(run, text) {
 
 function scoresOf(run) {
   const shownScores = ["l0", "degradation", "recovered", "kl", "mse", "fvu", "dead_fraction"].filter((name) => run[name] !== null && run[name] !== undefined);
-  const state = run.progress < 1 ? ["training", `${Math.floor(100 * run.progress)}% in the last checkpoint`] : ["converged", CONVERGED.get(run.converged)];
+  const state = run.progress !== null ? ["training", `${Math.floor(100 * run.progress)}% in the last checkpoint`] : ["converged", CONVERGED.get(run.converged)];
   return facts([...shownScores.map((name) => [data.names[name] ?? name, number(run[name])]), state]);
 }
 
@@ -61,7 +61,7 @@ function howToLoad(run) {
   const path = pathOf(run.folder);
   const study = path.replace(/\/?[^/]*$/, "") || ".";
   const loading = run.folder ? code(`import prolu\n\nsae = prolu.SAE.load(${JSON.stringify(path)})`)
-    : element("p", { class: "quiet" }, run.l0 === null ? "It has no result yet." : "Its weights are not beside its results.");
+    : element("p", { class: "quiet" }, run.progress !== null ? "It has no result yet." : "Its weights are not beside its results.");
   if (run.page) return [loading, element("p", {}, element("a", { href: run.page }, "Pages of its latents"), ": the text on which each is active.")];
   if (!run.folder) return [loading];
   return [loading, element("p", {}, "It has no pages of its latents yet. This command makes those of all runs of its study:"),
@@ -90,8 +90,14 @@ function figure(title, id) {
   return element("figure", {}, element("figcaption", {}, title), element("div", { class: "plot small", id }));
 }
 
+// What runs that differ in their seed only have in common. With a target L0 the coefficient is adjusted, and differs too.
+function settingOf({ family, study, setting, changed }) {
+  const { init_seed: _, coeff, ...others } = changed;
+  return JSON.stringify([family, study, setting, others, "target_l0" in others ? null : coeff]);
+}
+
 function showOne(run) {
-  const others = data.runs.filter((other) => other !== run && other.family === run.family && other.study === run.study && other.setting === run.setting);
+  const others = data.runs.filter((other) => other !== run && settingOf(other) === settingOf(run));
   const siblings = others.length ? element("p", {}, "Same setting: ", ...others.flatMap((other, i) => [i ? ", " : "", linkTo(other, `seed ${other.seed}`)]), ".") : null;
   const curves = data.curvesOfOne.filter(({ column }) => run.curve[column].some((value) => value !== null));
   $("run-title").textContent = run.id;
@@ -103,7 +109,7 @@ function showOne(run) {
     element("h3", {}, "Settings that differ from the defaults"), ...settingsOf(run),
     element("h3", {}, "Training"),
     ...(curves.length ? [element("div", { class: "curves" }, ...curves.map((curve, i) => figure(curve.title, `run-curve-${i}`)))]
-      : [element("p", { class: "quiet" }, run.progress < 1 ? "It has no checkpoint with a line of its curve yet." : "It has no training curve: it was not trained here.")]),
+      : [element("p", { class: "quiet" }, run.progress !== null ? "It has no checkpoint with a line of its curve yet." : "It has no training curve: it was not trained here.")]),
     element("h3", {}, "Densities of its latents"),
     run.density ? figure("Latents by the fraction of tokens on which they are active", "run-density") : element("p", { class: "quiet" }, "Its results do not hold them."),
   );

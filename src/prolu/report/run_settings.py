@@ -7,8 +7,8 @@ from prolu.evaluation.comparison.frontiers import Record
 from prolu.runtime.files import through_json
 from prolu.training.config import LATER_FIELDS, RunConfig
 
-USUAL: dict[str, Any] = {f.name: through_json(f.default) for f in fields(RunConfig)}
-"""The default of every setting, as JSON writes it."""
+USUAL: dict[str, Any] = {f.name: through_json(f.default) for f in fields(RunConfig) if f.name != "named"}
+"""The default of every setting, as JSON writes it, without `named`, which only says what the run's name holds."""
 
 UNUSED = frozenset(name for name, value in LATER_FIELDS.items() if through_json(value) == USUAL[name])
 """The settings whose absence from a line of results means that they have their defaults."""
