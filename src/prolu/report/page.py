@@ -103,8 +103,7 @@ def facts(content: PageContent) -> list[str]:
         sentences.append(
             f"{prefix}{len(runs)} of {_counted(len(config['runs']), kind)} finished, {n_converged} of them converged; "
             f"{_counted(n_families, 'family', 'families')}, {_counted(n_seeds, 'init seed')}. "
-            f"{place}, {text}{scored}."
-            + (f" Left out of training and scores: {mask}." if mask != NO_MASK else "")
+            f"{place}, {text}{scored}." + (f" Left out of training and scores: {mask}." if mask != NO_MASK else "")
         )
     return sentences
 
