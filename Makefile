@@ -6,7 +6,7 @@ IN_PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test test-full test-room test-browser lint format docs package oldest builtin-lm bench bench-stream quality interop crash fuzz datasets-fuzz cases ray distributed calibrate clean
+.PHONY: help demo test test-full test-room test-browser lint format docs package oldest builtin-lm real bench bench-stream quality interop crash fuzz datasets-fuzz cases ray distributed calibrate clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,9 @@ oldest:  ## the fast tests with the oldest versions that pyproject.toml allows, 
 
 builtin-lm: $(INSTALLED)  ## train the built-in language model anew (45 minutes)
 	$(BIN)/python scripts/train_builtin.py
+
+real: $(INSTALLED)  ## SAEs on SmolLM2-135M, from PyPI: make real DATA=my_text.parquet (hours on a CPU; SCALE=0.1 for less)
+	$(BIN)/python scripts/real_model.py --data "$(DATA)" --scale $(or $(SCALE),1) --out runs/real
 
 bench: $(INSTALLED)  ## time the training steps against the floor and the peers, with both allocators; and how a sweep grows
 	$(BIN)/python -m pytest -m 'not slow' tests/training/test_dense_step.py tests/training/test_sparse_steps.py tests/training/test_adam.py

@@ -39,6 +39,7 @@ SHOWN_ONLY = {
     "docs/howto/trackers.md": "an argument, in a call that other pages run",
     "docs/howto/saebench.md": "needs sae-bench in an environment of its own",
     "docs/findings/causes.md": "an hour, and a model and a text that are not ours to distribute",
+    "docs/findings/real-model.md": "hours, and a package of 90 MB from PyPI",
     "docs/findings/replication.md": "needs a model and a text that are not ours to distribute, and hours",
 }
 """Pages with code that is not run."""
