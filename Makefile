@@ -89,8 +89,10 @@ quality: $(INSTALLED)  ## Gated, JumpReLU and TopK against dictionary_learning's
 interop: $(INSTALLED)  ## other libraries' own code beside ours, each in an environment that this makes once
 	$(BIN)/python checks/interop.py --json benchmarks/interop.json
 	$(BIN)/python checks/interop_transcoders.py --json benchmarks/interop_transcoders.json
+	$(BIN)/python checks/saelens_registry.py
 	$(BIN)/python checks/saebench_core.py
 	$(BIN)/python checks/sae_probes.py
+	$(BIN)/python checks/dashboards.py
 
 crash: $(INSTALLED)  ## kill a sweep at every disk operation and at 40 random moments; each must end as if nothing had happened
 	$(BIN)/python checks/crash.py
@@ -115,4 +117,4 @@ calibrate: $(INSTALLED)  ## remake the table that decides between dense and spar
 	$(BIN)/python benchmarks/calibrate.py
 
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) .venv-oldest .venv-peers .venv-saebench .venv-transformer-lens .venv-trackers .venv-ray build runs
+	rm -rf $(VENV) .venv-oldest .venv-peers .venv-saebench .venv-dashboards .venv-delphi .venv-transformer-lens .venv-trackers .venv-ray build runs
