@@ -134,8 +134,10 @@ def _from_hub(place: Place, format: str, revision: str) -> tuple[SAE, dict[str, 
     except ValueError as problem:
         # The user asked for a place on the hub: where its cache lies on this disk says nothing to them.
         raise ValueError(str(problem).replace(str(root), str(place))) from None
-    sae.provenance = provenance | {"origin": provenance.get("origin", {}) | {"hub": str(place), "revision": revision}}
-    return sae, dict(sae.provenance)
+    if "origin" in provenance:  # our own format has none: its provenance is that of the run
+        provenance["origin"] |= {"hub": str(place), "revision": revision}
+    sae.provenance = dict(provenance)
+    return sae, provenance
 
 
 def _recognised(folder: Path) -> str:
