@@ -33,7 +33,7 @@ test-browser: $(INSTALLED)  ## the report and the pages of latents in chromium; 
 	@command -v chromium >/dev/null || { \
 	  test "$$(id -u)" = 0 || { echo "chromium is missing: as root, apt-get install chromium"; exit 1; }; \
 	  apt-get update -qq && apt-get install -y -qq chromium; }
-	$(BIN)/python -m pytest tests/report/test_browser.py
+	$(BIN)/python -m pytest -m browser tests/report
 
 lint: $(INSTALLED)  ## style, types, layers
 	$(BIN)/ruff check

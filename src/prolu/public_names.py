@@ -14,6 +14,7 @@ from prolu.evaluation.comparison.seed_agreement import seed_agreement
 from prolu.evaluation.comparison.standings import Standing, standings
 from prolu.evaluation.comparison.verdicts import Verdict, matched, verdict_table
 from prolu.evaluation.held_out import HeldOut
+from prolu.evaluation.latents_on_text import LatentsOnText, latents_on
 from prolu.evaluation.scoring import evaluate
 from prolu.evaluation.splicing import splice, steer
 from prolu.interop.sharing import pull, push
@@ -34,6 +35,7 @@ __all__ = [
     "Harvest",
     "HeldOut",
     "LanguageModel",
+    "LatentsOnText",
     "ProLU",
     "Results",
     "RunConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "evaluate",
     "grid",
     "harvest",
+    "latents_on",
     "load_blocks",
     "logit_difference",
     "matched",

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from prolu import SAE, LanguageModel, SAEConfig
+from prolu.activations.token_texts import PART, TokenTexts
 from prolu.cli.entry_point import main
 from prolu.report.latents import accumulators, browser, firings
 from prolu.report.latents.accumulators import Histogram, KeptFirings
 from prolu.report.latents.browser import PageSource, write_browser
 from prolu.report.latents.directions import logit_effects, neighbours, unembedding_of
 from prolu.report.latents.firings import HeldOutText, collect
-from prolu.report.latents.token_texts import PART, TokenTexts
 from prolu.training.starting_weights import initial_weights
 from support.models import write_tokenizer
 

@@ -10,7 +10,7 @@ In the order of the data:
 - `packing`, `packer`: which text is read and where its blocks go, and documents made into blocks.
 - `packing_progress`: what a packer must know to resume.
 - `token_blocks`, `blocks_folder`: the blocks, in memory or in a folder, and how a folder of them is written.
-- `tokenizers`: the BOS of a tokenizer, and the range of its ids.
+- `tokenizers`: the BOS of a tokenizer, and the range of its ids; `token_texts`: the texts of its tokens.
 - `language_model`, `hooks`: a language model, and the places in it where activations are read.
 - `model_loading`: the weights and tokenizer of a language model, from a folder or the hub.
 - `harvesting`, `store`, `store_writer`: activations of blocks, computed now, read from the disk or written there.

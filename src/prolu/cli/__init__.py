@@ -6,10 +6,11 @@
 - `watching`: the request `watch`; `requests`: those of all other commands, likewise.
 - `options`: groups of options that several commands share, or that are long.
 - `flags`: how dataclasses become flags, and the names that other libraries give to our flags.
-- `commands`: what each command checks and does; of `report` in `drawing`, of `eval` in `scoring`, of `probe` in
-  `probing`.
+- `commands`: what each command checks and does; of `report` in `drawing`, of `eval` in `scoring`, of `latents` in
+  `latents`, of `probe` in `probing`.
 - `drawing`: pages of latents and reports.
 - `scoring`: saved SAEs scored on held-out text; `row_scoring`: on rows; `score_table`: their scores side by side.
+- `latents`: the latents of a saved SAE on texts of the user's own.
 - `probing`: probes of the latents of finished studies.
 - `job`: the work that a command hands back, and its exit codes.
 

@@ -70,6 +70,7 @@ def prepare_sweep(
         return retry_while_busy(lambda: open_requests(recipe, source, out, settings, mesh), patience)
 
     requests = mesh.first_rank_first(opened)
+    latents.check_named([run.run_id for request in requests for run in request.runs])
     if engine.in_groups:
         return [_in_groups(requests[0], source, latents, engine, patience)]
     mesh.first_rank_first(lambda: prepare_folders(requests))

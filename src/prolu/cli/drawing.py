@@ -37,6 +37,7 @@ def prepare_report(
     if not folders:
         raise ValueError("studies: name at least one folder")
     found = [Results.load(folder) for folder in folders]
+    latents.check_named([run.run_id for results in found for run in results.runs])
     # Both raise ValueError before anything is written.
     records_of(found)
     check_studies(found, out)

@@ -17,7 +17,7 @@ from prolu.cli.flags import add_helps, without_aliases
 from prolu.cli.job import DONE, FAILED, WRONG_REQUEST
 from prolu.cli.options import LatentPageOptions, Scoring
 from prolu.cli.own_requests import GRID, TRAIN_DESCRIPTION, Grid, Train
-from prolu.cli.requests import Eval, Export, Harvest, Import, Probe, Pull, Push, Report
+from prolu.cli.requests import Eval, Export, Harvest, Import, Latents, Probe, Pull, Push, Report
 from prolu.cli.training_requests import Demo, Study, Sweep
 from prolu.cli.watching import Watch
 from prolu.runtime.files import FolderBusyError
@@ -46,6 +46,7 @@ Command = (
     | Annotated[Sweep, subcommand("sweep")]
     | Annotated[Harvest, subcommand("harvest")]
     | Annotated[Eval, subcommand("eval")]
+    | Annotated[Latents, subcommand("latents")]
     | Annotated[Probe, subcommand("probe")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Watch, subcommand("watch")]
@@ -56,7 +57,23 @@ Command = (
 )
 
 # The dataclasses whose fields are options: first the commands, then what several of them share.
-for request in (Demo, Train, Sweep, Study, Grid, Harvest, Eval, Probe, Report, Watch, Export, Import, Push, Pull):
+for request in (
+    Demo,
+    Train,
+    Sweep,
+    Study,
+    Grid,
+    Harvest,
+    Eval,
+    Latents,
+    Probe,
+    Report,
+    Watch,
+    Export,
+    Import,
+    Push,
+    Pull,
+):
     add_helps(request)
 for options in (Source, HarvestSource, SweepSettings, Engine, LatentPageOptions, Scoring):
     add_helps(options)

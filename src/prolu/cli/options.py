@@ -1,7 +1,8 @@
 """Groups of options that only the command line has: pages of latents, and what SAEs are scored on."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,14 +12,18 @@ from prolu.cli.job import Job
 from prolu.runtime.checks import at_least_1
 from prolu.studies.settings import MIN_EVAL_FRACTION
 
+KINDS_OF_PAGES = ("frontier", "all", "none")
+"""The choices of runs that get pages of latents; anything else names a run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatentPageOptions:
     """Pages of latents: for each latent, texts on which it is active, and the tokens that it makes more likely."""
 
     # The aliases are the names that these options had in an older version.
-    latent_pages: Annotated[Literal["frontier", "all", "none"], arg(aliases=["--features"])] = "frontier"
-    """Which runs get pages of their latents: those on the frontier of L0 and CE increase, all, or none."""
+    latent_pages: Annotated[str, arg(aliases=["--features"])] = "frontier"
+    """Which runs get pages of their latents: frontier (those on the frontier of L0 and CE increase), all, none, or the
+    name of a run, in which * stands for any characters."""
     latent_tokens: Annotated[int, arg(aliases=["--feature-tokens"])] = 200_000
     """The number of held-out tokens to look at, or all if there are fewer. Their activations are held in memory."""
     examples: int = 15
@@ -26,9 +31,15 @@ class LatentPageOptions:
     range of its activations."""
 
     def check(self) -> None:
-        """Raise ValueError unless both numbers are 1 or more."""
+        """Raise ValueError unless the numbers are 1 or more."""
         at_least_1("latent_tokens", self.latent_tokens)
         at_least_1("examples", self.examples)
+
+    def check_named(self, run_ids: Collection[str]) -> None:
+        """Raise ValueError if a run is named of which there is none among these."""
+        named = self.latent_pages
+        if named not in (*KINDS_OF_PAGES, *run_ids) and not any(fnmatchcase(one, named) for one in run_ids):
+            raise ValueError(f"latent_pages {named!r}: choose frontier, all, none, or one of {', '.join(run_ids)}")
 
 
 @dataclass(frozen=True, kw_only=True)

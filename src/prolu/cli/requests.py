@@ -60,6 +60,43 @@ class Eval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Latents:
+    """Show which latents of a saved SAE are active on a text, and how strongly.
+
+    Prints a line per token with its strongest latents; with --out, writes a page in which the text is shaded by the
+    latent that you choose.
+    """
+
+    run: Positional[Path]
+    """The folder of a saved SAE, with config.json and sae.safetensors."""
+    text: tuple[str, ...] = ()
+    """The text, or several, each in quotation marks."""
+    file: tuple[Path, ...] = ()
+    """Files with a text each, in UTF-8."""
+    top: int = 5
+    """The number of strongest latents to show of each token."""
+    latents: tuple[int, ...] = ()
+    """The numbers of the latents to show; by default all."""
+    ctx: int | None = None
+    """The number of tokens that the language model sees at once, BOS included; by default as in the training."""
+    lm: str = ""
+    """The language model, if it has moved or the SAE's config does not name it."""
+    hook: str = ""
+    """The hook at which activations are read, if the SAE's config does not name it."""
+    out: Path | None = None
+    """Write a page to this HTML file instead. It opens without a server, and links each latent to its own page where
+    the run has pages of latents."""
+    json: bool = False
+    """Print a line per token, a JSON object with its strongest latents, instead of a table."""
+
+    def prepare(self) -> Job:
+        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
+        from prolu.cli.latents import prepare_latents
+
+        return prepare_latents(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Probe:
     """Measure what the latents of finished studies tell of a token, and add the figures to their results.
 

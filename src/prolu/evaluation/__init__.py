@@ -7,6 +7,7 @@
 - `document_sums`: the same sums for each held-out document.
 - `l0_proxies`: decoder cosines and projections, which are lowest near the right L0.
 - `latents`: figures of each latent, and how latents respond to the scale of the input.
+- `latents_on_text`: which latents are active on each token of a text.
 - `truth`: how an SAE stands to features that are known by construction.
 - `agreement`: whether the latents of one SAE are found again in another.
 - `probes`: how well single latents tell what is known of a token; `python_labels`: what is known of Python source.

@@ -2,7 +2,7 @@
 
 - `pages`: which runs of a study get pages, and which they have already.
 - `browser`: writes the pages of one SAE.
-- `token_texts`: what a token is called, and what it shows where a character is spread over several.
+- `text_page`: writes a page with the latents on a text of one's own.
 - `firings`: when and how strongly latents are active on held-out text.
 - `accumulators`: what is kept of them while the text passes by.
 - `directions`: promoted tokens and similar latents, from the decoder alone.

@@ -1,7 +1,6 @@
 // The page of one SAE's latents: a list to sort, filter and search, and beside it all about the chosen latent.
 // `facts` stands before this script in the page; everything else is in the files of the folder data/.
 
-const $ = (id) => document.getElementById(id);
 const narrow = matchMedia("(max-width: 820px)"); // on a phone the list and the latent are seen one at a time
 
 // ---- data: a page opened from the disk may not fetch files, but it may load scripts, so each data file calls put()
@@ -26,44 +25,7 @@ function load(name) {
   return requests[name];
 }
 
-// ---- elements
-// Text only ever becomes a text node, never HTML, so tokens that look like markup do no harm.
-function make(tag, attributes = {}, ...children) {
-  const svg = ["svg", "g", "rect", "line", "text"].includes(tag);
-  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children.filter((child) => child !== null));
-  return element;
-}
-
-// White space is shown as faint signs: all of it where a token stands alone (`alone`), but in a text only line ends, tabs
-// and runs of spaces, so that the text can still be read. Control characters, which show nothing, become \x and a number,
-// and so do the marks that turn the direction of text: they would turn the markup and all that follows with it.
-const SIGNS = { "\n": "↵", "\r": "␍", "\t": "→" };
-
-function spelled(text, alone) {
-  const invisible = alone
-    ? /[\u0000- \u007f-\u00a0\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g
-    : /[\u0000-\u001f\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]|  +/g;
-  const parts = [];
-  let end = 0;
-  for (const found of text.matchAll(invisible)) {
-    parts.push(text.slice(end, found.index));
-    const code = found[0].charCodeAt(0);
-    const blank = code === 32 || code === 160;
-    const escape = code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16)}`;
-    const sign = SIGNS[found[0]] ?? (blank ? "·".repeat(found[0].length) : escape);
-    parts.push(make("span", { class: "ws" }, sign));
-    end = found.index + found[0].length;
-  }
-  return [...parts, text.slice(end)];
-}
-
 const token = (index) => make("span", { class: "t" }, ...(index < 0 ? ["–"] : spelled(tokens[index], true)));
-const number = (value) => (value === 0 ? "0" : Math.abs(value) < 0.001 || Math.abs(value) >= 1e5
-  ? value.toExponential(1) : Number(value.toPrecision(3)).toString());
-const percent = (fraction) => (fraction > 0 && fraction < 0.0001 ? "<0.01%" : `${Number((100 * fraction).toPrecision(2))}%`);
-const whole = (value) => value.toLocaleString("en");
 
 // ---- the list: only the rows in sight are elements of the page, since an SAE may have tens of thousands of latents
 const BANDS = [
@@ -327,18 +289,6 @@ function onKey(event) {
   else if (event.key === "/") $("query").focus();
   else return;
   event.preventDefault();
-}
-
-function showTip(event) {
-  const at = event.target.closest?.("[data-tip]");
-  const tip = $("tip");
-  tip.hidden = !at;
-  if (!at) return;
-  tip.textContent = at.dataset.tip;
-  const box = at.getBoundingClientRect();
-  // Inside the window, and above the token; above the pointer where the element is as tall as a bin of the histogram.
-  tip.style.left = `${Math.max(4, Math.min(event.clientX - tip.offsetWidth / 2, innerWidth - tip.offsetWidth - 4))}px`;
-  tip.style.top = `${Math.max(4, (box.height < 60 ? Math.min(box.top, event.clientY) : event.clientY) - tip.offsetHeight - 6)}px`;
 }
 
 async function search() {

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prolu.activations.language_model import LanguageModel
+from prolu.activations.token_texts import TokenTexts
 from prolu.evaluation.latents import encoder_decoder_cosine
 from prolu.report.assets import render
 from prolu.report.latents.directions import LogitEffect, Unembedding, logit_effects, neighbours, unembedding_of
 from prolu.report.latents.firings import N_BANDS, SAMPLE, Advance, Example, Firings, HeldOutText, collect
-from prolu.report.latents.token_texts import TokenTexts
 from prolu.runtime.files import json_text, read_json_object, remove, through_json, write_atomically
 from prolu.sae.autoencoder import SAE
 

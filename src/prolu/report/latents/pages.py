@@ -3,14 +3,16 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.source import open_source
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.token_mask import TokenMask
 from prolu.evaluation.comparison.frontiers import pareto_best
+from prolu.evaluation.comparison.metric_catalog import main_metric
 from prolu.evaluation.held_out import choose_blocks
 from prolu.report.latents.browser import FEATURES_FOLDER, INDEX_FILE, PageSource, was_made, write_browser
 from prolu.report.latents.firings import HeldOutText
@@ -18,8 +20,6 @@ from prolu.runtime.progress import Meter
 from prolu.sae.saved_sae import WEIGHTS_FILE, read_provenance
 from prolu.studies.results import Results
 from prolu.studies.runs import Run
-
-Which = Literal["frontier", "all", "none"]
 
 FORMAT = 1
 """The version of the pages. Raising it makes `prolu report` write the pages of older versions anew."""
@@ -30,16 +30,23 @@ FIGURES = {"l0": "L0", "degradation": "CE increase (nats)", "recovered": "recove
 CONVERGED = {True: "yes", False: "no", None: "not known"}
 
 
-def chosen_runs(results: Results, which: Which) -> list[Run]:
-    """Return the runs on the frontier of L0 and CE increase, all runs, or none.
+def chosen_runs(results: Results, which: str) -> list[Run]:
+    """Return the runs that get pages.
 
-    The frontier is that of the converged runs, or of all runs if none has converged, so that a short trial has pages.
+    Args:
+        results: the runs to choose among.
+        which: `frontier` for the runs on the frontier of L0 and CE increase, or FVU where the study has no language
+            model; `all`, `none`, or the name of a run, in which * stands for any characters. The frontier is that of
+            the converged runs, or of all runs if none has converged, so that a short trial has pages.
     """
     if which == "none":
         return []
     if which == "all":
         return results.runs
-    best = pareto_best([r for r in results.records if r["converged"]] or results.records)
+    if which != "frontier":
+        return [run for run in results.runs if run.run_id == which or fnmatchcase(run.run_id, which)]
+    records = results.records
+    best = pareto_best([r for r in records if r["converged"]] or records, y=main_metric(records))
     return [Run(results.folder / r["run_id"], r) for r in best]
 
 
@@ -48,8 +55,8 @@ class LatentPages:
     """The pages of latents that a study should have. Those that are there already are kept."""
 
     results: Results
-    which: Which
-    """The runs that get pages."""
+    which: str
+    """The runs that get pages, as in `chosen_runs`."""
     n_tokens: int
     """The number of held-out tokens to look at, or all if there are fewer."""
     n_examples: int

@@ -1,4 +1,4 @@
-"""The texts of tokens, as the pages of latents show them and find them."""
+"""The texts of tokens, as people are shown them and search for them: characters over several tokens are whole."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
