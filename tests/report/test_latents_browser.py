@@ -1,8 +1,13 @@
 """The page of the latents on a text, and the pages of latents, in chromium."""
 
+import numpy as np
 import pytest
 
 from prolu import SAE, SAEConfig, latents_on
+from prolu.activations.rows import rows_of_arrays
+from prolu.report.latents.browser import PageSource, write_browser
+from prolu.report.latents.firings import HeldOutText
+from prolu.report.latents.row_examples import RowExamples
 from prolu.report.latents.text_page import write_text_page
 from prolu.training.starting_weights import initial_weights
 from support.browsers import IN_A_BROWSER, LAPTOP, PHONE, WIDE, background, chromium, fits, opened
@@ -93,3 +98,52 @@ def test_the_text_fits_every_window(text_page, opened, size, dark):
     if size != PHONE:  # where both do not fit beside one another
         box = page.locator("#latents tr").first.bounding_box()
         assert box["y"] < 300
+
+
+# ---- pages of rows
+
+
+@pytest.fixture(scope="module")
+def row_pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    draw = np.random.default_rng(0)
+    rows = rows_of_arrays(draw.normal(size=(900, 8)), draw.normal(size=(160, 8)))
+    np.save(folder / "images.npy", draw.random((40, 8, 8)))
+    (folder / "labels.txt").write_text("".join(f"kind {i % 5} <img src=x onerror=alert(1)>\n" for i in range(160)))
+    examples = RowExamples.open(folder / "labels.txt", folder / "images.npy", rows)
+    config = SAEConfig(d_in=8, d_sae=24, nonlinearity="topk(3)")
+    text = HeldOutText.of_rows(rows, 160, lambda n: None)
+    facts = {"name": "of rows", "figures": {"L0": 3.0}, "config": {}}
+    source = PageSource(SAE(config, initial_weights(config, 0)), text, examples, 6, facts)
+    write_browser(folder / "features", source, {})
+    return folder / "features" / "index.html"
+
+
+@pytest.mark.parametrize("size", [WIDE, LAPTOP, PHONE])
+def test_rows_are_shown_by_their_images_and_labels(row_pages, opened, size):
+    page = opened(row_pages, viewport=size, hash_="#3")
+    card = page.locator(".card").first
+    card.wait_for()
+    assert fits(page)
+    for image in page.locator(".card img").all()[:4]:
+        image.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('.card img').naturalWidth === 8")
+    assert page.locator(".card .patch").count() == page.locator(".card").count()  # four parts make a square
+    assert "kind" in card.locator("figcaption").inner_text()
+    assert page.locator(".card figcaption img").count() == 0
+    card.hover()
+    assert page.locator("#tip").inner_text().startswith("row ")
+    if size == LAPTOP:
+        page.evaluate("document.querySelector('#detail').scrollTop = 0")
+        box = page.locator(".card").first.bounding_box()
+        assert box["y"] + box["height"] < 768
+
+
+def test_rows_are_found_by_their_labels(row_pages, opened):
+    page = opened(row_pages)
+    assert not page.locator("#where").is_visible()
+    page.locator("#query").fill("kind 3")
+    page.wait_for_function("/^[0-9]+ (of|latents)/.test(document.querySelector('#count').textContent)")
+    page.locator("#visible .row").first.click()
+    page.locator(".card").first.wait_for()
+    assert any("kind 3" in text for text in page.locator(".card figcaption").all_inner_texts())

@@ -85,9 +85,18 @@ class RowArrays(RowBlocks):
         """Return the number of rows."""
         return self.shape[0]
 
+    @property
+    def n_in_files(self) -> int:
+        """The number of rows in all arrays, of which these are some."""
+        return int(self._starts[-1])
+
+    def numbers_in_files(self, chosen: np.ndarray) -> np.ndarray:
+        """Return the numbers that some of the rows have in the arrays, counted through all of them."""
+        return chosen if self._numbers is None else self._numbers[chosen]
+
     def __getitem__(self, chosen: np.ndarray, /) -> Float[Tensor, "n 1 d_in"]:
         """Return some of the rows, in the order of their numbers."""
-        numbers = chosen if self._numbers is None else self._numbers[chosen]
+        numbers = self.numbers_in_files(chosen)
         if len(self._parts) == 1:
             return _rows_of(self._parts[0], numbers)[:, None]
         of_part = np.searchsorted(self._starts, numbers, side="right") - 1

@@ -71,6 +71,7 @@ def prepare_sweep(
 
     requests = mesh.first_rank_first(opened)
     latents.check_named([run.run_id for request in requests for run in request.runs])
+    latents.check_rows(requests[0].stream.blocks)
     if engine.in_groups:
         return [_in_groups(requests[0], source, latents, engine, patience)]
     mesh.first_rank_first(lambda: prepare_folders(requests))

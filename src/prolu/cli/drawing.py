@@ -1,7 +1,7 @@
 """Pages of latents and reports: the work of `report`, and the last part of every command that trains."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,16 +41,11 @@ def prepare_report(
     # Both raise ValueError before anything is written.
     records_of(found)
     check_studies(found, out)
-    todo = []
-    for results in found:
-        pages = _pages_of(results, latents)
-        # Pages show the text on which latents are active, and rows have none.
-        if "rows" not in results.config["stream"] and (missing := pages.missing()):
-            todo.append((pages, missing, *pages.open_source()))
+    todo = [work for results in found if (work := _page_work(results, latents))]
 
     def job() -> None:
-        for pages, missing, lm, blocks in todo:
-            pages.write(missing, lm, blocks)
+        for work in todo:
+            work()
         draw_report(found, out, all_verdicts=all_verdicts, agreement=agreement, metrics=metrics)
 
     return [job]
@@ -62,6 +57,8 @@ def draw_studies(requests: Sequence[StudyRequest], latents: LatentPageOptions, o
     Returns:
         The exit code, which says whether a run failed.
     """
+    from prolu.report.latents.row_examples import RowExamples
+
     studies: list[Results] = []
     for request in requests:
         if not finished_runs(request.runs, request.out):
@@ -69,10 +66,12 @@ def draw_studies(requests: Sequence[StudyRequest], latents: LatentPageOptions, o
         results = Results.load(request.out)
         studies.append(results)
         blocks = request.stream.blocks
-        # Pages show the text on which latents are active, and rows have none.
-        if isinstance(blocks, TokenBlocks) and (missing := (pages := _pages_of(results, latents)).missing()):
+        if missing := (pages := _pages_of(results, latents)).missing():
             # The model and the text are open already, so they need not be read again from the study's description.
-            pages.write(missing, request.stream.lm, blocks)
+            if isinstance(blocks, TokenBlocks):
+                pages.write(missing, request.stream.lm, blocks)
+            else:
+                pages.write_of_rows(missing, RowExamples.open(latents.labels, latents.images, blocks), blocks)
     # A study at one hook lies in `out` itself; at several hooks, each study has a folder of its own in `out`.
     if requests[0].out == out:
         draw_report(studies)
@@ -89,7 +88,41 @@ def draw_studies(requests: Sequence[StudyRequest], latents: LatentPageOptions, o
 def _pages_of(results: Results, latents: LatentPageOptions) -> "LatentPages":
     from prolu.report.latents.pages import LatentPages
 
-    return LatentPages(results, latents.latent_pages, latents.latent_tokens, latents.examples)
+    return LatentPages(
+        results,
+        latents.latent_pages,
+        latents.latent_tokens,
+        latents.examples,
+        labels=latents.labels,
+        images=latents.images,
+    )
+
+
+def _page_work(results: Results, latents: LatentPageOptions) -> Callable[[], None] | None:
+    """Return a function that writes the missing pages of a study; None if none is missing.
+
+    Raises:
+        ValueError: what the pages are made from cannot be opened.
+    """
+    pages = _pages_of(results, latents)
+    stream = results.config["stream"]
+    is_of_rows = "rows" in stream
+    if not is_of_rows and (latents.labels or latents.images):
+        raise ValueError(f"labels and images: {results.folder} is a study of text, whose pages show its tokens")
+    if not (missing := pages.missing()):
+        return None
+    if not is_of_rows:
+        lm, blocks = pages.open_source()
+        return lambda: pages.write(missing, lm, blocks)
+    try:
+        examples, rows = pages.open_rows()
+    except ValueError as problem:
+        # Rows of a program's own arrays are in no file; they are missed only if their pages were asked for.
+        if latents.latent_pages != "frontier" or latents.labels or latents.images:
+            raise
+        logger.info("no pages of latents: %s", problem)
+        return None
+    return lambda: pages.write_of_rows(missing, examples, rows)
 
 
 def draw_reports(studies: Sequence[Results], out: Path) -> None:

@@ -4,13 +4,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
 from prolu.cli.job import Job
 from prolu.runtime.checks import at_least_1
 from prolu.studies.settings import MIN_EVAL_FRACTION
+
+if TYPE_CHECKING:
+    from prolu.activations.rows import Rows
+    from prolu.activations.token_blocks import TokenBlocks
 
 KINDS_OF_PAGES = ("frontier", "all", "none")
 """The choices of runs that get pages of latents; anything else names a run."""
@@ -29,11 +33,27 @@ class LatentPageOptions:
     examples: int = 15
     """The number of texts with a latent's strongest activations to show. About as many more are drawn over the whole
     range of its activations."""
+    labels: Path | None = None
+    """For studies of rows (--activations): a text file with a label for each row of the file, one a line, to show with
+    the examples. By default rows are shown by their numbers."""
+    images: Path | None = None
+    """For studies of rows: the images that the rows come from, a folder of PNGs in the order of their names or a .npy
+    file [n, h, w] or [n, h, w, 3]. There is one for each row, or for each so many rows that follow one another."""
 
     def check(self) -> None:
         """Raise ValueError unless the numbers are 1 or more."""
         at_least_1("latent_tokens", self.latent_tokens)
         at_least_1("examples", self.examples)
+
+    def check_rows(self, blocks: "TokenBlocks | Rows") -> None:
+        """Raise ValueError if there are labels or images that do not fit the rows of a study, or it has no rows."""
+        from prolu.activations.rows import Rows
+        from prolu.report.latents.row_examples import RowExamples
+
+        if isinstance(blocks, Rows):
+            RowExamples.open(self.labels, self.images, blocks)
+        elif self.labels or self.images:
+            raise ValueError("labels and images: only for rows, with --activations")
 
     def check_named(self, run_ids: Collection[str]) -> None:
         """Raise ValueError if a run is named of which there is none among these."""

@@ -1,6 +1,7 @@
 // The page of one SAE's latents: a list to sort, filter and search, and beside it all about the chosen latent.
 // `facts` stands before this script in the page; everything else is in the files of the folder data/.
 
+const unit = facts.rows ? "row" : "token"; // what the latents are active on
 const narrow = matchMedia("(max-width: 820px)"); // on a phone the list and the latent are seen one at a time
 
 // ---- data: a page opened from the disk may not fetch files, but it may load scripts, so each data file calls put()
@@ -51,10 +52,10 @@ function defineColumns() {
   const ids = Uint32Array.from(list.density, (_, i) => i);
   columns = [
     column("id", "latent", ids, (i) => String(i), "minmax(3.8rem, .7fr)"),
-    column("token", "token", null, (i) => token(list.token[i]), "minmax(4.4rem, 2fr)", "token", "the token on which it is most strongly active"),
-    column("density", "density", list.density, (i) => percent(list.density[i]), "minmax(4.2rem, 1fr)", "", "fraction of tokens on which it is active"),
+    column("token", facts.rows?.labels ? "label" : unit, null, (i) => token(list.token[i]), "minmax(4.4rem, 2fr)", "token", `the ${unit} on which it is most strongly active`),
+    column("density", "density", list.density, (i) => percent(list.density[i]), "minmax(4.2rem, 1fr)", "", `fraction of ${unit}s on which it is active`),
     column("max", "max", list.max, (i) => number(list.max[i]), "minmax(3.4rem, .9fr)", "", "largest activation"),
-    column("mean", "mean", list.mean, (i) => number(list.mean[i]), "minmax(3.4rem, .9fr)", "wide", "mean activation over the tokens on which it is active"),
+    column("mean", "mean", list.mean, (i) => number(list.mean[i]), "minmax(3.4rem, .9fr)", "wide", `mean activation over the ${unit}s on which it is active`),
     ...Object.entries(list.own).map(([name, values]) =>
       column(name, name, values, (i) => number(values[i]), "minmax(4.5rem, 1fr)", "wide", `the parameter ${name} of its nonlinearity`)),
     ...(list.cosine
@@ -169,7 +170,7 @@ async function show(id) {
 function described(id, latent, text) {
   const n = latent.on; // the number of tokens on which it is active
   const figures = [
-    ["density", n ? `${percent(list.density[id])} (${whole(n)} of ${whole(facts.n_tokens)} tokens)` : `0: dead in this sample of ${whole(facts.n_tokens)} tokens`],
+    ["density", n ? `${percent(list.density[id])} (${whole(n)} of ${whole(facts.n_tokens)} ${unit}s)` : `0: dead in this sample of ${whole(facts.n_tokens)} ${unit}s`],
     ["max", number(list.max[id])],
     ["mean where active", number(list.mean[id])],
     ...Object.entries(list.own).map(([name, values]) => [name, number(values[id])]),
@@ -191,7 +192,7 @@ function described(id, latent, text) {
       stepButton("‹", -1, "Previous latent in the list (k)"), stepButton("›", 1, "Next latent in the list (j)")),
     named(make("dl", { class: "figures" }), figures),
     make("div", { class: "panels" }, histogram(latent, id), ...lists, pairs("Nearest latents", near, "the latents whose decoder rows have the largest cosine with its own", "near")),
-    ...examples("Strongest", latent.top, id, text, n ? "at most one per token block" : "none: the latent is dead in this sample"),
+    ...examples("Strongest", latent.top, id, text, n ? (facts.rows ? "" : "at most one per token block") : "none: the latent is dead in this sample"),
     // The bands are in the file with the weakest first; the page goes on downwards from the strongest.
     ...latent.bands.map((band, b) => [band, b]).reverse().flatMap(([band, b]) => band.length
       ? examples(`${100 * b / facts.n_bands}–${100 * (b + 1) / facts.n_bands}% of its activations`, band, id, text, "drawn at random") : []),
@@ -239,7 +240,30 @@ function histogram(latent, id) {
 
 function examples(title, rows, id, text, note) {
   const heading = make("h3", {}, title, make("span", { class: "quiet note" }, ` ${note}`));
-  return [make("section", { class: "examples" }, heading, ...rows.map((row) => example(row, id, text)))];
+  const shown = facts.rows
+    ? [make("div", { class: "cards" }, ...rows.map((row) => card(row, text)))] : rows.map((row) => example(row, id, text));
+  return [make("section", { class: "examples" }, heading, ...shown)];
+}
+
+// An example of a study of rows: the row's image or label, and the activation on it.
+function card([position, , , pairs], text) {
+  const row = text.rows[position];
+  const each = facts.rows.per_image;
+  const image = Math.floor(row / each);
+  const place = row % each;
+  const value = number(pairs[1]);
+  return make("figure", { class: "card", "data-tip": `row ${row}: ${value}` },
+    facts.rows.images ? make("div", { class: "image" }, make("img", { src: `data/images/${image}.png`, alt: `image ${image}`, loading: "lazy" }), patch(place, each)) : null,
+    make("figcaption", {}, facts.rows.labels ? token(text.tokens[position]) : null,
+      make("span", { class: "quiet" }, each > 1 ? `image ${image}, part ${place}` : `row ${row}`), make("b", {}, value)));
+}
+
+// The outline of a row's part of its image: the parts of an image are its patches, line by line, if they make a square.
+function patch(place, each) {
+  const side = Math.sqrt(each);
+  if (each === 1 || !Number.isInteger(side)) return null;
+  const percent = (n) => `${100 * n / side}%`;
+  return make("span", { class: "patch", style: `left: ${percent(place % side)}; top: ${percent(Math.floor(place / side))}; width: ${percent(1)}; height: ${percent(1)}` });
 }
 
 // `pairs` lists the activations above 0 in the window: offset, value, offset, value ...
@@ -302,7 +326,7 @@ async function search() {
 function showFacts() {
   named($("figures"), [
     ["latents alive", `${whole(facts.n_alive)} of ${whole(facts.n_latents)}`],
-    ["tokens", whole(facts.n_tokens)],
+    [`${unit}s`, whole(facts.n_tokens)],
     ...Object.entries(facts.figures).map(([name, value]) => [name, typeof value === "number" ? number(value) : value]),
   ]);
   const withoutMean = facts.unembedding?.removes_mean
@@ -315,9 +339,9 @@ function showFacts() {
     ...(transcoder
       ? [`This is a ${transcoder.skip ? "skip " : ""}transcoder. Its latents read the activations at ${transcoder.reads}: the examples show on which tokens. Their decoder rows write at ${transcoder.writes}: promoted and suppressed tokens and nearest latents are of what they write.${transcoder.skip ? " What the skip connection writes belongs to no latent, and is not shown." : ""}`]
       : []),
-    `A latent is active on a token if its activation there is above 0. Activations are those of the SAE's normalised space, on ${whole(facts.n_tokens)} held-out tokens; the first position of every token block, BOS, is left out. A latent that is active on none of these tokens is dead in this sample, and may be active on others.`,
-    `Density is the fraction of those tokens on which a latent is active. The strongest examples are at most one per token block. The others are drawn at random, a few from each fifth of at most ${facts.sample} activations of the latent, which are drawn at random too. The shade of a token is its activation as a fraction of the latent's largest; the number beside an example is the activation of the outlined token.`,
-    effect,
+    `A latent is active on a ${unit} if its activation there is above 0. Activations are those of the SAE's normalised space, on ${whole(facts.n_tokens)} held-out ${unit}s${facts.rows ? "" : "; the first position of every token block, BOS, is left out"}. A latent that is active on none of these is dead in this sample, and may be active on others.`,
+    `Density is the fraction of those ${unit}s on which a latent is active. ${facts.rows ? "The strongest examples come first." : "The strongest examples are at most one per token block."} The others are drawn at random, a few from each fifth of at most ${facts.sample} activations of the latent, which are drawn at random too. ${facts.rows ? "The number of a row is its place in its file, from 0." : "The shade of a token is its activation as a fraction of the latent's largest; the number beside an example is the activation of the outlined token."}`,
+    ...(facts.rows ? [] : [effect]),
   ];
   $("notes").append(...notes.map((note) => make("p", {}, note)));
   $("config").textContent = JSON.stringify(facts.config, null, 1);

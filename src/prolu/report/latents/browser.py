@@ -4,6 +4,7 @@ index.html             the page, with its style and script
 data/list.js           a row per latent
 data/tokens.js         the texts of tokens; all other files name a token by its place in this list
 data/text.js           the held-out text, token block after token block
+data/images/N.png      of rows that belong to images: those of the examples
 data/search.js         per latent, the tokens of its strongest examples on which it is active, and those it promotes
 data/details-N.js      histogram, examples, promoted tokens and neighbours of 256 latents
 made.json              everything that decides the pages; written last
@@ -25,6 +26,7 @@ from prolu.evaluation.latents import encoder_decoder_cosine
 from prolu.report.assets import render
 from prolu.report.latents.directions import LogitEffect, Unembedding, logit_effects, neighbours, unembedding_of
 from prolu.report.latents.firings import N_BANDS, SAMPLE, Advance, Example, Firings, HeldOutText, collect
+from prolu.report.latents.row_examples import RowExamples, RowTexts
 from prolu.runtime.files import json_text, read_json_object, remove, through_json, write_atomically
 from prolu.sae.autoencoder import SAE
 
@@ -46,7 +48,8 @@ class PageSource(NamedTuple):
 
     sae: SAE
     text: HeldOutText
-    lm: LanguageModel
+    lm: LanguageModel | RowExamples
+    """The language model whose tokens the text consists of, or how rows that come from none are shown."""
     n_examples: int
     """The number of strongest examples per latent."""
     facts: Mapping[str, Any]
@@ -66,8 +69,9 @@ def write_browser(folder: Path, source: PageSource, made: Mapping[str, Any], adv
     remove(folder)
     (folder / "data").mkdir(parents=True)
     firings = collect(source.sae, source.text, source.n_examples, advance)
-    unembedding = unembedding_of(source.lm)
-    names = TokenTexts(source.lm.tokenizer)
+    row_examples = source.lm if isinstance(source.lm, RowExamples) else None
+    unembedding = unembedding_of(source.lm) if isinstance(source.lm, LanguageModel) else None
+    names = TokenTexts(source.lm.tokenizer) if isinstance(source.lm, LanguageModel) else RowTexts(source.lm)
     shown: list[int] = []
     texts: list[int] = []
     for ids in source.text.tokens.tolist():
@@ -88,7 +92,12 @@ def write_browser(folder: Path, source: PageSource, made: Mapping[str, Any], adv
         # Differences of rounded sums, so that all files together advance by the size of the text exactly.
         advance(len(texts) * ids.stop // n_latents - len(texts) * ids.start // n_latents)
     _put(folder, "search", index)
-    _put(folder, "text", {"ctx": source.text.ctx, "tokens": shown})
+    text: dict[str, Any] = {"ctx": source.text.ctx, "tokens": shown}
+    if row_examples is not None:
+        text["rows"] = source.text.tokens.ravel().tolist()
+        examples = [e for latent in firings.examples for part in (latent.strongest, *latent.bands) for e in part]
+        row_examples.write_images({text["rows"][e.position] for e in examples}, folder / "data" / "images")
+    _put(folder, "text", text)
     _put(folder, "list", _list(source.sae, firings, texts))
     # After the details, because promoted tokens that are not in the text get their places there.
     _put(folder, "tokens", names.texts)
@@ -113,7 +122,7 @@ def _effects(sae: SAE, ids: range, unembedding: Unembedding | None) -> list[Logi
 
 
 def _details(
-    firings: Firings, i: int, near: list[tuple[int, float]], effect: LogitEffect, names: TokenTexts
+    firings: Firings, i: int, near: list[tuple[int, float]], effect: LogitEffect, names: TokenTexts | RowTexts
 ) -> dict[str, Any]:
     """Return what is shown of one latent."""
 
@@ -175,6 +184,14 @@ def _put(folder: Path, name: str, value: Any) -> None:
     write_atomically(folder / "data" / f"{name}.js", f"put({json.dumps(name)}, {data})\n")
 
 
+def _row_facts(rows: RowExamples) -> dict[str, Any]:
+    return {
+        "labels": rows.labels is not None,
+        "images": rows.images is not None,
+        "per_image": rows.rows_per_image,
+    }
+
+
 def _page(source: PageSource, firings: Firings, unembedding: Unembedding | None) -> str:
     sae = source.sae
     hooks = {"reads": sae.hook, "writes": sae.hook_out, "skip": sae.config.skip} if sae.is_transcoder else None
@@ -186,6 +203,8 @@ def _page(source: PageSource, firings: Firings, unembedding: Unembedding | None)
         "n_bands": N_BANDS,
         "sample": SAMPLE,
         "transcoder": hooks,
+        "rows": _row_facts(source.lm) if isinstance(source.lm, RowExamples) else None,
         "unembedding": None if unembedding is None else {"removes_mean": unembedding.removes_mean},
     }
-    return render("latents/browser.html", name=source.facts["name"], facts=shown)
+    unit = "token" if shown["rows"] is None else "label" if shown["rows"]["labels"] else "row"
+    return render("latents/browser.html", name=source.facts["name"], facts=shown, unit=unit)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prolu.activations.kept_tokens import kept_of_scored
 from prolu.activations.language_model import LanguageModel
+from prolu.activations.rows import RowArrays, Rows
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.token_mask import NO_MASK, TokenMask
 from prolu.evaluation.held_out import choose_blocks
@@ -43,10 +44,11 @@ class HeldOutText:
     """Held-out token blocks and their activations, computed once for all SAEs at a hook; 4 d_in bytes per token."""
 
     tokens: np.ndarray
-    """Token ids [n, ctx]."""
+    """Token ids [n, ctx]; of rows that come from no language model, the number of each in its file, [n, 1]."""
     acts: Float[Tensor, "n ctx d_in"]
     shown: Bool[Tensor, "n ctx"]
-    """The tokens at which latents are looked at: all but position 0 of each block, BOS, and what a mask leaves out."""
+    """The tokens at which latents are looked at: all but BOS, at position 0 of each block of text, and
+    what a mask leaves out."""
 
     @classmethod
     def read(
@@ -66,10 +68,25 @@ class HeldOutText:
         shown[:, 0] = False
         return cls(tokens, joined, shown)
 
+    @classmethod
+    def of_rows(cls, rows: Rows, n_rows: int, advance: Advance) -> "HeldOutText":
+        """Return `n_rows` held-out rows, or all if there are fewer, each as a block of its own."""
+        chosen = choose_blocks(rows, n_rows)
+        is_array = isinstance(rows.held_out, RowArrays)
+        numbers = rows.held_out.numbers_in_files(chosen) if is_array else _positions(chosen, rows.ctx)
+        acts = rows.held_out[chosen].float().flatten(0, 1)[:, None]
+        advance(len(acts))
+        return cls(numbers[:, None], acts, torch.ones(len(acts), 1, dtype=torch.bool))
+
     @property
     def ctx(self) -> int:
         """The number of tokens per block."""
         return self.tokens.shape[1]
+
+
+def _positions(chosen: np.ndarray, ctx: int) -> np.ndarray:
+    """Return the numbers of the rows in some blocks of rows."""
+    return (chosen[:, None] * ctx + np.arange(ctx)).ravel()
 
 
 class Example(NamedTuple):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from prolu.activations.language_model import LanguageModel
+from prolu.activations.row_files import open_rows
+from prolu.activations.rows import Rows
 from prolu.activations.source import open_source
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.token_mask import TokenMask
@@ -16,6 +18,7 @@ from prolu.evaluation.comparison.metric_catalog import main_metric
 from prolu.evaluation.held_out import choose_blocks
 from prolu.report.latents.browser import FEATURES_FOLDER, INDEX_FILE, PageSource, was_made, write_browser
 from prolu.report.latents.firings import HeldOutText
+from prolu.report.latents.row_examples import RowExamples, digests_of
 from prolu.runtime.progress import Meter
 from prolu.sae.saved_sae import WEIGHTS_FILE, read_provenance
 from prolu.studies.results import Results
@@ -61,6 +64,10 @@ class LatentPages:
     """The number of held-out tokens to look at, or all if there are fewer."""
     n_examples: int
     """The number of strongest examples per latent."""
+    labels: Path | None = None
+    """Of a study of rows: the file with a label for each row."""
+    images: Path | None = None
+    """Of a study of rows: the images that the rows belong to."""
 
     def missing(self) -> list[Run]:
         """Return the runs whose pages are not there, or were made of other weights, text or settings."""
@@ -83,6 +90,27 @@ class LatentPages:
         except ValueError as problem:
             raise ValueError(f"{problem}; --latent-pages none draws the report without pages of latents") from None
         return lm, blocks
+
+    def open_rows(self) -> tuple[RowExamples, Rows]:
+        """Return the rows of a study without a language model, and how they are shown.
+
+        Raises:
+            ValueError: the rows cannot be read or are not those of the study, or labels or images do not fit them.
+        """
+        stream = self.results.config["stream"]
+        rows = open_rows(stream["data"], stream.get("max_train_tokens", 1), stream.get("held_out_pool", self.n_tokens))
+        if rows.digest() != stream["data_digest"]:
+            raise ValueError(f"activations {stream['data']!r}: are not the rows of the study {self.results.folder}")
+        return RowExamples.open(self.labels, self.images, rows), rows
+
+    def write_of_rows(self, runs: Sequence[Run], examples: RowExamples, rows: Rows) -> None:
+        """Write the pages of latents of rows into the folder of each run; existing pages are replaced."""
+        size = len(choose_blocks(rows, self.n_tokens)) * rows.ctx
+        with Meter("looking at latents", size * (1 + 3 * len(runs)), unit="rows") as meter:
+            text = HeldOutText.of_rows(rows, self.n_tokens, meter.advance)
+            for run in runs:
+                source = PageSource(run.load(), text, examples, self.n_examples, _facts(run))
+                write_browser(run.folder / FEATURES_FOLDER, source, self._made(run), meter.advance)
 
     def write(self, runs: Sequence[Run], lm: LanguageModel, blocks: TokenBlocks) -> None:
         """Write the pages of latents into the folder of each run, one run at a time; existing pages are replaced.
@@ -126,6 +154,7 @@ class LatentPages:
             | self._mask.describe(),
             "n_tokens": self.n_tokens,
             "n_examples": self.n_examples,
+            **digests_of(self.labels, self.images),
         }
 
 
@@ -136,7 +165,8 @@ def page_of(run: Run) -> Path | None:
 
 
 def _facts(run: Run) -> Mapping[str, Any]:
-    figures = {title: run.record[name] for name, title in FIGURES.items()}
+    # Rows come from no language model, so there is no CE increase.
+    figures = {title: run.record[name] for name, title in FIGURES.items() if run.record.get(name) is not None}
     return {
         "name": run.record["run_id"],
         "figures": figures | {"converged": CONVERGED[run.record["converged"]]},
