@@ -72,9 +72,10 @@ class HeldOutText:
     def of_rows(cls, rows: Rows, n_rows: int, advance: Advance) -> "HeldOutText":
         """Return `n_rows` held-out rows, or all if there are fewer, each as a block of its own."""
         chosen = choose_blocks(rows, n_rows)
-        is_array = isinstance(rows.held_out, RowArrays)
-        numbers = rows.held_out.numbers_in_files(chosen) if is_array else _positions(chosen, rows.ctx)
-        acts = rows.held_out[chosen].float().flatten(0, 1)[:, None]
+        held_out = rows.held_out
+        is_array = isinstance(held_out, RowArrays)
+        numbers = held_out.numbers_in_files(chosen) if is_array else _positions(chosen, rows.ctx)
+        acts = held_out[chosen].float().flatten(0, 1)[:, None]
         advance(len(acts))
         return cls(numbers[:, None], acts, torch.ones(len(acts), 1, dtype=torch.bool))
 
