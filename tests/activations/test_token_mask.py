@@ -197,7 +197,7 @@ def test_what_leaves_nothing_or_means_nothing_is_refused(tiny_lm, blocks, tiny_b
 
 
 def test_a_mask_is_recorded_and_read_again():
-    mask = TokenMask(exclude_special_tokens=True, max_norm_multiple=10.0, max_norm=31.5)
+    mask = TokenMask(exclude_special_tokens=True, keep_roles=("assistant",), max_norm_multiple=10.0, max_norm=31.5)
     assert NO_MASK.describe() == {}
     assert TokenMask.recorded(mask.describe() | {"seed": 3}) == mask
     assert TokenMask.recorded({"lm": "gpt2"}) == NO_MASK
