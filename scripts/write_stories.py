@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def main() -> None:
+    """Sample the stories and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lm", required=True, help="a folder in the Hugging Face layout, or a name on the hub")
     parser.add_argument("--n-tokens", type=int, default=16_000_000, help="the number of tokens to write")
