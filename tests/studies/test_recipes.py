@@ -184,3 +184,20 @@ def test_the_study_of_known_features_has_random_baselines_and_rows_as_they_are()
     assert {run.normalisation for run in runs} == {"none"}
     assert {run.freeze for run in runs} == {"none", "decoder", "encoder"}
     assert len({run.run_id for run in runs}) == len(runs)
+
+
+def test_a_study_can_be_cut_to_some_penalties():
+    recipe = recipe_named("experiment1")
+    chosen = recipe.with_penalties(["sqrt_l1"]).runs_at(64)
+    assert chosen == [run for run in recipe.runs_at(64) if run.penalty == "sqrt_l1"]
+    assert len(chosen) == 15
+    # A penalty that follows from the nonlinearity counts as that penalty.
+    assert {run.nonlinearity for run in recipe_named("comparison").with_penalties(["none"]).runs_at(64)} == {
+        "topk",
+        "batchtopk",
+    }
+
+
+def test_a_penalty_that_a_study_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"penalty 'l0': choose one of l1, sqrt_l1"):
+        recipe_named("experiment1").with_penalties(["l0"]).runs_at(64)

@@ -56,6 +56,8 @@ class Study:
     normalisation: Normalisation | None = None
     """How the rows of activations are scaled in every run: per_token, or none, as for synthetic rows, in which the
     magnitude of a feature means something. By default the study's own."""
+    penalty: tuple[str, ...] = ()
+    """Train only the runs of the study that have one of these penalties, such as l1. By default all of its runs."""
     coeff: tuple[float, ...] = ()
     """Coefficients that replace the study's own: each family is trained once at each of them. In a study with target
     L0s, and with --target-l0, one coefficient, from which the L0 controller starts."""
@@ -117,6 +119,8 @@ class Study:
         changes = {"lr": self.lr, "normalisation": self.normalisation}
         given = {name: value for name, value in changes.items() if value is not None}
         recipe = recipe.changed(lambda runs: [replace(run, **given, skip=self.skip) for run in runs])
+        if self.penalty:
+            recipe = recipe.with_penalties(self.penalty)
         # Targets and coefficients before seeds: they keep one run of each family, and so one seed.
         if self.target_l0:
             recipe = recipe.at_targets(self.target_l0)

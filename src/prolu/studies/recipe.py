@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from prolu.runtime.checks import at_least_1
+from prolu.runtime.checks import at_least_1, one_of
 from prolu.studies.widths import DSae, n_latents
 from prolu.training.config import RunConfig
 
@@ -74,6 +74,21 @@ class Recipe(NamedTuple):
         return self.changed(
             lambda runs: [replace(run, target_l0=float(l0)) for run in middle_of_families(runs) for l0 in target_l0s]
         )
+
+    def with_penalties(self, penalties: Sequence[str]) -> "Recipe":
+        """Return only the runs with one of these penalties, such as "l1".
+
+        Raises:
+            ValueError: No run of the study has one of them (when the runs are made).
+        """
+
+        def chosen(runs: list[RunConfig]) -> list[RunConfig]:
+            there = dict.fromkeys(run.resolved_penalty for run in runs)
+            for penalty in penalties:
+                one_of("penalty", penalty, there)
+            return [run for run in runs if run.resolved_penalty in penalties]
+
+        return self.changed(chosen)
 
     def at_coeffs(self, coeffs: Sequence[float]) -> "Recipe":
         """Return each family once at each coefficient, instead of at its own grid of coefficients.
