@@ -6,7 +6,7 @@ import torch
 from prolu import RunConfig, run_sweep, with_seeds
 from prolu.cli.entry_point import main
 from prolu.evaluation import probes
-from prolu.evaluation.absorption import task_of
+from prolu.evaluation.first_letters import task_of
 from prolu.studies import probing
 from prolu.studies.results import Results
 

@@ -5,15 +5,9 @@ import pytest
 import torch
 
 from prolu import SAE, LanguageModel, SAEConfig
-from prolu.evaluation import absorption
-from prolu.evaluation.absorption import (
-    absorbed,
-    absorption_figures,
-    is_fully_absorbed,
-    letter_task,
-    letter_words,
-    task_of,
-)
+from prolu.evaluation import first_letters
+from prolu.evaluation.absorption import absorbed, absorption_figures, is_fully_absorbed
+from prolu.evaluation.first_letters import letter_task, letter_words, task_of
 from prolu.training.starting_weights import initial_weights
 
 N_LETTERS = 12
@@ -167,9 +161,9 @@ def test_words_of_one_spelling_are_on_one_side(monkeypatch):
     sides = {}
     for i, letter, is_test in zip(*(part.tolist() for part in words), strict=True):
         word = tokenizer.decode([i]).strip().lower()
-        assert absorption.LETTERS[letter] == word[0]
+        assert first_letters.LETTERS[letter] == word[0]
         assert sides.setdefault(word, is_test) == is_test
     assert 0.15 < np.mean(list(sides.values())) < 0.25
-    assert len(words.enough()) >= absorption.FEWEST_LETTERS
-    monkeypatch.setattr(absorption, "MOST_WORDS", 100)
+    assert len(words.enough()) >= first_letters.FEWEST_LETTERS
+    monkeypatch.setattr(first_letters, "MOST_WORDS", 100)
     assert len(letter_words(tokenizer).ids) == 100

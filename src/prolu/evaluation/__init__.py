@@ -14,6 +14,7 @@
 - `splicing`: an SAE in place of a model's activations in any forward pass, with its latents edited.
 - `edits`: the usual edits of latents.
 - `attribution`: what each latent contributes to a logit difference.
+- `first_letters`: words, activations at them, and probes for their first letters.
 - `absorption`: how much of first letters other latents have taken from the latents for them.
 - `comparison`: frontiers, verdicts with intervals, claims and figures.
 """

@@ -2,43 +2,20 @@
 
 An SAE that has a latent for words with an s, and another for one such word, saves an active latent by leaving the first
 inactive on that word: the second *absorbs* it (Chanin et al. 2024, "A is for Absorption", arXiv 2409.14507). The letter
-of a word is known by construction, so this can be counted. Definitions and thresholds are those of SAEBench 0.6.0.
-
-SAEBench reads activations at a word behind ten examples of spelling, for which it takes models of 2 billion parameters.
-Here a word stands alone behind BOS, so that small models can be asked too: a proxy, whose figures are not SAEBench's.
+of a word is known by construction, so this can be counted. Definitions and thresholds are those of SAEBench 0.6.0, but
+words are read where `first_letters` says: a proxy, whose figures are not SAEBench's.
 """
 
-import string
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from prolu.activations.documents import is_held_out
-from prolu.activations.language_model import LanguageModel
-from prolu.evaluation.probes import fitted_probe
-from prolu.runtime.rng import keyed_generator
+from prolu.evaluation.first_letters import LetterTask, balanced_probe, f1
 from prolu.sae.autoencoder import SAE
 from prolu.sae.latents import Latents
-
-LETTERS = string.ascii_lowercase
-TEST_FRACTION = 0.2
-"""The fraction of spellings that are for testing, as in SAEBench."""
-
-FEWEST_WORDS = 10
-"""The least number of words for testing with which a letter is scored."""
-
-MOST_WORDS = 8192
-"""The number of words, of fitting and testing together, above which some are drawn. Their latents are held together."""
-
-FEWEST_LETTERS = 10
-"""The least number of letters that must be scored. SAEBench asks for 20, with vocabularies of 256,000 tokens."""
-
-PROBE_F1 = 0.6
-"""The F1 above which the activations count as having a letter at all."""
 
 LARGEST_K = 10
 """The largest number of latents that can be the parts of one split letter."""
@@ -63,109 +40,6 @@ L1_WEIGHT = 0.01
 
 N_STEPS = 300
 """The number of steps in which these coefficients are fitted."""
-
-
-class LetterWords(NamedTuple):
-    """The words that a tokenizer has as single tokens."""
-
-    ids: Int[Tensor, " n_words"]
-    """The token of each word."""
-    letters: Int[Tensor, " n_words"]
-    """The first letter of each word: 0 for a, upper or lower case, to 25 for z."""
-    is_test: Bool[Tensor, " n_words"]
-    """Whether the word is for testing. Words that differ in case, or in a space before them, are on one side."""
-
-    def enough(self) -> list[int]:
-        """Return the letters with enough words for testing.
-
-        Raises:
-            ValueError: there are too few such letters.
-        """
-        counts = torch.bincount(self.letters[self.is_test], minlength=len(LETTERS))
-        letters = torch.nonzero(counts >= FEWEST_WORDS).flatten().tolist()
-        if len(letters) < FEWEST_LETTERS:
-            raise ValueError(
-                f"first letters: the tokenizer has {FEWEST_WORDS} words for testing for {len(letters)} letters only, "
-                f"needed are {FEWEST_LETTERS}"
-            )
-        return letters
-
-
-class LetterTask(NamedTuple):
-    """What absorption is measured on: the activations at words, and a probe for each letter."""
-
-    acts: Float[Tensor, "n_words d_in"]
-    """The language model's activations at the words, each behind BOS."""
-    letters: Int[Tensor, " n_words"]
-    """The first letter of each word."""
-    is_test: Bool[Tensor, " n_words"]
-    """Whether the word is for testing."""
-    probes: dict[int, Float[Tensor, " d_in_plus_1"]]
-    """The coefficients of the probe for each letter that is scored, on `acts`, and last its intercept."""
-
-
-def letter_words(tokenizer: Any) -> LetterWords:
-    """Return the words of a tokenizer: its tokens of letters a to z in either case, with or without a space before."""
-    found = [
-        (i, text.removeprefix(" ").lower())
-        for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))]))
-    ]
-    words = [(i, word) for i, word in found if word and word.isascii() and word.isalpha()]
-    if len(words) > MOST_WORDS:
-        order = torch.randperm(len(words), generator=keyed_generator("words"))[:MOST_WORDS]
-        words = [words[place] for place in sorted(order.tolist())]
-    return LetterWords(
-        torch.tensor([i for i, _ in words], dtype=torch.int64),
-        torch.tensor([LETTERS.index(word[0]) for _, word in words], dtype=torch.int64),
-        torch.tensor([is_held_out(word, TEST_FRACTION) for _, word in words], dtype=torch.bool),
-    )
-
-
-def letter_task(lm: LanguageModel) -> LetterTask:
-    """Return what absorption of first letters is measured on.
-
-    Args:
-        lm: the language model at the hook of the SAEs.
-
-    Raises:
-        ValueError: its tokenizer has too few words, or its activations tell too few letters.
-    """
-    words = letter_words(lm.tokenizer)
-    letters = words.enough()
-    blocks = torch.stack([torch.full_like(words.ids, lm.bos), words.ids], 1)
-    acts = lm.activations(blocks)[:, 1].float().cpu()
-    return task_of(acts, words.letters, words.is_test, letters)
-
-
-def task_of(
-    acts: Float[Tensor, "n_words d_in"],
-    letters: Int[Tensor, " n_words"],
-    is_test: Bool[Tensor, " n_words"],
-    asked: Sequence[int],
-) -> LetterTask:
-    """Return the task of some activations, with a probe for each letter that they tell.
-
-    Args:
-        acts: the activations at words.
-        letters: the first letter of each word.
-        is_test: whether the word is for testing.
-        asked: the letters to fit probes for.
-
-    Raises:
-        ValueError: the activations tell too few of these letters.
-    """
-    probes = {}
-    for letter in asked:
-        probe = _probe(acts[~is_test], letters[~is_test] == letter)
-        guesses = acts[is_test] @ probe[:-1] + probe[-1] > 0
-        if f1(guesses, letters[is_test] == letter) > PROBE_F1:
-            probes[letter] = probe
-    if len(probes) < FEWEST_LETTERS:
-        raise ValueError(
-            f"first letters: probes of the activations tell {len(probes)} letters with an F1 above {PROBE_F1}, needed "
-            f"are {FEWEST_LETTERS}"
-        )
-    return LetterTask(acts, letters, is_test, probes)
 
 
 @torch.no_grad()
@@ -195,12 +69,12 @@ def absorption_figures(sae: SAE, task: LetterTask) -> dict[str, float | None]:
     # How much each latent writes of the model's own activations: the SAE may work on scaled ones.
     magnitudes = latents * (scale.float().cpu() if isinstance(scale, Tensor) else scale) * sae.W_dec.norm(dim=1).cpu()
     directions = torch.nn.functional.normalize(sae.W_dec.float().cpu(), dim=1)
-    ranked = _ranked(latents, task)
+    ranked = ranked_latents(latents, task)
     fractions = []
     full = []
     n_latents = []
     for letter, probe in task.probes.items():
-        own = _latents_of(latents, task, letter, ranked[letter])
+        own = latents_of(latents, task, letter, ranked[letter])
         recognised = task.is_test & (task.letters == letter) & (task.acts @ probe[:-1] + probe[-1] > 0)
         direction = torch.nn.functional.normalize(probe[:-1], dim=0)
         cosines = directions @ direction
@@ -260,25 +134,7 @@ def is_fully_absorbed(
     return silent & aligned & (projections >= 0) & (written / projections >= LEAST_PART)
 
 
-def f1(guesses: Bool[Tensor, " n"], labels: Bool[Tensor, " n"]) -> float:
-    """Return the harmonic mean of precision and recall; 0 if nothing is guessed rightly."""
-    right = (guesses & labels).sum().item()
-    return 2 * right / max(1, guesses.sum().item() + labels.sum().item())
-
-
-def _probe(x: Float[Tensor, "n d"], labels: Bool[Tensor, " n"]) -> Float[Tensor, " d_plus_1"]:
-    """Return the coefficients of a logistic regression that weighs both classes alike, and last its intercept.
-
-    Inputs are divided by one number only: dividing each dimension by its own spread would turn the probe's direction
-    towards dimensions that are rarely active.
-    """
-    n_with = int(labels.sum())
-    spread = x.std().clamp_min(1e-12)
-    probe = fitted_probe(x / spread, labels, weight_with=(len(labels) - n_with) / max(1, n_with))
-    return torch.cat([probe[:-1] / spread, probe[-1:]])
-
-
-def _ranked(latents: Float[Tensor, "n d_sae"], task: LetterTask) -> dict[int, list[int]]:
+def ranked_latents(latents: Float[Tensor, "n d_sae"], task: LetterTask) -> dict[int, list[int]]:
     """Return for each letter the latents that speak for it most, by the coefficients of a regression with an L1 term.
 
     They minimise the mean over letters of the balanced logistic loss plus `L1_WEIGHT` times their sum of sizes. Each
@@ -306,14 +162,14 @@ def _ranked(latents: Float[Tensor, "n d_sae"], task: LetterTask) -> dict[int, li
     return {letter: alive[order[:, column]].tolist() for column, letter in enumerate(task.probes)}
 
 
-def _latents_of(latents: Float[Tensor, "n d_sae"], task: LetterTask, letter: int, ranked: Sequence[int]) -> list[int]:
+def latents_of(latents: Float[Tensor, "n d_sae"], task: LetterTask, letter: int, ranked: Sequence[int]) -> list[int]:
     """Return the latents of a letter: the first of the ranked ones, and more while each raises F1 by more than 0.03."""
     labels = task.letters == letter
     best = -1.0
     own: list[int] = []
     for k in range(1, len(ranked) + 1):
         x = latents[:, ranked[:k]]
-        probe = _probe(x[~task.is_test], labels[~task.is_test])
+        probe = balanced_probe(x[~task.is_test], labels[~task.is_test])
         reached = f1(x[task.is_test] @ probe[:-1] + probe[-1] > 0, labels[task.is_test])
         if reached <= best + F1_JUMP:
             break

@@ -11,7 +11,8 @@ from prolu.activations.documents import Documents, is_held_out
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.text_rows import Rows
 from prolu.activations.token_blocks import LATER_FACTS, holds_blocks
-from prolu.evaluation.absorption import absorption_figures, letter_task
+from prolu.evaluation.absorption import absorption_figures
+from prolu.evaluation.first_letters import letter_task
 from prolu.evaluation.probes import activation_figures, labelled_python, latent_figures, tasks_of
 from prolu.evaluation.python_labels import is_python
 from prolu.sae.autoencoder import SAE
