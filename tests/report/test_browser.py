@@ -222,7 +222,7 @@ def test_the_panel_of_a_run(report, opened):
     page.locator(".runs tr", has_text="r2-16-1").locator("td").nth(4).click()
     shown = panel_of(page)
     assert shown.index("init_seed") < shown.index("settings with their defaults")
-    for fact in ("prolu_ste + sqrt_l1, target L0 16, seed 1", "penalty", "d_sae", "--latent-pages all"):
+    for fact in ("prolu_ste + sqrt_l1, target L0 16, seed 1", "penalty", "d_sae", "--latent-pages r2-16-1"):
         assert fact in shown
     assert f'prolu.SAE.load("{report.parent}/r2-16-1")' in shown
     lengths = "[...document.querySelectorAll('#run .plot')].map((plot) => plot.data[0].y.length)"

@@ -60,12 +60,13 @@ function scoresOf(run) {
 function howToLoad(run) {
   const path = pathOf(run.folder);
   const study = path.replace(/\/?[^/]*$/, "") || ".";
+  const name = path.split("/").pop(); // a run has the name of its folder
   const loading = run.folder ? code(`import prolu\n\nsae = prolu.SAE.load(${JSON.stringify(path)})`)
     : element("p", { class: "quiet" }, run.progress !== null ? "It has no result yet." : "Its weights are not beside its results.");
   if (run.page) return [loading, element("p", {}, element("a", { href: run.page }, "Pages of its latents"), ": the text on which each is active.")];
   if (!run.folder) return [loading];
-  return [loading, element("p", {}, "It has no pages of its latents yet. This command makes those of all runs of its study:"),
-    code(`prolu report ${quotedForShell(study)} --latent-pages all`)];
+  return [loading, element("p", {}, "It has no pages of its latents yet. This command makes them:"),
+    code(`prolu report ${quotedForShell(study)} --latent-pages ${quotedForShell(name)}`)];
 }
 
 function settingsOf(run) {
