@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prolu.activations.documents import Documents
-from prolu.activations.text_rows import Rows
+from prolu.activations.text_rows import SplitRows
 
 WORDS = [
     "the", "cat", "sat", "on", "a", "mat,", "while", "rain", "fell:", "\u05e9\u05dc\u05d5\u05dd", "\u65e5\u672c",
@@ -241,7 +241,7 @@ def by_us(place: Path, config: str, column: str, splits: list[str]) -> Splits:
     return {
         split: [
             d.content if isinstance(d.content, str) else d.content.tolist()
-            for d in Documents(Rows(str(place), split, config), column)
+            for d in Documents(SplitRows(str(place), split, config), column)
         ]
         for split in splits
     }

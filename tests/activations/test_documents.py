@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from prolu import load_blocks
 from prolu.activations import packer
 from prolu.activations.documents import Documents, is_held_out
-from prolu.activations.text_rows import Rows
+from prolu.activations.text_rows import SplitRows
 from support.interruptions import dies_at_disk_operation
 
 CTX = 16
@@ -37,7 +37,7 @@ def ids():
 
 
 def contents(source, column):
-    return [np.asarray(document.content).tolist() for document in Documents(Rows(source), column)]
+    return [np.asarray(document.content).tolist() for document in Documents(SplitRows(source), column)]
 
 
 def padded(rows, side="right", pad=0, length=48):
@@ -129,12 +129,12 @@ def test_what_is_no_mask_of_padding_leaves_its_row_out(mask, words):
     """A mask that is added to scores of attention says the opposite of one that is multiplied."""
     columns = {"input_ids": [[5, 6, 7, 8]], "attention_mask": [mask]}
     with pytest.raises(ValueError, match=f"no text or token ids in column 'input_ids'; a row has .*{words}"):
-        list(Documents(Rows(Dataset.from_dict(columns)), "input_ids"))
+        list(Documents(SplitRows(Dataset.from_dict(columns)), "input_ids"))
 
 
 def test_a_mask_with_holes_leaves_out_what_it_masks():
     columns = {"input_ids": [[5, 6, 7, 8, 9]], "attention_mask": [[1, 0, 1, 0, 1]]}
-    (document,) = Documents(Rows(Dataset.from_dict(columns)), "input_ids")
+    (document,) = Documents(SplitRows(Dataset.from_dict(columns)), "input_ids")
     assert document.content.tolist() == [5, 7, 9]
 
 
@@ -162,7 +162,7 @@ def test_a_mask_of_another_length_leaves_its_row_out(ids):
     masks[3] = masks[3][:-1]
     filled[7] = ids[7]
     masks[7] = None
-    documents = Documents(Rows(Dataset.from_dict({"input_ids": filled, "attention_mask": masks})), "input_ids")
+    documents = Documents(SplitRows(Dataset.from_dict({"input_ids": filled, "attention_mask": masks})), "input_ids")
     assert [d.content.tolist() for d in documents] == ids[:3] + ids[4:]
     assert documents.n_left_out == 1
     assert "48 token ids, and an attention_mask that does not fit" in documents.first_reason
@@ -214,7 +214,7 @@ def test_the_side_of_a_row_does_not_depend_on_the_integer_type(tokenizer, ids, t
     for kind in ("int16", "uint16", "int32", "uint32", "int64", "uint64"):
         for form in (Sequence(Value(kind)), LargeList(Value(kind))):
             dataset = Dataset.from_dict({"input_ids": ids}, features=Features({"input_ids": form}))
-            sides = [is_held_out(document.key) for document in Documents(Rows(dataset), "input_ids")]
+            sides = [is_held_out(document.key) for document in Documents(SplitRows(dataset), "input_ids")]
             assert sides == rule
             digests.add(load_blocks(dataset, tokenizer, CTX, text_column="input_ids").digest())
     source = as_json(tmp_path, {"input_ids": ids})
@@ -314,7 +314,7 @@ def test_only_columns_asked_for_are_read(tokenizer, tmp_path, monkeypatch):
     load_blocks(source, tokenizer, CTX)
     assert set(map(tuple, read)) == {("text",)}
     for form in (as_saved, as_dataset):
-        rows = list(Rows(form(tmp_path, wide)).read(["text", "attention_mask"]))
+        rows = list(SplitRows(form(tmp_path, wide)).read(["text", "attention_mask"]))
         assert all(row.keys() == {"text"} for row in rows)
 
 

@@ -13,13 +13,13 @@ from prolu.activations import packer
 from prolu.activations.blocks_folder import copy_blocks
 from prolu.activations.builtin import stdlib_documents
 from prolu.activations.documents import Documents, is_held_out
-from prolu.activations.text_rows import Rows
+from prolu.activations.text_rows import SplitRows
 from prolu.activations.token_blocks import read_blocks
 from support.interruptions import dies_at_disk_operation, disk_operations
 
 
 def documents_of(source):
-    return list(Documents(Rows(str(source)), "text"))
+    return list(Documents(SplitRows(str(source)), "text"))
 
 
 @pytest.fixture
@@ -176,13 +176,13 @@ def test_a_slice_is_the_same_rows_whatever_the_files(tokenizer, pretokenised, tm
             ("train[:-41]", rows[:60]),
             ("train[98:99%]", rows[99:100]),
         ):
-            found = [np.asarray(row["input_ids"]) for row in Rows(str(source), split).read(["input_ids"])]
+            found = [np.asarray(row["input_ids"]) for row in SplitRows(str(source), split).read(["input_ids"])]
             assert np.array_equal(found, expected), (source, split)
 
 
 def test_slices_of_text_too(tokenizer, stories_file):
     everything = [d.content for d in documents_of(stories_file)]
-    rows = Rows(str(stories_file), "train[25:75%]")
+    rows = SplitRows(str(stories_file), "train[25:75%]")
     assert [d.content for d in Documents(rows, "text")] == everything[50:150]
     blocks = load_blocks(str(stories_file), tokenizer, ctx=32, split="train[:50%]", eval_split="train[90%:]")
     assert tokenizer.decode(blocks.held_out[0, 1:]) in everything[180]
@@ -195,7 +195,7 @@ def test_only_row_groups_asked_for_are_read(pretokenised, monkeypatch):
     plain = ParquetFile.iter_batches
     monkeypatch.setattr(ParquetFile, "iter_batches", lambda f, **k: read.append(k["row_groups"]) or plain(f, **k))
     folder, _ = pretokenised
-    assert len(list(Rows(str(folder), "train[58:70]").read(["input_ids"]))) == 12
+    assert len(list(SplitRows(str(folder), "train[58:70]").read(["input_ids"]))) == 12
     assert read == [[8], [0], [1]]
 
 
@@ -289,7 +289,7 @@ def test_the_hubs_answer_is_read_as_a_folder_in_its_layout(pretokenised, monkeyp
     folder, rows = pretokenised
     plain = Path.is_dir
     monkeypatch.setattr(Path, "is_dir", lambda path: path != folder and plain(path))
-    found = [np.asarray(row["input_ids"]) for row in Rows(str(folder), "train[55:65]").read(["input_ids"])]
+    found = [np.asarray(row["input_ids"]) for row in SplitRows(str(folder), "train[55:65]").read(["input_ids"])]
     assert np.array_equal(found, rows[55:65])
 
 

@@ -11,7 +11,7 @@ import yaml
 from datasets import Dataset, DatasetDict, get_dataset_config_names, load_dataset, load_from_disk
 
 from prolu import LanguageModel, load_blocks
-from prolu.activations.text_rows import Rows
+from prolu.activations.text_rows import SplitRows
 from prolu.cli.entry_point import main
 from prolu.studies.results import Results
 
@@ -50,7 +50,7 @@ def write(folder, files, card=None):
 
 
 def texts_of(source, split="train", config=""):
-    return [row["text"] for row in Rows(source, split, config).read(["text"])]
+    return [row["text"] for row in SplitRows(source, split, config).read(["text"])]
 
 
 def config(name, **rest):
@@ -101,7 +101,7 @@ def test_a_repository_is_resolved_as_datasets_resolves_it(tmp_path, name):
             assert texts_of(source, f"{split}[10:20]", one) == list(dataset["text"])[10:20]
             n_found += 1
         with pytest.raises(ValueError, match=f"split 'nope': .* has {', '.join(splits)}$"):
-            Rows(source, "nope", one)
+            SplitRows(source, "nope", one)
     assert n_found > 0
 
 
@@ -119,7 +119,7 @@ def test_a_configuration_must_be_named_where_there_is_no_default(tokenizer, tmp_
     assert texts_of(write(tmp_path / "default", *REPOSITORIES["folders of configurations"])) == TEXTS["c"]
     for source in (write(tmp_path / "plain", {"train.jsonl": "a"}), "builtin", Dataset.from_dict({"text": TEXTS["a"]})):
         with pytest.raises(ValueError, match=r"data_config 'en': .* has no configurations; leave it out"):
-            Rows(source, "train", "en")
+            SplitRows(source, "train", "en")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_saved_datasets_have_the_splits_that_they_were_saved_with(tmp_path, spli
         assert texts_of(str(tmp_path / "test_saved"), f"{split}[50%:]") == list(dataset["text"])[len(dataset) // 2 :]
         assert texts_of(saved, split) == list(dataset["text"])
     with pytest.raises(ValueError, match=f"split 'nope': .* has {', '.join(splits)}$"):
-        Rows(str(tmp_path / "test_saved"), "nope")
+        SplitRows(str(tmp_path / "test_saved"), "nope")
 
 
 @pytest.mark.parametrize("name", ["test_set", "validation", "plain"])
@@ -146,7 +146,7 @@ def test_a_dataset_saved_alone_is_train_whatever_its_folder_is_called(tmp_path, 
     assert texts_of(str(tmp_path / name)) == TEXTS["a"]
     (tmp_path / name / "state.json").write_text("{}")
     with pytest.raises(ValueError, match="not a readable folder of a saved dataset"):
-        Rows(str(tmp_path / name))
+        SplitRows(str(tmp_path / name))
 
 
 def test_splits_over_the_same_file_overlap(tokenizer, tmp_path):
@@ -175,11 +175,11 @@ def test_a_card_that_names_other_places_is_refused(tmp_path, path, key):
     }
     source = write(tmp_path / "r", {"train.jsonl": "a"}, card)
     with pytest.raises(ValueError, match=r"its card names .* which is not in the folder"):
-        Rows(source)
+        SplitRows(source)
     (tmp_path / "r/README.md").unlink()
     (tmp_path / "r/.huggingface.yaml").write_text(yaml.safe_dump(card))
     with pytest.raises(ValueError, match=r"its card names .* which is not in the folder"):
-        Rows(source)
+        SplitRows(source)
 
 
 def test_scripts_and_damaged_cards_are_refused(tmp_path):
@@ -187,13 +187,13 @@ def test_scripts_and_damaged_cards_are_refused(tmp_path):
     source = Path(write(tmp_path / "r", {"train.jsonl": "a"}, card))
     (source / "r.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(ValueError, match="scripts are not run"):
-        Rows(str(source))
+        SplitRows(str(source))
     (source / "README.md").unlink()
     assert texts_of(str(source)) == TEXTS["a"]  # without a card the script is a file like any other
     for text in ("configs: [", "configs: 3", "configs: [{data_files: nope.jsonl}]", "configs: [3]", "- a"):
         (source / "README.md").write_text(f"---\n{text}\n---\n")
         with pytest.raises(ValueError, match=r"card|scripts"):
-            Rows(str(source))
+            SplitRows(str(source))
     assert not (tmp_path / "ran").exists()
 
 
@@ -240,10 +240,10 @@ def test_formats_that_cannot_be_told_apart_are_refused(tmp_path):
     assert texts_of(write(tmp_path / "large", {"part.jsonl": "a", "one.txt": "x", "two.txt": "y"})) == TEXTS["a"]
     few_large = write(tmp_path / "few", {"part.jsonl": "a", "one.txt": "x " * 500, "two.txt": "y " * 500})
     with pytest.raises(ValueError, match=r"files of several formats .*1 \.jsonl .*2 \.txt .*pass one file"):
-        Rows(few_large)
+        SplitRows(few_large)
     unknown = write(tmp_path / "csv", {"a.csv": "x", "b.csv": "y", "LICENSE.txt": "MIT"})
     with pytest.raises(ValueError, match=r"2 \.csv .*known: \.txt"):
-        Rows(unknown)
+        SplitRows(unknown)
 
 
 def test_each_split_has_a_format_of_its_own(tmp_path):

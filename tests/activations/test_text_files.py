@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from prolu import ActivationStream, RunConfig, load_blocks, run_sweep
 from prolu.activations.documents import Documents
-from prolu.activations.text_rows import Rows
+from prolu.activations.text_rows import SplitRows
 from prolu.cli.entry_point import main
 
 TEXTS = [f"{i} a ball went up the tree, and so did the café\u2028 " * 6 for i in range(300)]
@@ -28,7 +28,7 @@ def tokenizer(tiny_lm):
 
 
 def texts_of(file):
-    return [document.content for document in Documents(Rows(str(file)), "text")]
+    return [document.content for document in Documents(SplitRows(str(file)), "text")]
 
 
 def zstd(data):
@@ -56,7 +56,7 @@ COMPRESSED = {
 def test_compressed_files_are_read(tokenizer, tmp_path, name):
     (tmp_path / name).write_bytes(COMPRESSED[name])
     assert texts_of(tmp_path / name) == TEXTS
-    sliced = Rows(str(tmp_path / name), "train[20:50]").read(["text"])
+    sliced = SplitRows(str(tmp_path / name), "train[20:50]").read(["text"])
     assert [row["text"] for row in sliced] == TEXTS[20:50]
 
 
@@ -178,12 +178,12 @@ def test_a_list_of_files_is_read_in_its_order(tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wanted = load_blocks(TEXTS, tokenizer, ctx=16)
     for files in (["b.jsonl", "a.json"], (tmp_path / "b.jsonl", tmp_path / "a.json"), [tmp_path / "b.jsonl", "a.json"]):
-        assert [row["text"] for row in Rows(files).read(["text"])] == TEXTS
+        assert [row["text"] for row in SplitRows(files).read(["text"])] == TEXTS
         blocks = load_blocks(files, tokenizer, ctx=16, folder=tmp_path / "blocks")
         assert blocks.digest() == wanted.digest()
         assert blocks.source == [str(tmp_path / "b.jsonl"), str(tmp_path / "a.json")]
         assert load_blocks(blocks.source, tokenizer, ctx=16).digest() == wanted.digest()
-    assert [row["text"] for row in Rows(["a.json", "b.jsonl"], "train[0:5]").read(["text"])] != TEXTS[:5]
+    assert [row["text"] for row in SplitRows(["a.json", "b.jsonl"], "train[0:5]").read(["text"])] != TEXTS[:5]
 
 
 def test_a_list_of_texts_is_its_texts(tokenizer):

@@ -15,7 +15,7 @@ from prolu.sae.nonlinearities import NONLINEARITIES, GeneralisedProLU, nonlinear
 from prolu.sae.penalties import L1, PENALTIES
 from prolu.training.moments import Moments
 from prolu.training.steps import DenseStep, Objective, Update, pair_finder, sparse_torch
-from prolu.training.steps.choice import crossover_density, next_step_kind
+from prolu.training.steps.choice import Steps, crossover_density, next_step_kind
 from prolu.training.steps.sparse_numba import SparseNumbaStep
 from prolu.training.steps.sparse_torch import SparseTorchStep
 from support.steps import COMBINATIONS, random_weights, relative
@@ -237,3 +237,9 @@ print(type(trainer.steps["sparse"]).__name__, torch.get_num_threads())
     environment = os.environ | {"NUMBA_NUM_THREADS": str(n_numba)}
     done = subprocess.run([sys.executable, "-c", steps], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["SparseNumbaStep", str(n_torch)]
+
+
+def test_an_unknown_kind_of_step_is_refused():
+    weights = random_weights(8, 16)
+    with pytest.raises(ValueError, match=r"^step 'unknown kind': must be one of dense, sparse, sparse_torch$"):
+        Steps(weights, 4)["unknown kind"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from prolu.activations.chats import Chat, ChatTemplate, NotAChatError, is_chat, key_of
 from prolu.activations.shards import KEY, NoRow, Row
-from prolu.activations.text_rows import Rows
+from prolu.activations.text_rows import SplitRows
 
 HELD_OUT_FRACTION = 0.1
 """The fraction of documents that are held out for evaluation."""
@@ -52,7 +52,7 @@ class Documents:
     A row of token ids may have a mask beside it, which is 0 at padding: what it masks is cut off.
     """
 
-    def __init__(self, rows: Rows, column: str, template: ChatTemplate | None = None):
+    def __init__(self, rows: SplitRows, column: str, template: ChatTemplate | None = None):
         """Prepare to read a column.
 
         Args:

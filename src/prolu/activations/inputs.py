@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from prolu.activations.harvesting import ActivationSource, Harvest, describe_activations
 from prolu.activations.language_model import LanguageModel
-from prolu.activations.rows import ROWS_PER_PASS, Rows, RowSource
+from prolu.activations.rows import ROWS_PER_PASS, ActivationRows, RowSource
 from prolu.activations.token_blocks import TokenBlocks
 
 
@@ -26,7 +26,7 @@ class Inputs(NamedTuple):
     def of(
         cls,
         lm: LanguageModel | None,
-        blocks: TokenBlocks | Rows,
+        blocks: TokenBlocks | ActivationRows,
         source: ActivationSource | None,
         *,
         hook_out: str,
@@ -38,7 +38,7 @@ class Inputs(NamedTuple):
             ValueError: rows are given with a language model, or a text without one; `hook_out` is the hook itself; or
                 the source has other activations.
         """
-        if isinstance(blocks, Rows):
+        if isinstance(blocks, ActivationRows):
             if lm is not None or hook_out:
                 raise ValueError("blocks: rows come from no language model; leave lm and hook_out out")
             rows = source or RowSource(blocks)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prolu.activations.language_model import LanguageModel
-from prolu.activations.rows import Rows
+from prolu.activations.rows import ActivationRows
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.token_mask import NO_MASK, TokenMask
 
@@ -106,7 +106,7 @@ def _numbers_of_roles(mask: TokenMask, blocks: TokenBlocks) -> list[int]:
 
 
 def kept_for_training(
-    mask: TokenMask, lm: LanguageModel | None, blocks: TokenBlocks | Rows, *, train_on_bos: bool
+    mask: TokenMask, lm: LanguageModel | None, blocks: TokenBlocks | ActivationRows, *, train_on_bos: bool
 ) -> KeptTokens | None:
     """Return which tokens of a text are trained on; None if all are.
 
@@ -114,7 +114,7 @@ def kept_for_training(
         ValueError: A field of the mask is wrong, or it is a mask for rows, which are no tokens.
     """
     mask.check()
-    if lm is None or isinstance(blocks, Rows):
+    if lm is None or isinstance(blocks, ActivationRows):
         if mask != NO_MASK:
             raise ValueError(f"the mask leaves out {mask}, but rows that come from no language model are no tokens")
         return None

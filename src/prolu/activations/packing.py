@@ -9,7 +9,7 @@ from prolu.activations.chats import ChatTemplate
 from prolu.activations.documents import HELD_OUT_FRACTION, Documents, is_held_out
 from prolu.activations.packer import AS_TEXT, HELD_OUT, PARSED, TRAIN, Packer
 from prolu.activations.resolving import absolute_paths, plain_source
-from prolu.activations.text_rows import Rows
+from prolu.activations.text_rows import SplitRows
 from prolu.activations.token_blocks import TokenBlocks, holds_blocks, read_blocks
 from prolu.activations.tokenizers import bos_token_id, token_dtype, tokenizer_digest
 from prolu.runtime.checks import one_of
@@ -101,8 +101,8 @@ def load_blocks(
     one_of("special_tokens", special_tokens, (AS_TEXT, PARSED))
     if held_out_pool < 0:
         raise ValueError(f"held_out_pool {held_out_pool}: must be 0 or more")
-    rows = Rows(source, split, data_config)
-    eval_rows = Rows(source, eval_split, data_config) if eval_split else None
+    rows = SplitRows(source, split, data_config)
+    eval_rows = SplitRows(source, eval_split, data_config) if eval_split else None
     if eval_rows is not None and rows.overlaps(eval_rows):
         raise ValueError(f"eval_split {eval_split!r}: overlaps split {split!r}, so what is trained on would be scored")
     text = _Text(
@@ -116,9 +116,9 @@ def load_blocks(
 class _Text(NamedTuple):
     """What a call of `load_blocks` asks for: which rows are read, and how many tokens are taken from them."""
 
-    rows: Rows
+    rows: SplitRows
     """The rows to train on."""
-    eval_rows: Rows | None
+    eval_rows: SplitRows | None
     """The rows of a split for evaluation; None if documents of `rows` are held out."""
     column: str
     """The column that holds the text or the token ids."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 
-from prolu.activations.rows import Array, Rows, rows_of_arrays
+from prolu.activations.rows import ActivationRows, Array, rows_of_arrays
 from prolu.activations.synthetic import NAMED
 from prolu.runtime.files import first_line
 
@@ -20,7 +20,7 @@ SYNTHETIC = "synthetic:"
 """What the name of rows begins with that are sums of known features."""
 
 
-def open_rows(name: str, n_train: int, n_held_out: int) -> Rows:
+def open_rows(name: str, n_train: int, n_held_out: int) -> ActivationRows:
     """Open the rows that `--activations` names.
 
     Args:

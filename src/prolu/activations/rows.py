@@ -114,7 +114,7 @@ def _rows_of(part: Array, numbers: np.ndarray) -> Float[Tensor, "n d_in"]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Rows:
+class ActivationRows:
     """Rows to train on and rows to score on: what a stream reads where there is no language model."""
 
     train: RowBlocks
@@ -213,7 +213,7 @@ def in_passes(chosen: np.ndarray, ctx: int) -> Iterator[np.ndarray]:
 class RowSource(ActivationSource):
     """Rows as the source of a stream's activations."""
 
-    def __init__(self, rows: Rows):
+    def __init__(self, rows: ActivationRows):
         self._rows = rows
         self.dtype = rows.dtype
 
@@ -234,7 +234,7 @@ def rows_of_arrays(
     *,
     held_out_fraction: float = 0.1,
     name: str = "rows",
-) -> Rows:
+) -> ActivationRows:
     """Return the rows of arrays, once it is known that all of their numbers are finite. Nothing is copied.
 
     Args:
@@ -253,7 +253,7 @@ def rows_of_arrays(
         others = _checked("held_out", held_out)
         if (found := (_dtype_name(others[0]), others[0].shape[1])) != (dtype, d_in):
             raise ValueError(f"held_out: has {found[0]} rows of width {found[1]}, and train {dtype} ones of {d_in}")
-        return Rows(train=RowArrays(parts), held_out=RowArrays(others), source=name, dtype=dtype)
+        return ActivationRows(train=RowArrays(parts), held_out=RowArrays(others), source=name, dtype=dtype)
     n = sum(map(len, parts))
     n_held_out = round(held_out_fraction * n)
     if not 0 < n_held_out < n:
@@ -261,7 +261,9 @@ def rows_of_arrays(
     # At random, because rows that lie together are often alike: those of one class, or of one recording.
     order = torch.randperm(n, generator=keyed_generator("held-out rows", n)).numpy()
     chosen = [np.sort(some) for some in (order[n_held_out:], order[:n_held_out])]
-    return Rows(train=RowArrays(parts, chosen[0]), held_out=RowArrays(parts, chosen[1]), source=name, dtype=dtype)
+    return ActivationRows(
+        train=RowArrays(parts, chosen[0]), held_out=RowArrays(parts, chosen[1]), source=name, dtype=dtype
+    )
 
 
 def _checked(side: str, arrays: Array | Sequence[Array]) -> list[Array]:

@@ -17,7 +17,7 @@ from prolu.activations.inputs import Inputs
 from prolu.activations.kept_tokens import NORM_TOKENS, kept_for_training, norm_threshold
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.row_batches import as_arrays
-from prolu.activations.rows import Array, Rows, rows_of_arrays
+from prolu.activations.rows import ActivationRows, Array, rows_of_arrays
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.token_mask import NO_MASK, TokenMask
 from prolu.activations.window_filling import WindowFiller
@@ -81,7 +81,7 @@ class ActivationStream:
     def __init__(
         self,
         lm: LanguageModel | None,
-        blocks: TokenBlocks | Rows,
+        blocks: TokenBlocks | ActivationRows,
         batch_size: int = 4096,
         seed: int = 0,
         window_tokens: int = 262_144,
@@ -214,7 +214,7 @@ class ActivationStream:
     @classmethod
     def from_rows(
         cls,
-        train: Array | Sequence[Array] | Iterable[Any] | Rows,
+        train: Array | Sequence[Array] | Iterable[Any] | ActivationRows,
         held_out: Array | Sequence[Array] | Iterable[Any] | None = None,
         batch_size: int = 4096,
         seed: int = 0,
@@ -252,7 +252,7 @@ class ActivationStream:
         Raises:
             ValueError: the rows cannot be used (see the sentence), or a batch does not fit into a window.
         """
-        if not isinstance(train, Rows):
+        if not isinstance(train, ActivationRows):
             folder = None if keep is None else Path(keep)
             arrays = as_arrays("train", train, folder)
             scored = None if held_out is None else as_arrays("held_out", held_out, folder)

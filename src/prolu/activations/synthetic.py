@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prolu.activations.rows import KnownFeatures, RowBlocks, Rows
+from prolu.activations.rows import ActivationRows, KnownFeatures, RowBlocks
 from prolu.runtime.checks import check_types, one_of
 from prolu.runtime.rng import keyed_generator
 
@@ -82,7 +82,7 @@ class SyntheticFeatures:
         """The features that the settings stand for."""
         return _truth_of(self)
 
-    def rows(self, n_train: int, n_held_out: int = 65_536, *, name: str = "synthetic") -> Rows:
+    def rows(self, n_train: int, n_held_out: int = 65_536, *, name: str = "synthetic") -> ActivationRows:
         """Return rows to train on and rows to score on, about so many; none is made before it is asked for.
 
         Args:
@@ -93,7 +93,7 @@ class SyntheticFeatures:
         train = SyntheticBlocks(self, "train", -(-n_train // ROWS_PER_BLOCK))
         held_out = SyntheticBlocks(self, "held-out", -(-n_held_out // ROWS_PER_BLOCK))
         facts = {"synthetic": asdict(self)}
-        return Rows(train=train, held_out=held_out, source=name, dtype="fp32", facts=facts, truth=held_out)
+        return ActivationRows(train=train, held_out=held_out, source=name, dtype="fp32", facts=facts, truth=held_out)
 
 
 class TrueFeatures(NamedTuple):

@@ -11,7 +11,7 @@ from prolu.activations.resolving import name_of, plain_source, shards_of
 from prolu.activations.shards import NoRow, Row, clipped
 
 
-class Rows:
+class SplitRows:
     """The rows of one split, or of a slice of it: of `builtin`, a file, a folder, a hub dataset or a dataset object."""
 
     def __init__(self, source: Any, split: str = "train", config: str = ""):
@@ -41,7 +41,7 @@ class Rows:
         if written[2]:
             self.start, self.stop = self._range(written[2])
 
-    def overlaps(self, other: "Rows") -> bool:
+    def overlaps(self, other: "SplitRows") -> bool:
         """Return whether some row belongs to both."""
         if (self.source, self.name) != (other.source, other.name):
             # Two splits may be declared over the same file, or over two names of it.

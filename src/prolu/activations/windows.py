@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prolu.activations.rows import Rows
+from prolu.activations.rows import ActivationRows
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.runtime.mesh import Mesh
 from prolu.runtime.rng import keyed_generator
@@ -43,7 +43,7 @@ class Windows:
 
     def __init__(
         self,
-        blocks: TokenBlocks | Rows,
+        blocks: TokenBlocks | ActivationRows,
         rows_per_block: int | np.ndarray,
         *,
         batch_size: int,

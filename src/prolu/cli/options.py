@@ -13,7 +13,7 @@ from prolu.runtime.checks import at_least_1
 from prolu.studies.settings import MIN_EVAL_FRACTION
 
 if TYPE_CHECKING:
-    from prolu.activations.rows import Rows
+    from prolu.activations.rows import ActivationRows
     from prolu.activations.token_blocks import TokenBlocks
 
 KINDS_OF_PAGES = ("frontier", "all", "none")
@@ -45,12 +45,12 @@ class LatentPageOptions:
         at_least_1("latent_tokens", self.latent_tokens)
         at_least_1("examples", self.examples)
 
-    def check_rows(self, blocks: "TokenBlocks | Rows") -> None:
+    def check_rows(self, blocks: "TokenBlocks | ActivationRows") -> None:
         """Raise ValueError if there are labels or images that do not fit the rows of a study, or it has no rows."""
-        from prolu.activations.rows import Rows
+        from prolu.activations.rows import ActivationRows
         from prolu.report.latents.row_examples import RowExamples
 
-        if isinstance(blocks, Rows):
+        if isinstance(blocks, ActivationRows):
             RowExamples.open(self.labels, self.images, blocks)
         elif self.labels or self.images:
             raise ValueError("labels and images: only for rows, with --activations")

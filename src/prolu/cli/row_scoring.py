@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prolu.activations.row_files import open_rows
-from prolu.activations.rows import Rows
+from prolu.activations.rows import ActivationRows
 from prolu.cli.options import Scoring
 from prolu.studies.scored_study import SavedSAE
 
@@ -45,7 +45,7 @@ def asks_for_rows(options: Scoring, found: Sequence[SavedSAE], study: Mapping[st
 
 def rows_to_score_on(
     options: Scoring, found: Sequence[SavedSAE], study: Mapping[str, Any] | None, n_tokens: int
-) -> Rows:
+) -> ActivationRows:
     """Open the rows of which those that are held out are scored.
 
     Raises:

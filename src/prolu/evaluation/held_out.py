@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prolu.activations.kept_tokens import kept_of_scored
 from prolu.activations.language_model import DTYPES, LanguageModel
-from prolu.activations.rows import Rows
+from prolu.activations.rows import ActivationRows
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.token_mask import NO_MASK, TokenMask
@@ -25,7 +25,7 @@ MOST_BLOCKS = 1000
 """The most blocks into which held-out rows are divided, each of which counts as a document."""
 
 
-def choose_blocks(blocks: TokenBlocks | Rows, n_tokens: int) -> np.ndarray:
+def choose_blocks(blocks: TokenBlocks | ActivationRows, n_tokens: int) -> np.ndarray:
     """Return the numbers, in ascending order, of the held-out blocks that hold `n_tokens` tokens (or all there are).
 
     They are chosen among the first `held_out_pool` tokens, or the first `n_tokens` if that is more: so the choice does
@@ -41,7 +41,7 @@ def choose_blocks(blocks: TokenBlocks | Rows, n_tokens: int) -> np.ndarray:
     return order[:n_blocks].sort().values.numpy()
 
 
-def held_out_digest(blocks: TokenBlocks | Rows, n_tokens: int, mask: TokenMask = NO_MASK) -> str:
+def held_out_digest(blocks: TokenBlocks | ActivationRows, n_tokens: int, mask: TokenMask = NO_MASK) -> str:
     """Return SHA-256 of the tokens, or rows, that are scored when `n_tokens` are asked for.
 
     Of tokens it is also one of how blocks divide them, and of what a mask leaves out.
@@ -50,7 +50,7 @@ def held_out_digest(blocks: TokenBlocks | Rows, n_tokens: int, mask: TokenMask =
     studies that were trained on more or less text and scored on the same.
     """
     chosen = choose_blocks(blocks, n_tokens)
-    if isinstance(blocks, Rows):
+    if isinstance(blocks, ActivationRows):
         return blocks.digest_of_held_out(chosen)
     tokens = blocks.held_out[chosen]
     # One width of ids, whatever the width in which they are kept.
@@ -84,7 +84,7 @@ class HeldOutRows:
     kept = None
     """Rows are all scored."""
 
-    def __init__(self, rows: Rows, n_tokens: int = 32_768):
+    def __init__(self, rows: ActivationRows, n_tokens: int = 32_768):
         """Choose the rows and read them.
 
         Args:
@@ -214,7 +214,7 @@ AnyHeldOut = HeldOut | HeldOutRows
 
 def held_out_of(stream: ActivationStream, n_tokens: int) -> AnyHeldOut:
     """Return what SAEs that are trained on a stream are scored on, about `n_tokens` tokens or rows."""
-    if isinstance(stream.blocks, Rows):
+    if isinstance(stream.blocks, ActivationRows):
         return HeldOutRows(stream.blocks, n_tokens)
     return HeldOut(stream.lm, stream.blocks, n_tokens, hook_out=stream.hook_out, mask=stream.mask)
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from prolu.activations.rows import Rows
+from prolu.activations.rows import ActivationRows
 from prolu.activations.stream import ActivationStream
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.token_mask import NO_MASK
@@ -18,7 +18,7 @@ WORTH_SAYING = 0.01
 """The fraction of the tokens from which on it is said that they are dropped. A few always are, at the ends."""
 
 
-def text_amounts(blocks: TokenBlocks | Rows, eval_tokens: int) -> dict[str, Any]:
+def text_amounts(blocks: TokenBlocks | ActivationRows, eval_tokens: int) -> dict[str, Any]:
     """Return what was read of a text, and what of it is scored when `eval_tokens` tokens are asked for.
 
     Keys:
@@ -54,7 +54,7 @@ def study_amounts(runs: Sequence[RunConfig], stream: ActivationStream, eval_toke
     }
 
 
-def n_scored(blocks: TokenBlocks | Rows, asked: int) -> int:
+def n_scored(blocks: TokenBlocks | ActivationRows, asked: int) -> int:
     """Return how many held-out tokens are scored when `asked` are asked for."""
     return len(choose_blocks(blocks, asked)) * blocks.ctx
 
@@ -72,7 +72,7 @@ def check_epochs(runs: Sequence[RunConfig], stream: ActivationStream, most: floa
         )
 
 
-def check_eval_tokens(blocks: TokenBlocks | Rows, asked: int, least_fraction: float) -> None:
+def check_eval_tokens(blocks: TokenBlocks | ActivationRows, asked: int, least_fraction: float) -> None:
     """Raise ValueError if the text has less than this fraction of the evaluation tokens asked for."""
     found = n_scored(blocks, asked)
     if found < least_fraction * asked:
@@ -83,7 +83,7 @@ def check_eval_tokens(blocks: TokenBlocks | Rows, asked: int, least_fraction: fl
         )
 
 
-def tell_eval_tokens(blocks: TokenBlocks | Rows, asked: int) -> None:
+def tell_eval_tokens(blocks: TokenBlocks | ActivationRows, asked: int) -> None:
     """Say if fewer tokens will be scored than were asked for."""
     found = n_scored(blocks, asked)
     if found < asked:

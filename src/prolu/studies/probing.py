@@ -9,7 +9,7 @@ import torch
 
 from prolu.activations.documents import Documents, is_held_out
 from prolu.activations.language_model import LanguageModel
-from prolu.activations.text_rows import Rows
+from prolu.activations.text_rows import SplitRows
 from prolu.activations.token_blocks import LATER_FACTS, holds_blocks
 from prolu.evaluation.absorption import absorption_figures
 from prolu.evaluation.first_letters import letter_task
@@ -36,7 +36,7 @@ def held_out_texts(stream: Mapping[str, Any]) -> Iterator[str]:
     facts = LATER_FACTS | dict(stream)
     if isinstance(source, str) and holds_blocks(source):
         raise ValueError(f"data {source!r}: holds token ids without the text; name a text with --data")
-    rows = Rows(source, facts["eval_split"] or facts["split"], facts["data_config"])
+    rows = SplitRows(source, facts["eval_split"] or facts["split"], facts["data_config"])
     for document in Documents(rows, facts["text_column"]):
         if not isinstance(document.content, str):
             raise ValueError(f"data {source!r}: holds token ids without the text; name a text with --data")

@@ -13,7 +13,7 @@ import torch
 
 from prolu.activations.harvesting import describe_activations
 from prolu.activations.language_model import LanguageModel
-from prolu.activations.rows import Rows
+from prolu.activations.rows import ActivationRows
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.token_mask import NO_MASK, TokenMask
 from prolu.evaluation.held_out import AnyHeldOut, held_out_digest
@@ -67,13 +67,13 @@ def describe(
     return _described(describe_activations(lm, blocks) | hooks | mask.describe(), blocks, n_tokens, mask)
 
 
-def describe_rows(rows: Rows, n_tokens: int) -> dict[str, Any]:
+def describe_rows(rows: ActivationRows, n_tokens: int) -> dict[str, Any]:
     """Return the config of a study of SAEs that are scored on `n_tokens` held-out rows."""
     return _described(rows.describe(), rows, n_tokens)
 
 
 def _described(
-    stream: dict[str, Any], blocks: TokenBlocks | Rows, n_tokens: int, mask: TokenMask = NO_MASK
+    stream: dict[str, Any], blocks: TokenBlocks | ActivationRows, n_tokens: int, mask: TokenMask = NO_MASK
 ) -> dict[str, Any]:
     return {
         "stream": stream,

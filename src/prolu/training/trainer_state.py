@@ -11,10 +11,10 @@ from torch import Tensor
 from prolu.runtime.mesh import Mesh
 from prolu.sae.nonlinearities import Nonlinearity
 from prolu.sae.weights import Weights
-from prolu.training.config import STEP_KINDS, RunConfig
+from prolu.training.config import RunConfig
 from prolu.training.moments import Moments
 from prolu.training.resampling import Resampling
-from prolu.training.steps import StepStats
+from prolu.training.steps import StepStats, check_step_kind
 from prolu.training.target_l0 import L0ControllerState
 
 
@@ -129,8 +129,7 @@ class TrainerState(NamedTuple):
         controller = counters["steered"]
         if not isinstance(n_updates, int) or not 0 <= n_updates <= n_steps:
             raise ValueError(f"n_updates {n_updates!r}: must be a whole number from 0 to {n_steps}")
-        if step not in STEP_KINDS:
-            raise ValueError(f"step {step!r}: must be one of {', '.join(STEP_KINDS)}")
+        check_step_kind(step)
         if len(controller) != len(L0ControllerState._fields) or not all(0 <= value < math.inf for value in controller):
             raise ValueError(f"the state of the L0 controller is {controller!r}: must be two finite numbers")
         latents = mesh.latents(d_sae)

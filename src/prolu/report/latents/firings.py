@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prolu.activations.kept_tokens import kept_of_scored
 from prolu.activations.language_model import LanguageModel
-from prolu.activations.rows import RowArrays, Rows
+from prolu.activations.rows import ActivationRows, RowArrays
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.token_mask import NO_MASK, TokenMask
 from prolu.evaluation.held_out import choose_blocks
@@ -69,7 +69,7 @@ class HeldOutText:
         return cls(tokens, joined, shown)
 
     @classmethod
-    def of_rows(cls, rows: Rows, n_rows: int, advance: Advance) -> "HeldOutText":
+    def of_rows(cls, rows: ActivationRows, n_rows: int, advance: Advance) -> "HeldOutText":
         """Return `n_rows` held-out rows, or all if there are fewer, each as a block of its own."""
         chosen = choose_blocks(rows, n_rows)
         held_out = rows.held_out

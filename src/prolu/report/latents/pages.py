@@ -9,7 +9,7 @@ from typing import Any
 
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.row_files import open_rows
-from prolu.activations.rows import Rows
+from prolu.activations.rows import ActivationRows
 from prolu.activations.source import open_source
 from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.token_mask import TokenMask
@@ -91,7 +91,7 @@ class LatentPages:
             raise ValueError(f"{problem}; --latent-pages none draws the report without pages of latents") from None
         return lm, blocks
 
-    def open_rows(self) -> tuple[RowExamples, Rows]:
+    def open_rows(self) -> tuple[RowExamples, ActivationRows]:
         """Return the rows of a study without a language model, and how they are shown.
 
         Raises:
@@ -103,7 +103,7 @@ class LatentPages:
             raise ValueError(f"activations {stream['data']!r}: are not the rows of the study {self.results.folder}")
         return RowExamples.open(self.labels, self.images, rows), rows
 
-    def write_of_rows(self, runs: Sequence[Run], examples: RowExamples, rows: Rows) -> None:
+    def write_of_rows(self, runs: Sequence[Run], examples: RowExamples, rows: ActivationRows) -> None:
         """Write the pages of latents of rows into the folder of each run; existing pages are replaced."""
         size = len(choose_blocks(rows, self.n_tokens)) * rows.ctx
         with Meter("looking at latents", size * (1 + 3 * len(runs)), unit="rows") as meter:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from prolu.activations.rows import RowArrays, Rows
+from prolu.activations.rows import ActivationRows, RowArrays
 from prolu.activations.token_texts import Places
 from prolu.runtime.files import first_line, write_atomically
 
@@ -34,7 +34,7 @@ class RowExamples:
     rows_per_image: int = 1
 
     @classmethod
-    def open(cls, labels: Path | None, images: Path | None, rows: Rows) -> "RowExamples":
+    def open(cls, labels: Path | None, images: Path | None, rows: ActivationRows) -> "RowExamples":
         """Read the labels, and look at the images.
 
         Raises:
@@ -115,7 +115,7 @@ def digests_of(labels: Path | None, images: Path | None) -> dict[str, str]:
     return made
 
 
-def n_rows_of(rows: Rows) -> int:
+def n_rows_of(rows: ActivationRows) -> int:
     """Return the number of rows in the files that the held-out rows are in, or of held-out rows that are made."""
     return rows.held_out.n_in_files if isinstance(rows.held_out, RowArrays) else rows.n_held_out_tokens
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from prolu.activations.rows import Rows
+from prolu.activations.rows import ActivationRows
 from prolu.runtime.files import locked, remove, rename_folder, write_atomically
 from prolu.studies.checkpoints import CHECKPOINTS_FOLDER
 from prolu.studies.cost import BYTES, buffer_bytes, state_bytes
@@ -66,7 +66,7 @@ def memory_of(request: StudyRequest, runs: Sequence[RunConfig]) -> int:
     """Return the bytes that a process needs to train these runs of a study."""
     stream = request.stream
     blocks = stream.blocks
-    model = None if isinstance(blocks, Rows) else stream.lm.model
+    model = None if isinstance(blocks, ActivationRows) else stream.lm.model
     buffers = buffer_bytes(
         max(run.d_sae for run in runs),
         stream.d_in,
@@ -79,7 +79,7 @@ def memory_of(request: StudyRequest, runs: Sequence[RunConfig]) -> int:
     )
     state = state_bytes([run.d_sae for run in runs], stream.d_in)
     # Rows may all lie in memory, or none of them.
-    data = BYTES * blocks.n_train_tokens * blocks.d_in if isinstance(blocks, Rows) else blocks.train.nbytes
+    data = BYTES * blocks.n_train_tokens * blocks.d_in if isinstance(blocks, ActivationRows) else blocks.train.nbytes
     return PROCESS_BYTES + state + buffers + data
 
 

@@ -21,7 +21,7 @@ All kinds of steps give the same numbers from the same state, up to rounding; `d
 """
 
 from prolu.training.steps.adam import AdamConfig, Update, adam_update_
-from prolu.training.steps.choice import Steps, crossover_density, next_step_kind
+from prolu.training.steps.choice import Steps, check_step_kind, crossover_density, next_step_kind
 from prolu.training.steps.dense import DenseStep
 from prolu.training.steps.objective import Objective, StepStats
 
@@ -33,6 +33,7 @@ __all__ = [
     "Steps",
     "Update",
     "adam_update_",
+    "check_step_kind",
     "crossover_density",
     "next_step_kind",
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.sae.weights import Weights
+from prolu.training.config import STEP_KINDS
 from prolu.training.steps.base import Step
 from prolu.training.steps.cpu_bf16 import Bf16Step
 from prolu.training.steps.cuda import CudaStep
@@ -37,6 +38,12 @@ class Steps:
         self._made: dict[str, Step] = {}
 
     def __getitem__(self, step_kind: str) -> Step:
+        """Return the step of a kind.
+
+        Raises:
+            ValueError: there is no such kind.
+        """
+        check_step_kind(step_kind)
         if step_kind not in self._made:
             step = self._make(step_kind)
             on_cpu = self._like.encoder.device.type == "cpu"
@@ -59,6 +66,12 @@ class Steps:
         from prolu.training.steps.sparse_torch import SparseTorchStep
 
         return SparseTorchStep(self._like, self._batch_size, self._mesh)
+
+
+def check_step_kind(step_kind: str) -> None:
+    """Raise ValueError if there is no such kind of step."""
+    if step_kind not in STEP_KINDS:
+        raise ValueError(f"step {step_kind!r}: must be one of {', '.join(STEP_KINDS)}")
 
 
 def has_numba() -> bool:

@@ -65,7 +65,7 @@ class _Decoded(NamedTuple):
     """The penalty of each token's pairs."""
 
 
-class _Rows(NamedTuple):
+class _GradientInputs(NamedTuple):
     """What the kernels need for the gradients of both matrices, in the order of their parameters."""
 
     by_latent: Tensor
@@ -87,7 +87,7 @@ class _Rows(NamedTuple):
 class _Result(NamedTuple):
     """All of a step but the gradients of the two matrices."""
 
-    rows: _Rows
+    rows: _GradientInputs
     """What the kernels need for these two."""
     vectors: dict[str, Tensor]
     """The gradients of b_dec and of the own parameters, by name."""
@@ -197,7 +197,7 @@ class SparseTritonStep(Step):
         of_same_pairs = not term.of_dead and term.target == "centred_target"
         return self.mesh.n_ranks == 1 and of_same_pairs and not term.trains_decoder
 
-    def _latent_rows_(self, rows: _Rows, encoder: Tensor, *others: Tensor, update: bool) -> None:
+    def _latent_rows_(self, rows: _GradientInputs, encoder: Tensor, *others: Tensor, update: bool) -> None:
         """Update both matrices, or write their gradients into them."""
         sizes = {"UPDATE": update, "STRETCH": STRETCH, **self._tile}
         launch(kernels.latent_rows, len(encoder), *rows, encoder, *others, encoder.shape[1], **sizes)
@@ -274,7 +274,7 @@ class SparseTritonStep(Step):
         centred: Tensor,
         error: Tensor,
         objective: Objective,
-    ) -> tuple[_Rows, Tensor, Tensor]:
+    ) -> tuple[_GradientInputs, Tensor, Tensor]:
         """Sort the pairs by latent, and pull the gradient back to m and the own parameters.
 
         Returns:
@@ -296,6 +296,6 @@ class SparseTritonStep(Step):
         sizes = {"COLUMNS": triton.next_power_of_2(len(columns)), "BLOCK": 64, "num_warps": 1}
         launch(kernels.latent_sums, d_sae, by_latent, columns, sums, n_places, d_sae, len(columns), **sizes)
         partial = error.new_empty(n_places // STRETCH, 2, d_in)
-        rows = _Rows(by_latent, tokens, to_m, values, centred, self._finder.gathered(error), partial)
+        rows = _GradientInputs(by_latent, tokens, to_m, values, centred, self._finder.gathered(error), partial)
         launch(kernels.partial_rows, len(partial), latents, *rows[1:], d_sae, d_in, STRETCH=STRETCH, **self._tile)
         return rows, sums, smallest
