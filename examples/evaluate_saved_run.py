@@ -29,7 +29,8 @@ def latents(x, sae, nonlinearity):
 
 def cross_entropy(logits, tokens):
     """Return the cross-entropy in nats, summed in float64 over every token after the first of its block."""
-    return torch.nn.CrossEntropyLoss(reduction="none")(logits[:, :-1].mT, tokens[:, 1:]).double().sum()
+    # float64 in the sum over the vocabulary too: in float32 it is 1e-4 nats off for 50,000 tokens.
+    return torch.nn.CrossEntropyLoss(reduction="sum")(logits[:, :-1].flatten(0, 1).double(), tokens[:, 1:].flatten())
 
 
 @torch.no_grad()
@@ -71,10 +72,11 @@ if __name__ == "__main__":
     parser.add_argument("--lm", default="")
     request = parser.parse_args()
     facts = json.loads((request.run / "config.json").read_text())
-    site = re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", facts["provenance"]["hook"])
+    site = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", facts["provenance"]["hook"])
     if site is None:
-        parser.error(f"hook {facts['provenance']['hook']}: blocks.L.hook_resid_pre only")
+        parser.error(f"hook {facts['provenance']['hook']}: blocks.L.hook_resid_pre or hook_resid_post only")
+    layer = int(site[1]) + (site[2] == "post")  # what a block writes, the next one reads
     lm = AutoModelForCausalLM.from_pretrained(request.lm or facts["provenance"]["lm"], dtype=torch.float32).eval()
     ids = torch.from_numpy(np.load(request.tokens).astype(np.int64))
     tensors = load_file(request.run / "sae.safetensors")
-    print(json.dumps(evaluate(lm, int(site[1]), tensors, facts["sae"], ids)))
+    print(json.dumps(evaluate(lm, layer, tensors, facts["sae"], ids)))

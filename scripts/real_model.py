@@ -46,6 +46,13 @@ def model_file() -> Path:
     return Path(places[0]) / MODEL
 
 
+def run(command: list[str | Path]) -> None:
+    """Run a command; end with its exit code if it fails, after what it said itself."""
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        sys.exit(code)
+
+
 def main() -> None:
     """Harvest, train, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,15 +71,15 @@ def main() -> None:
     source = ["--lm", options.lm or str(model_file()), "--lm-dtype", "bf16", "--data", options.data]
     source += ["--hook", options.hook]
     store = options.out / "store"
-    subprocess.run([*prolu, "harvest", *source, "--n-tokens", str(n_tokens), "--out", store], check=True)
+    run([*prolu, "harvest", *source, "--n-tokens", str(n_tokens), "--out", store])
     schedule = [word for name, value in SCHEDULE.items() for word in (f"--{name}", value)]
     for name, families in STUDIES.items():
         command = [*prolu, "sweep", "grid", *source, "--store", store, *families, "--target-l0", "16", "32", "64"]
         command += ["--d-sae", "8x", "--n-tokens", str(n_tokens), "--batch-size", str(BATCH), "--precision", "bf16"]
         command += [*schedule, "--init-seeds", *options.init_seeds, "--eval-tokens", options.eval_tokens]
-        subprocess.run([*command, "--latent-pages", "none", "--out", options.out / name], check=True)
+        run([*command, "--latent-pages", "none", "--out", options.out / name])
     folders = [options.out / name for name in STUDIES]
-    subprocess.run([*prolu, "report", *folders, "--latent-pages", "none", "--out", options.out / "report"], check=True)
+    run([*prolu, "report", *folders, "--latent-pages", "none", "--out", options.out / "report"])
 
 
 if __name__ == "__main__":
