@@ -235,7 +235,9 @@ def test_files_hold_what_was_found(tmp_path, monkeypatch, sae, text, tiny_lm, fo
     assert columns["own"]["b_enc"] == pytest.approx(sae.b_enc.detach().numpy(), rel=1e-3)
     ids = text.tokens.ravel()
     assert [tokens[t] for t in shown["tokens"][:30]] == [tiny_lm.tokenizer.decode([i]) for i in ids[:30]]
-    searched = read_data(folder, "search")
+    searched, numbers = read_data(folder, "search"), read_data(folder, "ids")
+    parts = dict(zip(numbers["parts"][::2], numbers["parts"][1::2], strict=True))
+    assert [parts.get(p, numbers["of"][place]) for p, place in enumerate(shown["tokens"])] == ids.tolist()
     for i in range(N_LATENTS):
         latent = read_data(folder, f"details-{i // 16}")[i % 16]
         assert latent["on"] == found.n_active[i]
@@ -245,7 +247,11 @@ def test_files_hold_what_was_found(tmp_path, monkeypatch, sae, text, tiny_lm, fo
             window[pairs[::2]] = pairs[1::2]
             assert window == pytest.approx(plain.reshape(-1, N_LATENTS)[start : start + width, i], rel=1e-3)
             assert position == example.position
-            assert shown["tokens"][position] in searched["on"][i]
+        top, bands = found.examples[i]
+        assert searched["examples"][i] == sorted({e.position for part in (top, *bands) for e in part})
+        assert latent["together"] == [
+            [c.other, *(pytest.approx(v, rel=1e-3) for v in c[1:])] for c in found.together[i]
+        ]
         assert searched["promoted"][i] == [token for token, _ in latent["promoted"]]
     page = (folder / "index.html").read_text()
     assert "<b>a run" not in page

@@ -30,6 +30,8 @@ class TokenTexts:
         self._places: dict[int | str, int] = {}
         self._decoded: dict[tuple[int, ...], str] = {}
         self.texts: list[str] = []
+        self.ids: list[int] = []
+        """The token whose own text each of `texts` is; -1 for a character over several tokens, and for `PART`."""
         self._anchor = tokenizer("a", add_special_tokens=False)["input_ids"][:1]
 
     def place_of(self, token_id: int) -> int:
@@ -38,7 +40,7 @@ class TokenTexts:
             text = self._text((token_id,))
             # What is no character by itself is called by the tokenizer's own name for it.
             text = self._tokenizer.convert_ids_to_tokens(token_id) if NO_CHARACTER in text else text
-            self._places[token_id] = self._put(text)
+            self._places[token_id] = self._put(text, token_id)
         return self._places[token_id]
 
     def places_of(self, ids: Sequence[int]) -> "Places":
@@ -64,11 +66,12 @@ class TokenTexts:
 
     def _place_of_text(self, text: str) -> int:
         if text not in self._places:
-            self._places[text] = self._put(text)
+            self._places[text] = self._put(text, -1)
         return self._places[text]
 
-    def _put(self, text: str) -> int:
+    def _put(self, text: str, token_id: int) -> int:
         self.texts.append(text)
+        self.ids.append(token_id)
         return len(self.texts) - 1
 
     def _text(self, ids: tuple[int, ...]) -> str:

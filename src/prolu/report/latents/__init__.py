@@ -6,5 +6,6 @@
 - `firings`: when and how strongly latents are active on held-out text.
 - `row_examples`: what stands for rows that come from no language model: numbers, labels or images.
 - `accumulators`: what is kept of them while the text passes by.
+- `cofiring`: which latents are active on the same tokens.
 - `directions`: promoted tokens and similar latents, from the decoder alone.
 """

@@ -5,8 +5,9 @@ data/list.js           a row per latent
 data/tokens.js         the texts of tokens; all other files name a token by its place in this list
 data/text.js           the held-out text, token block after token block
 data/images/N.png      of rows that belong to images: those of the examples
-data/search.js         per latent, the tokens of its strongest examples on which it is active, and those it promotes
-data/details-N.js      histogram, examples, promoted tokens and neighbours of 256 latents
+data/ids.js            of text: the vocabulary's number of each entry of tokens.js, and of the tokens called otherwise
+data/search.js         per latent, the positions of its examples, and the tokens that it promotes
+data/details-N.js      histogram, examples, promoted tokens, neighbours and companions of 256 latents
 made.json              everything that decides the pages; written last
 
 Each data file is a script that calls `put(NAME, VALUE)`, because a page opened from the disk may load scripts but may
@@ -14,7 +15,7 @@ not fetch other files.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,18 @@ from prolu.activations.token_texts import TokenTexts
 from prolu.evaluation.latents import encoder_decoder_cosine
 from prolu.report.assets import render
 from prolu.report.latents.directions import LogitEffect, Unembedding, logit_effects, neighbours, unembedding_of
-from prolu.report.latents.firings import N_BANDS, SAMPLE, Advance, Example, Firings, HeldOutText, collect
+from prolu.report.latents.firings import (
+    BEFORE,
+    N_BANDS,
+    SAMPLE,
+    WIDTH,
+    Advance,
+    Example,
+    Examples,
+    Firings,
+    HeldOutText,
+    collect,
+)
 from prolu.report.latents.row_examples import RowExamples, RowTexts
 from prolu.runtime.files import json_text, read_json_object, remove, through_json, write_atomically
 from prolu.sae.autoencoder import SAE
@@ -79,15 +91,14 @@ def write_browser(folder: Path, source: PageSource, made: Mapping[str, Any], adv
         shown += row.shown
         texts += row.named
     n_latents = len(firings.n_active)
-    index: dict[str, list[list[int]]] = {"on": [], "promoted": []}
+    index: dict[str, list[list[int]]] = {"examples": [], "promoted": []}
     for start in range(0, n_latents, SHARD):
         ids = range(start, min(start + SHARD, n_latents))
         near = neighbours(source.sae, ids, N_NEIGHBOURS)
         effects = _effects(source.sae, ids, unembedding)
         rows = [_details(firings, i, near[i - start], effects[i - start], names) for i in ids]
         _put(folder, f"details-{start // SHARD}", rows)
-        # The keys `on` and `top` of the files are older than the words of the code.
-        index["on"] += [sorted({texts[p] for p in _active_in_examples(firings, i)}) for i in ids]
+        index["examples"] += [_positions(firings.examples[i]) for i in ids]
         index["promoted"] += [[token for token, _ in row["promoted"]] for row in rows]
         # Differences of rounded sums, so that all files together advance by the size of the text exactly.
         advance(len(texts) * ids.stop // n_latents - len(texts) * ids.start // n_latents)
@@ -101,6 +112,8 @@ def write_browser(folder: Path, source: PageSource, made: Mapping[str, Any], adv
     _put(folder, "list", _list(source.sae, firings, texts))
     # After the details, because promoted tokens that are not in the text get their places there.
     _put(folder, "tokens", names.texts)
+    if isinstance(names, TokenTexts):
+        _put(folder, "ids", _ids(names, shown, source.text.tokens))
     write_atomically(folder / INDEX_FILE, _page(source, firings, unembedding))
     # Last of all: a folder without this file was not finished, and is made anew.
     write_atomically(folder / MADE_FILE, json_text(made) + "\n")
@@ -139,13 +152,14 @@ def _details(
         "promoted": named(effect.promoted),
         "suppressed": named(effect.suppressed),
         "near": [[other, _short(cosine)] for other, cosine in near],
+        "together": [[c.other, _short(c.jaccard), _short(c.share)] for c in firings.together[i]],
     }
 
 
 def _example(example: Example) -> list[Any]:
     """Return position, first position of the window, its length, and [offset, value, offset, value ...].
 
-    Only the tokens on which the latent is active are listed; they are a few of the window's 32.
+    Only the tokens on which the latent is active are listed; they are a few of the window's.
     """
     offsets = np.flatnonzero(example.activations)
     pairs: list[Any] = []
@@ -154,10 +168,22 @@ def _example(example: Example) -> list[Any]:
     return [example.position, example.start, len(example.activations), pairs]
 
 
-def _active_in_examples(firings: Firings, i: int) -> Iterator[int]:
-    """Yield the positions in a latent's strongest examples on which it is active."""
-    for example in firings.examples[i].strongest:
-        yield from (example.start + np.flatnonzero(example.activations)).tolist()
+def _positions(examples: Examples) -> list[int]:
+    """Return the positions of a latent's examples, each once."""
+    return sorted({e.position for part in (examples.strongest, *examples.bands) for e in part})
+
+
+def _ids(names: TokenTexts, shown: list[int], tokens: np.ndarray) -> dict[str, list[int]]:
+    """Return the numbers in the vocabulary of the tokens of a text.
+
+    `of` has the number of each entry of `names.texts`, -1 for a character over several tokens; `parts` lists position,
+    number, position, number ... of the tokens that do not show their own entry, which are parts of such characters.
+    """
+    parts: list[int] = []
+    for position, (place, token_id) in enumerate(zip(shown, tokens.ravel().tolist(), strict=True)):
+        if names.ids[place] != token_id:
+            parts += [position, token_id]
+    return {"of": names.ids, "parts": parts}
 
 
 def _list(sae: SAE, firings: Firings, texts: list[int]) -> dict[str, Any]:
@@ -202,6 +228,9 @@ def _page(source: PageSource, firings: Firings, unembedding: Unembedding | None)
         "shard": SHARD,
         "n_bands": N_BANDS,
         "sample": SAMPLE,
+        "before": BEFORE,
+        "width": min(WIDTH, source.text.ctx),
+        "together_share": firings.together_share,
         "transcoder": hooks,
         "rows": _row_facts(source.lm) if isinstance(source.lm, RowExamples) else None,
         "unembedding": None if unembedding is None else {"removes_mean": unembedding.removes_mean},

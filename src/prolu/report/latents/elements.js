@@ -41,14 +41,24 @@ const number = (value) => (value === 0 ? "0" : Math.abs(value) < 0.001 || Math.a
 const percent = (fraction) => (fraction > 0 && fraction < 0.0001 ? "<0.01%" : `${Number((100 * fraction).toPrecision(2))}%`);
 const whole = (value) => value.toLocaleString("en");
 
+// A text in quotation marks, for a box that shows plain text: what is invisible or turns the direction of text is escaped.
+function quoted(text) {
+  return JSON.stringify(text).replace(/[\u007f-\u009f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g,
+    (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
+// Show what is said of the element under the pointer, or of the one that has the focus.
 function showTip(event) {
   const at = event.target.closest?.("[data-tip]");
   const tip = $("tip");
   tip.hidden = !at;
   if (!at) return;
   tip.textContent = at.dataset.tip;
-  const box = at.getBoundingClientRect();
+  const box = at.getClientRects()[0] ?? at.getBoundingClientRect(); // the first line, where an element has several
+  const x = event.clientX ?? box.left + box.width / 2;
+  const y = event.clientY ?? box.top;
   // Inside the window, and above the token; above the pointer where the element is as tall as a bin of the histogram.
-  tip.style.left = `${Math.max(4, Math.min(event.clientX - tip.offsetWidth / 2, innerWidth - tip.offsetWidth - 4))}px`;
-  tip.style.top = `${Math.max(4, (box.height < 60 ? Math.min(box.top, event.clientY) : event.clientY) - tip.offsetHeight - 6)}px`;
+  tip.style.left = `${Math.max(4, Math.min(x - tip.offsetWidth / 2, innerWidth - tip.offsetWidth - 4))}px`;
+  const top = (box.height < 60 ? Math.min(box.top, y) : y) - tip.offsetHeight - 6;
+  tip.style.top = `${top < 4 ? Math.max(box.bottom, y) + 6 : top}px`; // below, where there is no room above
 }

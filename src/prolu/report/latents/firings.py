@@ -17,6 +17,7 @@ from prolu.activations.token_blocks import TokenBlocks
 from prolu.activations.token_mask import NO_MASK, TokenMask
 from prolu.evaluation.held_out import choose_blocks
 from prolu.report.latents.accumulators import Histogram, KeptFirings
+from prolu.report.latents.cofiring import CoFiring, CoFirings
 from prolu.runtime.rng import keyed_generator
 from prolu.sae.autoencoder import SAE
 from prolu.sae.scaling import normalise
@@ -27,12 +28,15 @@ ENTRIES_PER_PASS = 2**22
 SAMPLE = 200
 """How many activations per latent are drawn at random; the bands of activation are quantiles of this sample."""
 
+N_TOGETHER = 5
+"""How many latents that are active together with a latent are named."""
+
 N_BANDS = 5
 """The number of bands of activation: fifths of the sample."""
 
-BEFORE = 20
+BEFORE = 40
 """How many tokens an example shows before the one that it is about, unless the token block begins later."""
-WIDTH = 32
+WIDTH = 64
 """How many tokens an example shows in all."""
 
 Advance = Callable[[int], None]
@@ -132,6 +136,10 @@ class Firings:
     """The smallest power of two above the largest activation."""
     examples: list[Examples]
     """One entry per latent."""
+    together: list[list[CoFiring]]
+    """For each latent, the others that are active on the same tokens most often."""
+    together_share: float
+    """The share of the tokens on which it was counted which latents are active together; 1 for all of them."""
 
 
 def collect(sae: SAE, text: HeldOutText, n_examples: int, advance: Advance = lambda n: None) -> Firings:
@@ -153,6 +161,7 @@ def collect(sae: SAE, text: HeldOutText, n_examples: int, advance: Advance = lam
     histogram = Histogram(d_sae)
     strongest = KeptFirings(d_sae, n_examples)
     sample = KeptFirings(d_sae, SAMPLE)
+    together = CoFirings(d_sae)
     # A random number per position of the text: the firings with the smallest ones are a uniform sample, the same one
     # in whatever parts the text is read.
     priority = torch.rand(text.tokens.size, generator=keyed_generator("examples"), dtype=torch.float64).numpy()
@@ -167,6 +176,7 @@ def collect(sae: SAE, text: HeldOutText, n_examples: int, advance: Advance = lam
         histogram.add(which, values, latents.amax((0, 1)).numpy())
         sample.offer(which, priority[positions], positions, values)
         strongest.offer(*_strongest_of_blocks(latents, first))
+        together.add(tokens, which, priority[first * text.ctx :][: len(flat)])
         advance(latents.shape[0] * text.ctx)
     places = [_places(*rows, n_examples) for rows in zip(strongest.by_latent(), sample.by_latent(), strict=True)]
     return Firings(
@@ -177,6 +187,8 @@ def collect(sae: SAE, text: HeldOutText, n_examples: int, advance: Advance = lam
         histogram=histogram.counts,
         reach=histogram.reach,
         examples=_with_windows(sae, text, places, advance),
+        together=together.strongest(N_TOGETHER),
+        together_share=together.share,
     )
 
 

@@ -24,7 +24,7 @@ from prolu.sae.saved_sae import WEIGHTS_FILE, read_provenance
 from prolu.studies.results import Results
 from prolu.studies.runs import Run
 
-FORMAT = 1
+FORMAT = 2
 """The version of the pages. Raising it makes `prolu report` write the pages of older versions anew."""
 
 FIGURES = {"l0": "L0", "degradation": "CE increase (nats)", "recovered": "recovered", "mse": "MSE"}

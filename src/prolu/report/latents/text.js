@@ -20,7 +20,7 @@ function tip(i) {
   const [, id, name] = facts.tokens[i];
   const active = chosen >= 0 ? [[chosen, values[i].get(chosen) ?? 0]] : [...values[i]].slice(0, facts.top);
   const rows = active.map(([place, value]) => `latent ${facts.latents[place]}: ${number(value)}`);
-  return [`${JSON.stringify(name)}, id ${id}`, ...(rows.length ? rows : ["no active latent"])].join("\n");
+  return [`${quoted(name)}, id ${id}`, ...(rows.length ? rows : ["no active latent"])].join("\n");
 }
 
 function showTexts() {
