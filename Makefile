@@ -91,6 +91,7 @@ interop: $(INSTALLED)  ## other libraries' own code beside ours, each in an envi
 	$(BIN)/python checks/interop_transcoders.py --json benchmarks/interop_transcoders.json
 	$(BIN)/python checks/saelens_registry.py
 	$(BIN)/python checks/saebench_core.py
+	$(BIN)/python checks/saebench_absorption.py
 	$(BIN)/python checks/sae_probes.py
 	$(BIN)/python checks/dashboards.py
 

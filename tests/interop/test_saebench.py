@@ -60,6 +60,17 @@ def test_changed_latents_are_decoded_in_the_scale_of_their_tokens(tmp_path):
     torch.testing.assert_close(direction, latents[..., latent, None] * theirs.W_dec[latent] / 4)
 
 
+@pytest.mark.parametrize("normalisation", ["per_token", "none"])
+def test_raw_latents_times_decoder_rows_are_the_raw_reconstruction(tmp_path, normalisation):
+    sae = saved(tmp_path, PROVENANCE | {"centred": False}, normalisation=normalisation)
+    theirs, x = SAEBenchSAE.load(tmp_path, raw_latents=True), raw(3, 5)
+    scale = sae.encode(x).row_scale.scale
+    torch.testing.assert_close(theirs.encode(x) @ sae.W_dec + scale * sae.b_dec, sae(x))
+    torch.testing.assert_close(theirs(x), sae(x))
+    in_bf16 = theirs.to(dtype=torch.bfloat16)
+    assert in_bf16.encode(x).dtype == in_bf16(x).dtype == torch.bfloat16
+
+
 def test_latents_of_other_tokens_are_refused(tmp_path):
     saved(tmp_path)
     theirs = SAEBenchSAE.load(tmp_path)

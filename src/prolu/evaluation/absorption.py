@@ -6,10 +6,11 @@ of a word is known by construction, so this can be counted. Definitions and thre
 words are read where `first_letters` says: a proxy, whose figures are not SAEBench's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -62,32 +63,66 @@ def absorption_figures(sae: SAE, task: LetterTask) -> dict[str, float | None]:
     if sae.is_transcoder:
         nothing = dict.fromkeys(("absorption_fraction", "absorption_full", "absorption_splits"))
         return {**nothing, "absorption_letters": len(task.probes)}
+    written = written_at(sae, task)
+    ranked = ranked_latents(written.latents, task)
+    own = {letter: latents_of(written.latents, task, letter, ranked[letter]) for letter in task.probes}
+    return figures_with(written, task, own)
+
+
+class Written(NamedTuple):
+    """What the latents of an SAE write at words."""
+
+    latents: Float[Tensor, "n_words d_sae"]
+    """The latents at each word, as the SAE encodes them."""
+    magnitudes: Float[Tensor, "n_words d_sae"]
+    """How much each latent writes of the model's own activations, along its decoder row."""
+    directions: Float[Tensor, "d_sae d_in"]
+    """The decoder rows, of norm 1."""
+
+
+@torch.no_grad()
+def written_at(sae: SAE, task: LetterTask) -> Written:
+    """Return what the latents of an SAE write at the words of a task."""
     encoded = sae.encode(task.acts.to(sae.W_dec))
     assert isinstance(encoded, Latents)
     scale = encoded.row_scale.scale
     latents = encoded.as_subclass(Tensor).float().cpu()
-    # How much each latent writes of the model's own activations: the SAE may work on scaled ones.
+    # The SAE may work on scaled activations.
     magnitudes = latents * (scale.float().cpu() if isinstance(scale, Tensor) else scale) * sae.W_dec.norm(dim=1).cpu()
-    directions = torch.nn.functional.normalize(sae.W_dec.float().cpu(), dim=1)
-    ranked = ranked_latents(latents, task)
-    fractions = []
-    full = []
-    n_latents = []
-    for letter, probe in task.probes.items():
-        own = latents_of(latents, task, letter, ranked[letter])
-        recognised = task.is_test & (task.letters == letter) & (task.acts @ probe[:-1] + probe[-1] > 0)
-        direction = torch.nn.functional.normalize(probe[:-1], dim=0)
-        cosines = directions @ direction
-        projections = task.acts[recognised] @ direction
-        fractions.append(absorbed(magnitudes[recognised], cosines, projections, own).mean().item())
-        full.append(is_fully_absorbed(magnitudes[recognised], cosines, projections, own).double().mean().item())
-        n_latents.append(len(own))
+    return Written(latents, magnitudes, torch.nn.functional.normalize(sae.W_dec.float().cpu(), dim=1))
+
+
+def figures_with(written: Written, task: LetterTask, own: Mapping[int, Sequence[int]]) -> dict[str, float | None]:
+    """Return the figures of `absorption_figures`, given the latents of each letter."""
+    of_words = [absorption_at(written, task, letter, own[letter]) for letter in task.probes]
+    n = len(of_words)
     return {
-        "absorption_fraction": sum(fractions) / len(fractions),
-        "absorption_full": sum(full) / len(full),
-        "absorption_splits": sum(n_latents) / len(n_latents),
-        "absorption_letters": len(task.probes),
+        "absorption_fraction": sum(fraction.mean().item() for _, fraction, _ in of_words) / n,
+        "absorption_full": sum(is_full.double().mean().item() for _, _, is_full in of_words) / n,
+        "absorption_splits": sum(len(own[letter]) for letter in task.probes) / n,
+        "absorption_letters": n,
     }
+
+
+def absorption_at(
+    written: Written, task: LetterTask, letter: int, own: Sequence[int]
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Return the words for testing that a letter's probe recognises, by their numbers, and what is absorbed on each.
+
+    Args:
+        written: what the latents write at the words of the task.
+        task: the words.
+        letter: the letter.
+        own: its latents.
+
+    Returns:
+        The numbers of the words, `absorbed` on each, and `is_fully_absorbed`.
+    """
+    probe = task.probes[letter]
+    recognised = torch.nonzero(task.is_test & (task.letters == letter) & (task.acts @ probe[:-1] + probe[-1] > 0))[:, 0]
+    direction = torch.nn.functional.normalize(probe[:-1], dim=0)
+    given = written.magnitudes[recognised], written.directions @ direction, task.acts[recognised] @ direction, own
+    return recognised, absorbed(*given), is_fully_absorbed(*given)
 
 
 def absorbed(

@@ -77,14 +77,19 @@ class SAEBenchSAE(torch.nn.Module):
     SAEBench calls `encode` and `decode` apart, with latents in between that it may have changed. A token's scale and
     mean cannot be found in its latents, so `encode` keeps them and `decode` uses those of the last `encode`. Therefore
     latents must be decoded before other activations are encoded.
+
+    With `raw_latents` they are multiplied by the scale of their token, so that f W_dec is a part of the raw activation.
+    SAEBench's absorption needs that: it compares latents with projections of raw activations.
     """
 
-    def __init__(self, sae: SAE, cfg: SAEBenchConfig):
+    def __init__(self, sae: SAE, cfg: SAEBenchConfig, *, raw_latents: bool = False):
         """Wrap an SAE.
 
         Args:
             sae: The SAE.
             cfg: Its description.
+            raw_latents: Whether latents have the size of raw activations. By default they are those of the scaled
+                activations that the SAE works on.
 
         Raises:
             ValueError: A row of W_dec does not have norm 1, on which SAEBench's scores per latent rely; or it is a
@@ -98,11 +103,14 @@ class SAEBenchSAE(torch.nn.Module):
             raise ValueError(f"W_dec: rows have norms {norms.min():.6g} to {norms.max():.6g}, SAEBench needs norm 1")
         self.sae = sae
         self.cfg = cfg
+        self.raw_latents = raw_latents
         # Those of the tokens of the last `encode`, which `decode` restores.
         self._row_scale = RowScale(1.0, 0.0)
 
     @classmethod
-    def load(cls, run: str | Path, model_name: str = "", *, device: str = "cpu") -> "SAEBenchSAE":
+    def load(
+        cls, run: str | Path, model_name: str = "", *, device: str = "cpu", raw_latents: bool = False
+    ) -> "SAEBenchSAE":
         """Load the SAE in the folder of a run.
 
         Args:
@@ -110,6 +118,7 @@ class SAEBenchSAE(torch.nn.Module):
             model_name: The language model, by the name that TransformerLens gives it. If empty, it is the name of the
                 model that the SAE was trained on.
             device: The device to compute on.
+            raw_latents: Whether latents have the size of raw activations, as absorption needs it.
 
         Raises:
             ValueError: There is no SAE in the folder, or its config lacks something that SAEBench must know.
@@ -136,7 +145,7 @@ class SAEBenchSAE(torch.nn.Module):
             dataset_path=provenance["data"],
             training_tokens=provenance.get("run", {}).get("n_tokens", 0),
         )
-        return cls(sae, cfg)
+        return cls(sae, cfg, raw_latents=raw_latents)
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
@@ -180,7 +189,12 @@ class SAEBenchSAE(torch.nn.Module):
         assert isinstance(latents, Latents)
         self._row_scale = latents.row_scale
         # A plain tensor, because SAEBench's code does with it what it does with any other SAE's.
-        return latents.as_subclass(Tensor)
+        return latents.as_subclass(Tensor) * self._latent_scale
+
+    @property
+    def _latent_scale(self) -> Tensor | float:
+        scale = self._row_scale.scale
+        return scale.to(self.dtype) if self.raw_latents and isinstance(scale, Tensor) else 1.0
 
     def decode(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
         """Return the raw reconstruction of latents, with the scale and the mean of the last `encode`.
@@ -193,7 +207,7 @@ class SAEBenchSAE(torch.nn.Module):
                 raise ValueError(
                     f"latents of shape {tuple(latents.shape)}: the last encode was of {tuple(kept.shape[:-1])} tokens"
                 )
-        return self._row_scale.restore(self.sae.decode_normalised(latents))
+        return self._row_scale.restore(self.sae.decode_normalised(latents / self._latent_scale))
 
     def forward(self, acts: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Return the reconstruction of raw activations."""
