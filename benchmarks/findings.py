@@ -3,6 +3,7 @@
     python benchmarks/findings.py                                           # of comparison.md
     python benchmarks/findings.py comparison2026.csv comparison2026-stories260K.csv    # of comparison2026.md
     python benchmarks/findings.py causes.csv causes-hard.csv                           # of causes.md
+    python benchmarks/findings.py synthetic.csv                                        # of synthetic.md
 
 What is compared is the CE increase, or the FVU where there is no language model. The tables of results have no sums by
 document, so these intervals cover seeds only.
@@ -14,6 +15,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from scipy import stats
 
 from prolu.evaluation.comparison.verdicts import Verdict, matched
 
@@ -77,8 +80,24 @@ def under(family: str, penalty: str) -> str:
     return ", ".join([f"{nonlinearity} + {penalty}", *options])
 
 
+SYNTHETIC = (
+    ("prolu_relu + sqrt_l1", "relu + l1"),
+    ("prolu_ste + sqrt_l1", "relu + l1"),
+    ("jumprelu(1) + l0", "relu + l1"),
+    ("batchtopk", "relu + l1"),
+    ("batchtopk", "jumprelu(1) + l0"),
+    ("jumprelu(1) + l0", "prolu_relu + sqrt_l1"),
+    ("batchtopk", "batchtopk, frozen decoder"),
+    ("batchtopk", "batchtopk, frozen encoder"),
+)
+"""The pairs of the study `synthetic`: challenger and baseline."""
+
+TRUTHS = ("truth_found", "truth_f1", "truth_slope", "truth_suppression")
+"""The scores against known features in the table of the study `synthetic`."""
+
 PAIRS = {
     "comparison2026": PAIRS_2026,
+    "synthetic": SYNTHETIC,
     "causes": tuple((under(c, p), under(b, p)) for p in ("l1", "sqrt_l1") for c, b in CAUSES),
 }
 """The pairs of each study, by the beginning of its table's name, up to the first hyphen."""
@@ -203,6 +222,29 @@ def means(file: Path) -> None:
     print()
 
 
+def truths(file: Path) -> list[str]:
+    """Return rows for `synthetic`: at each target L0 and of each family, the scores against the known features.
+
+    Each is the mean over seeds with the half of its 95% t interval; a hyphen, where no feature was found.
+    """
+    (runs,) = read_studies(file).values()
+    rows = []
+    for target in targets_of(runs):
+        for family in dict.fromkeys(run["family"] for run in runs):
+            some = [run for run in runs if run["family"] == family and run["target_l0"] == target]
+            cells = [_mean_with_interval([run[name] for run in some]) for name in ("l0", *TRUTHS)]
+            rows.append(f"| {target:g} | {family} | {' | '.join(cells)} |")
+    return rows
+
+
+def _mean_with_interval(values: list[float | None]) -> str:
+    there = [value for value in values if value is not None]
+    if len(there) < len(values):
+        return "-"
+    half = stats.t.ppf(0.975, len(there) - 1) * stats.sem(there)
+    return " ±".join(f"{number:.2f}".removeprefix("0") for number in (sum(there) / len(there), half))
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -220,6 +262,8 @@ def main() -> None:
     for file in files:
         if file.stem.startswith("causes"):
             print("\n".join(shares(file)))
+        if file.stem.startswith("synthetic"):
+            print("\n".join(truths(file)))
 
 
 if __name__ == "__main__":

@@ -109,6 +109,7 @@ def test_the_findings_are_what_the_library_says():
     ("causes.md", "causes-stories260K.csv"),
     ("causes.md", "causes-hard.csv"),
     ("causes.md", "causes-even.csv"),
+    ("synthetic.md", "synthetic.csv"),
 ])  # fmt: skip
 def test_the_findings_of_a_study_are_what_the_library_says(name, table, capsys):
     findings = loaded("findings")
@@ -118,4 +119,5 @@ def test_the_findings_of_a_study_are_what_the_library_says(name, table, capsys):
     compared = findings.comparisons_of(findings.FINDINGS / table)
     rows += [findings.row_of(name, found) for name, found in compared.items()]
     rows += findings.shares(findings.FINDINGS / table) if name == "causes.md" else []
+    rows += findings.truths(findings.FINDINGS / table) if name == "synthetic.md" else []
     assert [row for row in rows if row and row not in page] == []
