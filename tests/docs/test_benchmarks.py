@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import prolu
 from prolu.evaluation.comparison.metric_catalog import METRICS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -58,6 +60,33 @@ def test_the_gpu_benchmark_says_when_there_is_none():
     done = subprocess.run([sys.executable, BENCHMARKS / "gpu.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.strip() == "this machine has no GPU that torch can use"
+
+
+@pytest.mark.parametrize("penalty", ["l1", "sqrt_l1"])
+def test_forces_on_biases_are_what_autograd_finds(penalty, tmp_path):
+    benchmark = loaded("bias_forces")
+    torch.manual_seed(0)
+    rows = torch.randn(2000, 8)
+    weights = {"W_enc": torch.randn(8, 24), "W_dec": torch.randn(24, 8)}
+    weights |= {"b_enc": -torch.rand(24), "b_dec": torch.zeros(8)}
+        "W_enc": torch.randn(8, 24),
+        "b_enc": -torch.rand(24),
+        "W_dec": torch.randn(24, 8),
+        "b_dec": torch.zeros(8),
+    }
+    run = {"nonlinearity": "prolu_ste", "penalty": penalty, "coeff": 0.3, "normalisation": "none"}
+    config = {"d_in": 8, "d_sae": 24, "nonlinearity": "prolu_ste", "normalisation": "none"}
+    save_file(weights, tmp_path / "sae.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"sae": config, "provenance": {"run": run}}))
+    found = benchmark.forces(tmp_path, rows)
+    for gradient, name in (("relu", "E[g delta]"), ("ste", "E[g m delta]")):
+        b = weights["b_enc"].clone().requires_grad_()
+        f = prolu.prolu(rows @ weights["W_enc"], b, gradient=gradient)
+        loss = (f @ weights["W_dec"] - rows).square().mean()
+        penalised = f if penalty == "l1" else (f + 1e-6).sqrt()
+        (loss + 0.3 * penalised.sum(1).mean()).backward()
+        assert found[name].sign().tolist() == b.grad.sign().tolist()
+        assert len(set(found[name].sign().tolist())) == 2
 
 
 def loaded(name):
