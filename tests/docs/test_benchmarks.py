@@ -69,11 +69,6 @@ def test_forces_on_biases_are_what_autograd_finds(penalty, tmp_path):
     rows = torch.randn(2000, 8)
     weights = {"W_enc": torch.randn(8, 24), "W_dec": torch.randn(24, 8)}
     weights |= {"b_enc": -torch.rand(24), "b_dec": torch.zeros(8)}
-        "W_enc": torch.randn(8, 24),
-        "b_enc": -torch.rand(24),
-        "W_dec": torch.randn(24, 8),
-        "b_dec": torch.zeros(8),
-    }
     run = {"nonlinearity": "prolu_ste", "penalty": penalty, "coeff": 0.3, "normalisation": "none"}
     config = {"d_in": 8, "d_sae": 24, "nonlinearity": "prolu_ste", "normalisation": "none"}
     save_file(weights, tmp_path / "sae.safetensors")
