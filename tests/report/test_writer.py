@@ -66,3 +66,11 @@ def test_the_command_reads_a_study_once(study, readings, capsys, flag):
     shown = capsys.readouterr().out
     assert "4 SAEs" in " ".join(shown.split())  # a long path may break the line between them
     assert f"report:   {study / 'report.html'}" in shown
+
+
+def test_several_texts_are_named_in_a_sentence(study, readings):
+    config = json.loads((study / "config.json").read_text())
+    config["stream"]["data"] = ["first.parquet", "second.parquet"]
+    (study / "config.json").write_text(json.dumps(config))
+    assert main(["report", str(study)]) == 0
+    assert "100 training tokens of first.parquet and second.parquet" in (study / "report.html").read_text()

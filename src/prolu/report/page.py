@@ -9,7 +9,7 @@ from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, mai
 from prolu.evaluation.comparison.prefixes import prefix_widths
 from prolu.evaluation.comparison.standing_wording import EXPLAINED
 from prolu.evaluation.comparison.styles import PLANES, families
-from prolu.evaluation.comparison.wording import covered
+from prolu.evaluation.comparison.wording import covered, listed
 from prolu.report.agreement import HEADS, cells_of, note_of
 from prolu.report.assets import render
 from prolu.report.html_tables import (
@@ -91,6 +91,7 @@ def facts(content: PageContent) -> list[str]:
         n_tokens = known[0].get("n_tokens") if known else None
         n_scored = runs[0]["eval_tokens"] if runs else config.get("eval_tokens")
         lm, hook, data = (stream.get(field, "not recorded") for field in ("lm", "hook", "data"))
+        data = listed(data) if isinstance(data, list) else data
         unit = "row" if "rows" in stream else "token"
         mask = TokenMask.recorded(stream)
         kind = "SAE"
