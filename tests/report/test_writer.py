@@ -72,5 +72,5 @@ def test_several_texts_are_named_in_a_sentence(study, readings):
     config = json.loads((study / "config.json").read_text())
     config["stream"]["data"] = ["first.parquet", "second.parquet"]
     (study / "config.json").write_text(json.dumps(config))
-    assert main(["report", str(study)]) == 0
+    assert main(["report", str(study), "--latent-pages", "none"]) == 0
     assert "100 training tokens of first.parquet and second.parquet" in (study / "report.html").read_text()
