@@ -1,7 +1,8 @@
 """What the first version wrote is still resumed, extended, read, exported and shown.
 
-`tests/fixtures/make.py` made the files with the code of that version. Weights are compared bit by bit on the processor
-and with the torch that they were made with, and to rounding elsewhere, where sums may run in another order.
+`tests/fixtures/make.py` made the files with the code of that version, on an Intel processor. Weights are compared bit
+by bit on such a processor and with the torch that they were made with, and to rounding elsewhere, where sums may run in
+another order.
 """
 
 import json
@@ -46,10 +47,25 @@ def activations(made):
     return stream(made / "lm", made / "stories.txt")
 
 
+def computes_as_there(made):
+    """Returns whether this machine rounds as the one on which the files were made."""
+    facts = json.loads((made / "made.json").read_text())
+    here = (torch.__version__, torch.backends.cpu.get_cpu_capability())
+    # Libraries choose their kernels by the maker too: an AMD processor with AVX-512 gives other last digits.
+    return here == (facts["torch"], facts["cpu"]) and "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+
+
+def check_close(ours, theirs, allowed):
+    """Asserts that two safetensors files hold the same tensors, up to a fraction of each tensor's norm."""
+    ours, theirs = load_file(ours), load_file(theirs)
+    assert ours.keys() == theirs.keys()
+    for key, values in theirs.items():
+        assert np.linalg.norm(ours[key] - values) <= allowed * np.linalg.norm(values), key
+
+
 def check_same_study(made, found, wanted):
     """Asserts that two studies hold the same runs, curves and weights."""
-    facts = json.loads((made / "made.json").read_text())
-    to_the_bit = (torch.__version__, torch.backends.cpu.get_cpu_capability()) == (facts["torch"], facts["cpu"])
+    to_the_bit = computes_as_there(made)
     names = {f.relative_to(wanted) for f in wanted.rglob("*") if f.suffix in (".safetensors", ".npz", ".jsonl")}
     names = {name for name in names if "features" not in name.parts and "final" not in name.parts}
     assert len(names) > 8
@@ -61,10 +77,8 @@ def check_same_study(made, found, wanted):
                 was = was.replace(b": NaN", b": null")
             assert without_converged(without_later_scores((found / name).read_bytes())) == without_converged(was)
         elif name.suffix == ".safetensors":
-            ours, theirs = load_file(found / name), load_file(wanted / name)
-            assert ours.keys() == theirs.keys()
-            for key, values in theirs.items():
-                np.testing.assert_allclose(ours[key], values, rtol=1e-3, atol=1e-4, err_msg=f"{name} {key}")
+            # Of the norm, and not of each number: a rounding may open the gate of one latent on one token more.
+            check_close(found / name, wanted / name, allowed=1e-3)
     for now, then in zip(lines(found), lines(wanted), strict=True):
         moved = [abs(then[f"{score}_probe_end"] / then[f"{score}_probe_start"] - 1) for score in ("l0", "mse")]
         # The rule of that version, which looked at no number of steps.
@@ -135,7 +149,9 @@ def test_exports_are_the_same_files_and_are_read_back(made, tmp_path, format):
         assert main(command) == 0
         assert sorted(f.name for f in out.iterdir()) == sorted(f.name for f in wanted.iterdir())
         for file in wanted.iterdir():
-            if file.suffix in (".safetensors", ".json"):
+            if file.suffix == ".safetensors" and not computes_as_there(made):
+                check_close(out / file.name, file, allowed=1e-7)  # exp of a log-threshold may differ in its last digit
+            elif file.suffix in (".safetensors", ".json"):
                 assert (out / file.name).read_bytes() == file.read_bytes(), file
         sae, _ = import_sae(wanted)
         assert sae.config.d_sae == 48
@@ -157,5 +173,6 @@ def test_the_report_keeps_pages_of_latents_and_remakes_missing_ones_with_the_sam
     run = Results.load(study).runs[0].folder
     shutil.rmtree(run / "features")
     assert main(["report", str(study), *flags]) == 0
-    for file in (made / "study" / run.name / "features" / "data").iterdir():
-        assert (run / "features" / "data" / file.name).stat().st_size == file.stat().st_size, file
+    before, now = (folder / "features" / "data" for folder in (made / "study" / run.name, run))
+    assert {file.name for file in before.iterdir()} <= {file.name for file in now.iterdir()}
+    assert (now / "tokens.js").read_bytes() == (before / "tokens.js").read_bytes()

@@ -120,12 +120,15 @@ def write_browser(folder: Path, source: PageSource, made: Mapping[str, Any], adv
 
 
 def was_made(folder: Path, made: Mapping[str, Any]) -> bool:
-    """Return whether a folder holds finished pages that were decided by just this."""
+    """Return whether a folder holds finished pages that were decided by just this.
+
+    Pages of an older format count too: they need nothing but themselves, and the text that they show may be gone.
+    """
     try:
         held = read_json_object(folder / MADE_FILE, "pages")
     except ValueError:
         return False
-    return held == through_json(made)
+    return held | {"format": made["format"]} == through_json(made)
 
 
 def _effects(sae: SAE, ids: range, unembedding: Unembedding | None) -> list[LogitEffect]:

@@ -25,7 +25,7 @@ from prolu.studies.results import Results
 from prolu.studies.runs import Run
 
 FORMAT = 2
-"""The version of the pages. Raising it makes `prolu report` write the pages of older versions anew."""
+"""The version of the pages, which is kept with them."""
 
 FIGURES = {"l0": "L0", "degradation": "CE increase (nats)", "recovered": "recovered", "mse": "MSE"}
 """The scores of the run at the top of its page, with their titles."""
