@@ -128,7 +128,7 @@ def was_made(folder: Path, made: Mapping[str, Any]) -> bool:
         held = read_json_object(folder / MADE_FILE, "pages")
     except ValueError:
         return False
-    return held | {"format": made["format"]} == through_json(made)
+    return {**held, "format": None} == {**through_json(made), "format": None}
 
 
 def _effects(sae: SAE, ids: range, unembedding: Unembedding | None) -> list[LogitEffect]:
