@@ -226,7 +226,7 @@ class _PaddingCheck:
         self._repeated: Counter[tuple[str, int]] = Counter()
 
     def add(self, ids: np.ndarray) -> None:
-        """Take note of a row that has no mask."""
+        """Count a row of token ids without an attention mask, and whether it ends or begins with a repeated id."""
         self._n_rows += 1
         if len(ids) > 1:
             # Twice is enough: of most rows that are not padded, the same id does not stand twice at the same end.

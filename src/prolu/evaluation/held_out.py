@@ -115,7 +115,7 @@ class HeldOutRows:
         _check_fits(sae, self)
 
     def truth(self, sae: SAE) -> TruthFigures | None:
-        """Return how an SAE stands to the features that the rows are made of; None where these are not known."""
+        """Return the scores of an SAE against the true features of synthetic rows, or None for all other rows."""
         if self._truth is None or self._codes is None:
             return None
         return truth_figures(sae, self.acts.flatten(0, 1), self._codes, self._truth.directions)
@@ -190,7 +190,10 @@ class HeldOut:
         return self.tokens.size if self.kept is None else int(self.kept.sum())
 
     def pass_through_(self, recon: Float[Tensor, "n ctx d_out"]) -> Float[Tensor, "n ctx d_out"]:
-        """Put the activations in place of the reconstructions of tokens that are left out; return the same tensor."""
+        """Overwrite the reconstructions of masked tokens with their true activations, in place, and return the tensor.
+
+        So the language model sees a change only at the tokens that are scored.
+        """
         if self.kept is not None:
             recon[~self.kept] = self.target[~self.kept]
         return recon
