@@ -55,7 +55,7 @@ class Recipe(NamedTuple):
         return exact._replace(n_tokens=n_tokens)
 
     def of_width(self, d_sae: DSae) -> "Recipe":
-        """Return the same study with all SAEs of another width: a number of latents, or a multiple of d_in such as "8x".
+        """Return the same study with SAEs of another width: a number of latents, or a multiple of d_in such as "8x".
 
         The prefixes of nested losses stay the same fractions.
         """
