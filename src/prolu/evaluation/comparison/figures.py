@@ -47,6 +47,9 @@ LATENT_VALUE = "mean value of its latent (same scale)"
 MANY = 6
 """The number of families up to which the legend has room inside the axes."""
 
+DASHED = 4.5
+"""The length of a line in a legend, in font sizes: on a shorter one the marker hides the gaps of the longest dashes."""
+
 UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 """The metadata, by a file's ending, that keeps the date out of it: the same study gives the same bytes."""
 
@@ -190,9 +193,9 @@ def _draw_legend(figure: mpl.Figure, axes: Axes, records: Sequence[Record], *, b
         handles.append(_grey_marker("o", "none", "not converged"))
     handles += axes.get_legend_handles_labels()[0]
     if beside:
-        figure.legend(handles=handles, frameon=False, fontsize=8.5, loc="outside right upper", handlelength=3)
+        figure.legend(handles=handles, frameon=False, fontsize=8.5, loc="outside right upper", handlelength=DASHED)
     else:
-        axes.legend(handles=handles, frameon=False, fontsize=8.5, handlelength=3)
+        axes.legend(handles=handles, frameon=False, fontsize=8.5, handlelength=DASHED)
 
 
 def _label(name: str) -> str:
