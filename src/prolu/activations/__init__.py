@@ -18,7 +18,7 @@ In the order of the data:
 - `row_files`, `row_batches`: rows in files, and those that have a name; rows that come in batches.
 - `synthetic`: rows that are sums of known features.
 - `inputs`: what a stream reads, a text through a language model or rows.
-- `stream`, `windows`: shuffled batches, a pure function of a seed and an index, and how they divide the text.
+- `stream`, `batch`, `windows`: shuffled batches, a pure function of a seed and an index, and how they divide the text.
 - `window_filling`: how a window is filled with rows, and on a mesh what each process gets of it.
 - `token_mask`, `kept_tokens`: what is left out of training and scores, and which tokens of a text are kept then.
 - `held_windows`: the window that is trained on, and the next one, which a thread may fill meanwhile.

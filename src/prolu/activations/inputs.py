@@ -2,10 +2,14 @@
 
 from typing import Any, NamedTuple
 
+import torch
+
 from prolu.activations.harvesting import ActivationSource, Harvest, describe_activations
+from prolu.activations.held_windows import ReadAhead, reads_ahead
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.rows import ROWS_PER_PASS, ActivationRows, RowSource
 from prolu.activations.token_blocks import TokenBlocks
+from prolu.runtime.mesh import Mesh
 
 
 class Inputs(NamedTuple):
@@ -56,3 +60,18 @@ class Inputs(NamedTuple):
         if source is not None:
             source.check(found.facts)
         return found
+
+    def reads_ahead(self, wanted: ReadAhead, device: torch.device, mesh: Mesh) -> bool:
+        """Return whether a thread fills the next window while one is trained on.
+
+        Raises:
+            ValueError: it is asked for where it cannot be.
+        """
+        harvest = self.source if isinstance(self.source, Harvest) else None
+        return reads_ahead(
+            wanted,
+            # Not for a model on another device: whether anybody else gives it hooks is not known here.
+            pays=device.type != "cpu" and harvest is None,
+            n_hooks=1 if harvest is None else len(harvest.hooks),
+            n_ranks=mesh.n_ranks,
+        )

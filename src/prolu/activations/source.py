@@ -178,38 +178,25 @@ def open_streams(
     Raises:
         ValueError: the source cannot be opened, a device is not there, or a batch does not fit into a window.
     """
-    ahead = options_read_ahead(source, mesh.n_ranks)
-    device = available_device("device", source.device)
+    common: dict[str, Any] = {
+        "read_ahead": "on" if options_read_ahead(source, mesh.n_ranks) else "off",
+        "device": available_device("device", source.device),
+        "batch_size": batch_size,
+        "seed": source.stream_seed,
+        "window_tokens": source.window_tokens,
+        "mesh": mesh,
+    }
     if source.activations:
         check_rows_alone(source)
-        rows = open_rows(source.activations, n_tokens, held_out_pool)
-        return [
-            ActivationStream.from_rows(
-                rows,
-                batch_size=batch_size,
-                seed=source.stream_seed,
-                window_tokens=source.window_tokens,
-                device=device,
-                mesh=mesh,
-                read_ahead="on" if ahead else "off",
-            )
-        ]
-    lm_device = available_device("lm_device", source.lm_device) if source.lm_device else device
-    outs = hooks_out(source)
+        return [ActivationStream.from_rows(open_rows(source.activations, n_tokens, held_out_pool), **common)]
+    lm_device = available_device("lm_device", source.lm_device) if source.lm_device else common["device"]
+    hooks, outs = source.hook, hooks_out(source)
     if source.store is None:
-        hooks = source.hook
-        description = describe_options(source, n_tokens, held_out_pool)
-        check_is_there(description["data"])
-        lm = open_language_model(description, device=lm_device)
-        for hook in hooks:
-            check_width(lm.at(hook).d_in)
-        blocks = open_text(description, lm, folder=source.tokens)
-        # Each hook once: what one transcoder writes, another one may read.
-        read = dict.fromkeys(hook for hook in (*hooks, *outs) if hook)
-        activations = Harvest(lm, blocks, tuple(read) if any(outs) else hooks, source.acts_dtype)
+        activations = _open_harvest(describe_options(source, n_tokens, held_out_pool), source, lm_device, check_width)
+        lm, blocks = activations.lm, activations.blocks
     else:
         activations = ActivationStore(source.store)
-        hooks = activations.hooks if len(activations.hooks) == 1 else source.hook
+        hooks = activations.hooks if len(activations.hooks) == 1 else hooks
         description = activations.made | {"hook": first_hook(hooks)}
         lm = open_language_model(description, described_by=f"the store {source.store}", device=lm_device)
         blocks = activations.blocks()
@@ -217,19 +204,28 @@ def open_streams(
         ActivationStream(
             lm.at(hook),
             blocks,
-            batch_size,
-            seed=source.stream_seed,
-            window_tokens=source.window_tokens,
             train_on_bos=source.train_on_bos,
             mask=source.mask,
             source=activations,
             hook_out=hook_out,
-            device=device,
-            mesh=mesh,
-            read_ahead="on" if ahead else "off",
+            **common,
         )
         for hook, hook_out in zip(hooks, outs, strict=True)
     ]
+
+
+def _open_harvest(
+    description: Mapping[str, Any], source: Source, device: torch.device, check_width: Callable[[int], object]
+) -> Harvest:
+    """Open the language model and the text that a source describes, to be read at all of its hooks."""
+    check_is_there(description["data"])
+    lm = open_language_model(description, device=device)
+    for hook in source.hook:
+        check_width(lm.at(hook).d_in)
+    blocks = open_text(description, lm, folder=source.tokens)
+    # Each hook once: what one transcoder writes, another one may read.
+    read = dict.fromkeys(hook for hook in (*source.hook, *source.hook_out) if hook)
+    return Harvest(lm, blocks, tuple(read) if any(source.hook_out) else source.hook, source.acts_dtype)
 
 
 def check_rows_alone(source: Source) -> None:

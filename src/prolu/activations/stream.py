@@ -1,20 +1,18 @@
 """Activations in shuffled batches: `stream[i]` is a pure function of the stream's seed and i."""
 
 import logging
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
-from prolu.activations.harvesting import ActivationSource, Harvest
-from prolu.activations.held_windows import HeldWindow, ReadAhead, WindowReader, reads_ahead
+from prolu.activations.batch import Batch
+from prolu.activations.harvesting import ActivationSource
+from prolu.activations.held_windows import HeldWindow, ReadAhead, WindowReader
 from prolu.activations.inputs import Inputs
-from prolu.activations.kept_tokens import NORM_TOKENS, kept_for_training, norm_threshold
+from prolu.activations.kept_tokens import kept_for_training
 from prolu.activations.language_model import LanguageModel
 from prolu.activations.row_batches import as_arrays
 from prolu.activations.rows import ActivationRows, Array, rows_of_arrays
@@ -25,42 +23,8 @@ from prolu.activations.windows import Place, WindowNumber, Windows
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.devices import numbered
 from prolu.runtime.mesh import ALONE, Mesh
-from prolu.runtime.rng import keyed_generator
-from prolu.sae.choices import Normalisation
-from prolu.sae.scaling import normalise
 
 logger = logging.getLogger(__name__)
-
-
-class Batch(NamedTuple):
-    """One batch of activations from shuffled token positions."""
-
-    acts: Float[Tensor, "batch d_in"]
-    """The normalised activations: each row has norm sqrt(d_in)."""
-    raw_norm: Float[Tensor, " batch"]
-    """The norm of each row before it was normalised."""
-    target: Float[Tensor, "batch d_out"] | None = None
-    """The activations of the same tokens at the hook that transcoders write at, as they come from the language model;
-    None in a stream without such a hook."""
-
-    def of_rows(self, kept: Bool[Tensor, " batch"]) -> "Batch":
-        """Return the batch without the rows that are not kept."""
-        target = None if self.target is None else self.target[kept]
-        return Batch(self.acts[kept], self.raw_norm[kept], target)
-
-    def scaled(self, normalisation: Normalisation) -> tuple[Tensor, Tensor | None]:
-        """Return inputs and targets in the space in which an SAE with this normalisation works.
-
-        With `none`, both are as they come from the language model. With `per_token`, the factor that scales an input x
-        to norm sqrt(d_in) scales its target too: sqrt(d_in) / norm(x). So an output can be scaled back without knowing
-        its target. The target of an input of zeros is scaled to zeros.
-        """
-        root = math.sqrt(self.acts.shape[1])
-        if normalisation == "none":
-            return self.acts * (self.raw_norm / root)[:, None], self.target
-        if self.target is None:
-            return self.acts, None
-        return self.acts, self.target * torch.where(self.raw_norm > 0, root / self.raw_norm, 0)[:, None]
 
 
 class ActivationStream:
@@ -135,7 +99,6 @@ class ActivationStream:
         self.batch_size = batch_size
         self.seed = seed
         self.train_on_bos = train_on_bos
-        self._normalised = normalised
         self._inputs = Inputs.of(lm, blocks, source, hook_out=hook_out, acts_dtype=acts_dtype)
         self.hook = self._inputs.hook
         """The hook at which activations are read; empty for rows."""
@@ -155,27 +118,16 @@ class ActivationStream:
         self._filler = WindowFiller(
             self._inputs, self._windows, kept, mesh=mesh, device=self.device, normalised=normalised
         )
-        self.mask = self._measured(mask)
+        self.mask = self._filler.leave_out_large(mask)
         """What is left out. Where norms decide, the threshold is known."""
         self.tells_repeats = mesh.is_first
         """Whether it will be said, once, when the text is read a second time."""
-        harvest = self._inputs.source if isinstance(self._inputs.source, Harvest) else None
-        self.reads_ahead = reads_ahead(
-            read_ahead,
-            # Not for a model on another device: whether anybody else gives it hooks is not known here.
-            pays=self.device.type != "cpu" and harvest is None,
-            n_hooks=1 if harvest is None else len(harvest.hooks),
-            n_ranks=mesh.n_ranks,
-        )
+        self.reads_ahead = self._inputs.reads_ahead(read_ahead, self.device, mesh)
         """Whether a thread fills the next window while one is trained on."""
         self.n_windows = 2 if self.reads_ahead else 1
         """The number of windows that are held in memory."""
-        n_rows = self._windows.n_rows_held(mesh)
         self._reader = WindowReader(
-            self._filler.fill,
-            self._filler.announce,
-            lambda: HeldWindow(n_rows, self.d_in, self.device),
-            ahead=self.reads_ahead,
+            self._filler.fill, self._filler.announce, self._filler.new_window, ahead=self.reads_ahead
         )
         self._targets = self._targets_at(hook_out) if hook_out else None
 
@@ -199,17 +151,6 @@ class ActivationStream:
         )
         targets.tells_repeats = False
         return targets
-
-    def _measured(self, mask: TokenMask) -> TokenMask:
-        """Return the mask with the norm above which rows are left out, which is measured if it is not known."""
-        if mask.max_norm is None and mask.max_norm_multiple is not None:
-            order = torch.randperm(len(self.blocks.train), generator=keyed_generator("norms")).numpy()
-            rows = self._filler.raw(order[: math.ceil(NORM_TOKENS / self.blocks.ctx)])
-            mask = replace(mask, max_norm=norm_threshold(rows, mask.max_norm_multiple))
-        if mask.max_norm is not None and self.mesh.n_ranks > 1:
-            raise ValueError("max_norm: not on a mesh, whose processes do not know the norms of each other's rows")
-        self._filler.max_norm = mask.max_norm
-        return mask
 
     @classmethod
     def from_rows(
@@ -361,23 +302,10 @@ class ActivationStream:
         They come in whole passes of the language model, so that asking for more does not change what comes first, and
         end early if the corpus does.
         """
-        batches = self._fresh(n_tokens, *key)
+        batches = self._filler.fresh(n_tokens, *key)
         if self._targets is not None:
             # In turns, so that one pass serves both hooks.
             written = self._targets.fresh(n_tokens, *key)
             batches = (batch._replace(target=there.acts) for batch, there in zip(batches, written, strict=True))
         for batch in batches:
             yield batch if self.mask.max_norm is None else batch.of_rows(batch.raw_norm <= self.mask.max_norm)
-
-    def _fresh(self, n_tokens: int, *key: int | str) -> Iterator[Batch]:
-        order = self._windows.order(*key)
-        per_pass = max(1, self._inputs.tokens_per_pass // self.blocks.ctx)
-        n_blocks = self._windows.n_blocks_with(n_tokens, order)
-        passes = [order[i : i + per_pass] for i in range(0, n_blocks, per_pass)]
-        for first in range(0, len(passes), self.mesh.n_ranks):
-            for rows in self._filler.raw_on_all_ranks(passes[first : first + self.mesh.n_ranks]):
-                if self._normalised:
-                    yield Batch(*normalise(rows))
-                else:
-                    # Copied, because raw activations may lie in a buffer that the next piece overwrites.
-                    yield Batch(rows.clone(), torch.linalg.vector_norm(rows, dim=-1))

@@ -1,19 +1,24 @@
-"""How the windows of a stream are filled: raw activations become rows, and on a mesh each rank gets those it needs."""
+"""The rows of a stream: raw activations become rows of windows, and on a mesh each rank gets the rows it needs."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prolu.activations.batch import Batch
 from prolu.activations.held_windows import HeldWindow
 from prolu.activations.inputs import Inputs
-from prolu.activations.kept_tokens import KeptTokens
+from prolu.activations.kept_tokens import NORM_TOKENS, KeptTokens, norm_threshold
+from prolu.activations.token_mask import TokenMask
 from prolu.activations.transfer import Transfer
 from prolu.activations.windows import WindowNumber, Windows
 from prolu.runtime.mesh import Mesh
-from prolu.sae.scaling import normalise_
+from prolu.runtime.rng import keyed_generator
+from prolu.sae.scaling import normalise, normalise_
 
 
 class WindowFiller:
@@ -45,8 +50,25 @@ class WindowFiller:
         self._mesh = mesh
         self._device = device
         self._normalised = normalised
-        self.max_norm: float | None = None
-        """The norm above which rows are left out; None if none is."""
+        self._max_norm: float | None = None
+
+    def leave_out_large(self, mask: TokenMask) -> TokenMask:
+        """Leave out of every window, from now on, the rows whose norm is above that of the mask.
+
+        Returns:
+            The mask with that norm, which is measured here if the mask gives only a multiple of the median.
+
+        Raises:
+            ValueError: norms decide, and there are several ranks.
+        """
+        if mask.max_norm is None and mask.max_norm_multiple is not None:
+            order = torch.randperm(self._windows.n_train, generator=keyed_generator("norms")).numpy()
+            rows = self.raw(order[: math.ceil(NORM_TOKENS / self._windows.ctx)])
+            mask = replace(mask, max_norm=norm_threshold(rows, mask.max_norm_multiple))
+        if mask.max_norm is not None and self._mesh.n_ranks > 1:
+            raise ValueError("max_norm: not on a mesh, whose processes do not know the norms of each other's rows")
+        self._max_norm = mask.max_norm
+        return mask
 
     def raw(self, chosen: np.ndarray) -> Iterator[Float[Tensor, "*positions d_in"]]:
         """Yield the rows of these blocks as they come from their source, piece by piece.
@@ -85,15 +107,33 @@ class WindowFiller:
                 rows = torch.empty(int(self._windows.rows_of(blocks).sum()), self._inputs.d_in, device=self._device)
             yield mesh.broadcast_(rows, rank)
 
+    def fresh(self, n_tokens: int, *key: int | str) -> Iterator[Batch]:
+        """Yield the activations of blocks drawn by (seed, key), pass by pass, until there are about `n_tokens`."""
+        order = self._windows.order(*key)
+        per_pass = max(1, self._inputs.tokens_per_pass // self._windows.ctx)
+        n_blocks = self._windows.n_blocks_with(n_tokens, order)
+        passes = [order[i : i + per_pass] for i in range(0, n_blocks, per_pass)]
+        for first in range(0, len(passes), self._mesh.n_ranks):
+            for rows in self.raw_on_all_ranks(passes[first : first + self._mesh.n_ranks]):
+                if self._normalised:
+                    yield Batch(*normalise(rows))
+                else:
+                    # Copied, because raw activations may lie in a buffer that the next piece overwrites.
+                    yield Batch(rows.clone(), torch.linalg.vector_norm(rows, dim=-1))
+
+    def new_window(self) -> HeldWindow:
+        """Return memory for the rows that this rank holds of a window."""
+        return HeldWindow(self._windows.n_rows_held(self._mesh), self._inputs.d_in, self._device)
+
     def fill(self, held: HeldWindow, number: WindowNumber) -> Iterator[None]:
         """Fill a window, piece by piece."""
         chosen = self._windows.blocks_of(number)
         order = self._windows.row_order(number)
         if self._mesh.n_ranks == 1:
             yield from self._fill_(held.acts, held.norms, chosen)
-            if self.max_norm is not None:
+            if self._max_norm is not None:
                 n_needed = self._windows.n_batches_of(number) * self._windows.batch_size
-                order = _without_large(order, held.norms.cpu(), self.max_norm, n_needed)
+                order = _without_large(order, held.norms.cpu(), self._max_norm, n_needed)
         else:
             order = self._exchange(held, chosen, order)
         held.order = order.to(self._device)

@@ -62,15 +62,18 @@ class Windows:
         Raises:
             ValueError: A batch does not fit into a window.
         """
-        self._n_train = len(blocks.train)
+        self.n_train = len(blocks.train)
+        """The number of token blocks that are trained on."""
+        self.ctx = blocks.ctx
+        """The number of tokens per block."""
         self._rows_per_block = rows_per_block
         self.batch_size = batch_size
         self._seed = seed
-        self.n_blocks = min(window_tokens // blocks.ctx, self._n_train)
+        self.n_blocks = min(window_tokens // blocks.ctx, self.n_train)
         """The number of token blocks per window; the last window of an epoch may have fewer."""
         n_rows = 0
         if self.n_blocks:
-            n_full, n_left = divmod(self._n_train, self.n_blocks)
+            n_full, n_left = divmod(self.n_train, self.n_blocks)
             # If a batch fits into this many, every epoch has one: even if the blocks with the most rows are in its last
             # window, which may be short, the others have as many rows on average.
             n_rows = (self.n_rows - self._most_rows(n_left)) // n_full
@@ -84,7 +87,7 @@ class Windows:
     @property
     def n_rows(self) -> int:
         """The number of rows of an epoch, also of those that do not fill a batch."""
-        return int(np.sum(self._rows_per_block)) if self._differ else self._n_train * int(self._rows_per_block)
+        return int(np.sum(self._rows_per_block)) if self._differ else self.n_train * int(self._rows_per_block)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -98,7 +101,7 @@ class Windows:
     def _most_rows(self, n_blocks: int) -> int:
         """Return the most rows that so many blocks have."""
         if isinstance(self._rows_per_block, np.ndarray):
-            return int(np.sort(self._rows_per_block)[self._n_train - n_blocks :].sum())
+            return int(np.sort(self._rows_per_block)[self.n_train - n_blocks :].sum())
         return n_blocks * self._rows_per_block
 
     def rows_of(self, chosen: np.ndarray) -> np.ndarray:
@@ -109,7 +112,7 @@ class Windows:
 
     def order(self, *key: int | str) -> np.ndarray:
         """Return the numbers of all blocks in an order that depends on the seed and the key only."""
-        return torch.randperm(self._n_train, generator=keyed_generator(self._seed, *key)).numpy()
+        return torch.randperm(self.n_train, generator=keyed_generator(self._seed, *key)).numpy()
 
     def n_blocks_with(self, n_rows: int, order: np.ndarray) -> int:
         """Return how many blocks of an order have so many rows; all of them if there are fewer."""
@@ -137,11 +140,11 @@ class Windows:
         """Return for each window of an epoch the number of batches up to its end."""
         epoch = epoch if self._differ else 0
         while len(self._ends) <= epoch:
-            starts = np.arange(0, self._n_train, self.n_blocks)
+            starts = np.arange(0, self.n_train, self.n_blocks)
             if isinstance(self._rows_per_block, np.ndarray):
                 n_rows = np.add.reduceat(self.rows_of(self.order("blocks", len(self._ends))), starts)
             else:
-                n_rows = np.minimum(self.n_blocks, self._n_train - starts) * self._rows_per_block
+                n_rows = np.minimum(self.n_blocks, self.n_train - starts) * self._rows_per_block
             self._ends.append(np.cumsum(n_rows // self.batch_size))
         return self._ends[epoch]
 
