@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prolu.runtime.mesh import ALONE, Mesh
-from prolu.sae.nonlinearities import Nonlinearity, Parameters, Pullback, active_mask
+from prolu.sae.nonlinearities import Auxiliary, Nonlinearity, Parameters, Pullback, active_mask
 from prolu.sae.weights import Weights
 from prolu.training.steps.base import Step
 from prolu.training.steps.objective import Objective, StepStats, smallest_active
@@ -68,7 +68,6 @@ class SparseTorchStep(Step):
             tensor.zero_()
         batch = len(acts) * self.mesh.n_data
         n_entries = batch * weights.d_out
-        scale = 2 / n_entries
         blocks = objective.blocks(weights.d_sae)
         centred = acts - weights.b_dec
         found = self._encode(centred, weights.encoder, weights.own, nonlinearity)
@@ -86,24 +85,10 @@ class SparseTorchStep(Step):
         if (term := objective.auxiliary) is not None:
             # Before `error` is scaled, because the residual is its target.
             others = self._dead_pairs(centred, weights, term.nonlinearity, term.among) if term.of_dead else found
-            their_own = others.own(weights)
-            their_values = term.nonlinearity.value(others.m, their_own)
-            if term.target is None:
-                their_error = error
-                auxiliary = term.coeff * their_values.sum(dtype=torch.float64) / n_entries
-                self.mesh.sum_over_latents_(auxiliary, "scalars")
-                to_theirs = torch.full_like(their_values, term.coeff / n_entries)
-            else:
-                their_error = self._decoded(weights, others, their_values, len(acts))
-                their_error.sub_(-error if term.target == "residual" else wanted - weights.output_bias)
-                auxiliary = term.coeff * their_error.square().sum(dtype=torch.float64) / n_entries
-                their_error *= scale * term.coeff
-                to_theirs = _products(weights, others, their_error)
-            back = term.nonlinearity.pullback(to_theirs, others.m, their_own)
-            to_decoder = their_values if term.trains_decoder else None
-            m_sum += _add_gradients_(grads, others, back, to_decoder, centred, their_error)
+            auxiliary, its_m_sum = self._auxiliary_(weights, term, others, centred, error, wanted)
+            m_sum += its_m_sum
         # A block sees the errors of all prefixes that contain it.
-        seen = errors.flip(0).cumsum(0).flip(0).mul_(scale / len(blocks))
+        seen = errors.flip(0).cumsum(0).flip(0).mul_(2 / n_entries / len(blocks))
         rows = seen.view(-1, weights.d_out)
         objective, of_means = objective.at_pairs(values, pairs.m, own, pairs.latent, weights.d_sae, batch, self.mesh)
         back, penalty = objective.pull_back(_products(weights, pairs, rows), values, pairs.m, own, batch)
@@ -118,6 +103,31 @@ class SparseTorchStep(Step):
         n_inactive = len(acts) * weights.d_sae - len(values)
         penalty = (penalty + n_inactive * objective.penalty.at_zero) / batch if of_means is None else of_means
         return grads, StepStats(mse, penalty, auxiliary, fired, smallest_active(nonlinearity, values))
+
+    def _auxiliary_(
+        self, weights: Weights, term: Auxiliary, pairs: _Pairs, centred: Tensor, error: Tensor, wanted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Add an auxiliary term's gradients to the buffers, except that of b_dec.
+
+        Returns:
+            The term's value for the batch, and the sum of its gradient on m over tokens, of each latent.
+        """
+        n_entries = len(centred) * self.mesh.n_data * weights.d_out
+        own = pairs.own(weights)
+        values = term.nonlinearity.value(pairs.m, own)
+        if term.target is None:
+            value = term.coeff * values.sum(dtype=torch.float64) / n_entries
+            self.mesh.sum_over_latents_(value, "scalars")
+            to_values = torch.full_like(values, term.coeff / n_entries)
+        else:
+            target = -error if term.target == "residual" else wanted - weights.output_bias
+            error = self._decoded(weights, pairs, values, len(centred)).sub_(target)
+            value = term.coeff * error.square().sum(dtype=torch.float64) / n_entries
+            error *= 2 / n_entries * term.coeff
+            to_values = _products(weights, pairs, error)
+        back = term.nonlinearity.pullback(to_values, pairs.m, own)
+        to_decoder = values if term.trains_decoder else None
+        return value, _add_gradients_(self._gradients, pairs, back, to_decoder, centred, error)
 
     def _decoded(self, weights: Weights, pairs: _Pairs, values: Tensor, n_rows: int) -> Tensor:
         """Return f W_dec of each token, without b_dec; on a mesh, of the latents of all ranks."""
