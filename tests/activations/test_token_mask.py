@@ -205,5 +205,5 @@ def test_a_mask_is_recorded_and_read_again():
         "special tokens, all but the messages of assistant, activations of a norm above 31.5, 10 times the median"
     )
     for wrong in ({"exclude_positions": "1"}, {"exclude_positions": True}, {"keep_roles": "user"}, {"max_norm": "9"}):
-        with pytest.raises(ValueError, match="not what leaves tokens out"):
+        with pytest.raises(ValueError, match="not a valid value of a token mask"):
             TokenMask.recorded(wrong)

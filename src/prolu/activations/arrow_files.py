@@ -13,7 +13,7 @@ ROWS_AT_ONCE = 1000
 
 
 class DatasetObject(Shard):
-    """An object of the `datasets` library: memory-mapped rows are read where they lie, streamed ones as they come."""
+    """An object of the `datasets` library, whose rows are in memory, memory-mapped or streamed."""
 
     def __init__(self, name: str, dataset: Any):
         super().__init__(name)
@@ -21,7 +21,7 @@ class DatasetObject(Shard):
 
     @property
     def place(self) -> str:
-        """What is the same for two shards with the same rows; the name of a streamed dataset tells too little."""
+        """A text that two shards share only if they have the same rows, which a dataset's name does not ensure."""
         return f"object {id(self._dataset)}"
 
     def _count(self) -> int:

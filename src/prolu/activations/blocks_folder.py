@@ -67,7 +67,7 @@ def _is_same(name: str, there: Any, here: Any) -> bool:
 
 
 class BlocksFolder:
-    """Token blocks while they are written; whatever was noted survives a kill at any moment.
+    """A folder of token blocks that is being written. What was written before the last `note` survives a kill.
 
     `with BlocksFolder(...) as folder:` keeps other processes out; the folder is created with the first block.
     """
@@ -93,7 +93,7 @@ class BlocksFolder:
         self.finished = False
         """Whether all blocks are there and sealed by their digest."""
         self.progress: dict[str, Any] = {}
-        """What was last noted by the writer, in its own terms."""
+        """What the writer passed to `note` last; this class does not interpret it."""
         if holds_blocks(folder):
             self._resume()
         elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
@@ -127,7 +127,8 @@ class BlocksFolder:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         if holds_blocks(self._folder):
-            # What that process wrote was not looked at, so this one may not write over it: a second try reads it.
+            # This process has not read what the other one wrote, so it must not overwrite it; a second try will read
+            # it.
             raise FolderBusyError(f"folder {str(self._folder)!r}: another process has just begun there; try again")
         self.note({})
 
@@ -138,11 +139,12 @@ class BlocksFolder:
             self.progress = index["progress"]
             self.n_blocks = list(index["n_blocks"])
             self.finished = index["sha256"] is not None
-            # A folder of an earlier version is finished as it was begun, and does not say more than it did.
+            # A folder that an earlier version began gets no facts that this version has added.
             self._not_kept = LATER_FACTS.keys() - made.keys()
             self.made |= {name: LATER_FACTS[name] for name in self._not_kept}
-            # A folder keeps the pool that it was begun with, since what is asked for follows from the number of tokens
-            # to score on: another study of the same text may ask for another, and need no other blocks.
+            # A folder keeps the held-out pool that it was begun with. The pool asked for depends on the number of
+            # tokens to score on, so another study of the same text may ask for another pool although the same blocks
+            # serve it.
             self.made["held_out_pool"] = made.get("held_out_pool", LATER_FACTS["held_out_pool"])
             if type(self.made["held_out_pool"]) is not int:
                 raise TypeError
@@ -168,7 +170,8 @@ class BlocksFolder:
         Documents are kept for all blocks of a side or for none, and roles for all blocks of both sides or for none.
         """
         if not self._is_locked:
-            # Not before the first block: a request that turns out to be wrong leaves nothing behind.
+            # The folder is created only with the first block, so that a request that turns out to be wrong leaves
+            # nothing behind.
             self._begin()
         self._write_at_end(SIDES[held_out], held_out, blocks, self._dtype)
         if documents is not None:
@@ -178,8 +181,8 @@ class BlocksFolder:
         self.n_blocks[held_out] += len(blocks)
 
     def _write_at_end(self, file: str, held_out: bool, rows: np.ndarray, dtype: np.dtype) -> None:
-        # The end by the count of blocks, not by the size of the file: what a killed process appended without noting it
-        # is overwritten.
+        # The end follows from the count of blocks, not from the size of the file, so that blocks which a killed process
+        # appended without noting them are overwritten.
         end = self.n_blocks[held_out] * self.made["ctx"] * dtype.itemsize
         write_at(self._folder / file, end, np.ascontiguousarray(rows, dtype).tobytes())
 
@@ -204,7 +207,8 @@ class BlocksFolder:
             "n_blocks": self.n_blocks,
             "sha256": sha256,
             "documents": documents,
-            # Only of chats, so that the folders of other texts stay what they were.
+            # Only chats have roles. For other texts the field is left out, so that their index is as in earlier
+            # versions.
             **({} if roles is None else {"roles": roles}),
             "progress": self.progress,
         }

@@ -28,11 +28,11 @@ class Chat(NamedTuple):
     text: str
     """The chat as the template writes it, with markers, which are parsed into special tokens."""
     spans: Sequence[Span]
-    """Where the messages stand, in ascending order; none if they cannot be told."""
+    """The spans of the messages, in ascending order; empty if they cannot be found."""
 
 
 class NotAChatError(ValueError):
-    """A row that looks like a chat, and that the template does not take."""
+    """A row looks like a chat, but the chat template rejects it."""
 
 
 class ChatTemplate:
@@ -54,8 +54,8 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, Any]]) -> Chat:
         """Return a chat as text.
 
-        Where each message stands is found by a second rendering, in which other contents stand for those of the
-        messages. Some templates change contents, for example leave out earlier reasoning; then it cannot be told.
+        The positions of the messages are found by rendering the chat a second time with placeholders as contents. Some
+        templates change contents, for example by leaving out earlier reasoning; the result then has no spans.
 
         Raises:
             ValueError: The tokenizer has no chat template.

@@ -39,7 +39,7 @@ class ActivationSource(Protocol):
         ...
 
     def expect(self, hook: str, chosen: np.ndarray) -> None:
-        """Prepare for these blocks being asked for next, if that is possible; here nothing is done."""
+        """Prepare to be asked for these blocks next. By default nothing is done."""
 
 
 class Harvest(ActivationSource):
@@ -79,8 +79,8 @@ class Harvest(ActivationSource):
     def all_hooks(self, chosen: np.ndarray) -> Iterator[list[Piece]]:
         """Yield the activations of these blocks at every hook, pass by pass, in the number format asked for.
 
-        The last pass is handed out only once all are known to be finite: what was made of the others before must not
-        be used until then. So a GPU is waited for once for all blocks, and not once for each pass.
+        Whether all activations are finite is checked once, before the last pass is yielded, so that the CPU waits for
+        the GPU only once. The caller must not use what it made of the earlier passes before the last one has come.
 
         Raises:
             FloatingPointError: an activation is not finite.
@@ -117,8 +117,8 @@ class Harvest(ActivationSource):
     def at(self, hook: str, chosen: np.ndarray) -> Iterator[Piece]:
         """Yield the activations of these blocks at one hook.
 
-        Those at the other hooks are kept until they are asked for, of the same blocks: streams at several hooks ask for
-        the same window in turn, and the first to ask pays for the passes.
+        The activations of the same blocks at the other hooks are kept until they are asked for, because streams at
+        several hooks ask for the same window in turn. So the passes are made once, at the first request.
         """
         if self.hooks == (hook,):
             yield from (acts for (acts,) in self.all_hooks(chosen))

@@ -12,7 +12,7 @@ from prolu.runtime.checks import one_of
 from prolu.runtime.progress import doing
 
 ReadAhead = Literal["auto", "on", "off"]
-"""What can be asked of a stream: to have the next window read while one is trained on, or not."""
+"""Whether a stream reads the next window while one is trained on; with `auto`, it does where that saves time."""
 
 
 def reads_ahead(wanted: str, *, pays: bool, n_hooks: int, n_ranks: int) -> bool:
@@ -20,14 +20,13 @@ def reads_ahead(wanted: str, *, pays: bool, n_hooks: int, n_ranks: int) -> bool:
 
     Args:
         wanted: One of `ReadAhead`; `auto` is on where it pays and is possible.
-        pays: Whether a GPU trains, and something else fills windows: a store, or a language model on another device. On
-            a CPU, the thread would take from training what it gives, and the threads of both would be in each other's
-            way.
+        pays: Whether reading ahead saves time, which `auto` follows. It does if a GPU trains, and a store or a language
+            model on another device fills windows. On a CPU, filling and training would compete for the same cores.
         n_hooks: The number of hooks that share each pass of the language model; 1 for a store.
         n_ranks: The number of processes that train together.
 
     Raises:
-        ValueError: `wanted` is none of these, or it is on where that cannot be.
+        ValueError: `wanted` is none of these, or it is `on` where reading ahead is not possible.
     """
     one_of("read_ahead", wanted, get_args(ReadAhead))
     refusal = ""
@@ -59,7 +58,8 @@ class WindowReader:
 
     The thread takes the same steps in the same order as the caller would, so that no bit depends on it. What it raises
     is raised to the caller when the window is asked for. It ends with its window, or soon after `close` or the end of
-    the main thread. On a GPU it works on a CUDA stream of its own, so that nothing waits there which need not.
+    the main thread. On a GPU it works on a CUDA stream of its own, so that training waits for it only when it needs the
+    window.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class WindowReader:
 
         Args:
             fill: Fills a window in steps, between which a thread may be told to stop.
-            announce: Tells whoever reads the disk which window comes next, some time before that window is filled.
+            announce: Tells the source of activations which window comes next, some time before that window is filled.
             new_window: Makes memory for a window.
             ahead: Whether to fill the following window meanwhile.
         """
@@ -133,9 +133,9 @@ class WindowReader:
         """Start a thread that fills the spare window."""
         self._spare = self._spare or self._new_window()
         if self._cuda_stream is not None:
-            # Batches of what the spare held may still be waiting to be taken from it.
+            # The GPU may not yet have copied the last batches out of the window that the spare memory held.
             self._cuda_stream.wait_stream(torch.cuda.current_stream(self._cuda_stream.device))
-            # If the stream is thrown away while the thread reads, its memory must not be given away before that ends.
+            # If the stream is deleted while the thread reads, PyTorch must not reuse the memory before the thread ends.
             self._spare.acts.record_stream(self._cuda_stream)
             self._spare.norms.record_stream(self._cuda_stream)
         self._reading = _Reading(self._steps(self._spare, number), self._spare, number, self._cuda_stream)
@@ -146,7 +146,7 @@ class WindowReader:
         yield from self._fill(window, number)
 
     def _meet(self) -> None:
-        """Let what is queued on the GPU next wait for what the thread has queued there."""
+        """Make all later work on the GPU wait for the work that the thread has queued there."""
         if self._cuda_stream is not None:
             torch.cuda.current_stream(self._cuda_stream.device).wait_stream(self._cuda_stream)
 

@@ -1,4 +1,6 @@
-"""Named hooks of a transformers model: where a hook lies in the model, and how it is read, replaced or skipped to."""
+"""Named hooks of a transformers model: where they lie, how activations are read and replaced there, how blocks are
+skipped.
+"""
 
 import re
 from collections.abc import Callable, Iterator

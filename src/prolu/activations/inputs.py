@@ -65,12 +65,13 @@ class Inputs(NamedTuple):
         """Return whether a thread fills the next window while one is trained on.
 
         Raises:
-            ValueError: it is asked for where it cannot be.
+            ValueError: it is `on` where reading ahead is not possible.
         """
         harvest = self.source if isinstance(self.source, Harvest) else None
         return reads_ahead(
             wanted,
-            # Not for a model on another device: whether anybody else gives it hooks is not known here.
+            # A language model on another device does not count: other code may use it at the same time, which is not
+            # known here.
             pays=device.type != "cpu" and harvest is None,
             n_hooks=1 if harvest is None else len(harvest.hooks),
             n_ranks=mesh.n_ranks,

@@ -54,9 +54,9 @@ class KeptTokens:
         self._kept_roles = _numbers_of_roles(mask, blocks)
         self._special = special_token_ids(tokenizer) if mask.exclude_special_tokens else np.empty(0, np.int64)
         self.first = mask.exclude_positions
-        """The first position that is kept, unless something else than positions decides."""
+        """The first position of a block that is kept, where only positions decide what is kept."""
         self.differ = mask.exclude_special_tokens or bool(mask.keep_roles)
-        """Whether blocks differ in what is kept, because more than positions decides."""
+        """Whether different positions are kept in different blocks, because token ids or roles decide too."""
 
     def of(self, chosen: np.ndarray | slice) -> Bool[np.ndarray, "n ctx"]:
         """Return which tokens of some blocks are kept."""
@@ -71,7 +71,7 @@ class KeptTokens:
 
     @cached_property
     def per_block(self) -> int | np.ndarray:
-        """The number of tokens of every block that are kept, or where blocks differ of each, [n_blocks].
+        """The number of tokens that are kept in every block or, if blocks differ, in each block, [n_blocks].
 
         Raises:
             ValueError: None is kept of the whole text.
@@ -161,5 +161,5 @@ def norm_threshold(pieces: Iterable[Float[Tensor, "n d_in"]], multiple: float) -
         multiple: The multiple.
     """
     norms = torch.cat([torch.linalg.vector_norm(rows.float(), dim=-1).cpu() for rows in pieces])
-    # Four digits, so that a processor that rounds the activations otherwise finds the same threshold.
+    # Rounded to four digits, so that a processor on which the activations differ in rounding finds the same threshold.
     return float(f"{multiple * norms.median().item():.4g}")

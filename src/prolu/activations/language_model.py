@@ -86,7 +86,7 @@ class LanguageModel:
         path = Path(name_or_path).expanduser()
         is_local = path.is_dir() or path.suffix.lower() == ".gguf"
         # The absolute path of a folder or file, so that a study that records it can be resumed from any directory.
-        # Links are not followed: what a link leads to may have another name tomorrow, as in the hub's cache.
+        # Links are not followed, because the target of a link may change its name later, as in the hub's cache.
         self.name = str(path.absolute()) if is_local and name_or_path != "builtin" else str(name_or_path)
         self.batch_tokens = batch_tokens
         self.device = numbered(device)
@@ -145,7 +145,7 @@ class LanguageModel:
 
     @property
     def _text_config(self) -> Any:
-        # Models that read images too keep the facts of their language model one level below.
+        # Models that also read images keep the config of their language model one level below.
         return self._model.config.get_text_config()
 
     def check_tokens(self, tokens: np.ndarray | Tensor) -> None:
@@ -269,7 +269,8 @@ class LanguageModel:
                     replacements.enter_context(self._spliced(splice[rows], restart))
                 logits = self._model(input_ids=part, use_cache=False).logits
             ((hidden, unembedded),) = seen
-            # Gemma 2 caps its logits after the unembedding; the KL divergence must know (evaluation/predictions.py).
+            # Gemma 2 caps its logits after the unembedding, and then the KL divergence cannot be found from hidden
+            # states (evaluation/predictions.py).
             linear = logits is unembedded or torch.equal(logits, unembedded)
             yield Predictions(part, rows, hidden[:, :-1].float() if linear else None, logits)
 

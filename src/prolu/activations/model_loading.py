@@ -76,7 +76,7 @@ def load_model(
 
 
 def place_of(name: str) -> tuple[str, dict[str, Any]]:
-    """Return the folder or name that transformers is to load a model from, and what it must be told besides.
+    """Return the folder or name that transformers is to load a model from, and further arguments for its loaders.
 
     A GGUF file, which is llama.cpp's format, is named by its folder and its own name there; its quantised weights are
     turned into numbers of the chosen format when they are loaded.
@@ -118,7 +118,7 @@ def _check_holds_model(name: str, is_path: bool, local_only: bool, revision: str
 def _check_all_found(name: str, loaded: Mapping[str, Any]) -> None:
     """Raise ValueError if a parameter of the model is not in its files, or has another shape there.
 
-    transformers draws such parameters at random, anew each time it loads the model, and only remarks on it.
+    transformers initialises such parameters at random each time it loads the model, and only warns about it.
     """
     # The shapes that do not fit come as (name, shape in the file, shape in the model).
     unfit = [one if isinstance(one, str) else one[0] for one in loaded["mismatched_keys"]]

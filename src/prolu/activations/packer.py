@@ -21,20 +21,20 @@ DOCUMENTS_PER_CALL = 64
 """The number of texts in one call of the tokenizer, and of documents in the batches that a resumed packing skips."""
 
 TOKENS_BETWEEN_SAVES = 2**20
-"""The number of tokens after which blocks are written to the disk: the most that a kill can cost."""
+"""The number of tokens after which blocks are written to the disk; at most these are lost if the process is killed."""
 
 
 AS_TEXT = "text"
 PARSED = "parsed"
-"""What becomes of the name of a special token, such as <|endoftext|>, inside a text: it is text as all else, or it
-becomes that token."""
+"""How the name of a special token, such as <|endoftext|>, is tokenised inside a text: as ordinary text, or as that
+token."""
 
 
 class _BlockQueue:
     """Token ids, or document numbers, which are cut into blocks.
 
-    A piece is joined to what does not fill a block yet, or is cut by itself. Blocks leave in the order in which they
-    become whole, however often they are taken.
+    A piece is joined to the tokens that do not fill a block yet, or is cut by itself. The blocks come in the order in
+    which they become whole, however often `take_blocks` is called.
     """
 
     def __init__(self, ctx: int, dtype: np.dtype, tail: Sequence[int]):
@@ -43,7 +43,7 @@ class _BlockQueue:
         self._pieces = [np.array(tail, dtype)]
 
     def append(self, piece: np.ndarray, *, by_itself: bool) -> None:
-        """Join a piece to what does not fill a block yet or, if it fills whole blocks, cut it by itself."""
+        """Join a piece to the tokens that do not fill a block yet; or cut it by itself, if it fills whole blocks."""
         if by_itself:
             self._cut()  # what was joined before became whole before
             self._blocks.append(piece.reshape(-1, self._ctx))
@@ -126,7 +126,7 @@ class Packer:
             self._role_queues = [_BlockQueue(ctx, ROLE_DTYPE, tail) for tail in progress.roles_tails]
         self.chat_template = progress.chat_template
         self.n_without_roles = 0
-        """The number of chats of which it cannot be told which token is of which message."""
+        """The number of chats for which it is not known which token belongs to which message."""
         self._n_unsaved = 0
 
     def missing(self, documents: Iterable[Document], *, eval_split: bool) -> Iterator[list[Document]]:
@@ -167,7 +167,7 @@ class Packer:
             self._n_unsaved += len(piece)
         self.n_documents += len(documents)
         self._n_calls[eval_split] += 1
-        # Only here, between two batches, does the progress say exactly what has been read.
+        # Progress can be saved only here, because between two batches it says exactly which documents have been read.
         if self._n_unsaved >= TOKENS_BETWEEN_SAVES:
             self.save()
 
@@ -180,7 +180,7 @@ class Packer:
 
     def _chat(self, chat: Chat) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens of a chat, and the number of the role of each."""
-        # Markers are parsed into special tokens, whatever becomes of their names in texts: they are the template's.
+        # Here names of special tokens are always parsed, because the template writes them as markers.
         found = self._tokenizer(
             chat.text, add_special_tokens=False, verbose=False, split_special_tokens=False, return_offsets_mapping=True
         )
@@ -210,7 +210,7 @@ class Packer:
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._n_token_ids:
             raise ValueError(
                 f"token ids from {ids.min()} to {ids.max()}: the tokenizer has the ids 0-{self._n_token_ids - 1}, so "
-                "another one wrote them"
+                "another tokenizer wrote them"
             )
         n_over = len(ids) % self.ctx
         if self._drop_ends_of_rows:

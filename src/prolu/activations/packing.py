@@ -19,8 +19,8 @@ from prolu.runtime.stopping import StoppedError, one_sentence
 logger = logging.getLogger(__name__)
 
 POOL_PER_SCORED_TOKEN = 8
-"""The number of held-out tokens in the pool for each that is scored. So the scored blocks come from many documents,
-and few pools are larger than the held-out tenth of a text that is long enough to train on."""
+"""The number of held-out tokens that are read for each token that is scored. It is large enough that the scored blocks
+come from many documents, and small enough that most texts hold so many in their held-out tenth."""
 
 HELD_OUT_POOL = POOL_PER_SCORED_TOKEN * 32_768
 """The number of held-out tokens in the pool where it is not known how many are scored: enough for the usual number."""
@@ -72,18 +72,18 @@ def load_blocks(
             which are then read as they are. Paths may be `str` or `Path`.
         tokenizer: a fast transformers tokenizer.
         ctx: the number of tokens per block.
-        max_train_tokens: no more is read to train on when there are this many tokens.
+        max_train_tokens: reading of training text stops once there are this many tokens.
         text_column: the column that holds the text, the chats, or the token ids, where there are columns.
         data_config: the configuration of the dataset, where it has several, as its card lists them.
         split: the rows to train on: a split, or a slice of one, as in `train[0:40%]`.
         eval_split: the rows to evaluate on, as in `train[90:95%]`; if empty, some documents of `split`.
-        special_tokens: what becomes of the name of a special token, such as `<|endoftext|>`, inside a text: `text`, or
-            `parsed` into that token.
+        special_tokens: how the name of a special token, such as `<|endoftext|>`, is tokenised inside a text: as `text`,
+            or `parsed` into that token.
         held_out_fraction: the fraction of the documents of `split` to evaluate on, where `eval_split` is empty.
         held_out_pool: the number of held-out tokens to read at least, if the text has as many. The command line reads
-            eight times as many as are scored. 0 reads the text as versions did that had no such pool, which resumes
-            their studies: reading ends with the training tokens, and what does not fill a block of a row of token ids
-            is dropped.
+            eight times as many as are scored. 0 reads the text as the versions before this option did, so that their
+            studies can be resumed: reading ends with the training tokens, and tokens at the end of a row of token ids
+            that do not fill a block are dropped.
         folder: where to write the blocks, which are then memory-mapped; writing that was interrupted is resumed.
         progress: whether to show the rate and the time left.
 
@@ -228,7 +228,7 @@ def _pack(packer: Packer, text: _Text, template: ChatTemplate, *, shown: bool) -
             "what it writes; their tokens have no role",
             text.rows.source, f"{packer.n_without_roles:,}",
         )  # fmt: skip
-    # Counted anew by a packing that is resumed, since it reads all rows again.
+    # Packing that is resumed reads all rows again, and so counts them from the start.
     packer.n_rows_left_out = sum(documents.n_left_out for documents in read)
     for documents in read:
         if documents.n_left_out:
@@ -253,7 +253,7 @@ def _pack_training_split(packer: Packer, text: _Text, read: Documents, *, shown:
             done = min(n_train, text.max_train_tokens) + min(n_held_out, wanted * packer.ctx)
             meter.advance(done - read_before)
             enough_to_train_on = n_train >= text.max_train_tokens
-            # Reading goes on until there is enough to score on, if that has to come from here.
+            # If tokens to score on are held out of this split, reading goes on until there are enough of them.
             if enough_to_train_on and packer.n_blocks(HELD_OUT) >= wanted:
                 break
             # Only held-out documents are packed then, so that what is trained on does not depend on the pool.

@@ -16,17 +16,19 @@ from prolu.runtime.files import first_line
 logger = logging.getLogger(__name__)
 
 TABLES = {*FILE_FORMATS, ".csv", ".tsv"}
-"""The endings among which the format of a split is chosen. Tables of text are known, so that a licence beside them is
-not taken for the data, but cannot be read here."""
+"""The endings from which the format of a split is chosen. Text tables such as CSV are listed so that a licence file
+beside them is not taken for the data, although they cannot be read here."""
 
 PREFERRED = (".json", ".jsonl", ".arrow", ".parquet")
-"""The endings that are chosen, the later the rather, if there are as many files of each: the order of `datasets`."""
+"""The order of preference for endings with equally many files, the most preferred last, as in `datasets`."""
 
 ABOUT_THE_DATA = ("license", "licence", "copying", "notice", "readme", "changelog", "citation")
-"""How the names of text files begin that tell about data and are none, unless a card lists them."""
+"""The first words of the names of text files that describe data, such as a licence. They are data only if a card lists
+them."""
 
 CLEARLY_LARGER = 10
-"""How many times as large as all other files together those of a format are that is chosen although others are more."""
+"""A format with fewer files than another one is chosen if its files are this many times as large as all others
+together."""
 
 NOT_DATA = {"dataset_info.json", "state.json", "dataset_dict.json"}
 """The names of files that `datasets` writes beside the rows."""
@@ -54,7 +56,7 @@ def shards_of(source: Any, config: str, split: str) -> Sequence[Shard]:
 
 
 def plain_source(source: Any) -> Any:
-    """Return a source in the form that all else here knows: paths as str, texts as an object.
+    """Return a source in the form that the other functions here take: paths as str, a list of texts as a dataset.
 
     Raises:
         ValueError: It is a list that holds neither files nor texts only.
@@ -91,15 +93,15 @@ def _looks_like_a_file(text: str) -> bool:
 def check_is_there(source: Any) -> None:
     """Raise ValueError if a name can only be that of a file or folder on this machine, and there is none.
 
-    It costs nothing, so it comes before a language model is opened, or the hub is asked, for half a minute where there
-    is no network.
+    This check is fast, so it is made before a language model is opened and before the hub is asked, which takes half a
+    minute without a network.
     """
     if isinstance(source, list):
         _check_files(source)
         return
     if not isinstance(source, str) or os.path.exists(source):
         return
-    # What looks like user/repo may be a dataset on the hub, whatever its ending.
+    # A name like user/repo may be a dataset on the hub, whatever its ending.
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
     if is_path or ("/" not in source and _looks_like_a_file(source)):
         raise ValueError(f"data {source!r}: {NOT_FOUND} (no such file or folder)")
@@ -237,14 +239,14 @@ def _configs_of_card(folder: Path) -> list[Any]:
     if not isinstance(configs, list):
         raise ValueError(f"data {str(folder)!r}: 'configs' in its card is no list")
     for pattern in _texts_in(configs):
-        # A stranger's card must not make this machine fetch anything, or read other files than those beside it.
+        # A card from an unknown author must not make this machine download anything, or read files outside the folder.
         if "://" in pattern or "::" in pattern or os.path.isabs(pattern) or ".." in Path(pattern).parts:
             raise ValueError(f"data {str(folder)!r}: its card names {pattern!r}, which is not in the folder")
     return configs
 
 
 def _texts_in(value: Any) -> Iterable[str]:
-    """Return all texts in nested lists and objects; what is referred to several times is looked at once."""
+    """Return all texts in nested lists and objects; an object that occurs several times is visited once."""
     texts = []
     seen: set[int] = set()
     todo = [value]

@@ -19,8 +19,8 @@ def as_arrays(side: str, rows: Any, keep: Path | None = None) -> Array | Sequenc
     """Return rows as arrays: arrays as they are, batches gathered into one, in the order in which they come.
 
     A stream reads rows by their numbers, in another order in every epoch, and again when a study is resumed. A
-    DataLoader, least of all one that shuffles, cannot be asked for row 17, and an iterator not twice for anything; so
-    their batches are read once, before the stream begins.
+    DataLoader cannot return a row by its number, and an iterator gives each batch only once; so their batches are read
+    once, before the stream begins.
 
     Args:
         side: what the rows are for, train or held_out, for messages and for the name of the file.

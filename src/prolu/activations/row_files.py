@@ -1,4 +1,4 @@
-"""Rows of activations in files, and the rows that have a name: what `--activations` opens."""
+"""The rows of activations that `--activations` opens: files, and synthetic rows, which have a name."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,10 @@ ENDINGS = (".npy", ".safetensors")
 """The endings of files of rows."""
 
 HELD_OUT = "held_out"
-"""What the names of files in a folder begin with that are scored on."""
+"""The prefix of the names of those files in a folder that are scored on."""
 
 SYNTHETIC = "synthetic:"
-"""What the name of rows begins with that are sums of known features."""
+"""The prefix of the names of synthetic rows, which are sums of known features."""
 
 
 def open_rows(name: str, n_train: int, n_held_out: int) -> ActivationRows:

@@ -1,8 +1,8 @@
 """Rows of activations that come from no language model: arrays, tensors, and whatever else gives rows by number.
 
-A stream reads token blocks, and the positions in them, through the source of its activations. Rows are blocks too: of
-one position each in an array, of several where many are made at once. So a stream of rows has the windows, batches and
-seeds of any stream.
+A stream reads blocks of several positions from a source of activations. Rows are also given to it as blocks: those of
+an array have one row each, and those of rows that are computed in groups have several. So a stream of rows has the same
+windows, batches and seeds as a stream of text.
 """
 
 import hashlib
@@ -126,15 +126,15 @@ class ActivationRows:
     dtype: str
     """The number format of the rows, one of `ROW_DTYPES`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What decides the rows, where they are made and not read: the settings of whatever makes them. The digest of the
-    rows follows from it then, and they are not read to find it."""
+    """For rows that are computed and not read from files, all settings that decide them. The digest of such rows is
+    taken of these settings, without computing the rows."""
     truth: KnownFeatures | None = None
     """The features that the held-out rows are made of, where they are known."""
 
     kind = "data"
-    """What messages call it, where they say "text" of token blocks."""
+    """The word for the data in messages; for token blocks it is "text"."""
     unit = "row"
-    """What messages call one of its positions."""
+    """The word for one position in messages; for token blocks it is "token"."""
     held_out_pool = 0
     """As in token blocks; the rows that are scored are chosen among all that are held out."""
     n_documents = None

@@ -14,7 +14,8 @@ Row = dict[str, Any]
 """The columns of one row: texts as str, token ids as integer arrays."""
 
 KEY = "__key__"
-"""The column that names a document for the split, where its source knows a better name than its content."""
+"""The column of the names of documents. Where there is one, a document's name and not its content decides whether it is
+held out."""
 
 COMPRESSIONS = {".gz", ".zst", ".xz", ".bz2"}
 """The endings that may follow the ending of a text or JSON file."""
@@ -24,7 +25,7 @@ BROKEN = (OSError, EOFError, zlib.error)
 
 
 class NoRow(NamedTuple):
-    """What stands where a row should be: one that cannot be read, or lacks the column that was asked for."""
+    """Stands for a row that cannot be read, or that lacks the column that was asked for."""
 
     reason: str
     """What is wrong, to be shown to the user."""
@@ -46,7 +47,7 @@ class Shard(ABC):
 
     @property
     def place(self) -> str:
-        """What is the same for two shards with the same rows, whatever they are called."""
+        """A text that two shards share if they have the same rows, even if their names differ."""
         return os.path.realpath(self.file)
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""How the language model, the text and the stream are opened that some options or a study's config describe."""
+"""Opens the language model, the text and the streams that command-line options or a study's config describe."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -256,12 +256,13 @@ def options_read_ahead(source: Source, n_ranks: int = 1) -> bool:
     """Return whether streams of these options read windows ahead, in the memory of one more window for each hook.
 
     Raises:
-        ValueError: they are asked to, and cannot.
+        ValueError: the options ask for reading ahead where it is not possible.
     """
     is_kept = source.store is not None or bool(source.activations)
     return reads_ahead(
         source.read_ahead,
-        # A model on another device too: only studies use it, and they take turns with the thread that reads.
+        # Unlike in `Inputs.reads_ahead`, a model on another device counts: only the study uses that model, and it locks
+        # it against the thread that reads ahead.
         pays=source.device != "cpu" and (is_kept or source.lm_device not in ("", source.device)),
         n_hooks=1 if is_kept else len(source.hook) + len(source.hook_out),
         n_ranks=n_ranks,

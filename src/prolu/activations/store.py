@@ -80,7 +80,7 @@ class ActivationStore(ActivationSource):
                     f"store {str(self.folder)!r} holds other activations: {name} is {self.made[name]!r} there, "
                     f"{facts[name]!r} here"
                 )
-        # Stores from before this was written down hold what the model gives by default.
+        # Stores of earlier versions do not record this; they hold what the model gives by default.
         if self.made.get("centred", facts["centred"]) != facts["centred"]:
             raise ValueError(
                 f"store {str(self.folder)!r} holds other activations: centred is {self.made['centred']} there, "
@@ -92,8 +92,8 @@ class ActivationStore(ActivationSource):
     def at(self, hook: str, chosen: np.ndarray) -> Iterator[Piece]:
         """Yield the activations of these blocks, some at a time, in the store's number format.
 
-        A piece is overwritten by the next one. Each shard is held against its digest before it is first read: a bit
-        that has changed on the disk would be trained on otherwise, and nothing would show it.
+        A piece is overwritten by the next one. Each shard is compared with its digest before it is first read, because
+        a bit that has changed on the disk would otherwise go unnoticed into training.
 
         Raises:
             OSError: a shard has vanished, has become shorter, or is not what was written.

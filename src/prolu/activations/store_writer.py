@@ -1,4 +1,4 @@
-"""Writing a store of activations: what is asked for is checked first, then written shard by shard, resumably."""
+"""Writing a store of activations: the request is checked first, then shards are written, and writing can be resumed."""
 
 import hashlib
 import shutil
@@ -23,7 +23,8 @@ from prolu.runtime.progress import Meter
 from prolu.runtime.stopping import StoppedError, one_sentence
 
 SHARD_TOKENS = 131_072
-"""The number of tokens per file (201 MB of GPT-2's activations in fp16), and thus the most that a kill can cost."""
+"""The number of tokens per file, 201 MB of GPT-2's activations in fp16. At most these are lost if the process is
+killed."""
 
 
 class HarvestStoppedError(StoppedError):
@@ -107,7 +108,7 @@ def _fill_(buffers: list[Tensor], passes: Iterator[list[Tensor]]) -> Iterator[in
 
 
 class HarvestRequest:
-    """What is to be harvested, and whether a folder holds the beginning of it."""
+    """What is to be harvested, and whether a folder holds a part of it already."""
 
     def __init__(
         self, lm: LanguageModel, blocks: TokenBlocks, hooks: Sequence[str], dtype: str, shard_tokens: int = SHARD_TOKENS

@@ -37,7 +37,8 @@ class ActivationStream:
     The number of a batch is thus all that a checkpoint must keep of a stream, and all runs of a study see the same
     batches.
 
-    A stream of a short text begins anew when the text ends, and says so once, unless `tells_repeats` is set to False.
+    When the text ends, the stream reads it again in another order. It warns of this once, unless `tells_repeats` is set
+    to False.
 
     `ActivationStream.from_rows` makes a stream of activations that come from no language model. Its tokens are rows.
     """
@@ -79,8 +80,8 @@ class ActivationStream:
             normalised: whether rows are scaled to norm sqrt(d_in); otherwise they stay as they come from the language
                 model.
             device: where windows are held, and SAEs are trained on their batches.
-            mesh: the ranks that train together. Each harvests its part of a window, and its batches are its rows of the
-                whole batches, which are the same for every mesh.
+            mesh: the ranks that train together. Each harvests a part of every window, and its batches are its rows of
+                the whole batches, which do not depend on the mesh.
             read_ahead: whether a thread fills the next window while one is trained on, in the memory of one more
                 window. No number depends on it. auto: from a store, for training on a GPU. on: also on a CPU, and from
                 a language model, which must then not be given hooks by anybody else (as `splice` does) until the stream
@@ -121,7 +122,7 @@ class ActivationStream:
         self.mask = self._filler.leave_out_large(mask)
         """What is left out. Where norms decide, the threshold is known."""
         self.tells_repeats = mesh.is_first
-        """Whether it will be said, once, when the text is read a second time."""
+        """Whether a warning will be logged when the text is read a second time; False once it has been."""
         self.reads_ahead = self._inputs.reads_ahead(read_ahead, self.device, mesh)
         """Whether a thread fills the next window while one is trained on."""
         self.n_windows = 2 if self.reads_ahead else 1
@@ -133,8 +134,9 @@ class ActivationStream:
 
     def _targets_at(self, hook_out: str) -> "ActivationStream":
         """Return a stream of the same rows at the hook that transcoders write at."""
-        # The numbers of rows follow from seed, epoch and window, so a stream at the other hook has the same. Norms
-        # decide at the hook that is read; the rows that they leave out are left out here by their numbers.
+        # The order of rows follows from seed, epoch and window, so a stream at the other hook has the same order. Which
+        # rows are left out for their norm is decided at the hook that is read; `__getitem__` and `fresh` then take the
+        # same rows here.
         targets = ActivationStream(
             self.lm.at(hook_out),
             self.blocks,
@@ -191,7 +193,8 @@ class ActivationStream:
             read_ahead: whether a thread fills the next window while one is trained on.
 
         Raises:
-            ValueError: the rows cannot be used (see the sentence), or a batch does not fit into a window.
+            ValueError: the rows cannot be used, for the reason that the message gives, or a batch does not fit into a
+                window.
         """
         if not isinstance(train, ActivationRows):
             folder = None if keep is None else Path(keep)
@@ -232,17 +235,23 @@ class ActivationStream:
 
     @property
     def n_train_tokens(self) -> int:
-        """The number of tokens of the text that are trained on. Those above a norm are counted, as it is not known."""
+        """The number of tokens of the text that are trained on. Those that are left out for their norm are counted
+        too.
+        """
         return self._windows.n_rows
 
     @property
     def batches_per_epoch(self) -> int:
-        """The number of batches of the first epoch; where a mask decides by tokens, another may have a few others."""
+        """The number of batches of the first epoch. Other epochs may have slightly more or fewer if a mask leaves out
+        tokens.
+        """
         return self._windows.batches_per_epoch
 
     @property
     def dropped_tokens_per_epoch(self) -> int:
-        """The number of tokens at the ends of windows that do not fill a batch. What is left out is not counted."""
+        """The number of tokens at the ends of windows that do not fill a batch; tokens that a mask leaves out do not
+        count.
+        """
         return self.n_train_tokens - self.batches_per_epoch * self.batch_size
 
     def epochs(self, n_tokens: int) -> float:
@@ -287,7 +296,7 @@ class ActivationStream:
         return Batch(held.acts[rows], held.norms[rows], target)
 
     def _held(self, number: WindowNumber) -> HeldWindow:
-        # What is held now decides only whether the window must be filled again, never what is in it.
+        # Which window is held now decides only whether this one must be filled, and never its content.
         return self._reader.get(number, self._windows.following(number))
 
     def close(self) -> None:
@@ -299,8 +308,8 @@ class ActivationStream:
     def fresh(self, n_tokens: int, *key: int | str) -> Iterator[Batch]:
         """Yield about `n_tokens` activations of training blocks drawn by (seed, key), whatever the stream's position.
 
-        They come in whole passes of the language model, so that asking for more does not change what comes first, and
-        end early if the corpus does.
+        They come in whole passes of the language model, so that a larger `n_tokens` only adds activations at the end.
+        There are fewer if the corpus has fewer.
         """
         batches = self._filler.fresh(n_tokens, *key)
         if self._targets is not None:

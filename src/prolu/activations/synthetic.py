@@ -23,14 +23,14 @@ from prolu.runtime.checks import check_types, one_of
 from prolu.runtime.rng import keyed_generator
 
 ROWS_PER_BLOCK = 256
-"""The rows that are drawn together, by a generator of their own. A block is drawn in one piece whoever asks for it, so
-that its bits depend on its number alone."""
+"""The number of rows per block. All rows of a block are drawn at once by a generator of their own, so that their bits
+depend only on the block's number."""
 
 MOST_FREQUENT = 0.5
 """The fraction of rows on which the most frequent feature may be active."""
 
 LEAST_RARER = 2.0
-"""How many times rarer than its parent a child is at least, so that a parent is often active without any one child."""
+"""How many times as often as its child a parent is active at least, so that it is often active without that child."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,10 @@ class SyntheticFeatures:
     """The exponent of the features' frequencies: the i-th most frequent one is active on a fraction of the rows that is
     proportional to i^-zipf, and at most half. 0: all are equally frequent."""
     correlation: float = 0.0
-    """How strongly features are active together, from 0 to less than 1: the fraction that `n_topics` hidden variables
-    have of the variance of the variable by whose size a feature is active. Some pairs are active together more often
-    than by chance, and some less."""
+    """How strongly the activity of features is correlated, from 0 to less than 1. A feature is active where a standard
+    normal variable of its own is below a threshold; this is the fraction of that variable's variance that comes from
+    `n_topics` hidden variables, which the features share. Some pairs are then active together more often than by
+    chance, and some less often."""
     n_topics: int = 8
     """The number of hidden variables that correlated features share."""
     children: float = 0.0
@@ -58,7 +59,7 @@ class SyntheticFeatures:
     """The standard deviation of the log of a feature's magnitude from row to row: 0 gives it one magnitude whenever it
     is active, 1 a heavy tail."""
     noise: float = 0.0
-    """The standard deviation of the noise in each coordinate, where those of all features together are about 1."""
+    """The standard deviation of the noise in each coordinate. That of the sum of the features is about 1."""
     seed: int = 0
     """The seed of directions, parents and rows."""
 
@@ -134,7 +135,7 @@ def _truth_of(features: SyntheticFeatures) -> TrueFeatures:
 def _frequencies(features: SyntheticFeatures) -> Float[Tensor, " n_features"]:
     """Return frequencies proportional to i^-zipf, and at most `MOST_FREQUENT`, whose sum is l0."""
     shape = torch.arange(1, features.n_features + 1, dtype=torch.float64) ** -features.zipf
-    # What is cut off from the most frequent ones is given to the others in proportion, until nothing is cut off.
+    # Bisection finds the common factor with which the sum is l0 although the frequencies are cut off at the maximum.
     low, high = 0.0, features.l0 / shape[-1].item()
     for _ in range(200):
         middle = (low + high) / 2
@@ -146,7 +147,9 @@ def _frequencies(features: SyntheticFeatures) -> Float[Tensor, " n_features"]:
 
 
 def _parents(features: SyntheticFeatures, frequency: Float[Tensor, " n_features"]) -> Int[Tensor, " n_features"]:
-    """Return the parent of each feature: of some, one that is not a child itself and at least twice as frequent."""
+    """Return the parent of each feature, or -1. A parent is no child itself, and at least twice as frequent as its
+    child.
+    """
     n = features.n_features
     generator = keyed_generator(features.seed, "parents")
     parent = torch.full((n,), -1, dtype=torch.int64)
@@ -170,11 +173,10 @@ class SyntheticBlocks(RowBlocks, KnownFeatures):
         self._n_blocks = n_blocks
         truth = features.truth
         has_parent = truth.parent >= 0
-        # Given its parent, a child is active so often that its own frequency comes out.
+        # The probability that a child is active where its parent is, such that the child has its own frequency overall.
         given_parent = truth.frequency / torch.where(has_parent, truth.frequency[truth.parent], 1)
         self._threshold = torch.special.ndtri(given_parent).float()
-        # Children have no part in topics: beside their parent's they would be active more or less often than they are
-        # meant to.
+        # Children do not depend on the topics: since their parents do, children would not have the intended frequency.
         shared = torch.where(has_parent, 0.0, features.correlation)
         self._own = (1 - shared).sqrt().float()
         self._topics = (shared.sqrt()[:, None] * truth.topics).float()

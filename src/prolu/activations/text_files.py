@@ -33,7 +33,7 @@ class StandardLibrary(Shard):
 
 
 class Texts(Shard):
-    """Texts at hand; their name is their digest."""
+    """Texts given as a list of strings, named by their digest."""
 
     def __init__(self, texts: Sequence[str]):
         digest = hashlib.sha256()
@@ -53,7 +53,8 @@ class _TextFile(Shard):
     def rows(self, columns: Sequence[str], low: int = 0, high: int | None = None) -> Iterator[Row | NoRow]:
         try:
             with self._open() as file:
-                # Bytes that are not UTF-8 become lone surrogates, so that they spoil their own document only.
+                # Bytes that are not UTF-8 become lone surrogates, so that only the document that holds them cannot be
+                # used.
                 text = file.read().decode("utf-8", "surrogateescape").replace("\r\n", "\n")
         except BROKEN as problem:
             raise unreadable(self.file, problem) from None
@@ -111,7 +112,8 @@ class _JsonFile(Shard):
         """Return the values of a file that is one array, or one object over several lines; None if it has lines."""
         with self._open() as file:
             first = next(filter(None, (line.removeprefix(codecs.BOM_UTF8).strip() for line in file)), b"")
-            # Only what begins like one is read at once: a file of lines may be larger than the memory.
+            # Only a file that begins like an array or object is read at once, since a file of lines may exceed the
+            # memory.
             if first != b"{" and not first.startswith(b"["):
                 return None
         with self._open() as file:

@@ -65,7 +65,7 @@ class SplitRows:
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
     def read(self, columns: Sequence[str]) -> Iterator[Row | NoRow]:
-        """Yield the rows with the columns that are asked for; what stands for a row that cannot be read says why.
+        """Yield the rows with the columns that are asked for; for a row that cannot be read, a `NoRow` with the reason.
 
         Args:
             columns: The columns that are needed, of which the first must be there.

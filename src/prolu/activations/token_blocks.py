@@ -42,8 +42,8 @@ FACTS = {
 """The facts that an index keeps about its text, with their types."""
 
 LATER_FACTS = {"special_tokens": "parsed", "data_config": "", "held_out_fraction": 0.1, "held_out_pool": 0}
-"""The facts that version 0.1.0 did not keep yet, with what was always so then. They are compared only where they are
-kept, since the digest of the tokens says whether they mattered."""
+"""The facts that version 0.1.0 did not record, with the values that they had in it. They are compared only where they
+are recorded; elsewhere the digest of the tokens shows whether the tokens are the same."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,7 +145,7 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
         train, held_out = (_mapped(folder / SIDES[s], dtype, index["n_blocks"][s], made["ctx"]) for s in (0, 1))
         facts = {name: made.get(name, LATER_FACTS[name]) if name in LATER_FACTS else made[name] for name in FACTS}
         for name, value in facts.items():
-            # A bool is an int to isinstance, and no number of tokens.
+            # `isinstance` takes a bool for an int, but a bool is not a number of tokens.
             if isinstance(value, bool) or not isinstance(value, FACTS[name]):
                 raise TypeError
         names = facts["source"] if isinstance(facts["source"], list) else [facts["source"]]
@@ -189,7 +189,7 @@ def read_blocks(folder: str | Path) -> TokenBlocks:
 
 
 def _n_tokens_dropped(progress: Mapping[str, Any]) -> int:
-    # A copy of blocks has no tails, and keeps their length.
+    # Copied blocks have no tails; their index has the number of tokens instead.
     return progress.get("n_tokens_dropped", sum(map(len, progress.get("tails", ()))))
 
 

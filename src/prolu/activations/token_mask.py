@@ -41,7 +41,9 @@ class TokenMask(MaskOptions):
             raise ValueError(f"max_norm {self.max_norm:g}: must be above 0")
 
     def describe(self) -> dict[str, Any]:
-        """Return the fields that leave something out; studies from before there were masks have none of them."""
+        """Return the fields that leave something out. Without a mask there are none, as in studies of versions without
+        masks.
+        """
         usual = TokenMask()
         found = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)}
         return found | ({"keep_roles": list(self.keep_roles)} if self.keep_roles else {})
@@ -64,7 +66,7 @@ class TokenMask(MaskOptions):
         )
         if not is_right:
             named = ", ".join(f"{name} {value!r}" for name, value in found.items() if value != getattr(usual, name))
-            raise ValueError(f"{named}: not what leaves tokens out")
+            raise ValueError(f"{named}: not a valid value of a token mask")
         found["keep_roles"] = tuple(found["keep_roles"])
         mask = cls(**found)
         mask.check()

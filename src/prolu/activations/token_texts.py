@@ -1,13 +1,15 @@
-"""The texts of tokens, as people are shown them and search for them: characters over several tokens are whole."""
+"""The texts of tokens as they are shown and searched for; a character that is spread over several tokens is kept
+whole.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 NO_CHARACTER = "\ufffd"
-"""What bytes decode to that are no character, such as a part of one."""
+"""What bytes decode to that are not a whole character."""
 
 PART = "\u25ab"
-"""What a token shows that is a part of a character, whose last token shows it."""
+"""The text of a token that is only a part of a character; the last token of the character shows all of it."""
 
 MOST_PARTS = 4
 """The number of tokens over which a character may be spread: UTF-8 has at most four bytes."""
@@ -17,9 +19,11 @@ class Places(NamedTuple):
     """The texts of a row of tokens, as places in `TokenTexts.texts`."""
 
     shown: list[int]
-    """What each token shows in running text: of a character's tokens the last shows it, and the others show `PART`."""
+    """The text that each token shows in running text. Of the tokens of one character, the last shows the character and
+    the others show `PART`."""
     named: list[int]
-    """What each token is called by itself: of a character's tokens each is called by it, and a search finds it."""
+    """The text by which each token is named and found. Each of the tokens of one character is named by the
+    character."""
 
 
 class TokenTexts:
@@ -31,14 +35,15 @@ class TokenTexts:
         self._decoded: dict[tuple[int, ...], str] = {}
         self.texts: list[str] = []
         self.ids: list[int] = []
-        """The token whose own text each of `texts` is; -1 for a character over several tokens, and for `PART`."""
+        """The token id that each of `texts` belongs to; -1 for a character that is spread over several tokens, and for
+        `PART`."""
         self._anchor = tokenizer("a", add_special_tokens=False)["input_ids"][:1]
 
     def place_of(self, token_id: int) -> int:
         """Return the place of a token's own text in `texts`, where it is put at the first call."""
         if token_id not in self._places:
             text = self._text((token_id,))
-            # What is no character by itself is called by the tokenizer's own name for it.
+            # A token that is not a whole character is named as in the tokenizer's vocabulary.
             text = self._tokenizer.convert_ids_to_tokens(token_id) if NO_CHARACTER in text else text
             self._places[token_id] = self._put(text, token_id)
         return self._places[token_id]
@@ -48,7 +53,7 @@ class TokenTexts:
         row = Places([], [])
         parts: list[int] = []
         for token_id in ids:
-            # Until it is known which character it belongs to.
+            # This text is replaced once it is known which character the token belongs to.
             row.shown.append(self.place_of(token_id))
             row.named.append(self.place_of(token_id))
             if NO_CHARACTER not in self._text((token_id,)):
@@ -76,7 +81,7 @@ class TokenTexts:
 
     def _text(self, ids: tuple[int, ...]) -> str:
         if ids not in self._decoded:
-            # Decoded behind another token, because some tokenizers drop the space with which a text begins.
+            # Decoded after another token, because some tokenizers drop the space at the beginning of a text.
             before = self._decode(self._anchor)
             both = self._decode([*self._anchor, *ids])
             self._decoded[ids] = both[len(before) :]

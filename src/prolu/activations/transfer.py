@@ -6,15 +6,15 @@ from torch import Tensor
 from prolu.runtime.devices import numbered
 
 N_SLOTS = 2
-"""The number of pinned buffers: one is filled while the other travels."""
+"""The number of pinned buffers: one is filled while the other is copied to the GPU."""
 
 
 class Transfer:
     """`transfer(piece)` returns the piece on the device, ready for whatever is queued there next.
 
     On its way from the CPU to a GPU, a piece is copied into a pinned buffer and sent on a CUDA stream of its own. The
-    call returns at once, so the next piece is read, or computed, while this one travels. From anywhere else it is
-    copied by PyTorch, and not at all if it is there already.
+    call returns at once, so the next piece is read or computed while this one is copied. A piece on another GPU is
+    copied by PyTorch, and a piece that is on the device already is returned as it is.
 
     A transfer belongs to one thread.
     """
@@ -38,7 +38,7 @@ class Transfer:
             there = pinned.to(self.device, non_blocking=True)
             sent.record(self._stream)
         here = torch.cuda.current_stream(self.device)
-        # What is queued next waits for the copy, on the GPU; the CPU goes on.
+        # Work that is queued next on the GPU waits for the copy; the CPU does not.
         here.wait_stream(self._stream)
         # The allocator must not give the memory to another copy while work that is queued here still reads it.
         there.record_stream(here)

@@ -59,7 +59,7 @@ class WindowFiller:
             The mask with that norm, which is measured here if the mask gives only a multiple of the median.
 
         Raises:
-            ValueError: norms decide, and there are several ranks.
+            ValueError: the mask leaves out by norm, and there are several ranks.
         """
         if mask.max_norm is None and mask.max_norm_multiple is not None:
             order = torch.randperm(self._windows.n_train, generator=keyed_generator("norms")).numpy()

@@ -74,8 +74,8 @@ class Windows:
         n_rows = 0
         if self.n_blocks:
             n_full, n_left = divmod(self.n_train, self.n_blocks)
-            # If a batch fits into this many, every epoch has one: even if the blocks with the most rows are in its last
-            # window, which may be short, the others have as many rows on average.
+            # If a batch fits into this many rows, every epoch has at least one batch: even if the blocks with the most
+            # rows are in the last window, which may be short, the other windows have this many rows on average.
             n_rows = (self.n_rows - self._most_rows(n_left)) // n_full
         if batch_size > n_rows:
             raise ValueError(
@@ -86,7 +86,7 @@ class Windows:
 
     @property
     def n_rows(self) -> int:
-        """The number of rows of an epoch, also of those that do not fill a batch."""
+        """The number of rows of an epoch, including those that do not fill a batch."""
         return int(np.sum(self._rows_per_block)) if self._differ else self.n_train * int(self._rows_per_block)
 
     @property
@@ -149,7 +149,7 @@ class Windows:
         return self._ends[epoch]
 
     def following(self, number: WindowNumber) -> WindowNumber:
-        """Return the window that comes after a window, of those that have a batch."""
+        """Return the next window after this one that has at least one batch."""
         epoch, window = number
         while True:
             window += 1
@@ -174,7 +174,7 @@ class Windows:
         """Return the number of rows of a window that a rank holds at a time, at most."""
         most = self._most_rows(self.n_blocks)
         if mesh.n_ranks == 1:
-            # The rows that will be dropped too, because they lie between the others.
+            # Rows that fill no batch are held too, because they lie between the others.
             return most
-        # Only its part of each batch: it is sent no other rows.
+        # A rank is sent only its part of each batch.
         return most // self.batch_size * self.batch_size // mesh.n_data
