@@ -24,7 +24,7 @@ pytestmark = [*IN_A_BROWSER, pytest.mark.skipif(Axe is None, reason="needs prolu
 N_LATENTS, WIDTH, BEFORE, CTX = 300, 48, 30, 64
 STORY = (
     "Lily had a red ball.\n  The ball went up \u65e5\u672c and 12 <b>balls</b> & \U0001f469 said:\n\n "
-    "where is my ball? Tom saw it"
+    "where is my ball? Tom saw it, a ballad of hisball"
 )
 
 
@@ -73,8 +73,14 @@ class Pages:
         return [*self.details[i]["top"], *(e for band in self.details[i]["bands"] for e in band)]
 
     def texts(self, i):
-        """The text of each context, once for each place where a context begins."""
-        return ["".join(map(self.token_at, range(s, s + WIDTH))) for s in sorted({e[1] for e in self.examples(i)})]
+        """Each context, once for each place where one begins: what is before it in its block, itself, and the rest."""
+
+        def text(*places):
+            return "".join(map(self.token_at, range(*places)))
+
+        starts = sorted({e[1] for e in self.examples(i)})
+        blocks = [s - s % CTX for s in starts]
+        return [(text(b, s), text(s, s + WIDTH), text(s + WIDTH, b + CTX)) for s, b in zip(starts, blocks, strict=True)]
 
     def promoted(self, i):
         return [self.tokens[place] for place, _ in self.details[i]["promoted"]]
@@ -83,15 +89,20 @@ class Pages:
         """All latents that are found, with the reason, in the order that the documentation promises."""
         found = []
         for i in range(N_LATENTS):
-            n = sum(bool(in_text(text)) for text in self.texts(i))
+            kinds = [in_text(*text) for text in self.texts(i)]
+            of_contexts = min(kinds, default=3)
+            of_tokens = min(map(in_token, self.promoted(i)), default=3)
+            n = kinds.count(of_contexts)
             if word and self.top[i] == word:
-                found.append((1, i, "top token"))
+                found.append((0, i, "top token"))
             elif word and self.top[i].startswith(word):
-                found.append((2, i, "begins with"))
-            elif n:
-                found.append((3, i, f"in {n} context{'s' * (n > 1)}"))
-            elif any(map(in_token, self.promoted(i))):
-                found.append((4, i, "promotes it"))
+                found.append((1, i, "begins with"))
+            elif of_contexts < 3 and of_contexts <= of_tokens:
+                how = ("in", "starts words,", "inside words,")[of_contexts]
+                found.append((2 + 2 * of_contexts, i, f"{how} {n} context{'s' * (n > 1)}"))
+            elif of_tokens < 3:
+                how = ("promotes it", "starts a promoted token", "inside a promoted token")[of_tokens]
+                found.append((3 + 2 * of_tokens, i, how))
         return [(i, why) for _, i, why in sorted(found, key=lambda f: (f[0], -self.list["max"][f[1]], f[1]))]
 
 
@@ -107,31 +118,58 @@ def shown_rows(page):
 
 def search(page, query):
     page.locator("#query").fill(query)
-    page.wait_for_function("!document.querySelector('#count').textContent.includes('loading')")
+    page.wait_for_selector("#rows[aria-busy='false']")
 
 
 def count(page):
     return int(re.search(r"([\d,]+) (of|latents)", page.locator("#count").inner_text())[1].replace(",", ""))
 
 
+def kind_of(word, before, text, after):
+    """How well a word stands in a text: 0 as a whole word, 1 at the start of one, 2 inside one, 3 not at all."""
+    whole, start, end = (before + text + after).lower(), len(before), len(before) + len(text)
+    best = 3
+    for found in re.finditer(f"(?={re.escape(word)})", whole):
+        if start <= found.start() <= end - len(word):
+            opens = not re.match(r"\w", word) or not re.search(r"\w\Z", whole[: found.start()])
+            closes = not re.search(r"\w\Z", word) or not re.match(r"\w", whole[found.start() + len(word) :])
+            best = min(best, 2 if not opens else 0 if closes else 1)
+    return best
+
+
 def words_of(query):
-    return lambda text: all(word in text.lower() for word in query.lower().split())
+    return lambda *text: max(kind_of(word, *text) for word in query.lower().split())
+
+
+def word_in(query):
+    return lambda token: kind_of(query.lower(), "", token, "")
+
+
+def phrase(part):
+    return (
+        lambda before, text, after: 0 if part in text else 3,
+        lambda token: 0 if part in token else 3,
+        None,
+    )
+
+
+def regex(pattern, flags=0):
+    return (
+        lambda before, text, after: 0 if re.search(pattern, text, flags) else 3,
+        lambda token: 0 if re.search(pattern, token, flags) else 3,
+        None,
+    )
 
 
 QUERIES = {
-    "ball": (words_of("ball"), lambda token: "ball" in token.lower(), "ball"),
-    "BA": (words_of("ba"), lambda token: "ba" in token.lower(), "ba"),
-    "red tom": (words_of("red tom"), lambda token: "red tom" in token.lower(), "red tom"),
-    "\u65e5": (words_of("\u65e5"), lambda token: "\u65e5" in token, "\u65e5"),
-    '"ball went"': (lambda text: "ball went" in text, lambda token: "ball went" in token, None),
-    '"Ball went"': (lambda text: "Ball went" in text, lambda token: "Ball went" in token, None),
-    '"<b>b"': (lambda text: "<b>b" in text, lambda token: "<b>b" in token, None),
-    r"/l{2}\s+\w+ u/": (lambda text: re.search(r"l{2}\s+\w+ u", text), lambda token: False, None),
-    r"/TOM|LILY/i": (
-        lambda text: re.search("tom|lily", text, re.I),
-        lambda token: re.search("tom|lily", token, re.I),
-        None,
-    ),
+    **{
+        query: (words_of(query), word_in(query), query.lower())
+        for query in ("ball", "BA", "red tom", "a", "ad", "all? t", "l", "\u65e5", "\u672c", "ball?", "his ba")
+    },
+    **{f'"{part}"': phrase(part) for part in ("ball went", "Ball went", "<b>b", "all")},
+    r"/l{2}\s+\w+ u/": regex(r"l{2}\s+\w+ u"),
+    r"/TOM|LILY/i": regex("tom|lily", re.IGNORECASE),
+    r"/^ /": regex("^ "),
 }
 
 
@@ -146,11 +184,75 @@ def test_queries_rank_as_a_plain_computation_does(folder, pages, opened):
         assert shown == expected[: len(shown)], query
         assert count(page) == len(expected), query
         kinds |= {re.sub(r"\d+", "N", why) for _, why in expected}
-    assert kinds >= {"top token", "begins with", "in N contexts", "promotes it"}
+    of_contexts = {"in N contexts", "starts words, N contexts", "inside words, N contexts"}
+    assert kinds >= {"top token", "begins with", "promotes it", "inside a promoted token"} | of_contexts
     page.locator("#where").select_option("promoted")
     search(page, "ball")
-    assert {why for _, why in shown_rows(page)} == {"promotes it"}
+    assert {why for _, why in shown_rows(page)} <= {f"{w} promoted token" for w in ("starts a", "inside a")} | {
+        "promotes it"
+    }
     assert count(page) == sum(any("ball" in token.lower() for token in pages.promoted(i)) for i in range(N_LATENTS))
+
+
+def test_what_is_marked_is_what_the_reason_counts(folder, pages, opened):
+    """Whole words are marked where the latent is found by them, and else the starts of words, or what is inside."""
+    page = opened(folder / "index.html")
+    found = [(q, i, how) for q in ("ball", "BA", "ad", "a") for i, how in pages.ranked(*QUERIES[q])[:40:13]]
+    for query, i, how in found:
+        page.goto(f"{(folder / 'index.html').as_uri()}#latent={i}&query={query}")
+        page.wait_for_function(f"document.querySelector('#detail h2')?.textContent === 'Latent {i}'")
+        page.locator(".example").first.wait_for()
+        kinds = [kind_of(query.lower(), *text) for text in pages.texts(i)]
+        best = min(kinds)
+        starts = [e[1] for e in pages.examples(i)]
+        of_start = dict(zip(sorted(set(starts)), kinds, strict=True))
+        marked = [start for start in starts if best < 3 and of_start[start] == best]
+        assert page.locator(".example.found").count() == len(marked), (query, i, how)
+
+
+ENDLESS = r"/(.|\s|\w)*#@!/"
+NO_WORKERS = (
+    "delete window.Worker",
+    "window.Worker = class { constructor() { setTimeout(() => this.onerror(new Event('error')), 20) } terminate() {} }",
+)
+
+
+def test_a_regular_expression_that_takes_too_long_is_stopped(folder, opened):
+    page = opened(folder / "index.html", hash_="#query=ball")
+    before = shown_rows(page)
+    page.locator("#query").fill(ENDLESS)
+    page.wait_for_function("document.querySelector('#count').textContent === 'searching…'")
+    assert shown_rows(page) == before  # which stays until there is an answer, and the page can be used
+    page.wait_for_selector("#rows[aria-busy='false']")
+    assert page.locator("#count").inner_text() == "This regular expression takes too long and was stopped."
+    assert shown_rows(page) == []
+    page.locator("#query").fill(ENDLESS)  # typed on while the first is still running
+    search(page, "/ball/")
+    assert count(page) > 0
+    again = opened(folder / "index.html", hash_="#latent=12&query=%2F(.%7C%5Cs%7C%5Cw)*%23%40!%2F")
+    assert again.locator("#detail h2").inner_text() == "Latent 12"
+    assert "too long" in again.locator("#count").inner_text()
+
+
+@pytest.mark.parametrize("script", NO_WORKERS)
+def test_without_workers_only_simple_regular_expressions_are_run(folder, pages, chromium, script):
+    page = chromium.new_page(viewport=WIDE)
+    page.add_init_script(script)
+    page.goto((folder / "index.html").as_uri())
+    page.wait_for_selector("body[data-ready]")
+    for endless in (ENDLESS, "/" + "a?" * 30 + "/", "/" + "(a|a)" * 30 + "/", r"/\w+.*.*.*#/", "/(a+){9}/"):
+        search(page, endless)
+        assert page.locator("#count").inner_text().startswith("This browser cannot stop a regular expression")
+    for query in (r"/l{2}\s+\w+ u/", r"/TOM|LILY/i"):
+        search(page, query)
+        expected = pages.ranked(*QUERIES[query])
+        assert count(page) == len(expected)
+        assert shown_rows(page)[:20] == expected[:20]
+    search(page, "/(?:[*+?|{]|\\*\\+){2}/")
+    assert "no repeated group" in page.locator("#count").inner_text()
+    search(page, "/[*+?|{(]\\*/")  # signs that repeat nothing
+    assert page.locator("#count").inner_text().startswith("0 of")
+    page.close()
 
 
 def test_a_wrong_regular_expression_gets_a_plain_sentence(folder, opened):
@@ -158,7 +260,7 @@ def test_a_wrong_regular_expression_gets_a_plain_sentence(folder, opened):
     for query in ("/(/", "/[b-a]/", "/a**/"):
         search(page, query)
         assert page.locator("#count").inner_text().startswith("This is no regular expression: ")
-        assert count(page) == 0
+        assert shown_rows(page) == []
     search(page, "/(")  # not closed yet: words
     assert "regular" not in page.locator("#count").inner_text()
     search(page, "ball")

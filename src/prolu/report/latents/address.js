@@ -48,7 +48,7 @@ async function follow(changes) {
   $("where").value = shown.where;
   $("band").value = shown.band;
   if ($("query").value !== shown.query) $("query").value = shown.query;
-  if (isOfList) await arrange();
+  if (isOfList && !(await arrange())) return;
   const wanted = shown.latent >= 0 || narrow.matches ? shown.latent : order[0] ?? -1; // a phone shows the list first
   if (wanted !== selected || isOfList) await show(wanted);
 }

@@ -1,7 +1,8 @@
 // The page of one SAE's latents: a list to sort, filter and search, and beside it all about the chosen latent. This file
 // begins the page and listens. `facts` stands before the scripts in the page; all else is in the files of the folder data/.
 //
-// The scripts share one scope: elements.js, data.js, address.js, search.js, list.js, latent.js, examples.js and this one.
+// The scripts share one scope: elements.js, data.js, address.js, words.js, regex.js, search.js, list.js, latent.js,
+// examples.js and this one.
 
 const unit = facts.rows ? "row" : "token"; // what the latents are active on
 
@@ -29,7 +30,7 @@ function notes() {
     ...(facts.transcoder ? [isTranscoder] : []),
     `A latent is active on a ${unit} if its activation there is above 0. Activations are those of the SAE's normalised space, on ${whole(facts.n_tokens)} held-out ${unit}s${facts.rows ? "" : "; the first position of every token block, BOS, is left out"}. A latent that is active on none of these is dead in this sample, and may be active on others.`,
     `Density is the fraction of those ${unit}s on which a latent is active. ${facts.rows ? "The strongest examples come first." : "The strongest examples are at most one per token block."} The others are drawn at random, a few from each fifth of at most ${facts.sample} activations of the latent, which are drawn at random too. ${facts.rows ? "The number of a row is its place in its file, from 0." : "The shade of a token is its activation as a fraction of the latent's largest; the number beside an example is the activation of the outlined token."}`,
-    `The search finds first the latents whose top ${unit}, that of the strongest firing, is what was typed, then those whose top ${unit} begins with it, then those with all its words in their examples${facts.rows ? "" : ", then those that promote it"}; the strongest first. "Quotes" find an exact phrase, /slashes/ a regular expression (/ball/i ignores case), and a number that latent.`,
+    `The search finds first the latents whose top ${unit}, that of the strongest firing, is what was typed, then those whose top ${unit} begins with it, then those with all its words in their examples${facts.rows ? "" : " or that promote it"}: as whole words first, then at the start of words, then inside words. Of those found alike the strongest comes first. "Quotes" find an exact phrase, /slashes/ a regular expression (/ball/i ignores case), and a number that latent.`,
     `Latents that are active together are those of largest Jaccard index: the number of ${unit}s on which both are active, divided by the number on which either is. The second number is the share of the latent's own firings.${share}`,
     ...(facts.rows ? [] : [effect]),
   ];
@@ -79,6 +80,7 @@ async function onSubmit(event) {
 }
 
 function complain(problem) {
+  $("rows").setAttribute("aria-busy", "false");
   $("count").textContent = problem.message;
 }
 

@@ -3,9 +3,9 @@
 const SHORT_BEFORE = 16; // so many tokens before the one that an example is about are seen, until all is asked for,
 const SHORT_AFTER = 8; // and so many after it
 
-function allExamples(id, latent) {
+function allExamples(id, latent, marks) {
   const known = new Map([...latent.promoted, ...latent.suppressed].map(([place, value]) => [tokenIds[place], value]));
-  const about = { id, known, asked: parse(shown.query), n: 0 };
+  const about = { id, known, marks, n: 0 };
   const note = latent.on ? (facts.rows ? "" : "at most one per token block") : "none: the latent is dead in this sample";
   const bands = latent.bands.map((rows, b) => [`${100 * b / facts.n_bands}–${100 * (b + 1) / facts.n_bands}% of its activations`, rows]);
   // The bands are in the file with the weakest first; the page goes on downwards from the strongest.
@@ -28,7 +28,7 @@ function example([position, start, width, pairs], about) {
   let to = Math.min(end, position + SHORT_AFTER + 1);
   while (from > start && isPart(from - 1)) from--; // no character is cut
   while (to < end && isPart(to - 1)) to++;
-  const hits = hitsIn(about.asked, start);
+  const hits = about.marks.get(start) ?? new Set(); // the positions that the search found
   const words = make("div", { class: "text", role: "group", id: `example-${about.n}`, "aria-label": `Context ${++about.n}: the arrow keys go from token to token` });
   let most = position; // the token that the keyboard reaches first
   function fill(isWhole) {
@@ -103,13 +103,13 @@ function onTokenFocus(event) {
 }
 
 // An example of a study of rows: the row's image or label, and the activation on it.
-function card([position, start, , pairs], { asked }) {
+function card([position, start, , pairs], { marks }) {
   const row = text.rows[position];
   const each = facts.rows.per_image;
   const image = Math.floor(row / each);
   const place = row % each;
   const value = number(pairs[1]);
-  return make("figure", { class: hitsIn(asked, start).size ? "card found" : "card", "data-tip": `row ${row}: ${value}` },
+  return make("figure", { class: marks.get(start)?.size ? "card found" : "card", "data-tip": `row ${row}: ${value}` },
     facts.rows.images ? make("div", { class: "image" }, make("img", { src: `data/images/${image}.png`, alt: `image ${image}`, loading: "lazy" }), patch(place, each)) : null,
     make("figcaption", {}, facts.rows.labels ? token(text.tokens[position]) : null,
       make("span", { class: "quiet" }, each > 1 ? `image ${image}, part ${place}` : `row ${row}`), make("b", {}, value)));

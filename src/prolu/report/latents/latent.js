@@ -7,11 +7,14 @@ async function show(id) {
   $("tip").hidden = true; // what it belongs to goes
   if (isNew) reveal(id);
   showRows();
-  if (id < 0) return $("detail").replaceChildren(make("p", { class: "quiet" }, found && !order.length ? "No latent is found." : "Choose a latent."));
+  if (id < 0) return $("detail").replaceChildren(make("p", { class: "quiet" }, found?.asked.problem ? "Nothing was searched." : found && !order.length ? "No latent is found." : "Choose a latent."));
   try {
     const [shard] = await Promise.all([load(`details-${Math.floor(id / facts.shard)}`), loadText()]);
-    if (selected !== id) return; // another latent was chosen while the files were loading
-    $("detail").replaceChildren(...described(id, shard[id % facts.shard]));
+    const latent = shard[id % facts.shard];
+    const asked = found;
+    const marks = await marksOf([...latent.top, ...latent.bands.flat()].map(([, start]) => start));
+    if (selected !== id || found !== asked) return; // another latent or search was chosen meanwhile
+    $("detail").replaceChildren(...described(id, latent, marks));
   } catch (problem) {
     $("detail").replaceChildren(make("p", {}, problem.message));
   }
@@ -20,7 +23,7 @@ async function show(id) {
   else $("detail").scrollTop = 0;
 }
 
-function described(id, latent) {
+function described(id, latent, marks) {
   const n = latent.on; // the number of tokens on which it is active
   const figures = [
     ["density", n ? `${percent(list.density[id])} (${whole(n)} of ${whole(facts.n_tokens)} ${unit}s)` : `0: dead in this sample of ${whole(facts.n_tokens)} ${unit}s`],
@@ -40,7 +43,7 @@ function described(id, latent) {
     named(make("dl", { class: "figures" }), figures),
     make("div", { class: "panels" }, make("div", { class: "chart" }, histogram(latent, id), together(latent.together)), ...lists,
       pairs("Nearest latents", near, "the latents whose decoder rows have the largest cosine with its own", "near")),
-    ...allExamples(id, latent),
+    ...allExamples(id, latent, marks),
   ];
 }
 

@@ -14,16 +14,17 @@ const BANDS = [
 let columns; // of the list
 let order = []; // the latents that the filters leave, sorted
 let selected = -1; // the latent that is seen; -1 for none
+const crowded = matchMedia("(max-width: 1240px)"); // the list has no room for a density beside what a search found
 
 function defineColumns() {
   // `kind` is a class: columns that are `wide` are left out on a phone and in a search, which has a column of its own, and
-  // those that are `spare` on a phone in a search. `about` is said when one points at the head.
+  // those that are `spare` where there is no room in a search. `about` is said when one points at the head.
   const column = (key, title, values, show, width, kind = "", about = title) => ({ key, title, values, show, width, kind, about });
   const ids = Uint32Array.from(list.density, (_, i) => i);
   columns = [
     column("id", "latent", ids, (i) => String(i), "minmax(3.8rem, .7fr)"),
-    column("token", facts.rows?.labels ? "label" : unit, null, (i) => token(list.token[i]), "minmax(4.4rem, 2fr)", "token", `the ${unit} on which it is most strongly active`),
-    column("match", "found", null, why, "minmax(6.4rem, 1.2fr)", "match", "how well it matches the search"),
+    column("token", facts.rows?.labels ? "label" : unit, null, (i) => token(list.token[i]), "minmax(3.6rem, 2fr)", "token", `the ${unit} on which it is most strongly active`),
+    column("match", "found", null, why, "minmax(10.8rem, 1.2fr)", "match", "how well it matches the search"),
     column("density", "density", list.density, (i) => percent(list.density[i]), "minmax(4.2rem, 1fr)", "spare", `fraction of ${unit}s on which it is active`),
     column("max", "max", list.max, (i) => number(list.max[i]), "minmax(3.7rem, .9fr)", "", "largest activation"),
     column("mean", "mean", list.mean, (i) => number(list.mean[i]), "minmax(3.4rem, .9fr)", "wide", `mean activation over the ${unit}s on which it is active`),
@@ -38,7 +39,7 @@ function defineColumns() {
 }
 
 function columnsInSight() {
-  const isLeftOut = { match: !found, wide: narrow.matches || found, spare: narrow.matches && found };
+  const isLeftOut = { match: !found, wide: narrow.matches || found, spare: crowded.matches && found };
   return columns.filter((column) => !isLeftOut[column.kind]);
 }
 
@@ -65,11 +66,15 @@ function showHead() {
   return { by, way: isUp ? 1 : -1 };
 }
 
-// Search, filter and sort.
+// Search, filter and sort. What was found before stays until then. Returns whether it was done: if another search began
+// meanwhile, that one does it.
 async function arrange() {
   const asked = shown.query;
-  const said = await search();
-  if (asked !== shown.query) return; // another search began while the files were loading
+  $("rows").setAttribute("aria-busy", "true");
+  const slow = setTimeout(() => { $("count").textContent = "searching…"; }, 300);
+  const outcome = await search(asked).finally(() => clearTimeout(slow));
+  if (!outcome || asked !== shown.query) return false;
+  found = outcome.found;
   const { by, way } = showHead();
   const inBand = BANDS.find(([key]) => key === shown.band)[2];
   order = [];
@@ -81,10 +86,12 @@ async function arrange() {
   // Equal ones by strength in a search, and then by number.
   order.sort((a, b) => way * compare(a, b) || (found ? list.max[b] - list.max[a] : 0) || a - b);
   const all = list.density.length;
-  $("count").textContent = said + (order.length === all ? `${whole(all)} latents` : `${whole(order.length)} of ${whole(all)} latents`);
+  $("count").textContent = outcome.said + (found?.asked.problem ? "" : order.length === all ? `${whole(all)} latents` : `${whole(order.length)} of ${whole(all)} latents`);
   $("rows").setAttribute("aria-rowcount", order.length);
   $("rows").scrollTop = 0;
   showRows();
+  $("rows").setAttribute("aria-busy", "false");
+  return true;
 }
 
 const rowHeight = () => (narrow.matches ? 40 : 32); // as in the style sheet
@@ -105,7 +112,7 @@ function showRows() {
     made.push(make("div", { class: kind, role: "row", "data-id": i, "aria-rowindex": place + 1, "aria-selected": i === selected },
       ...cells.map((c) => make("span", { class: c.kind, role: "gridcell" }, c.show(i)))));
   }
-  if (!order.length) made.push(make("p", { class: "none" }, "No match."));
+  if (!order.length) made.push(make("p", { class: "none" }, found?.asked.problem ? "Nothing was searched." : "No match."));
   $("visible").replaceChildren(...made);
 }
 

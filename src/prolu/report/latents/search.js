@@ -1,116 +1,127 @@
 // The search: which latents a query finds, why, and which comes first.
 //
 // Words find, in this order, the latents whose top token they are (that of the strongest firing), those whose top token
-// begins with them, those with all of them in an example, and those that promote a token with them. "A phrase" and a
-// /regular expression/ are looked for in the examples, over the bounds of tokens, and in promoted tokens.
+// begins with them, and those with all of them in an example or in a token that they promote: as whole words, at the
+// start of words, or inside words. "A phrase" and a /regular expression/ are looked for in the examples, over the bounds
+// of tokens, and in promoted tokens.
 
 const [NUMBER, TOP, BEGINS, CONTEXT, PROMOTED] = [1, 2, 3, 4, 5]; // the reasons, the best first; 0 for none
-let searchIndex = null; // data/search.js: the positions of each latent's examples, and the tokens that it promotes
-let found = null; // the reason for each latent, and in how many examples it was found; null without a query
+const PER_KIND = 2; // a worse kind of match is a worse reason: CONTEXT, PROMOTED, CONTEXT + 2, PROMOTED + 2 ...
+let promoted; // for each latent, the tokens that it promotes
+let found = null; // what was `asked`, the reason for each latent, and in how many examples it was found; null without a query
 
 const lower = (text) => text.trim().toLowerCase();
 
-// What a query asks for: `hits` returns the places [from, to] in a text, and `isToken` compares words with a token.
+// What a query asks for: a `number`, a `regex`, or `parts` that all must be in a text; or what `problem` it has.
 function parse(query) {
   if (!query.trim()) return null;
   if (/^#\d*$/.test(query)) return { number: query.slice(1) };
   const regex = /^\/(.+)\/([imsu]*)$/s.exec(query);
   if (regex) {
+    const [, source, flags] = regex;
     try {
-      const wanted = new RegExp(regex[1], `${regex[2]}g`);
-      return { hits: (text) => [...text.matchAll(wanted)].map((m) => [m.index, m.index + m[0].length]), test: (text) => text.search(wanted) >= 0 };
+      return { regex: { source: new RegExp(source, flags).source, flags } };
     } catch (problem) {
       const why = problem.message.split(": ").at(-1);
       return { problem: `This is no regular expression: ${why[0].toLowerCase()}${why.slice(1)}.` };
     }
   }
   const phrase = /^"(.+)"$/s.exec(query)?.[1];
-  if (phrase) return { hits: (text) => occurrences(text, phrase), test: (text) => text.includes(phrase) };
-  const words = lower(query).split(/\s+/);
-  return {
-    words: lower(query),
-    id: /^\d+$/.test(query.trim()) ? Number(query) : -1,
-    hits: (text) => words.flatMap((word) => occurrences(text.toLowerCase(), word)),
-    test: (text) => { const low = text.toLowerCase(); return words.every((word) => low.includes(word)); },
-  };
+  if (phrase) return { parts: [{ word: phrase, isPhrase: true }] };
+  const words = lower(query);
+  return { words, id: /^\d+$/.test(query.trim()) ? Number(query) : -1, parts: words.split(/\s+/).map(typed) };
 }
 
-function occurrences(text, part) {
-  const all = [];
-  for (let at = text.indexOf(part); at >= 0; at = text.indexOf(part, at + part.length)) all.push([at, at + part.length]);
-  return all;
+// How well a query matches each context and each token, or what problem it has; null if another query came meanwhile.
+async function kindsOf(asked) {
+  if (asked.regex) return searchFor(asked.regex);
+  const joined = asked.words ? low : exact;
+  const [kinds, ...others] = asked.parts.map((part) => kindsInContexts(joined, part));
+  for (const more of others) kinds.forEach((kind, c) => { kinds[c] = Math.max(kind, more[c]); }); // all words must be there
+  const wholeQuery = typed(asked.words ?? "");
+  const ofTokens = asked.words ? lowTokens.map((name) => kindIn(name, wholeQuery))
+    : tokens.map((name) => (name.includes(asked.parts[0].word) ? WHOLE : NOWHERE));
+  return { done: { contexts: kinds, tokens: ofTokens } };
 }
 
-// The text of an example by its first position. Parts of a character are no text: the last of them is the character.
-const textAt = (position) => (isPart(position) ? "" : tokens[text.tokens[position]]);
-
-function exampleText(start) {
-  let joined = "";
-  for (let at = start; at < start + facts.width; at++) joined += textAt(at);
-  return joined;
-}
-
-// The positions in an example that a query finds.
-function hitsIn(asked, start) {
-  const positions = new Set();
-  if (!asked?.hits) return positions;
-  const hits = asked.test(exampleText(start)) ? asked.hits(exampleText(start)) : [];
-  let from = 0;
-  for (let at = start; at < start + facts.width; at++) {
-    const to = from + textAt(at).length;
-    if (hits.some((hit) => hit[0] < to && from < hit[1])) positions.add(at);
-    from = to;
-  }
-  return positions;
-}
-
-// Look a query up. Returns, for each latent, why it is found and in how many examples.
-function lookUp(asked, where) {
+// Return, for each latent, why it is found and in how many examples.
+function lookUp(asked, kinds, where) {
   const n = list.density.length;
   const reasons = new Uint8Array(n);
   const counts = new Uint16Array(n);
-  if (asked.problem) return { reasons, counts };
   if (asked.number !== undefined) {
     for (let i = 0; i < n; i++) if (String(i).startsWith(asked.number)) reasons[i] = String(i) === asked.number ? NUMBER : BEGINS;
     return { reasons, counts };
   }
-  const memory = new Int8Array(text.tokens.length); // of each first position: 1 found, -1 not found, 0 not looked at
-  const inExample = (start) => (memory[start] ||= asked.test(exampleText(start)) ? 1 : -1) > 0;
-  const inToken = tokens.map((name) => (asked.words ? lower(name).includes(asked.words) : asked.test(name)));
   const topOf = (i) => (asked.words && list.token[i] >= 0 ? lower(tokens[list.token[i]]) : "");
   for (let i = 0; i < n; i++) {
+    const top = topOf(i);
     if (i === asked.id) reasons[i] = NUMBER;
-    else if (where !== "promoted") {
-      if (asked.words && topOf(i) === asked.words) reasons[i] = TOP;
-      else if (asked.words && topOf(i).startsWith(asked.words)) reasons[i] = BEGINS;
-      else {
-        for (const start of new Set(searchIndex.examples[i].map(startOf))) if (inExample(start)) counts[i]++;
-        if (counts[i]) reasons[i] = CONTEXT;
-      }
+    else if (asked.words && where !== "promoted" && top.startsWith(asked.words)) reasons[i] = top === asked.words ? TOP : BEGINS;
+    else {
+      const inExamples = [0, 0, 0, 0]; // how many of each kind
+      if (where !== "promoted") for (const c of contextsOf[i]) inExamples[kinds.contexts[c]]++;
+      const ofExamples = inExamples.findIndex((n, kind) => n > 0 || kind === NOWHERE);
+      const ofTokens = where === "examples" ? NOWHERE : promoted[i].reduce((best, place) => Math.min(best, kinds.tokens[place]), NOWHERE);
+      const kind = Math.min(ofExamples, ofTokens);
+      if (kind === NOWHERE) continue;
+      reasons[i] = (ofExamples === kind ? CONTEXT : PROMOTED) + PER_KIND * kind;
+      counts[i] = ofExamples === kind ? inExamples[kind] : 0;
     }
-    if (!reasons[i] && where !== "examples" && searchIndex.promoted[i].some((place) => inToken[place])) reasons[i] = PROMOTED;
   }
   return { reasons, counts };
 }
 
 function why(i) {
+  const reason = found.reasons[i];
+  if (reason < CONTEXT) return ["", "its number", `top ${facts.rows?.labels ? "label" : unit}`, "begins with"][reason];
   const n = found.counts[i];
-  const examples = facts.rows ? (n === 1 ? "example" : "examples") : n === 1 ? "context" : "contexts";
-  const top = facts.rows?.labels ? "label" : unit;
-  return ["", "its number", `top ${top}`, "begins with", `in ${n} ${examples}`, "promotes it"][found.reasons[i]];
+  const examples = `${n} ${facts.rows ? "example" : "context"}${n === 1 ? "" : "s"}`;
+  return [`in ${examples}`, "promotes it", `starts words, ${examples}`, "starts a promoted token", `inside words, ${examples}`, "inside a promoted token"][reason - CONTEXT];
 }
 
-// Bring `found` to what is shown, and return what is said of the search beside the number of latents.
-async function search() {
-  const asked = parse(shown.query);
-  found = null;
-  if (!asked) return "";
-  if (asked.hits && !searchIndex) {
-    $("count").textContent = "loading the text…";
-    const [index] = await Promise.all([load("search"), loadText()]);
-    searchIndex = index;
+// Look a query up. Returns what is `found` and what is `said` of it beside the number of latents; null if another query
+// came meanwhile.
+async function search(query) {
+  const asked = parse(query);
+  if (!asked) return { found: null, said: "" };
+  const n = list.density.length;
+  const nothing = (problem) => ({ found: { asked: { problem }, reasons: new Uint8Array(n), counts: new Uint16Array(n) }, said: problem });
+  if (asked.problem) return nothing(asked.problem);
+  let kinds = {};
+  if (asked.number === undefined) {
+    await loadSearch();
+    kinds = await kindsOf(asked);
+    if (!kinds) return null;
+    if (kinds.problem) return nothing(kinds.problem);
   }
-  found = lookUp(asked, shown.where);
-  if (asked.id >= list.density.length) return `There is no latent ${whole(asked.id)}: the last is ${whole(list.density.length - 1)}. `;
-  return asked.problem ? `${asked.problem} ` : "";
+  return { found: { asked, ...lookUp(asked, kinds.done, shown.where) }, said: asked.id >= n ? `There is no latent ${whole(asked.id)}: the last is ${whole(n - 1)}. ` : "" };
+}
+
+async function loadSearch() {
+  if (contexts) return;
+  $("count").textContent = "loading the text…";
+  const [index] = await Promise.all([load("search"), loadText()]);
+  if (contexts) return;
+  promoted = index.promoted;
+  prepare(index.examples);
+}
+
+// The positions that are marked in the contexts of a latent, by the first position of each: those of the kind of match for
+// which the latent stands in the list, or a better one. Null if other marks were asked for meanwhile.
+async function marksOf(starts) {
+  const { regex, parts, words } = found?.asked ?? {};
+  if (regex) {
+    const answered = await placesOf({ ...regex, texts: starts.map(contextText) });
+    return answered && new Map(starts.map((start, c) => {
+      const [begin] = boundsOf(exact, start);
+      return [start, positionsOf(exact, start, (answered.done?.[c] ?? []).map(([from, to]) => [begin + from, begin + to]))];
+    }));
+  }
+  if (!parts) return new Map();
+  const joined = words ? low : exact;
+  const matches = starts.map((start) => parts.map((part) => matchesIn(joined, start, part)));
+  const kinds = matches.map((ofParts) => Math.max(...ofParts.map((places) => Math.min(NOWHERE, ...places.map(([, , kind]) => kind)))));
+  const best = Math.min(INSIDE, ...kinds);
+  return new Map(starts.map((start, c) => [start, positionsOf(joined, start, kinds[c] > best ? [] : matches[c].flat().filter(([, , kind]) => kind <= best))]));
 }
