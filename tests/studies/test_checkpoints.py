@@ -16,7 +16,7 @@ import torch
 from prolu import RunConfig, Trainer, grid
 from prolu.cli.entry_point import main
 from prolu.runtime.files import locked
-from prolu.studies import checkpoints
+from prolu.studies import checkpoints, request
 from prolu.studies.checkpoints import Clock, RunState, read_checkpoint, write_checkpoint
 from prolu.studies.sweep import SweepFailedError, SweepStoppedError
 from support.commands import text_flags
@@ -64,6 +64,19 @@ DAMAGES = {
     "manifest of something else": lambda place: (place / "checkpoint.json").write_text("[1, 2]"),
     "empty manifest": lambda place: (place / "checkpoint.json").write_text(""),
 }
+
+
+def test_a_study_keeps_the_choice_of_steps_that_it_was_begun_with(tiny_stream, tmp_path, monkeypatch):
+    automatic = [replace(BASE, coeff=0.3)]
+    train(tiny_stream, tmp_path / "whole", automatic)
+    dies_at_step(23, lambda: train(tiny_stream, tmp_path / "resumed", automatic))
+    # A later version has another table, by which every step is dense.
+    monkeypatch.setattr(request, "crossover_density", lambda *_: 0.0)
+    train(tiny_stream, tmp_path / "resumed", automatic)
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+    train(tiny_stream, tmp_path / "dense", automatic)
+    assert json.loads((tmp_path / "dense" / "config.json").read_text())["crossovers"] == {"40": 0.0}
+    assert contents(tmp_path / "dense") != contents(tmp_path / "whole")
 
 
 def flip(file):

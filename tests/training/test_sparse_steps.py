@@ -173,6 +173,12 @@ def test_the_choice_follows_density_with_hysteresis():
     assert next_step_kind("sparse", 0.23, 0.2) == "dense"
     assert 0 < crossover_density("cpu", 768, 12_288) < 1
     assert crossover_density("abacus", 768, 12_288) == 0
+    assert crossover_density("cpu", 768, 12_288, "tf32") == 0
+
+
+def test_in_bf16_the_dense_step_is_chosen_at_lower_densities():
+    for d_in, d_sae in [(64, 1024), (576, 4608), (768, 12_288)]:
+        assert 0 < crossover_density("cpu", d_in, d_sae, "bf16") < crossover_density("cpu", d_in, d_sae, "fp32")
 
 
 def test_a_run_starts_dense_and_becomes_sparse():

@@ -1,6 +1,6 @@
 """What is asked of a study: built once, checked once, and handed down as it is."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -55,17 +55,34 @@ class StudyRequest:
     def description(self) -> dict[str, Any]:
         """All that decides the study's numbers, and the versions that compute them: its config.json."""
         stream = self.stream
-        widths = sorted({run.d_sae for run in self.runs})
         return {
             "stream": stream.describe(),
             "eval_tokens": self.settings.eval_tokens,
             "held_out_digest": held_out_digest(stream.blocks, self.settings.eval_tokens, stream.mask),
             "amounts": study_amounts(self.runs, stream, self.settings.eval_tokens),
             "n_threads": stream.mesh.n_threads or torch.get_num_threads(),
-            "crossovers": {str(d_sae): crossover_density("cpu", stream.d_in, d_sae) for d_sae in widths},
+            "crossovers": self.crossovers,
             "runs": [run.describe() for run in self.runs],
             "versions": versions(),
         }
+
+    @cached_property
+    def crossovers(self) -> dict[str, float]:
+        """The densities below which steps on a CPU are sparse, by width and, if it is not fp32, precision.
+
+        A study that was begun keeps those of its config.json: another table, of a later version, changes no bit of it.
+        """
+        begun = read_study(self.out).get("crossovers", {}) if holds_study(self.out) else {}
+        densities = {}
+        for run in self.runs:
+            name = crossover_name(run, begun)
+            measured = crossover_density("cpu", self.stream.d_in, run.d_sae, run.precision)
+            densities[name] = begun.get(name, measured)
+        return dict(sorted(densities.items()))
+
+    def crossover(self, run: RunConfig) -> float | None:
+        """Return the density below which a run's steps are sparse; None where it is not of `crossovers`: on a GPU."""
+        return self.crossovers[crossover_name(run, self.crossovers)] if self.stream.device.type == "cpu" else None
 
     @cached_property
     def held_out(self) -> AnyHeldOut:
@@ -77,6 +94,12 @@ class StudyRequest:
         """The runs that have no result at their full length."""
         finished = finished_runs(self.runs, self.out)
         return [run for run in self.runs if run not in finished]
+
+
+def crossover_name(run: RunConfig, begun: Mapping[str, float]) -> str:
+    """Return the name of a run's crossover among those of its study, which may be of a version without precisions."""
+    name = str(run.d_sae) if run.precision == "fp32" else f"{run.d_sae} {run.precision}"
+    return name if name in begun or str(run.d_sae) not in begun else str(run.d_sae)
 
 
 def requests_at_hooks(

@@ -42,6 +42,7 @@ class StudyInTraining:
     def __init__(self, todo: Sequence[RunConfig], request: StudyRequest, buffers: SharedBuffers, trackers: Trackers):
         self.stream = request.stream
         self.mesh = request.stream.mesh
+        self._request = request
         self._out = request.out
         self._settings = request.settings
         self._progress = request.progress
@@ -183,6 +184,7 @@ class StudyInTraining:
             steps=buffers.get(shape),
             device=stream.device,
             mesh=self.mesh,
+            crossover=self._request.crossover(config),
         )
         buffers.setdefault(shape, trainer.steps)
         return trainer

@@ -58,6 +58,7 @@ class Trainer:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         mesh: Mesh = ALONE,
+        crossover: float | None = None,
     ):
         """Args:
             config: the settings of the run.
@@ -68,6 +69,7 @@ class Trainer:
             dtype: the number format of weights and activations.
             device: where the SAE is trained.
             mesh: the ranks that share the SAE: each holds some of its latents and sees some rows of every batch.
+            crossover: the density below which a step of the kind `auto` is sparse; None for that of the measured table.
 
         Raises:
             ValueError: the SAE in `config.init_from` does not fit the run, or the run cannot be trained on the mesh.
@@ -104,9 +106,10 @@ class Trainer:
         self.state = TrainerState.start(weights, config)
         self.losses_finite_ = torch.ones((), dtype=torch.bool, device=device)
         self._saw_scale = config.normalisation == "none"
-        self.crossover = 0.0
-        if config.precision != "tf32" and not needs_dense(config, mesh):
-            self.crossover = crossover_density(torch.device(device).type, d_in, config.d_sae)
+        if crossover is None:
+            crossover = crossover_density(torch.device(device).type, d_in, config.d_sae, config.precision)
+        # In tf32 there is no sparse step.
+        self.crossover = 0.0 if config.precision == "tf32" or needs_dense(config, mesh) else crossover
         self.steps = steps or Steps(weights, batch_size // mesh.n_data, config.precision, mesh)
 
     def step(self, acts: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"] | None = None) -> StepReport:
