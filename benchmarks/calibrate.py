@@ -27,7 +27,8 @@ def crossover(d_in: int, d_sae: int, precision: str) -> float:
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         weights, x = sparse_problem(d_in, d_sae, BATCH, middle * d_sae)
-        seconds = interleaved({kind: our_step(kind, weights, x, precision=precision) for kind in ("dense", "sparse")}, ROUNDS)
+        steps = {kind: our_step(kind, weights, x, precision=precision) for kind in ("dense", "sparse")}
+        seconds = interleaved(steps, ROUNDS)
         if seconds["sparse"] < seconds["dense"]:
             low = middle
         else:
