@@ -61,8 +61,8 @@ const decades = { type: "log", tickvals: TICKS, ticktext: TICKS.map((n) => Strin
 // `tall`: heights are so far apart that they are drawn on a logarithmic scale.
 function layout(xlabel, ylabel, log, tall) {
   const axis = { color: variable("quiet"), gridcolor: variable("line"), linecolor: variable("faint"), zeroline: false, automargin: true, ticks: "" };
-  // A phone has room for "L0" but not for "L0: active latents per token".
-  const title = (text) => ({ text: narrow.matches ? text.split(":")[0] : text, font: { size: 12.5, color: variable("quiet") }, standoff: 8 });
+  // A phone has room for "MSE" but not for "MSE (per dimension, normalised activations)".
+  const title = (text) => ({ text: narrow.matches && text.length > 30 ? text.split(" (")[0] : text, font: { size: 12.5, color: variable("quiet") }, standoff: 8 });
   return {
     xaxis: { ...axis, title: title(xlabel), ...(log && decades) },
     yaxis: { ...axis, title: title(ylabel), rangemode: "tozero", ...(tall && decades) },
