@@ -146,12 +146,12 @@ def test_fractions_are_those_of_saebench():
 
 def test_activations_that_do_not_tell_letters_are_refused(task):
     noise = torch.randn(task.acts.shape, generator=torch.Generator().manual_seed(3))
-    with pytest.raises(ValueError, match=r"tell 0 letters with an F1 above 0\.6, needed are 10"):
+    with pytest.raises(ValueError, match=r"recognise 0 letters in the activations with an F1 above 0\.6; at least 10"):
         task_of(noise[:, :8], task.letters, task.is_test, range(N_LETTERS))
 
 
 def test_a_small_vocabulary_is_refused(tiny_lm):
-    with pytest.raises(ValueError, match="words for testing for 0 letters only"):
+    with pytest.raises(ValueError, match="words for testing for only 0 letters"):
         letter_task(tiny_lm)
 
 

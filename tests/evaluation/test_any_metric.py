@@ -160,10 +160,10 @@ def test_a_difference_read_between_runs_says_how_wrong_that_may_be(tmp_path):
     found = matched(made, STE, RELU, 30, y="recovered")
     product = math.log(30 / 23) * math.log(40 / 30)
     assert found.tolerance == pytest.approx(math.sqrt(2) * 0.0103 * product)
-    assert f"less than the {found.tolerance:.3g} by which reading between runs may be wrong" in str(found)
+    assert f"smaller than the error of {found.tolerance:.3g} that reading between runs may have" in str(found)
     made = study(tmp_path, "negative_bias_fraction", lambda l0, seed: 0.2, lambda l0, seed: 0.3)
     assert math.isnan(matched(made, STE, RELU, 30, y="negative_bias_fraction").tolerance)
-    assert "it is not known how wrong" in str(matched(made, STE, RELU, 30, y="negative_bias_fraction"))
+    assert "an error that has not been measured" in str(matched(made, STE, RELU, 30, y="negative_bias_fraction"))
     assert "not known" not in str(matched(made, STE, RELU, 23, y="negative_bias_fraction"))
 
 

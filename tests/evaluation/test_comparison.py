@@ -154,7 +154,7 @@ def test_equal_budgets_are_compared_and_others_are_said_to_be_other_curves(tmp_p
     both = Made([*short.records, *better], tmp_path)
     found = matched(both, STE, RELU, 19)
     assert found.change == pytest.approx(matched(Made(better, tmp_path), STE, RELU, 19).change)
-    assert "runs on 1,000,000 tokens are other curves" in str(found)
+    assert "runs on 1,000,000 tokens are left out" in str(found)
     assert matched(both, STE, RELU, 19, n_tokens=1_000_000).change == matched(short, STE, RELU, 19).change
     unequal = Made([r for r in both.records if (r["nonlinearity"] == "relu") == (r["n_tokens"] == 1_000_000)], tmp_path)
     assert matched(unequal, STE, RELU, 19).reason == (

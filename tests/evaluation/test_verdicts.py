@@ -264,7 +264,7 @@ def test_a_verdict_is_a_sentence():
 
 def test_a_difference_smaller_than_the_tolerance_of_the_curves_says_so():
     small = Verdict("a", "b", 20.0, -0.012, -0.02, -0.004, "lower", 3, 214, "init seeds", tolerance=0.031)
-    assert str(small).endswith("214 documents; less than the 3.1% by which reading between runs may be wrong)")
+    assert str(small).endswith("214 documents; smaller than the error of 3.1% that reading between runs may have)")
     assert "may be wrong" not in str(small._replace(change=-0.04))
     assert "may be wrong" not in str(small._replace(verdict="not distinguishable"))
 

@@ -3,7 +3,7 @@
 An SAE that has a latent for words with an s, and another for one such word, saves an active latent by leaving the first
 inactive on that word: the second *absorbs* it (Chanin et al. 2024, "A is for Absorption", arXiv 2409.14507). The letter
 of a word is known by construction, so this can be counted. Definitions and thresholds are those of SAEBench 0.6.0, but
-words are read where `first_letters` says: a proxy, whose figures are not SAEBench's.
+words are read in another context (see `first_letters`), so these figures cannot be compared with SAEBench's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -170,10 +170,10 @@ def is_fully_absorbed(
 
 
 def ranked_latents(latents: Float[Tensor, "n d_sae"], task: LetterTask) -> dict[int, list[int]]:
-    """Return for each letter the latents that speak for it most, by the coefficients of a regression with an L1 term.
+    """Return for each letter the latents that predict it best, by the coefficients of a regression with an L1 term.
 
-    They minimise the mean over letters of the balanced logistic loss plus `L1_WEIGHT` times their sum of sizes. Each
-    latent is divided by its largest value, so that the lengths of decoder rows do not matter.
+    They minimise the mean over letters of the balanced logistic loss plus `L1_WEIGHT` times the sum of their absolute
+    values. Each latent is divided by its largest value, so that the lengths of decoder rows do not matter.
     """
     fit = ~task.is_test
     largest = latents[fit].amax(0)

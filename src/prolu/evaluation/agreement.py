@@ -8,7 +8,7 @@ With d_i and e_j the directions of the live latents of the two SAEs, n_a and n_b
 - mean max cosine = (sum_i max_j c_ij + sum_j max_i c_ij) / (n_a + n_b);
 - found again above t = (#{i: max_j c_ij >= t} + #{j: max_i c_ij >= t}) / (n_a + n_b);
 - matched cosine = 2 sum over pairs of c_ij / (n_a + n_b), where the pairs are the one-to-one assignment of the largest
-  sum (the Hungarian method). A latent that is left without a partner counts 0, and none is given one of a cosine below.
+  sum (the Hungarian method). A latent without a partner counts as 0, and no pair has a cosine below 0.
 
 The last is PW-MCC of Song et al. 2025, "Position: Mechanistic Interpretability Should Prioritize Feature Consistency in
 SAEs" (arXiv 2505.20254), but for the sign: it takes |c_ij|, and here opposite directions do not agree, since latents
@@ -29,8 +29,8 @@ ROWS_PER_PASS = 1024
 """The number of latents of one SAE whose cosines with all of the other are computed at once."""
 
 MOST_EXACT = 1024
-"""The largest number of live latents for which the assignment is the best of all. Its time grows as their third power,
-and it needs all cosines at once; of more latents, only pairs of near ones are considered."""
+"""The largest number of live latents for which the best of all assignments is computed. Its time grows as their third
+power, and it needs all cosines at once; with more latents, only pairs of near ones are considered."""
 
 N_NEAREST = 16
 """The number of nearest latents of the other SAE, of every latent, that are considered beyond `MOST_EXACT`."""
@@ -44,7 +44,7 @@ class Agreement(NamedTuple):
     matched_cosine: float
     """The mean over the latents of both of the cosine with the partner in the best one-to-one assignment, from 0 to 1.
     Where an SAE has more than 1,024 live latents, only pairs are considered of which one is among the 16 nearest of the
-    other; it is then a lower bound, of which 0.0001 were missing where half of 2,048 latents had no true partner."""
+    other. It is then a lower bound, which was too low by 0.0001 where half of 2,048 latents had no true partner."""
     found_again_07: float
     """The fraction of the latents of both whose largest cosine is at least 0.7, from 0 to 1."""
     found_again_09: float
@@ -128,7 +128,7 @@ def _best_sum(cosines: Float[Tensor, "n_a n_b"]) -> float:
     # scipy takes long to import, and only this needs it.
     from scipy.optimize import linear_sum_assignment
 
-    # A pair of a cosine below 0 is none, and counts 0 as well.
+    # A pair with a cosine below 0 counts as 0, like a latent without a partner.
     values = cosines.double().clamp(min=0).numpy()
     return float(values[linear_sum_assignment(values, maximize=True)].sum())
 

@@ -31,13 +31,13 @@ class Attribution:
     """
 
     value: Tensor
-    """What the metric is: one number, or one for each row."""
+    """The value of the metric: one number, or one for each row."""
     latents: Float[Tensor, "*n ctx d_sae"]
     """The attribution of each latent at each token; 0 where it is not active."""
     bias: Float[Tensor, "*n ctx"]
-    """That of the decoder's bias, of the mean that a centred SAE adds again, and of a skip connection."""
+    """The attribution of the decoder's bias, of the mean that a centred SAE adds again, and of a skip connection."""
     error: Float[Tensor, "*n ctx"]
-    """That of the SAE's error, y minus its reconstruction."""
+    """The attribution of the SAE's error, y minus its reconstruction."""
 
     @property
     def total(self) -> Float[Tensor, "*n ctx"]:
@@ -87,8 +87,8 @@ def attribute(
         sae: an SAE, or a transcoder.
         tokens: token ids [n, ctx] or [ctx]; or what a tokenizer returns, with an attention mask; or, for a
             `LanguageModel`, a text, before which BOS is put.
-        metric: from the logits, [n, ctx, n_vocabulary], one number, or one for each row, as `logit_difference` returns.
-            A row's attributions are those of its own number.
+        metric: a function from the logits, [n, ctx, n_vocabulary], to one number, or to one for each row, as
+            `logit_difference` returns it. The attributions of a row are those of its own number.
         hook: as for `splice`.
         hook_out: as for `splice`.
 
@@ -105,7 +105,8 @@ def attribute(
     def noted(coded: Coded, acts: Tensor) -> Tensor:
         coded = coded._replace(latents=coded.latents.detach().requires_grad_())
         recon = coded.decode()
-        # Its gradient is that of the activations. Both terms that are added are 0: the model's own numbers go on.
+        # The gradient with respect to `nudge` is that with respect to the activations. Both added terms are 0, so the
+        # model computes its own numbers.
         nudge = torch.zeros_like(acts, requires_grad=True)
         seen[:] = [(coded, acts.detach(), nudge)]
         return acts.detach() + nudge + (recon - recon.detach()).to(acts.device)
@@ -119,7 +120,7 @@ def attribute(
         ((coded, acts, nudge),) = seen
         by_latent, by_acts = torch.autograd.grad(value.sum(), [coded.latents, nudge])
     with torch.no_grad():
-        # What is decoded from no latents at all: biases, means and skip connections.
+        # The output of the decoder with all latents at 0: biases, means and skip connections.
         bias = coded.decode(torch.zeros_like(coded.latents))
         by_output = by_acts.to(bias)
         found = Attribution(

@@ -1,4 +1,4 @@
-"""Edits of latents for `splice`: ablate, clamp, scale, add. Any other function from latents to latents is one too."""
+"""Edits of latents for `splice`: ablate, clamp, scale, add. Any function from latents to latents can be used too."""
 
 import operator
 from collections.abc import Callable, Iterable, Sequence

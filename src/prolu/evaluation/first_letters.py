@@ -1,7 +1,7 @@
 """First letters of words: what absorption is measured on, because they are known by construction.
 
-SAEBench reads activations at a word behind ten examples of spelling, for which it takes models of 2 billion parameters.
-Here a word stands alone behind BOS, so that small models can be asked too.
+SAEBench reads activations at a word after ten examples of spelling, which needs models of about 2 billion parameters.
+Here a word stands alone after BOS, so that small models can be used too.
 """
 
 import string
@@ -25,13 +25,14 @@ FEWEST_WORDS = 10
 """The least number of words for testing with which a letter is scored."""
 
 MOST_WORDS = 8192
-"""The number of words, of fitting and testing together, above which some are drawn. Their latents are held together."""
+"""The largest number of words, of fitting and testing together. If there are more, so many are drawn, because the
+latents of all words are held in memory at once."""
 
 FEWEST_LETTERS = 10
 """The least number of letters that must be scored. SAEBench asks for 20, with vocabularies of 256,000 tokens."""
 
 PROBE_F1 = 0.6
-"""The F1 above which the activations count as having a letter at all."""
+"""The F1 of a letter's probe above which the activations count as representing the letter."""
 
 
 class LetterWords(NamedTuple):
@@ -54,8 +55,8 @@ class LetterWords(NamedTuple):
         letters = torch.nonzero(counts >= FEWEST_WORDS).flatten().tolist()
         if len(letters) < FEWEST_LETTERS:
             raise ValueError(
-                f"first letters: the tokenizer has {FEWEST_WORDS} words for testing for {len(letters)} letters only, "
-                f"needed are {FEWEST_LETTERS}"
+                f"first letters: the tokenizer has {FEWEST_WORDS} words for testing for only {len(letters)} letters; "
+                f"at least {FEWEST_LETTERS} are needed"
             )
         return letters
 
@@ -97,7 +98,7 @@ def letter_task(lm: LanguageModel) -> LetterTask:
         lm: the language model at the hook of the SAEs.
 
     Raises:
-        ValueError: its tokenizer has too few words, or its activations tell too few letters.
+        ValueError: its tokenizer has too few words, or probes recognise too few letters in its activations.
     """
     words = letter_words(lm.tokenizer)
     letters = words.enough()
@@ -112,7 +113,7 @@ def task_of(
     is_test: Bool[Tensor, " n_words"],
     asked: Sequence[int],
 ) -> LetterTask:
-    """Return the task of some activations, with a probe for each letter that they tell.
+    """Return the task of some activations, with a probe for each letter that probes recognise in them.
 
     Args:
         acts: the activations at words.
@@ -121,7 +122,7 @@ def task_of(
         asked: the letters to fit probes for.
 
     Raises:
-        ValueError: the activations tell too few of these letters.
+        ValueError: probes recognise too few of these letters in the activations.
     """
     probes = {}
     for letter in asked:
@@ -131,8 +132,8 @@ def task_of(
             probes[letter] = probe
     if len(probes) < FEWEST_LETTERS:
         raise ValueError(
-            f"first letters: probes of the activations tell {len(probes)} letters with an F1 above {PROBE_F1}, needed "
-            f"are {FEWEST_LETTERS}"
+            f"first letters: probes recognise {len(probes)} letters in the activations with an F1 above {PROBE_F1}; at "
+            f"least {FEWEST_LETTERS} are needed"
         )
     return LetterTask(acts, letters, is_test, probes)
 

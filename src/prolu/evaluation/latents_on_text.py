@@ -37,9 +37,10 @@ class TextToken(NamedTuple):
     token_id: int
     """The token's number in the vocabulary."""
     name: str
-    """The token's text; each token of a character that is spread over several is called by the character."""
+    """The token's text. Where several tokens make up one character, each of them has that character as its text."""
     shown: str
-    """What running text shows: the last token of a character shows it, and the others show a small square."""
+    """The text of the token in running text. Where several tokens make up one character, the last shows it and the
+    others show a small square."""
     begins_block: bool
     """Whether the language model sees nothing of the text before this token."""
 
@@ -164,7 +165,7 @@ def _html_token(token: TextToken, pairs: Sequence[tuple[int, float]], most: floa
         # Underlined too, so that colour is not all that tells an active token from others.
         strength = 0.1 + 0.6 * pairs[0][1] / most
         style = f' style="background:rgba({HEAT},{strength:.2f});border-bottom:2px solid rgba({HEAT},1)"'
-    # A line end shows that it is a token of its own, and ends the line.
+    # A line end is shown as a character, so that it can be seen as a token, and also ends the line.
     written = html_text(token.shown.replace("\n", "\u21b5\n"))
     return f'<span title="{title}"{style}>{written}</span>'
 

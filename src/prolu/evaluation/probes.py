@@ -2,7 +2,8 @@
 
 A probe is a logistic regression on the k latents of an SAE whose means differ most between tokens with a label and
 tokens without it (Gurnee et al. 2023, "Finding Neurons in a Haystack", arXiv 2305.01610; SAEBench's sparse probing). If
-one latent is enough, the SAE has that concept as a latent; if all together are hardly better than one, it has it whole.
+one latent is enough, the SAE has a latent for that concept; if all latents together are hardly better, it is not split
+over several.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -175,7 +176,7 @@ def probe_figures(sae: SAE, tasks: Mapping[str, ProbeTask], ks: Sequence[int] = 
     - `probe_string_1`, `probe_string_5`: on the 1 and 5 latents whose means differ most between the two classes of the
       tokens for fitting, in units of their standard deviation over these; likewise for every label and k.
     - `probe_string_all`: on all latents.
-    - `probe_string_acts`: on the activations themselves, which no SAE has a part in.
+    - `probe_string_acts`: on the activations themselves, which does not depend on the SAE.
     - `probe_mean_1` and so on: the means over all labels.
 
     Args:
@@ -188,7 +189,7 @@ def probe_figures(sae: SAE, tasks: Mapping[str, ProbeTask], ks: Sequence[int] = 
 
 @torch.no_grad()
 def latent_figures(sae: SAE, tasks: Mapping[str, ProbeTask], ks: Sequence[int] = KS) -> dict[str, float]:
-    """Return those of `probe_figures` in which the SAE has a part."""
+    """Return those of `probe_figures` that depend on the SAE."""
     figures: dict[str, float] = {}
     for name, task in tasks.items():
         latents = sae.encode(task.acts.to(sae.W_dec)).float().cpu()

@@ -79,7 +79,7 @@ def is_python(text: str) -> bool:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd escapes in the text, which are no concern of ours
+            warnings.simplefilter("ignore")  # about invalid escapes in the text, which do not matter here
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
@@ -104,7 +104,7 @@ def python_labels(source: str) -> PythonLabels | None:
         (first, column), (last, end) = token.start, token.end
         if token.type in NAMES:
             inside[NAMES[token.type]][starts[first - 1] + column : starts[last - 1] + end] = True
-        # A line of comments only may stand at any column, so it says nothing.
+        # A line that holds only a comment may begin at any column, so its indentation means nothing.
         if token.type not in NO_CODE:
             depth_of_line[first - 1 : last] = depth
     depths = np.repeat(depth_of_line[: len(lines)], lengths)

@@ -83,7 +83,8 @@ def score(sae: SAE, held_out: AnyHeldOut) -> Scores:
         recon = found.recon
         spliced = _splice(held_out, recon)
         figures = found.figures() | spliced.figures(held_out.ce_clean, held_out.ce_zero)
-        # In place: `recon` is as large as all held-out activations, and needed no more with its position 0.
+        # In place, since `recon` is as large as all held-out activations, and its own position 0 is not needed any
+        # more.
         recon[:, 0] = held_out.target[:, 0]
         without = _splice(held_out, recon).figures(held_out.ce_clean, held_out.ce_zero_no_bos)
         figures |= {name + WITHOUT_BOS: value for name, value in without.items()}
@@ -198,7 +199,8 @@ class _Reconstruction(NamedTuple):
     """What an SAE makes of the held-out activations."""
 
     recon: Float[Tensor, "n ctx d_out"]
-    """The reconstructions, in the scale of the language model's activations, which stand at tokens left out."""
+    """The reconstructions, in the scale of the language model's activations; at tokens left out, the activations
+    themselves."""
     l0: Float[Tensor, "n ctx"]
     """The number of active latents of each token; 0 at those left out."""
     squared_error: Float[Tensor, "n ctx"]

@@ -1,4 +1,4 @@
-"""An SAE in place of the activations at a hook, with its latents in hand, in any forward pass of a transformers model.
+"""An SAE in place of the activations at a hook, with edits of its latents, in any forward pass of a transformers model.
 
 `splice` puts the SAE there and edits its latents, `steer` adds the direction that a latent writes. Both are built on
 `replaced`, as attribution is, and on the hooks of `prolu.activations.hooks`, as the splices of an evaluation are.
@@ -169,7 +169,8 @@ def replaced(
         needs = "a transcoder needs one" if sae.is_transcoder else "an SAE has none, it writes where it reads"
         raise ValueError(f"hook_out {hook_out!r}: {needs}")
     inner = transformers_model(model)
-    # An SAE that was never saved does not know what it was trained on: what a LanguageModel hands out by default.
+    # An SAE without provenance does not record whether it was trained on centred activations; it is then taken to have
+    # been trained on what a LanguageModel gives by default.
     by_default = model.centred if isinstance(model, LanguageModel) else reads_centred(inner)
     centred = sae.centred if "centred" in sae.provenance else by_default
 

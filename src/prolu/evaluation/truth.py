@@ -5,8 +5,8 @@ is matched with at most one latent, and every latent with at most one feature, s
 features and decoder rows is as large as it can be (the Hungarian method). All figures are about the matched pairs. A
 feature without a latent, since there are fewer latents than features, counts as one that is never found.
 
-A latent j adds f_j W_dec_j to a reconstruction. So it is f_j ||W_dec_j|| that is held against the magnitude c_i, in the
-space of the rows: an SAE that scales each row x to norm sqrt(d_in) has its latents times ||x|| / sqrt(d_in) there.
+A latent j adds f_j W_dec_j to a reconstruction. So f_j ||W_dec_j|| is compared with the magnitude c_i, in the space of
+the rows. Latents of an SAE that scales each row x to norm sqrt(d_in) are multiplied by ||x|| / sqrt(d_in) for this.
 """
 
 import math
@@ -77,7 +77,7 @@ class TruthFigures(NamedTuple):
     def summary(self) -> dict[str, float]:
         """Return the figures that are one number, by their names in results.jsonl.
 
-        - `truth_l0`: the mean number of features that are active on a row, beside which `l0` stands.
+        - `truth_l0`: the mean number of features that are active on a row, with which `l0` can be compared.
         - `truth_cosine`: the mean cosine over all features.
         - `truth_found`: the fraction of the features with a cosine of at least 0.7.
         - `truth_precision`, `truth_recall`, `truth_f1`: means over the features that are ever active.
@@ -215,7 +215,7 @@ def _figures(latent: Tensor, cosine: Tensor, sums: _Sums) -> TruthFigures:
     on, read, both, c, f, c_c, c_f = sums.of_features
     enough = both >= FEWEST
     spread = c_c - c.square() / both.clamp(min=1)
-    # Less than what rounding leaves of one magnitude is none.
+    # A spread this small is a rounding error of equal magnitudes.
     varies = enough & (spread > 1e-9 * c_c)
     slope = torch.where(varies, (c_f - c * f / both.clamp(min=1)) / spread.clamp(min=1e-300), torch.nan)
     is_found = (cosine >= FOUND).double()

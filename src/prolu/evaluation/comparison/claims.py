@@ -170,7 +170,7 @@ def _best_family(name: str, comparisons: Comparisons, low: float, high: float, w
             f"{_how_to_train(comparisons, name, low, high)}.",
         )
     everything = [v for verdicts in found.values() for v in verdicts]
-    # The rival that comes closest, or beats it by most: its verdict is the one to look at.
+    # The verdict that is quoted is the one on the family that comes closest, or that beats this one by most.
     closest = max(everything, key=lambda v: v.change)
     quoted = f"{name} against {closest.baseline} at L0 {shown_l0(closest.l0)} {closest.in_numbers()}"
     grounds = deciding(everything)
@@ -191,7 +191,8 @@ def _best_family(name: str, comparisons: Comparisons, low: float, high: float, w
 def _how_to_train(comparisons: Comparisons, name: str, low: float, high: float) -> str:
     """Return the command that trains a family at an L0 between two bounds as other runs were, if it is known.
 
-    The L0 is one that other families have there: their median, or without any an L0 half as far again from the bound.
+    The L0 is the median of the other families' L0s between the bounds. If there are none, it lies a factor of 1.5
+    within a bound.
     """
     config = comparisons.studies[0].config
     others = sorted(r["l0"] for r in comparisons.records if family(r) != name and low < r["l0"] < high)
@@ -203,7 +204,8 @@ def _how_to_train(comparisons: Comparisons, name: str, low: float, high: float) 
 def _relu_on_l1_mse_frontier(comparisons: Comparisons) -> Claim:
     """Return the claim that ReLU under L1 is Pareto-best in what its own loss is made of.
 
-    Nothing is read between runs here: a run is beaten by one of another family with the same seeds and budget.
+    No curve is interpolated here: each run is compared with the runs of other families that have the same seeds and
+    budget.
     """
     statement = "every run of relu + l1 is on the frontier of MSE against L1"
     groups = grouped(_with_stream_seeds(comparisons), replicate, budget).values()

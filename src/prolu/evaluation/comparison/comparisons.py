@@ -27,7 +27,7 @@ BASELINES = ("relu + l1", "relu + sqrt_l1")
 """The paper's baselines. Every other family is compared with both, and the second with the first."""
 
 N_PLACES = 65
-"""The number of places in the range of two families at which it is looked whether both can be read."""
+"""The number of L0s in the common range of two families at which is checked whether both curves can be read."""
 
 
 class Comparisons:
@@ -38,7 +38,7 @@ class Comparisons:
         self.records = [r for study in self.studies for r in study.records]
         self.families = list(dict.fromkeys(map(family, self.records)))
         self.main_metric = main_metric(self.records)
-        """What is compared unless another metric is named."""
+        """The metric that is compared unless another one is named."""
         self._unconverged = unconverged
         self._families_of_kind = {family(r) for r in self.records if unconverged or r["converged"]}
         self._targets = sorted({r["target_l0"] for r in self.records if r.get("target_l0") is not None})
@@ -69,12 +69,13 @@ class Comparisons:
         by_family = [[curve.l0_range for curve in some] for some in both]
         common = _inner([ends for ranges in by_family for ends in ranges])
         reached = _inner([reasons.outer(ranges) for ranges in by_family])
-        # Where every replicate takes part, or else where one of each family does.
+        # The L0s that all replicates reach or, if there are none, those that one replicate of each family reaches.
         for ends, enough in ((common, all), (reached, any)):
             start = max(ends[0], low)
             end = min(ends[1], high)
             if start < end:
-                # Rounded before it is asked whether they can be read, so that what is shown is what was read.
+                # Rounded before the check whether they can be read, so that the L0 that is shown is the one that is
+                # read.
                 places = [float(f"{x:.3g}") for x in np.geomspace(start, end, N_PLACES)]
                 read = [x for x in places if all(enough(c.reaches(x) for c in some) for some in both)]
                 if read:
@@ -127,7 +128,7 @@ class Comparisons:
         if curves and not any(c.reaches(l0) for c in curves):
             return reasons.out_of_reach(kind, name, curves, l0, missed=self._missed(name, l0))
         if name in self._curves(y).by_family:
-            return f"no {kind} of {name} of the setting and the number of training tokens that are compared"
+            return f"no {kind} of {name} has the setting and the number of training tokens that are compared"
         return reasons.no_run(kind, name, METRICS[y], has_runs=name in self._families_of_kind)
 
     def _missed(self, name: str, l0: float) -> bool:
@@ -194,7 +195,7 @@ class Comparisons:
         elif common:
             taken = [max(common)] * 2
         elif any(c.n_tokens is None for some in both for c in some):
-            # An SAE of another library does not say how long it was trained; that is no reason to compare nothing.
+            # SAEs of other libraries do not record how long they were trained. They are compared all the same.
             taken = [max(some, default=None) for some in budgets]
             if taken[0] != taken[1]:
                 notes.append("how long some were trained is not known")
@@ -203,7 +204,7 @@ class Comparisons:
         kept = [[c for c in some if c.n_tokens == n] for some, n in zip(both, taken, strict=True)]
         others = sorted((budgets[0] | budgets[1]) - set(taken))
         if others:
-            notes.append(f"runs on {listed([f'{n:,}' for n in others])} tokens are other curves")
+            notes.append(f"runs on {listed([f'{n:,}' for n in others])} tokens are left out")
         notes += [note for name, some in zip(pair, kept, strict=True) if (note := reasons.about_variants(name, some))]
         return kept, tuple(notes)
 
@@ -241,7 +242,7 @@ def _pairs(families: Sequence[str]) -> Iterator[tuple[str, str]]:
     frozen = [suffix for suffix in FROZEN.values() if suffix]
     for name in (name for name in families if not name.endswith(tuple(frozen))):
         for i, baseline in enumerate(BASELINES):
-            # A baseline is a challenger of the baselines before it only, so that no pair comes twice.
+            # A baseline is compared only with the baselines before it, so that no pair comes twice.
             if baseline in families and name not in BASELINES[: i + 1]:
                 yield name, baseline
         yield from ((name, name + suffix) for suffix in frozen if name + suffix in families)
@@ -274,8 +275,8 @@ def _measured(found: Verdict, reaching: Sequence[Sequence[Curve]], resamples: Do
 def _reaching(curves: Sequence[Curve], l0: float) -> list[Curve]:
     """Return a family's curves at an L0: one per replicate, of the variant that is read there.
 
-    That is the variant with the most replicates there, and of several the one with the best value; the lowest, of a
-    metric of which neither direction is better.
+    That is the variant with the most replicates there. Of several such variants it is the one with the best value, or
+    the lowest value where neither direction of the metric is better.
     """
     if math.isnan(l0) or not curves:
         return []

@@ -126,8 +126,8 @@ class Curve(NamedTuple):
 
         The result is [n_resamples].
 
-        A resample moves a run in L0 too. What counts is how far it moves off the curve, so the move along the curve, by
-        the curve's own slope, is taken off the move in height. To first order that is the curve through the moved
+        A resample moves a run in L0 too. Only its distance from the curve matters. So its change in log L0, times the
+        slope of the curve, is subtracted from its change in height. To first order that is the curve through the moved
         runs, and it is defined even where two runs close to each other change their order.
 
         Args:
@@ -187,7 +187,7 @@ def curve_of(
 def drawn(
     points: Sequence[tuple[float, float]], metric: Metric = METRICS[CE_INCREASE], n_steps: int = 12
 ) -> list[tuple[float, float]]:
-    """Return the curve through points (L0, y) as a fine line for figures, so that a reader reads what comparisons read.
+    """Return the curve through points (L0, y) as a fine line for figures, so that figures show what comparisons use.
 
     Points of which one has no place on a curve are returned as they are.
     """

@@ -135,7 +135,7 @@ def _draw_line(axes: Axes, line: Sequence[Point], records: Sequence[Record], x: 
     shape = marker_of(first["nonlinearity"])
     converged = [p for p in line if p.converged]
     others = [p for p in line if not p.converged]
-    # Through all points: comparisons use all runs, and hollow markers say which were still moving.
+    # The line goes through all points, because comparisons use all runs; hollow markers show which have not converged.
     axes.plot(*zip(*joining(line, x, y), strict=True), linestyle=dash, color=ink, linewidth=1.3, alpha=0.85)
     seeds = [r for point in line if point.n_seeds > 1 for r in runs.values() if r["run_id"] in point.run_ids]
     axes.scatter([r[x] for r in seeds], [r[y] for r in seeds], s=7, color=ink, alpha=0.35, linewidths=0, zorder=2)

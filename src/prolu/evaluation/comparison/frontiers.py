@@ -20,8 +20,9 @@ which a run counts as converged."""
 FEWEST_STEPS = 1000
 """The number of steps at full learning rate below which no run counts as converged.
 
-Over the last fifth of a run of 20 steps, 4 steps, nothing moves by 5%, whatever is still to come. What is still to come
-after a run that the rule calls converged shrinks with its length; docs, What the error bars mean, has the measurement.
+The last fifth of a run of 20 steps has 4 steps, over which no figure changes by 5%, although training has hardly begun.
+The more steps a run that meets the rule has, the less its figures would still change; docs, What the error bars mean,
+has the measurement.
 """
 
 SETTING_FIELDS = tuple(f.name for f in fields(RunConfig) if f.name not in ("init_seed", "nonlinearity", "penalty"))
@@ -29,9 +30,10 @@ SETTING_FIELDS = tuple(f.name for f in fields(RunConfig) if f.name not in ("init
 
 SAME_VARIANT = ("coeff", "target_l0", "l0_integration_steps", "n_tokens", "step", "precision", "init_from", "named")
 VARIANT_FIELDS = tuple(name for name in SETTING_FIELDS if name not in SAME_VARIANT)
-"""The fields of a run's config that put it on another curve of its family. The coefficient, the target L0 and how it is
-reached move it along the curve, how a step is computed changes its figures by rounding only, a digest says better
-than a path what a run started from, and what its name holds changes nothing."""
+"""The fields of a run's config in which all runs on one curve of a family agree. Left out are the coefficient, the
+target L0 and how it is reached, which move a run along the curve; how a step is computed, which changes only the
+rounding; the path of the SAE that a run started from, whose digest is compared instead; and which fields its name
+holds."""
 
 
 def is_converged(before: Mapping[str, float], after: Mapping[str, float], n_steps: int) -> bool:

@@ -92,7 +92,7 @@ def half_width_of_difference(
 def half_width_of_mean(heights: np.ndarray, resampled: np.ndarray | None, n_documents: float) -> float:
     """Return half the width of the interval of one family's mean(heights), as `half_width_of_difference` does it.
 
-    It is as wide as the text makes it: what makes a document hard for every family does not cancel here.
+    It includes the variation between documents that is common to all families, which cancels in a difference.
     """
     if resampled is None:
         return _half_width([heights], None, None, n_documents)
@@ -114,7 +114,8 @@ def _half_width(
             return math.nan
         # Resampling m documents with replacement underestimates a variance by the factor (m - 1) / m.
         whole = together.var(ddof=1) * n_documents / (n_documents - 1)
-        # Replicates that disagree about documents do so on these documents too: the parts of seeds contain that.
+        # The variance over seeds already contains the replicates' different responses to documents, so these are
+        # subtracted.
         contained = sum(variance_of_disagreement(x) for x in resampled) if has_seeds else 0.0
         parts.append((max(0.0, float(whole) - contained), n_documents - 1))
     if not parts:

@@ -21,7 +21,7 @@ CE_INCREASE = "degradation"
 class ByDocument(NamedTuple):
     """How a metric follows from the sums over documents: sum of the numerator / sum of the denominator.
 
-    A constant factor is of no account where a metric is compared as a ratio, so a numerator may lack one.
+    A constant factor does not matter where a metric is compared as a ratio, so a numerator may omit one.
     """
 
     numerator: Callable[[DocumentSums], np.ndarray]
@@ -29,8 +29,8 @@ class ByDocument(NamedTuple):
     denominator: Literal["n_tokens", "n_predicted"]
     """The number that is divided by: the tokens scored, or the tokens predicted."""
     gives_values: bool = True
-    """Whether the value itself follows, up to that constant. Otherwise only ratios between SAEs do, since something is
-    left out that varies with the documents, but is the same for all SAEs."""
+    """Whether the value itself follows, up to that constant. Otherwise only ratios between SAEs follow, because a
+    factor is omitted that depends on the documents but is the same for all SAEs."""
 
 
 class Metric(NamedTuple):

@@ -119,7 +119,7 @@ def _area(runs: Sequence[Record], y_name: str, worst_x: float, worst_y: float) -
     best = sorted({point for point, is_best in zip(inside, mask, strict=True) if is_best})
     if not best:
         return 0.0
-    # A step is as high as the best CE increase so far leaves room below worst_y, and reaches to the next run.
+    # The height of a step is worst_y minus the lowest CE increase so far, and the step extends to the next run.
     right_edges = [x for x, _ in best[1:]] + [worst_x]
     return float(sum((right - x) * (worst_y - y) for (x, y), right in zip(best, right_edges, strict=True)))
 

@@ -12,7 +12,7 @@ from prolu.evaluation.comparison.wording import NOT_OVER_SEEDS, listed
 
 
 def no_run(kind: str, name: str, metric: Metric, *, has_runs: bool) -> str:
-    """Return that a family has no run at all, or none with a place on a curve.
+    """Return the words that say that a family has no run at all, or none with a place on a curve.
 
     Args:
         kind: what kind of run is looked for: `run`, or `converged run`.
@@ -24,7 +24,7 @@ def no_run(kind: str, name: str, metric: Metric, *, has_runs: bool) -> str:
 
 
 def left_out(n_runs: int, name: str, metric: Metric) -> str:
-    """Return that some runs of a family have no place on a curve of a metric."""
+    """Return the words that say that some runs of a family have no place on a curve of a metric."""
     runs = "1 run" if n_runs == 1 else f"{n_runs} runs"
     return f"{runs} of {name} left out: no {_place(metric)}"
 
@@ -37,7 +37,7 @@ def _place(metric: Metric) -> str:
 
 
 def no_common_budget(kind: str, curves: Mapping[str, Sequence[Curve]], n_tokens: int | None) -> str:
-    """Return that two families were not trained on equal numbers of tokens, or not on the number that was asked for."""
+    """Say that two families were not trained on equal numbers of tokens, or not on the number that was asked for."""
     budgets = {name: sorted({c.n_tokens for c in some if c.n_tokens is not None}) for name, some in curves.items()}
     if n_tokens is not None:
         without = [name for name, some in budgets.items() if n_tokens not in some]
@@ -47,7 +47,7 @@ def no_common_budget(kind: str, curves: Mapping[str, Sequence[Curve]], n_tokens:
 
 
 def no_common_l0(kind: str, curves: Mapping[str, Sequence[Curve]]) -> str:
-    """Return that two families have no L0 at which both can be read."""
+    """Return the words that say that two families have no L0 at which both can be read."""
     ranges = [f"{name} (L0 {_range(some)})" for name, some in curves.items()]
     return (
         f"the {kind}s of {' and '.join(ranges)} have no L0 in common; train either with a target_l0 in the range of "

@@ -64,7 +64,8 @@ class DocumentResamples:
 
     @property
     def n_effective(self) -> float:
-        """The effective number of documents: so many of equal length would determine the figures as well.
+        """The effective number of documents: that of documents of equal length that would determine the figures as
+        precisely.
 
         (sum w)^2 / sum w^2, where w is a document's number of predicted tokens, or of rows where no language model
         predicts any.

@@ -59,7 +59,7 @@ DASHES: dict[str, LineStyleType] = {
 OTHER_DASH: LineStyleType = (0, (1, 1))
 
 PLANES = [("l0", "degradation"), ("l1", "mse"), ("l0", "l1"), ("l0", "mse"), ("sqrt_l1", "mse")]
-"""The axes of each plane: the paper's four figures, and the one that its author regrets lacking."""
+"""The axes of each plane: those of the paper's four figures, and sqrt-L1 against MSE."""
 
 MAIN_PLANES = {("l0", "degradation"), ("l0", "fvu")}
 """The planes in which families are compared: the second where activations come from no language model."""
@@ -107,8 +107,7 @@ def colour(nonlinearity: str) -> str:
 def look(record: Record) -> str:
     """Return what a run's line style stands for.
 
-    That is its penalty; or of a random baseline its frozen matrix, and of a nested loss or refitted decoder that it is
-    one.
+    That is its penalty or, for these runs, the frozen matrix of a random baseline, a nested loss or a refitted decoder.
     """
     if record.get("refit_tokens"):
         return "refitted"

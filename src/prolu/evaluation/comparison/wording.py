@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
     unit: str = "document"
     """What `n_documents` counts: documents, or token blocks where documents are not known."""
     reason: str = ""
-    """Why nothing was tested, where nothing was."""
+    """Why nothing was tested; empty if something was."""
     n_unconverged: int = 0
     """The number of runs of both families that were still moving when their training ended, by the convergence rule."""
     n_runs: int = 0
@@ -98,7 +98,8 @@ class Verdict(NamedTuple):
     def in_numbers(self, leave_out: Sequence[str] = ()) -> str:
         """Return the change with its interval, as in `-31.2% (95% interval -35.1% to -26.8%, 3 seeds, 214 documents)`.
 
-        What qualifies it follows in the brackets, and after them whether the interval contains 0 or is none over seeds.
+        Qualifications follow in the brackets. After them stands whether the interval contains 0 or does not cover
+        seeds.
 
         Args:
             leave_out: qualifiers that are said elsewhere.
@@ -179,12 +180,12 @@ def shown_ground(v: Verdict) -> str:
 def qualifiers(v: Verdict) -> list[str]:
     """Return what qualifies the number of a verdict: runs still moving, the tolerance of the curves, runs left out."""
     found = [moving] if (moving := still_moving(v.n_unconverged, v.n_runs)) else []
-    # Where the interval contains 0, nobody takes the difference for a finding.
-    # A tolerance that rounds to nothing is that of a run at this L0.
+    # Where the interval contains 0, the difference is no finding, so this need not be said. A tolerance that is too
+    # small to be written means that a run lies at this L0.
     if math.isnan(v.tolerance):
-        found.append("read between runs, by which it is not known how wrong it may be")
+        found.append("read between runs, with an error that has not been measured")
     elif abs(v.change) < v.tolerance and v.verdict != NOT_DISTINGUISHABLE and not _rounds_to_nothing(v):
-        found.append(f"less than the {amount(v, v.tolerance)[1:]} by which reading between runs may be wrong")
+        found.append(f"smaller than the error of {amount(v, v.tolerance)[1:]} that reading between runs may have")
     return [*found, *v.notes]
 
 
@@ -223,4 +224,4 @@ def covered(verdicts: Sequence[Verdict]) -> str:
         return f"no intervals, {NOT_OVER_SEEDS}"
     if not any(v.is_tested for v in verdicts):
         return f"95% intervals over {'; '.join(kinds)}"
-    return f"95% intervals over {'; '.join(kinds)}; each is for its own comparison, so of twenty one misses on average"
+    return f"95% intervals over {'; '.join(kinds)}; each is for its own comparison, so on average one in twenty misses"
