@@ -86,7 +86,7 @@ class L1(Penalty):
 class SqrtL1(Penalty):
     """P = sum_i sqrt(f_i + epsilon), with dP/df_i = 1 / (2 sqrt(f_i + epsilon)).
 
-    It exists because its slope falls as f grows: it presses on small latents and lets large ones be. It is a sum of
+    It exists because its slope falls as f grows, so that it shrinks large latents less than L1 does. It is a sum of
     roots, not the root of the sum. The metric `sqrt_l1` has no epsilon.
     """
 
@@ -125,7 +125,8 @@ class L0(Penalty):
     def check(self, nonlinearity):
         """Return why L0 cannot be used, if the gate has no pseudo-gradient."""
         nothing = torch.zeros(1)
-        # A nonlinearity says so by what it returns, for any numbers: so it is asked once, for a zero.
+        # Whether a nonlinearity defines a pseudo-gradient does not depend on the numbers, so it is called once with a
+        # zero.
         if nonlinearity.gate_pullback(nothing, dict.fromkeys(nonlinearity.parameter_names, nothing)) is None:
             return "needs a gate with a pseudo-gradient, as jumprelu has"
         return None
@@ -135,9 +136,9 @@ class L0(Penalty):
 class Tanh(Penalty):
     """P = sum_i tanh(c f_i), with dP/df_i = c (1 - tanh(c f_i)^2); decoder rows have unit norm.
 
-    It counts latents as L0 does, but softly, so that no pseudo-gradient is needed: it presses on small latents as L1
-    does, and lets large ones be. It is that of Anthropic's Circuits Updates of January 2025, for jumprelu_ste, and goes
-    with any nonlinearity.
+    It counts latents as L0 does, but softly, so that no pseudo-gradient is needed: it has a slope at small latents, as
+    L1 has, and hardly any at large ones. It is the penalty of Anthropic's Circuits Updates of January 2025, for
+    jumprelu_ste, and can be used with any nonlinearity.
     """
 
     scale: float = 4.0
@@ -157,7 +158,7 @@ class Tanh(Penalty):
 
 
 class OfMeans(Penalty):
-    """A penalty that counts latents by another one, `count`, and makes another number of its means than their sum.
+    """A penalty that counts active latents by another penalty, `count`, and is a function of the batch's means of it.
 
     By L0, the means are how often each latent is active; by tanh they are so approximately, for nonlinearities whose
     gate has no pseudo-gradient, ReLU and ProLU among them.
@@ -188,9 +189,9 @@ class OfMeans(Penalty):
 class Quadratic(OfMeans):
     """P = (L0 / target - 1)^2, where L0 is the mean over the batch.
 
-    It draws L0 to a target from both sides, with no other strength than the reconstruction lets it have: at a small
-    coefficient L0 stays above. dictionary_learning trains JumpReLU so, with a coefficient of 1 for a squared error that
-    is a sum over d_in, which is 1 / d_in here. (SAELens takes (L0 - target)^2 token by token, as a mean.)
+    It draws L0 to a target from above and from below. The reconstruction pulls L0 up against it, so at a small
+    coefficient L0 stays above the target. dictionary_learning trains JumpReLU so, with a coefficient of 1 for a squared
+    error that is a sum over d_in, which is 1 / d_in here. (SAELens takes (L0 - target)^2 token by token, as a mean.)
     """
 
     target: float
@@ -215,9 +216,10 @@ class Quadratic(OfMeans):
 class Frequency(OfMeans):
     """P = sum_i q_i (1 + q_i / scale), with q_i how often latent i is active in the batch.
 
-    For rare latents it is L0; one that is active on more than `scale` of the tokens is pressed on ever more. It keeps
-    latents that are active nearly always, which L0 does not mind, out of an SAE (Smith et al. 2025, the second progress
-    update of Google DeepMind's team; Gemma Scope 2 has such a penalty besides a quadratic one).
+    For latents that are rarely active it is nearly L0; the more often a latent is active beyond `scale`, the more
+    another activation costs. It prevents latents that are active on nearly all tokens, which L0 permits (Smith et al.
+    2025, the second progress update of Google DeepMind's team; Gemma Scope 2 has such a penalty besides a quadratic
+    one).
     """
 
     scale: float = 0.1

@@ -39,7 +39,7 @@ FROZEN = {
     "encoder": ", frozen encoder",
     "soft_decoder": ", soft-frozen decoder",
 }
-"""What the name of a family says of each choice of `Freeze`."""
+"""The words that the name of a family has for each choice of `Freeze`."""
 
 BY_NONLINEARITY = "auto"
 """The penalty that suits the nonlinearity."""
@@ -53,7 +53,7 @@ LATER_FIELDS: dict[str, Any] = {
     "refit_tokens": 0,
     "named": (),
 }
-"""Fields that recorded runs of version 0.1.0 lack, and the values with which a run is what it was there."""
+"""Fields that runs recorded by version 0.1.0 lack, with the values that reproduce these runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,9 @@ class RunConfig:
     given without k."""
     penalty: str = BY_NONLINEARITY
     """The sparsity penalty: l1, sqrt_l1, l0 (for a jumprelu only), tanh or 'tanh(scale)', quadratic_l0 (which draws L0
-    to the target L0, at a fixed coefficient), frequency_l0 or 'frequency_l0(scale)' (which presses most on latents that
-    are active often), quadratic_tanh and frequency_tanh (the same for every nonlinearity), none, or auto, which suits
-    the nonlinearity: none for topk and batchtopk, which set their L0 by k, l0 for a jumprelu, tanh for
+    to the target L0, at a fixed coefficient), frequency_l0 or 'frequency_l0(scale)' (which penalises most the latents
+    that are active often), quadratic_tanh and frequency_tanh (the same for every nonlinearity), none, or auto, which
+    suits the nonlinearity: none for topk and batchtopk, which set their L0 by k, l0 for a jumprelu, tanh for
     jumprelu_ste, and l1 for all others."""
     coeff: float = 1.2e-3
     """The coefficient lambda of the penalty; where there is none, leave it out. The loss takes the mean of the squared
@@ -130,9 +130,9 @@ class RunConfig:
     SAE that does not beat its random baselines has learned no directions worth having."""
     refit_tokens: int = 0
     """After training, multiply each decoder row by the gain with which all latents together reconstruct this many
-    training tokens best: least squares, with a prior that keeps gains near 1 where few tokens tell. Which latents are
-    active stays the same, so this takes away suppression, and nothing else. 0: decoder rows stay as they were trained,
-    as in the paper."""
+    training tokens best: least squares, with a prior that keeps gains near 1 for latents that are active on few tokens.
+    Which latents are active stays the same, so this takes away suppression, and nothing else. 0: decoder rows stay as
+    they were trained, as in the paper."""
     normalisation: Normalisation = "per_token"
     """How activations are scaled: per_token scales each to norm sqrt(d_in), none leaves them as they are. The target of
     a transcoder is scaled by the factor of its input, so that its output needs no more than its input to be scaled
@@ -238,7 +238,8 @@ class RunConfig:
         }
         config = cls(**settings)
         if "l0_integration_steps" not in values and not config.has_target_l0:
-            # Left out because it was not used: whoever goes on from this config gets the value of today.
+            # The field was left out because it was not used, so a run that is derived from this config gets today's
+            # default.
             object.__setattr__(config, "l0_integration_steps", cls.l0_integration_steps)
         return config
 
@@ -336,7 +337,8 @@ class RunConfig:
         n_steps = self.n_steps(batch_size)
         return L0Controller(
             target=self.target_l0,
-            # Not before both warm-ups are over: until then L0 tells little about the coefficient.
+            # The controller waits until both warm-ups are over, because until then L0 depends little on the
+            # coefficient.
             start_step=round(max(self.warmup_fraction, self.coeff_warmup_fraction) * n_steps),
             end_step=round(CONTROLLED_FRACTION * n_steps),
             steps=max(self.l0_integration_steps, INTEGRATION_FRACTION * n_steps),

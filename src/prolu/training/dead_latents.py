@@ -51,7 +51,7 @@ class DeadLatents:
         self._next_look = 0
 
     def _are_some(self, dead: Tensor, last_fired: Tensor, n_updates: int) -> bool:
-        """Return whether some latent is dead or, on a GPU, may be. All ranks decide together, as a term makes sums."""
+        """Return whether some latent is dead or, on a GPU, may be. All ranks get the same answer."""
         if not dead.is_cuda:
             return self._mesh.any(bool(dead.any()))
         return self._some_on_gpu(last_fired, n_updates)

@@ -26,14 +26,16 @@ class FrozenParts:
         encoder         W_enc column <- s
         soft_decoder    W_dec row w <- the unit vector nearest to w among those with cos(w, s) >= 0.8
 
-    So no kind of step knows of it: whatever a step has made of a frozen matrix, no later step sees. With c = w . s of
-    two unit vectors and t the unit vector along w - c s, the nearest one is w itself where c >= 0.8, else
+    So the kinds of steps need not know of it: what a step has changed in a frozen matrix is undone before the next
+    step. With c = w . s of two unit vectors and t the unit vector along w - c s, the nearest one is w itself
+    where c >= 0.8, else
 
         0.8 s + sqrt(1 - 0.8^2) t
 
     The paper says that the cosine is kept at 0.8 or more throughout training, not how; this is a projection, after
-    every step. Biases and thresholds are trained, as they are what a random direction needs to become a latent. The
-    paper does not say how W_enc starts beside a frozen decoder: here as always, along W_dec.
+    every step. Biases and thresholds are trained, so that latents of random directions can be active on suitable
+    inputs. The paper does not say how W_enc starts beside a frozen decoder; here it starts along W_dec, as in every
+    run.
 
     Resampling gives a dead latent a new direction in the matrix that is trained, and a new bias. A soft-frozen row goes
     as near to the new direction as it may.
@@ -69,5 +71,5 @@ def _within_cone(rows: Float[Tensor, "d_sae d_in"], start: Float[Tensor, "d_sae 
     across = rows - cosine * start
     length = torch.linalg.vector_norm(across, dim=-1, keepdim=True)
     edge = LEAST_COSINE * start + (1 - LEAST_COSINE**2) ** 0.5 / length * across
-    # Opposite to the start no direction is nearer than another: such a row begins anew.
+    # For a row exactly opposite to its start, no direction is the nearest one, so it is set to its start.
     return torch.where(cosine >= LEAST_COSINE, rows, torch.where(length > 0, edge, start))

@@ -1,6 +1,6 @@
 """One SAE split over the ranks of a mesh: whether it can be, the part of each rank, and what all ranks have together.
 
-In one process every part is the whole, and every sum is there already, to the bit.
+In one process the only part is the whole SAE, and sums over ranks change nothing, to the bit.
 """
 
 from dataclasses import replace
@@ -79,7 +79,7 @@ def stats_of_batch(stats: StepStats, nonlinearity: Nonlinearity, mesh: Mesh) -> 
     fired = mesh.sum_over_data_(stats.fired, "fired")
     smallest = stats.smallest
     if nonlinearity.selection is not None:
-        # A rank on which no latent is active reports 0, which must not win.
+        # A rank on which no latent is active reports 0, which must not count as the smallest.
         smallest = mesh.least_of_all_(smallest.where(smallest > 0, torch.inf))
         smallest = smallest.where(smallest.isfinite(), 0)
     return StepStats(mse, penalty, auxiliary, fired, smallest), n_active

@@ -1,4 +1,4 @@
-"""The two moments of Adam, which travel together through steps, resampling and checkpoints."""
+"""The two moments of Adam, which steps, resampling and checkpoints handle together."""
 
 from typing import NamedTuple
 

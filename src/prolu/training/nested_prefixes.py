@@ -11,8 +11,8 @@ def prefixes_now(config: RunConfig, n_updates: int) -> tuple[int, ...]:
 
     Prefixes that are drawn (`matryoshka_drawn`) are different numbers between 1 and d_sae - 1, of which n has a
     probability proportional to sqrt(n + 1) - sqrt(n): a Pareto distribution with exponent 1/2, cut at d_sae, so that
-    short prefixes come more often than their number would have it. The draw is that of Nabeshima's Matryoshka SAEs
-    (2024; Bussmann, Nabeshima, Karvonen and Nanda 2025, arXiv 2503.17547).
+    short prefixes are drawn more often than from a uniform distribution. The draw is that of Nabeshima's Matryoshka
+    SAEs (2024; Bussmann, Nabeshima, Karvonen and Nanda 2025, arXiv 2503.17547).
     """
     if not config.matryoshka_drawn:
         return config.matryoshka

@@ -1,8 +1,8 @@
 """Decoder rows refitted after training: the gain of each latent with which all of them reconstruct best.
 
-A penalty on magnitudes makes latents smaller than reconstruction wants (suppression). A gain per latent puts that right
-on average, and leaves the encoder, and so which latents are active, as it is. What an SAE gains by it was suppression;
-what another nonlinearity gains beyond it is something else.
+A penalty on magnitudes makes latents smaller than is best for the reconstruction (suppression). A gain per latent
+corrects this on average, and leaves the encoder, and so which latents are active, as it is. So the improvement shows
+how much an SAE lost by suppression; if another nonlinearity is still better, that has another cause.
 """
 
 from dataclasses import replace
@@ -24,10 +24,13 @@ class GainRefit:
         sum over tokens of |y - b - sum_i g_i f_i W_dec[i]|^2  +  s^2 * sum_i (g_i - 1)^2
 
     where y is what the SAE is to give (its input x, or a transcoder's target), b its output without latents, and s^2
-    the mean over tokens and dimensions of its squared error as it is. So a gain leaves 1 as far as the tokens give
-    reason to: the second term is a prior with mean 1 and standard deviation 1. Without it a latent that was active on a
-    few tokens, with tiny values, gets a gain of thousands, which fits these tokens and no others. With G = sum over
-    tokens of f f^T, the equations are (G * (W_dec W_dec^T) + s^2 I) g = sum over tokens of f * ((y - b) W_dec^T) + s^2,
+    the mean over tokens and dimensions of its squared error as it is. So a gain differs from 1 only as far as the
+    tokens support it: the second term is a prior with mean 1 and standard deviation 1. Without it a latent that was
+    active on a few tokens, with tiny values, gets a gain of thousands, which fits these tokens and no others. With
+    G = sum over tokens of f f^T, the equations are
+
+        (G * (W_dec W_dec^T) + s^2 I) g = sum over tokens of f * ((y - b) W_dec^T) + s^2
+
     where * is entry by entry. All is in the space in which the SAE works, and in fp64.
     """
 
@@ -65,7 +68,7 @@ class GainRefit:
         active = equations.diagonal() > 0
         if bool(active.any()):
             used = equations[active][:, active]
-            # The last summand is for SAEs without error, whose equations may be singular.
+            # The last term is for SAEs whose error is 0, since their equations may be singular.
             used.diagonal().add_(prior + 1e-12 * used.diagonal().max())
             gains[active] = torch.cholesky_solve((self._right[active] + prior)[:, None], torch.linalg.cholesky(used))[
                 :, 0

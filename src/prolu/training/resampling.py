@@ -114,7 +114,7 @@ class Resampler:
         keys = log_weight - (-uniform.log()).log()
         if self._config.max_raw_norm is not None:
             keys[raw_norm.cpu() >= self._config.max_raw_norm] = -torch.inf
-        # A row of zeros has no direction, neither to read nor to write.
+        # A row of zeros has no direction that an encoder column or a decoder row could get.
         keys[~(acts.any(1) & wanted.any(1)).cpu()] = -torch.inf
         # The largest of all keys so far: the draw does not depend on how candidates were cut into chunks.
         every = torch.cat([self._keys, keys])
@@ -161,7 +161,7 @@ class Resampler:
         return ResampledCounts(self.n_dead, n_reborn)
 
     def _reset_moments_(self, dead: Tensor, living: Tensor, moments: Moments) -> None:
-        # Without a living latent there is no mean to take.
+        # If all latents are dead, there is no mean over living ones.
         takes_mean = self._config.second_moment == "mean" and not self._dead.all()
         first, second = moments
         pairs = [(first.encoder, second.encoder), (first.decoder, second.decoder)]

@@ -21,12 +21,12 @@ class Schedule:
     def factor(self, step: int) -> float:
         """Return the factor of update number `step`, counted from 0.
 
-        The k-th update after a start has k / warmup_steps: the first one is not wasted on a rate of 0.
+        The k-th update after a start has k / warmup_steps, so that already the first one has a rate above 0.
         """
         since = step - max(start for start in (0, *self.restart_steps) if start <= step)
         warm = min(1.0, (since + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if step <= self.decay_start_step:
             return warm
         line = 1 - (step - self.decay_start_step) / (self.decay_end_step - self.decay_start_step)
-        # The floor holds the decay up, not a warm-up that falls into it.
+        # The floor bounds the decay, but not a warm-up during the decay.
         return min(warm, max(line, self.floor))

@@ -15,7 +15,7 @@ INTEGRATION_FRACTION = 0.025
 """The integration time of the L0 controller, as a fraction of the run."""
 
 FEWEST_CONTROLLED_STEPS = 200
-"""The number of steps below which a run may miss its target L0 widely; it is warned."""
+"""The number of steps below which a run may miss its target L0 widely, so that a warning is given."""
 
 MISSED_TARGET = 0.1
 """The relative distance of the final held-out L0 from the target above which a run says that it missed it."""
@@ -25,7 +25,7 @@ LARGEST_DEVIATION = math.log(2)
 integral would wind up while L0 falls from there."""
 
 PROPORTIONAL_GAIN = 1.0
-"""The fraction of log(L0 / target) that acts on log(coeff) at once, beside what is integrated."""
+"""The proportional gain: the fraction of log(L0 / target) that is added to log(coeff) at once, beside the integral."""
 
 SMALLEST_L0 = 1e-3
 """The L0 that is assumed where no latent is active, whose logarithm would be infinite."""
@@ -53,8 +53,8 @@ class L0Controller:
         after each step:           log(coeff) <- log(coeff) + a / steps
         what the penalty gets:     coeff * exp(PROPORTIONAL_GAIN * a)
 
-    From `end_step` on the coefficient is frozen, and L0 ends where the rest of the run takes it. There is no trial
-    freeze before, to learn how far L0 will still fall: it was tried and made the targets worse.
+    From `end_step` on the coefficient is frozen, and L0 may still change until the end of the run. Freezing it earlier
+    for a while, to estimate this change, was tried and made runs miss their targets by more.
     """
 
     target: "float | Tensor"
@@ -74,8 +74,8 @@ class L0Controller:
 
     def after(self, state: L0ControllerState, l0: "float | Tensor", n_updates: int) -> L0ControllerState:
         """Return the state after update number `n_updates` (counted from 1), whose batch had this L0."""
-        # A plain mean at first, then one that forgets in a fifth of the integration time: the controller must see L0
-        # faster than it acts on it, or it swings about the target.
+        # A plain mean at first, then an exponential one whose time is a fifth of the integration time. The mean must
+        # follow L0 faster than the controller acts, or L0 would oscillate about the target.
         rate = max(1 / n_updates, min(1.0, 5 / self.steps))
         state = state._replace(l0=state.l0 + rate * (l0 - state.l0))
         if self._acts(n_updates):

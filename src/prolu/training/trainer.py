@@ -196,7 +196,7 @@ class Trainer:
             if len(target) != len(acts):
                 raise ValueError(f"target has {len(target)} rows: must have those of acts, which are {len(acts)}")
         if not self._saw_scale:
-            # Once, because on a GPU a reading waits until the device is done.
+            # Checked only once, because reading a number from a GPU waits until the device is done.
             self._saw_scale = True
             _warn_if_not_scaled(acts)
         return acts, target

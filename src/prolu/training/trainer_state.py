@@ -59,7 +59,7 @@ class TrainerState(NamedTuple):
         The nonlinearity sees it too: BatchTopK moves its threshold.
         """
         n_updates = self.n_updates + 1
-        # Filled by a mask and not by indices, whose number a GPU would have to report first.
+        # Filled by a mask and not by indices, because the CPU would wait for a GPU to report the number of indices.
         self.last_fired.masked_fill_(stats.fired > 0, n_updates)
         nonlinearity.observe_(self.weights.own, stats.smallest.unsqueeze(-1), n_updates)
         if resampling.steps:

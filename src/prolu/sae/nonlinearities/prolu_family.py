@@ -63,7 +63,7 @@ class GeneralisedProLU(Nonlinearity):
 
     def threshold(self, parameters):
         """Return max(0, -b), below which ProLU suppresses noise; None if the support is wider than the gate."""
-        # Exact, as for ReLU: the sign of a floating-point sum is right.
+        # Exact, as for ReLU: the sign of a floating-point sum is never wrong.
         return torch.relu(-parameters["b_enc"]) if self.ste is heaviside else None
 
     def value(self, m, parameters):

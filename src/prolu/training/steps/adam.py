@@ -123,7 +123,7 @@ def _adam_(weights: Weights, gradients: Weights, moments: Moments, update: Updat
 def _slabs(weights: Weights) -> list[slice]:
     """Return runs of latents with about `ENTRIES_PER_SLAB` entries each; on a GPU, one run of all latents."""
     if weights.encoder.device.type != "cpu":
-        # There a launch costs more than a second pass over memory.
+        # On a GPU, starting more kernels costs more than a second pass over memory.
         return [slice(0, weights.d_sae)]
     n = max(1, ENTRIES_PER_SLAB // weights.d_in)
     return [slice(start, min(start + n, weights.d_sae)) for start in range(0, weights.d_sae, n)]

@@ -9,7 +9,7 @@ from prolu.runtime.progress import doing
 
 
 class _Listener(event.Listener):
-    """Is told by numba when a kernel begins to be compiled, and when it is; kernels that are kept on the disk are not.
+    """numba calls it when the compilation of a kernel begins and ends. Kernels that are on the disk are not compiled.
 
     While a kernel is compiled, those that it calls are compiled too.
     """

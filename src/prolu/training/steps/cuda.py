@@ -61,7 +61,7 @@ class CudaStep(Step):
         self._activate = self._compiled(activate)
         self._pull_back = self._compiled(pull_back)
         self._update_ = self._compiled(update_stack_)
-        # A captured graph reads its inputs where they were when it was captured: so these never move.
+        # A captured graph reads its inputs from the addresses at which they were captured, so these buffers never move.
         self._acts = like.encoder.new_empty(batch_size, like.d_in)
         self._target = None if like.b_out is None else like.encoder.new_empty(batch_size, like.d_out)
         self._rates = like.encoder.new_empty(2, n_saes)
@@ -165,7 +165,7 @@ class CudaStep(Step):
         compiled = torch.compile(function, dynamic=False)
 
         def call(*arguments: Any) -> Any:
-            # Around every call: past its limit torch.compile gives a function up for good.
+            # This surrounds every call, because past its limit torch.compile never compiles a function again.
             with _compiling():
                 return compiled(*arguments)
 
@@ -214,7 +214,7 @@ class CudaStep(Step):
             constants = (self._precision, self.mesh)
             if not objective.prefixes_are_drawn:
                 return self._gradients(weights, acts, centred, m, bounds, objective, *constants, target)
-            # Each draw has blocks of other sizes. What sees them is left as it is, so that nothing is compiled anew.
+            # Each draw has blocks of other sizes, so the code that depends on them is not compiled.
             blocks = objective.blocks(weights.d_sae)
             objective = replace(objective, prefixes=())
             code = self._activate(weights, m, bounds[0], objective)

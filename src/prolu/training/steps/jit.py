@@ -37,11 +37,13 @@ def jit(**options: Any) -> Callable[[Callable], Callable]:
 
     def compiled(function: Callable) -> Callable:
         kernel = njit(nogil=True, error_model="numpy", **options)(function)
-        # Not `cache=True`, with which whatever is wrong with the cache ends the import, the compilation or the call.
+        # `cache=True` is not used, because any fault of the cache would then raise an error at import, compilation or
+        # call.
         try:
             kernel._cache = _OptionalCache(function)  # pyright: ignore[reportAttributeAccessIssue]
         except Exception as problem:  # numba raises RuntimeError if no folder takes a file, and others for odd paths
-            # Never a folder that others can write, such as /tmp: what lies in a cache is run as code.
+            # A folder that other users can write, such as /tmp, is never taken, because what lies in a cache is run as
+            # code.
             logger.debug("no cache for kernels: %s", problem)
             _say_once("place", f"numba finds no folder to keep its compiled kernels in; {WHAT_TO_DO}")
         return kernel
@@ -54,7 +56,7 @@ class _OwnFolder(caching.UserWideCacheLocator):
 
     @classmethod
     def from_function(cls, py_func: Callable, py_file: str) -> Any:
-        # Of a user without a home, numba would take the folder named `~` in the current one, which may be a stranger's.
+        # For a user without a home, numba would take the folder `~` in the current one, which may be somebody else's.
         if not os.path.isabs(AppDirs(appname="numba", appauthor=False).user_cache_dir):
             return None
         return super().from_function(py_func, py_file)
@@ -67,7 +69,7 @@ class _Places(caching.CompileResultCacheImpl):
 
 
 class _OptionalCache(caching.FunctionCache):
-    """numba's cache of one kernel, whose errors are not the kernel's."""
+    """numba's cache of one kernel. An error of the cache never becomes one of the kernel."""
 
     _impl_class = _Places
 
@@ -75,7 +77,7 @@ class _OptionalCache(caching.FunctionCache):
         """Return the kept kernel for some types of arguments; None if there is none that can be used."""
         try:
             return super().load_overload(sig, target_context)
-        except Exception as problem:  # half a file may be read as anything
+        except Exception as problem:  # a damaged file may raise any error
             found = f"numba's cache in {self.cache_path} cannot be read ({_reason(problem)})"
             try:
                 self.flush()  # so that the next process does not find the damage again

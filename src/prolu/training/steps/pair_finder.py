@@ -79,7 +79,8 @@ class PairFinder:
         *,
         above_likely_bound: bool = False,
     ) -> tuple[int, bool]:
-        """Do what `find` does, on request among the entries above a likely bound only.
+        """Do what `find` does; on request, look only at entries above a bound that is probably lower than the
+        selection's.
 
         Returns:
             The number of pairs found by now, and whether they are all that `find` shall find.
@@ -96,7 +97,8 @@ class PairFinder:
             out = self._m.view(-1)[: len(chunk) * len(encoder)].view(len(chunk), -1)
             m = torch.mm(chunk, encoder.T, out=out)
             if threshold is None:
-                # Any support will do, at the price of a mask; then every entry that is left is above the lowest number.
+                # Without a threshold, entries off the support are set to -inf, so that all others are above the lowest
+                # number.
                 m.masked_fill_(~nonlinearity.support(m, own), -torch.inf)
                 floor = torch.full_like(m[0], torch.finfo(m.dtype).min).numpy()
             else:
@@ -160,7 +162,7 @@ class PairFinder:
 def _likely_bound(m: np.ndarray, threshold: np.ndarray, k: int) -> float:
     """Return how far above their threshold the k selected entries per token probably lie at least; 0 where unknown.
 
-    Above it are half as many entries again as are selected, in some of the tokens.
+    In a sample of tokens, 1.5 times as many entries lie above it as are selected.
     """
     above = (m[:SAMPLED_ROWS] - threshold).ravel()
     n = round(1.5 * k * min(len(m), SAMPLED_ROWS))

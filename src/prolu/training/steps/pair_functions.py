@@ -59,7 +59,7 @@ def pulled_back(
     values = torch.where(held, objective.nonlinearity.value(m, own), 0)
     back, _ = objective.pull_back(upstreams[0][order], values, m, own, batch)
     if (term := objective.auxiliary) is not None:
-        # Its gradient on m meets the same input as the loss's own.
+        # Both gradients on m are multiplied by the same input, so they are added.
         back = back.plus(term.nonlinearity.pullback(upstreams[1][order], m, own), 1.0)
     nothing = torch.zeros_like(values)
     columns = [back.m, (values > 0).to(values.dtype), *(back.parameters.get(name, nothing) for name in own)]
@@ -84,7 +84,8 @@ def fused(function: Callable) -> Callable:
     seen = set()
 
     def call(m: Tensor, *others):
-        # A number would be compiled into the function, and coefficients change at every step of a warm-up.
+        # A Python number would be compiled into the function as a constant, but coefficients change at every step of a
+        # warm-up.
         arguments = [m, *(_with_coefficient_on_device(a, m.device) for a in others)]
         families = [(a.nonlinearity, a.penalty, a.auxiliary) for a in arguments if isinstance(a, Objective)]
         variant = (len(m), *families)

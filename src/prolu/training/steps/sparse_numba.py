@@ -7,7 +7,7 @@
     both weight gradients of a latent, then its update      while the latent's rows are in the cache
 
 An auxiliary term is a second batch: its pairs are those of rows batch ... 2 batch, with targets and errors of their
-own. From the sort on they are pairs like the others, and no kernel knows of them.
+own. From the sort on they are treated like all other pairs, so no kernel needs to distinguish them.
 
 Nothing of size batch x d_sae is ever made. This file does not know what the nonlinearity or the penalty is: it applies
 their own functions to the pairs.
@@ -293,7 +293,7 @@ class SparseNumbaStep(Step):
             latents, m = self._finder.found(total, n)
             np.take(dead.numpy().astype(np.int32), latents, out=latents)
         else:
-            # The term is active where the SAE is: the same pairs once more.
+            # The term's latents are active where the SAE's are, so its pairs are the same ones.
             total = 2 * n
             starts[1:] = self._starts[1 : batch + 1] + n
             latents, m = self._finder.found(total, n)
@@ -303,7 +303,7 @@ class SparseNumbaStep(Step):
         own = self._at_pairs("also own", weights.own, latents)
         values = term.nonlinearity.value(m, own)
         if term.target is None:
-            # The pairs have no decoder gradient, but 0 times what was left here might be NaN.
+            # The pairs have no decoder gradient, but 0 times an old number in this buffer might be NaN.
             error[:] = 0
             to_pairs = torch.full_like(values, scale / 2 * term.coeff)
             value = self.mesh.sum_over_latents_(values.sum(dtype=torch.float64) * (scale / 2), "scalars")

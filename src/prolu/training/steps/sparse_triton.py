@@ -98,8 +98,8 @@ class _Result(NamedTuple):
 class SparseTritonStep(Step):
     """The GPU's sparse step for SAEs of one shape.
 
-    What it does not know itself, it leaves to the GPU's dense step: auxiliary terms of other pairs than the SAE's, or
-    with a decoder that learns (AuxK is both), transcoders, and a mesh of several ranks.
+    The GPU's dense step takes its place for what it cannot compute: auxiliary terms whose pairs are not the SAE's or
+    that train the decoder (AuxK is both), transcoders, and a mesh of several ranks.
     """
 
     def __init__(self, like: Weights, batch_size: int, precision: str = "fp32", mesh: Mesh = ALONE):
@@ -148,7 +148,7 @@ class SparseTritonStep(Step):
             return self._dense.gradients(weights, acts, objective, target)
         rows, vectors, stats = self._pair_gradients(weights, acts, objective)
         gradients = self._gradients
-        # No moments and no constants: they are not looked at.
+        # The kernel reads no moments and no constants without an update, so any tensor can stand in their place.
         self._latent_rows_(rows, gradients.encoder, gradients.decoder, *[gradients.b_dec] * 5, update=False)
         gradients.b_dec.copy_(vectors["b_dec"])
         for name, gradient in gradients.own.items():
@@ -209,7 +209,8 @@ class SparseTritonStep(Step):
             centred = self._finder.gathered(acts - weights.b_dec)
             pairs = self._finder.find(centred, weights, objective.nonlinearity)
             result = self._of_pairs(pairs, weights, acts, centred, objective) if pairs is not None else None
-            # Asked only now, when the GPU has been given the decoding, and had this number before.
+            # This waits for the number of pairs. It comes only after the decoding was queued, so that the GPU has work
+            # meanwhile.
             if self._finder.had_places() and result is not None:
                 return result
 
@@ -224,10 +225,12 @@ class SparseTritonStep(Step):
         auxiliary = torch.zeros_like(mse)
         upstreams = (decoded.upstream,)
         if (term := objective.auxiliary) is not None:
-            # The term is active where the SAE is, and its decoder is frozen: so nothing but m learns from it.
+            # The term's latents are active where the SAE's are, and its decoder is frozen, so it has a gradient on m
+            # only.
             of_term = Objective(term.nonlinearity, objective.penalty, 0.0)
             theirs, nothing = self._latents_of_pairs(*arguments, of_term, weights.d_sae, decoder.dtype)
-            # The target is x - b_dec: as if b_dec were added to the term's own reconstruction of x.
+            # The target is x - b_dec. This is the same as adding b_dec to the term's reconstruction and taking x as the
+            # target.
             their = self._decoded(pairs, theirs, nothing, decoder, weights.b_dec, acts, term.coeff)
             auxiliary = term.coeff * their.squares.sum(dtype=torch.float64) / n_entries
             upstreams = (decoded.upstream, their.upstream)

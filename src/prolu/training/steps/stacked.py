@@ -200,7 +200,7 @@ def _auxiliary(
     """Return an auxiliary term and its gradients; `target` is what its latents reconstruct."""
     scale = 2 / (batch * weights.d_out)
     active = _active(term.nonlinearity, m, own, bound)
-    # Where no latent takes part there is no term, so that its value is 0 and not that of reconstructing nothing.
+    # Where no latent takes part, the weight is 0, because an empty reconstruction would have a value above 0.
     weight = torch.full_like(m[:, 0, 0], term.coeff)
     if term.among is not None:
         active = active & term.among.unsqueeze(-2)

@@ -21,7 +21,7 @@ STRETCH = 128
 
 
 class Places(NamedTuple):
-    """For how many pairs there is room."""
+    """The number of pairs for which arrays have places."""
 
     per_token: int
     """The most pairs that a token may have."""
@@ -140,12 +140,12 @@ def _compact(
     """Write the pairs of each token that are on the support and, where the nonlinearity selects, selected."""
     threshold = nonlinearity.threshold(weights.own)
     if threshold is None:
-        # Any support will do, at the price of a mask; then every entry that is left is above the lowest number.
+        # Without a threshold, entries off the support are set to -inf, so that all others are above the lowest number.
         m.masked_fill_(~nonlinearity.support(m, weights.own), -torch.inf)
         threshold = torch.full_like(m[0], torch.finfo(m.dtype).min)
     selection = nonlinearity.selection
     bound = m[:, 0] if selection is None else _bound(selection, m, threshold)
-    # Blocks so small that several programs fit on a multiprocessor, and their reads overlap.
+    # The blocks are so small that several programs run on one multiprocessor at once, and their reads overlap.
     sizes = {"HAS_BOUND": selection is not None, "BLOCK": min(1024, triton.next_power_of_2(m.shape[1]))}
     launch(kernels.compact, len(m), m, threshold, bound, latents, values, counts, m.shape[1], latents.shape[1], **sizes)
 
