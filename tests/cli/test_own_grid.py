@@ -95,7 +95,7 @@ def test_a_study_of_several_lengths_and_widths_is_trained_and_resumed(source, tm
     assert main([*command, "--init-seeds", "0", "1"]) == 2
     assert "holds another study: 16 runs there, 32 here" in capsys.readouterr().err
     assert main([*command[:-1], "2560"]) == 2
-    assert "its name holds what would change" in capsys.readouterr().err
+    assert "the run's name holds a setting that would change" in capsys.readouterr().err
     assert contents(out) == before
 
 

@@ -384,7 +384,7 @@ def test_a_study_is_not_continued_through_links_into_other_folders(tiny_stream, 
     if name == RUNS[0].run_id:
         (tmp_path / "a" / name).unlink()
         (tmp_path / "a" / name).symlink_to(tmp_path / "a/config.json")
-        with pytest.raises(ValueError, match="a file, where the folder of a run belongs; move it away"):
+        with pytest.raises(ValueError, match="a file, but the folder of a run needs this name; move the file away"):
             train(tiny_stream, tmp_path / "a")
     (tmp_path / "a" / name).unlink()
     train(tiny_stream, tmp_path / "a")

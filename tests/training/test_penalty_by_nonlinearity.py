@@ -64,7 +64,7 @@ def test_a_coefficient_without_a_penalty_is_refused(words, tmp_path, capsys):
     command = ["train", "--nonlinearity", nonlinearity, *words.split()[1:], *size]
     assert main(command) == 2
     assert capsys.readouterr().err == (
-        f"prolu: coeff 0.01: {nonlinearity} is trained without a penalty that it could weigh; leave --coeff out, or "
+        f"prolu: coeff 0.01: {nonlinearity} is trained without a penalty, so this has no effect; leave --coeff out, or "
         "name a --penalty\n"
     )
     assert not out.exists()

@@ -1,6 +1,6 @@
 """The work of each command. A `prepare_...` function checks the request first, and returns the work to be done.
 
-Whatever can be found wrong is found before the work begins, so that a wrong request writes nothing.
+All checks are made before the work begins, so that a wrong request writes nothing.
 """
 
 import logging
@@ -160,7 +160,7 @@ def prepare_verification(out: Path) -> Job:
             f"store {str(out)!r}: {len(damaged)} files are not what was written (SHA-256): {', '.join(damaged)}; "
             "delete them and run the harvest again"
         )
-    return [lambda: print(f"{store.n_shards * len(store.hooks)} files in {out} are what was written")]
+    return [lambda: print(f"{store.n_shards * len(store.hooks)} files in {out} are undamaged")]
 
 
 def prepare_harvest_dry_run(request: HarvestSource, *, as_json: bool) -> Job:

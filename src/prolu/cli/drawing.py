@@ -117,7 +117,7 @@ def _page_work(results: Results, latents: LatentPageOptions) -> Callable[[], Non
     try:
         examples, rows = pages.open_rows()
     except ValueError as problem:
-        # Rows of a program's own arrays are in no file; they are missed only if their pages were asked for.
+        # Rows from arrays of a Python program are in no file. That is an error only if pages of latents were asked for.
         if latents.latent_pages != "frontier" or latents.labels or latents.images:
             raise
         logger.info("no pages of latents: %s", problem)

@@ -144,7 +144,7 @@ def main(args: Sequence[str] | None = None) -> int:
     with _messages_on_stderr():
         try:
             job = command.prepare()
-            # From here on the request has been found right, so the same exceptions mean that the work failed.
+            # From here on the request is known to be valid, so the same exceptions mean that the work failed.
             try:
                 exit_code = DONE
                 for work in job:
@@ -172,7 +172,8 @@ def _parsed(args: list[str]) -> Any:
             return tyro.cli(Train, prog="prolu train", args=args[1:], description=TRAIN_DESCRIPTION, registry=registry)
         return tyro.cli(Command, prog="prolu", args=args, description=DESCRIPTION, registry=registry)
     except BrokenPipeError:
-        # The reader of the help, such as `head`, has seen enough. Python must not fail at its end over what is left.
+        # The program that reads the help, such as `head`, has closed its input. Python must not fail when it flushes
+        # the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(DONE) from None
 
@@ -189,10 +190,10 @@ def _failed(problem: BaseException) -> int:
         case KeyboardInterrupt():
             return _reported(f"interrupted; {RESUMES}", INTERRUPTED)
         case FolderBusyError() | HubError():
-            # Nothing has failed: another process has just taken the folder, or the hub has changed its mind since.
+            # Nothing has failed: another process has just locked the folder, or the hub refuses what it allowed before.
             return _reported(str(problem), WRONG_REQUEST)
         case StoppedError():
-            # Its own last words are for Python; a command is run again.
+            # The end of its message is advice for Python code; on the command line, the same command is run again.
             return _reported(f"{problem.args[0]}; {RESUMES}", FAILED)
         case OSError() | FloatingPointError() | SweepFailedError():
             return _reported(f"{problem}; {RESUMES}", FAILED)
@@ -226,7 +227,7 @@ def _messages_on_stderr() -> Iterator[None]:
     handler = _StderrHandler()
     messages.addHandler(handler)
     level = messages.level
-    # Not only warnings: users want to see the address of their run in W&B too, for one.
+    # Messages of the level INFO are shown too, for example the address of a run in W&B.
     messages.setLevel(logging.INFO)
     try:
         yield

@@ -40,7 +40,7 @@ def prepare_latents(request: Latents) -> Job:
     if request.out is not None and request.out.is_dir():
         raise ValueError(f"out {str(request.out)!r}: a folder; name the HTML file to write")
     lm = _language_model(request, sae)
-    # Before the work begins, because only this finds what is wrong with a text or a latent; it takes no longer.
+    # Done while the request is checked, because only this finds a wrong text or latent; it takes no longer.
     found = latents_on(lm, sae, texts, top=request.top, latents=request.latents, ctx=request.ctx)
     return [lambda: _show(request, found)]
 
@@ -59,7 +59,7 @@ def _language_model(request: Latents, sae: SAE) -> LanguageModel:
     if "rows" in known and not (request.lm and request.hook):
         raise ValueError(f"{request.run}: was trained on rows that come from no language model, and takes no text")
     if request.lm:
-        # Another model than that of the training may be meant.
+        # The model that is named may differ from that of the training, so its digest is not compared.
         known |= {"lm": request.lm, "lm_digest": None, "lm_revision": ""}
     if request.hook:
         known["hook"] = request.hook

@@ -1,4 +1,5 @@
-"""The requests that train what their options say: `train`, one SAE, and `sweep grid`, all combinations of settings."""
+"""The requests whose settings are all options: `train` for one SAE, and `sweep grid` for all combinations of settings.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -106,15 +107,15 @@ class Train:
         return _prepared(self, Engine())
 
     def resolved_recipe(self) -> Recipe:
-        """Return the study of the one run: there is no other training loop."""
+        """Return the study of the one run, since one SAE is trained by the same loop as a study."""
         from prolu.studies.folder import holds_study
 
         def weighed(runs: list[RunConfig]) -> list[RunConfig]:
             for run in runs:
-                # What was begun with such a coefficient has it in its name, and is resumed under it.
+                # A run that was begun with such a coefficient has it in its name, and is resumed under that name.
                 if run.ignores_coeff and not holds_study(self.out):
                     raise ValueError(
-                        f"coeff {run.coeff:g}: {run.nonlinearity} is trained without a penalty that it could weigh; "
+                        f"coeff {run.coeff:g}: {run.nonlinearity} is trained without a penalty, so this has no effect; "
                         "leave --coeff out, or name a --penalty"
                     )
             return runs

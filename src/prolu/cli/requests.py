@@ -98,12 +98,12 @@ class Latents:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Measure what the latents of finished studies tell of a token, and add the figures to their results.
+    """Measure what the latents of finished studies tell about a token, and add the figures to their results.
 
     Probes are logistic regressions on 1, 5 and all latents, for labels that Python's own tokenizer gives: inside a
     string, inside a comment, part of a number, deeply indented. Their text is the held-out Python source of the study.
-    Absorption of first letters is measured where the language model's tokenizer has enough words, and its activations
-    tell their letters. What cannot be measured is left out, with the reason.
+    Absorption of first letters is measured where the language model's tokenizer has enough words, and probes recognise
+    their letters in its activations. What cannot be measured is left out, with the reason.
 
     Run the same command again to resume. `prolu report STUDY --metrics probe_mean_5` compares families by them.
     """

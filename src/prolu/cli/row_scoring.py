@@ -64,7 +64,7 @@ def rows_to_score_on(
     if not options.activations and any(other.get("data_digest") != stream.get("data_digest") for other in streams):
         raise ValueError("runs: were trained on different rows; name those to score on with --activations")
     name = options.activations or stream["data"]
-    # Synthetic rows follow from how many are asked for.
+    # Synthetic rows depend on how many are asked for.
     is_own = name == stream.get("data")
     counts = (stream.get("max_train_tokens", 1), stream.get("held_out_pool", n_tokens)) if is_own else (1, n_tokens)
     try:
@@ -73,7 +73,7 @@ def rows_to_score_on(
         if options.activations:
             raise
         raise ValueError(f"{problem}; name the rows with --activations") from None
-    # Rows that are named without a study may be any.
+    # Without a study, any rows may be named.
     if (study is not None or not options.activations) and rows.digest() != stream["data_digest"]:
         whose = f"the study {options.like}" if study is not None else f"the training of {found[0].folder}"
         raise ValueError(f"activations {name!r}: are not the rows of {whose}")

@@ -52,5 +52,5 @@ def _heads(names: Sequence[str], first: int, column: int) -> Iterator[str]:
     aligned = [[""] * (depth - len(parts)) + parts for parts in broken]
     for parts in zip(*aligned, strict=True):
         yield (" " * first + "".join(f"{part:>{column + GAP}}" for part in parts)).rstrip()
-    # A plain dash: not every file that output is sent to can hold a line of box drawing.
+    # Plain dashes, because not every encoding of a file that output is sent to has characters for drawing lines.
     yield "-" * (first + len(names) * (column + GAP))

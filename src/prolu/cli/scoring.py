@@ -92,7 +92,8 @@ def prepare_scoring(options: Scoring, runs: Sequence[Path]) -> Job:
         mask = place["mask"]
         described = describe(lm, blocks, n_tokens, hook_out, mask)
         held_out = partial(HeldOut, lm, blocks, n_tokens, hook_out=hook_out, mask=mask)
-    # Only what is asked for here is refused: the number of a study stands, and the usual one is a wish.
+    # Too few tokens are refused only if the option asks for more. The default number, and that of a study, are upper
+    # bounds.
     if options.eval_tokens is not None:
         check_eval_tokens(blocks, n_tokens, options.min_eval_fraction)
     tell_eval_tokens(blocks, n_tokens)
@@ -217,7 +218,7 @@ def _score(options: Scoring, found: Sequence[SavedSAE], held_out: AnyHeldOut, sc
         for saved, name in zip(found, _names(found), strict=True):
             scores = score(saved.sae, held_out)
             if scored_study is not None:
-                # None and not False: without the flag, nobody has said that they have not converged.
+                # None and not False, because without the flag it is not known whether they have converged.
                 scored_study.keep(saved, scores, held_out, converged=True if options.converged else None)
             if options.json:
                 print(json_text(scores.figures), flush=True)

@@ -121,7 +121,7 @@ class Study:
         recipe = recipe.changed(lambda runs: [replace(run, **given, skip=self.skip) for run in runs])
         if self.penalty:
             recipe = recipe.with_penalties(self.penalty)
-        # Targets and coefficients before seeds: they keep one run of each family, and so one seed.
+        # Targets and coefficients are applied before seeds, because they keep one run of each family, and so one seed.
         if self.target_l0:
             recipe = recipe.at_targets(self.target_l0)
         if self.coeff:

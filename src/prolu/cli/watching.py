@@ -12,7 +12,7 @@ from prolu.cli.job import Job
 class Watch:
     """Show the report of a study in a browser on this machine while it trains. It is read only, and refreshes itself.
 
-    Start it before, during or after the training, and end it with Ctrl-C; the training does not notice it.
+    Start it before, during or after the training, and end it with Ctrl-C; it does not affect the training.
     """
 
     out: Positional[Path]

@@ -21,9 +21,9 @@ class Measure:
     field: str
     """The field of results.jsonl that says on what it was measured."""
     made: str
-    """The value of that field: whatever would change the figures changes it."""
+    """The value of that field. It is different whenever the figures could be."""
     figures_of: Callable[[SAE], Figures]
-    """What returns the figures of an SAE."""
+    """The function that returns the figures of an SAE."""
 
     def is_missing(self, run: Run) -> bool:
         """Return whether a run lacks these figures, or has them of something else."""
@@ -54,7 +54,7 @@ def add_figures(folder: str | Path, figures: Mapping[str, Mapping[str, float | s
 
 
 def measure_runs(runs: Sequence[Run], measures: Sequence[Measure], advance: Callable[[int], None]) -> None:
-    """Measure what runs of one study lack, and add the figures of each run as soon as they are known.
+    """Measure the figures that runs of one study lack, and add those of each run as soon as they are known.
 
     Args:
         runs: The runs.

@@ -1,4 +1,6 @@
-"""How much text a study asks for and how much there is: recorded, said, and refused where they are far apart."""
+"""How much text a study asks for and how much there is: both are recorded, and a study that lacks far too much is
+refused.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from prolu.training.config import RunConfig
 logger = logging.getLogger(__name__)
 
 WORTH_SAYING = 0.01
-"""The fraction of the tokens from which on it is said that they are dropped. A few always are, at the ends."""
+"""The fraction of the tokens above which a message says that they are dropped. A few at the ends always are."""
 
 
 def text_amounts(blocks: TokenBlocks | ActivationRows, eval_tokens: int) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def text_amounts(blocks: TokenBlocks | ActivationRows, eval_tokens: int) -> dict
 
 
 def study_amounts(runs: Sequence[RunConfig], stream: ActivationStream, eval_tokens: int) -> dict[str, Any]:
-    """Return the amounts of text in a study, `amounts` in its config.json. They follow from all else that is there.
+    """Return the amounts of text in a study, `amounts` in its config.json. They follow from the other fields of it.
 
     Keys beside those of `text_amounts`:
         tokens_dropped_per_epoch: training tokens at the ends of windows, which do not fill a batch.

@@ -4,10 +4,10 @@
       checkpoint.json          the step, its own SHA-256, and the counters, curve and file digest of each run
       RUN_ID.safetensors       the run's weights, both Adam moments, and firing counters
 
-A checkpoint is complete or not there, every byte of it is checked when it is read, and the last two are kept. Nothing
-in it is a pickle. The trainers' states and the step number are all that decides how training continues: random draws
-are keyed by seed and step, and the stream of activations is a function of the step, so there is no generator and no
-buffer to save.
+A checkpoint is either complete or missing, every byte of it is checked when it is read, and the last two are kept.
+Nothing in it is a pickle. The trainers' states and the step number are all that decides how training continues: random
+draws are keyed by seed and step, and the stream of activations is a function of the step, so there is no generator and
+no buffer to save.
 """
 
 import hashlib
@@ -90,7 +90,7 @@ def write_checkpoint(folder: Path, step: int, runs: Mapping[str, RunState]) -> N
     except OSError:
         remove(partial)
         raise
-    # Only now: until the new one is on the disk, the old ones are needed.
+    # Old checkpoints are removed only now, because they are needed until the new one is on the disk.
     for old in _newest_first(folder)[N_KEPT:]:
         remove(old)
 

@@ -22,8 +22,8 @@ COPIES_OF_HELD_OUT = 3
 """The number of arrays of the size of the held-out activations: themselves, a reconstruction, and zeros."""
 
 CLEAN_PASSES = 3
-"""The number of passes of the language model over the held-out tokens that belong to no SAE: one without changes, and
-two with zeros in place of the activations."""
+"""The number of passes of the language model over the held-out tokens that are made once, whatever the number of SAEs:
+one without changes, and two with zeros in place of the activations."""
 
 
 class Estimate(NamedTuple):

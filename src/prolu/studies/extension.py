@@ -40,9 +40,10 @@ def check_folder(out: Path, study: Mapping[str, Any], batch_size: int) -> None:
         asked["runs"][number] = old
     flat_held = _flat(held)
     flat_asked = _flat(asked)
-    # Crossovers follow from the runs and the machine, so what they follow from is named before them.
+    # Crossovers follow from the runs and the machine, so they come last: the message should name the cause.
     for name in sorted(flat_held.keys() | flat_asked.keys(), key=lambda name: (name.startswith("crossovers"), name)):
-        # The digest of the tokens, which is compared, says whether what an earlier version did not keep mattered.
+        # A fact that an earlier version did not record is not compared; the digest of the tokens shows whether they
+        # differ.
         unknown = name.removeprefix("stream.") in LATER_FACTS and name not in flat_held
         if flat_held.get(name) != flat_asked.get(name) and not unknown and not _may_differ(name):
             advice = "choose another folder"
@@ -81,13 +82,15 @@ def _differ_in_length(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 def _may_differ(name: str) -> bool:
     """Return whether a field may differ.
 
-    Versions are only recorded, another path may lead to the same data, and the digest of the held-out tokens and the
-    amounts of text, which studies of version 0.1.0 lack, follow from all else.
+    Versions may differ, and so may paths, because the same data may be in another place. The digest of the held-out
+    tokens and the amounts of text are not compared, because studies of version 0.1.0 lack them and they follow from the
+    other fields.
     """
     return (
         name.startswith(("versions", "amounts"))
         or name == "held_out_digest"
-        # One path, or one of several files. Not what only begins so: `stream.data_digest` must be the same.
+        # The field is a path or a list of paths. A field whose name only begins alike, such as `stream.data_digest`,
+        # must be the same.
         or any(name == path or name.startswith(f"{path}.") for path in (f"stream.{field}" for field in PATH_FIELDS))
         or name.endswith(".init_from")
     )
@@ -102,13 +105,13 @@ def extension_refusal(  # noqa: PLR0911
 ) -> str | None:
     """Return why a run cannot be extended to more tokens, or None if it can.
 
-    It can if it then ends with the bits that the longer run would have had from the start: so every step that it has
-    made must have had the same learning rate, coefficient and resampling.
+    It can be if the result is equal to the bit to a run that had the larger number of tokens from the start. So every
+    step that was made must have had the same learning rate, coefficient and resampling in that run.
     """
     if new.n_tokens < old.n_tokens:
         return "it would be shorter"
     if new.run_id != old.run_id:
-        return "its name holds what would change"
+        return "the run's name holds a setting that would change"
     made = old.n_steps(batch_size)
     before = old.schedule(batch_size)
     after = new.schedule(batch_size)
@@ -121,11 +124,11 @@ def extension_refusal(  # noqa: PLR0911
             )
     same_controller = old.l0_controller(batch_size) == new.l0_controller(batch_size)
     if not same_controller or _warmup_steps(old, batch_size) != _warmup_steps(new, batch_size):
-        return "its penalty's coefficient would have been another"
+        return "the coefficient of its penalty would have been different in the steps that were made"
     if _resampling_within(old, made, batch_size) != _resampling_within(new, made, batch_size):
         return "it would have been resampled, or its firings counted, at other steps"
     if new.probe_steps(batch_size)[0] < made:
-        return f"its convergence could not be told; extend it to {made * batch_size * 5 // 4} tokens or more"
+        return f"it would be too short to show whether it converges; give {made * batch_size * 5 // 4} tokens or more"
     run_folder = out / old.run_id
     keeps_state = any((run_folder / FINAL_FOLDER / CHECKPOINTS_FOLDER).glob("*"))
     if (run_folder / CONFIG_FILE).exists() and not keeps_state:

@@ -2,7 +2,7 @@
 
 config.json            all that decides the study's numbers (`write_study`, `read_study`)
 results.jsonl          one line per finished run (`write_results`, `read_results`)
-log.jsonl              events with their time (`log_event`); nothing else holds a clock
+log.jsonl              events with their time (`log_event`); no other file holds a time
 checkpoints/           the state of unfinished runs (`checkpoints.py`)
 RUN_ID/                one run: sae.safetensors, config.json, metrics.jsonl, documents.npz, latents.npz
 RUN_ID/failure.json    why the run was stopped, if it failed
@@ -39,7 +39,7 @@ FINAL_FOLDER = "final"
 GROUPS_FOLDER = "groups"
 
 PATH_FIELDS = ("lm", "data")
-"""Fields of a stream's description that are paths. They may change when a folder is moved; what lies there may not, so
+"""Fields of a stream's description that are paths. They may change when a folder is moved, but the content may not, so
 the digests beside them are compared instead."""
 
 
@@ -80,7 +80,7 @@ def holds_study(out: Path) -> bool:
         ValueError: something else is there.
     """
     check_can_be_folder(out)
-    # Hidden files are what a process leaves that died before its first file was whole.
+    # Hidden files may be left by a process that was killed before its first file was complete.
     if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
         return False
     if not (out / STUDY_FILE).is_file():

@@ -12,7 +12,8 @@ from prolu.studies.widths import n_latents
 from prolu.training.config import RunConfig
 
 MOST_RUNS = 10_000
-"""The largest number of combinations of one grid; what has more was hardly meant, and would take minutes to list."""
+"""The largest number of combinations of one grid. A larger one is probably a mistake, and would take minutes to
+list."""
 
 
 def grid(base: RunConfig, **values: Sequence[Any]) -> list[RunConfig]:
@@ -41,7 +42,7 @@ def named_apart(runs: Sequence[RunConfig]) -> list[RunConfig]:
     seen: dict[str, dict[str, Any]] = {}
     differing: set[str] = set()
     for run in runs:
-        # A digest, which is in the name, says better than a path what a run starts from.
+        # The digest of the SAE that a run starts from is in the name, so its path need not be.
         described = run.describe() | {"init_from": None}
         first = seen.setdefault(run.run_id, described)
         differing |= {name for name in described | first if described.get(name) != first.get(name)}

@@ -13,17 +13,17 @@ from prolu.studies.study_in_training import StudyInTraining
 logger = logging.getLogger(__name__)
 
 LOOK_TOKENS = 1024
-"""The number of held-out tokens on which an SAE is looked at, of the 32,768 of the final scores."""
+"""The number of held-out tokens on which an SAE is measured, of the 32,768 of the final scores."""
 
 LARGEST_FRACTION = 0.03
-"""The fraction of the time that may be spent on looks. No result depends on them."""
+"""The largest fraction of the time that may be spent on these figures. No result depends on them."""
 
 
 class LiveFigures:
-    """The figures of the SAEs of some studies, as a text that grows older by seconds only.
+    """The figures of the SAEs of some studies, as a text that is at most seconds old.
 
-    Each call looks at one SAE at most, the one that was looked at least often, and only if looks so far have taken less
-    than `LARGEST_FRACTION` of the time. So the text is of each SAE's last look, a range where there are several.
+    Each call measures at most one SAE, the one that was measured least often, and only if measuring has taken less than
+    `LARGEST_FRACTION` of the time so far. The text has the last figures of each SAE, as a range if there are several.
     """
 
     def __init__(self, studies: Sequence[StudyInTraining]):
@@ -47,11 +47,12 @@ class LiveFigures:
         try:
             if i not in self._held_out:
                 self._held_out[i] = held_out_of(self._studies[i].stream, LOOK_TOKENS)
-            begun = time.monotonic()  # what is made once is not counted, else short trainings had one look
+            # Opening the held-out text is not counted, or short trainings would be measured only once.
+            begun = time.monotonic()
             sae = run.trainer.sae()
             figures = score_prefix(sae, self._held_out[i], sae.d_sae)
         except (MemoryError, RuntimeError, ValueError) as problem:
-            # A training of hours does not end because something could not be shown.
+            # Training must not stop because figures could not be shown.
             logger.warning("no figures are shown during training (%s)", problem)
             self._goes_on = False
             return

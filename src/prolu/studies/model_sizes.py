@@ -29,7 +29,7 @@ class Outline(NamedTuple):
 
 
 def outline_of_rows(width: int) -> Outline:
-    """Return the sizes of what rows come from: no language model at all."""
+    """Return the sizes for rows, which come from no language model."""
     return Outline(width, n_parameters=0, n_vocabulary=0, n_per_block=0, blocks_below=0, blocks_above=0)
 
 

@@ -1,7 +1,6 @@
-"""What can be known before training is asked before it, so that nothing long ends in what its start could have said.
-
-What needs no trying is asked where it is opened: every parameter of the model is in its files (`model_loading`), every
-token id has a row in its embedding (`Harvest`), and the text is long enough (`check_requests`).
+"""Checks before training begins, so that a long training does not fail for a reason that could have been found at once.
+Other checks are made where things are opened: that every parameter of the model is in its files (`model_loading`), that
+every token id has a row in the embedding (`Harvest`), and that the text is long enough (`check_requests`).
 """
 
 import logging
@@ -34,10 +33,11 @@ from prolu.training.target_l0 import FEWEST_CONTROLLED_STEPS
 logger = logging.getLogger(__name__)
 
 FEW_BLOCKS = 4
-"""The held-out token blocks that are tried before a harvest, and before groups, each of which tries all of them."""
+"""The number of held-out token blocks on which the language model's loss is checked before a harvest and before
+training in groups, where each group checks all blocks."""
 
 CHECKPOINTS_AT_ONCE = 3
-"""The checkpoints that lie on the disk while one is written: two are kept, and the new one is partial."""
+"""The number of checkpoints on the disk while one is written: the two that are kept, and the new one."""
 
 
 def prepare_folders(requests: Sequence[StudyRequest], *, in_groups: bool = False, is_group: bool = False) -> None:
@@ -45,8 +45,8 @@ def prepare_folders(requests: Sequence[StudyRequest], *, in_groups: bool = False
 
     Args:
         requests: the studies.
-        in_groups: whether the runs will be trained in groups, by processes that ask for themselves what takes time.
-        is_group: whether this is a group of a study that was begun, and whose amounts of text were found good then.
+        in_groups: whether the runs will be trained in groups, by processes that make the slow checks themselves.
+        is_group: whether this is a group of a study whose amounts of text were checked when it was begun.
 
     Raises:
         ValueError: as `run_sweep`.
@@ -68,9 +68,10 @@ def prepare_folders(requests: Sequence[StudyRequest], *, in_groups: bool = False
 
 
 def preflight(requests: Sequence[StudyRequest], *, in_groups: bool = False) -> None:
-    """Raise ValueError if what can be found by trying will keep studies from being trained or scored.
+    """Try what studies need to be trained and scored, and raise ValueError if something does not work.
 
-    The requests have been checked, and nothing has been written yet. What is finished already is not asked about.
+    The requests have been checked, and nothing has been written yet. Nothing is checked for runs that are finished
+    already.
 
     Args:
         requests: the studies.
@@ -144,8 +145,8 @@ def _tell_short_targets(runs: Sequence[RunConfig], batch_size: int) -> None:
 
 
 def _tell_unused_coeffs(runs: Sequence[RunConfig]) -> None:
-    """Warn of runs that have a coefficient in their names, and no penalty that it could weigh."""
-    # With a target L0 a coefficient is in no name; it is what the other families of a grid start from.
+    """Warn of runs that have a coefficient in their names, but no penalty."""
+    # With a target L0 the coefficient is not in the name; it is the one from which other families of a grid start.
     unused = [run for run in runs if run.ignores_coeff and run.target_l0 is None]
     if unused:
         logger.warning(

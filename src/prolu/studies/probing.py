@@ -19,8 +19,8 @@ from prolu.sae.autoencoder import SAE
 from prolu.studies.added_figures import Measure
 
 LOOKED_AT = 20
-"""The number of characters of held-out text in which Python source is looked for, for each that is wanted. Where less
-than a twentieth is Python, the language model has learnt little of it, and there may be gigabytes of other text."""
+"""How many characters of held-out text are searched for each character of Python source that is wanted. If less than a
+twentieth of a text is Python, the language model has learnt little of it, and the text may have gigabytes."""
 
 
 def held_out_texts(stream: Mapping[str, Any]) -> Iterator[str]:
@@ -107,7 +107,7 @@ def letter_absorption(lm: LanguageModel) -> Measure:
         lm: the study's language model at its hook.
 
     Raises:
-        ValueError: its tokenizer has too few words, or its activations tell too few letters.
+        ValueError: its tokenizer has too few words, or probes recognise too few letters in its activations.
     """
     task = letter_task(lm)
     parts = (task.letters, task.is_test, *(torch.tensor([letter]) for letter in task.probes))

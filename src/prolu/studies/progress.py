@@ -1,7 +1,7 @@
 """How far the runs of a study are, read from its files while another process trains it.
 
-Nothing is locked or written. A file that is being replaced is read as it was or as it is, and what cannot be read now
-can be read a moment later.
+Nothing is locked or written. A file that is being replaced is read in its old or its new form; if it cannot be read
+now, it can be a moment later.
 """
 
 from collections.abc import Mapping, Sequence

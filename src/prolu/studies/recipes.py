@@ -83,8 +83,8 @@ COMPARISON2026_FAMILIES = [
     ("batchtopk", "none", "soft_decoder"),
     ("batchtopk", "none", "encoder"),
 ]
-"""The families of the comparison of what is trained in 2026: nonlinearity, penalty, and nothing, `NESTED`, or the
-matrix that is frozen in a random baseline."""
+"""The families of the study `comparison2026`: nonlinearity, penalty, and third nothing, `NESTED`, or the matrix that is
+frozen in a random baseline."""
 
 
 CAUSES_FAMILIES = [
@@ -132,7 +132,7 @@ SYNTHETIC_FAMILIES = [
     ("batchtopk", "none", "decoder"),
     ("batchtopk", "none", "encoder"),
 ]
-"""The families that are held against known features: nonlinearity, penalty, and the matrix that is frozen in a random
+"""The families that are compared with known features: nonlinearity, penalty, and the matrix that is frozen in a random
 baseline."""
 
 SYNTHETIC_TOKENS = 2**19
@@ -206,11 +206,11 @@ DESCRIPTIONS = {
     "demo": "Six families (three nonlinearities, two penalties) at three coefficients each: minutes on two cores.",
     "comparison": "ReLU and both ProLUs under both penalties, Gated, JumpReLU, TopK and BatchTopK, at four target L0s "
     "with three seeds each.",
-    "comparison2026": "What is compared in 2026: three JumpReLUs, BatchTopK, nested losses and random baselines beside "
+    "comparison2026": "Methods in use in 2026: three JumpReLUs, BatchTopK, nested losses and random baselines beside "
     "ReLU and ProLU, at four target L0s with three seeds each.",
     "causes": "Why ProLU reconstructs better than ReLU: less suppression, another forward pass, or other gradients, at "
     "four target L0s with three seeds each.",
-    "synthetic": "Families held against features that are known by construction, without a language model, at half, "
+    "synthetic": "Families compared with features that are known by construction, without a language model, at half, "
     "once and twice the true L0 with three seeds each, and random baselines: minutes on two cores.",
     "experiment1": "The paper's first sweep: 30 SAEs (section 3 of the method).",
     "experiment2": "The paper's second sweep: 48 SAEs at a lower learning rate.",

@@ -1,7 +1,6 @@
-"""What is read of a study is checked here: names are plain, numbers are numbers, and text is printable.
-
-A study may come from a stranger. Its names become paths and links, and its text is shown in terminals and pages, so
-whatever is wrong with them is found where they are read, once for all who use them.
+"""Checks of everything that is read from a study's files: names are plain, numbers are numbers, and text is printable.
+A study may have been downloaded. Its names become paths and links, and its text is shown in terminals and pages, so
+they are checked where they are read, once for all code that uses them.
 """
 
 import logging
@@ -104,7 +103,7 @@ def _are_prefixes(value: Any) -> bool:
 def scores_lacking(record: Mapping[str, Any]) -> str:
     """Return which scores of a run are not finite, as a reason for which it cannot be compared; empty if all are.
 
-    Those of a language model's predictions are not asked of a run on rows, which come from none.
+    A run on rows, which come from no language model, need not have scores of predictions.
     """
     names = [name for name in SCORES if has_predictions(record) or name not in OF_PREDICTIONS]
     lacking = [name for name in names if record.get(name) is None or not math.isfinite(record[name])]

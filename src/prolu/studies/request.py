@@ -1,4 +1,4 @@
-"""What is asked of a study: built once, checked once, and handed down as it is."""
+"""The request for a study: it is built once, checked once, and passed on unchanged."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +39,7 @@ from prolu.training.steps import crossover_density
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """What one study is to train, on which stream, into which folder. It is built once and handed down as it is."""
+    """What one study is to train, on which stream, into which folder. It is built once and passed on unchanged."""
 
     runs: list[RunConfig]
     stream: ActivationStream
@@ -180,12 +180,12 @@ def check_requests(requests: Sequence[StudyRequest], *, in_groups: bool = False,
             if run.init_from is not None:
                 starting_weights(run, request.stream.d_in, d_out=request.stream.d_out)
         request.settings.check()
-        # Before anything is written: what a link leads to may be somebody else's.
+        # Checked before anything is written, because a link may lead to a file outside the folder.
         for name in (LOCK_FILE, LOG_FILE, *(run.run_id for run in request.runs)):
             check_inside(request.out, name)
         for run in request.runs:
             if (folder := request.out / run.run_id).is_file():
-                raise ValueError(f"{folder}: a file, where the folder of a run belongs; move it away")
+                raise ValueError(f"{folder}: a file, but the folder of a run needs this name; move the file away")
         check_folder(request.out, request.description, request.stream.batch_size)
         if not is_group:
             _check_text(request)
@@ -205,7 +205,7 @@ def _check_text(request: StudyRequest) -> None:
         check_epochs(request.runs, request.stream, settings.max_epochs)
         check_eval_tokens(blocks, settings.eval_tokens, settings.min_eval_fraction)
         return
-    # What was begun is finished, whatever would be refused today.
+    # A study that was begun may be finished, even if the amounts of text would be refused for a new one.
     held = read_study(request.out)
     if max(run.n_tokens for run in request.runs) > max((run.get("n_tokens", 0) for run in held["runs"]), default=0):
         check_epochs(request.runs, request.stream, settings.max_epochs)
@@ -229,7 +229,9 @@ def check_runs(runs: Sequence[RunConfig], batch_size: int) -> None:
     for run in runs:
         run.n_steps(batch_size)
         if run.run_id in seen:
-            raise ValueError(f"run {run.run_id}: listed twice, or two runs differ only in what is not in a run's name")
+            raise ValueError(
+                f"run {run.run_id}: listed twice, or two runs differ in no setting that a run's name holds"
+            )
         seen.add(run.run_id)
         if run.init_from is not None and not run.resample_fractions:  # then no draw of the run depends on its seed
             other = starts.setdefault(replace(run, init_seed=0), run.init_seed)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NEEDED = {"run_id", "nonlinearity", "penalty", "coeff", "converged", "l0", "l1", "mse", "degradation", "recovered"}
-"""The fields that every line of results.jsonl must have. Older versions wrote fewer than this one does, but these."""
+"""The fields that every line of results.jsonl must have. Older versions wrote fewer fields than this one, but all of
+these."""
 
 NEAR_L0 = 1.25
 """The largest ratio of two L0s that `Results.best` takes for nearly equal."""
@@ -187,7 +188,7 @@ class Results:
             return abs(math.log(run.record["l0"] / l0))
 
         near = [run for run in runs if distance(run) <= math.log(NEAR_L0)]
-        # Among runs of nearly equal L0 the better one is of more use than the nearest.
+        # Among runs of nearly equal L0, the better one is more useful than the nearest.
         metric = main_metric(self.records)
         return min(near, key=lambda run: run.record[metric]) if near else min(runs, key=distance)
 

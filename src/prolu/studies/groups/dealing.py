@@ -29,7 +29,7 @@ GROUPS_FILE = "groups.json"
 DONE_FILE = "done"
 
 PATIENCE = 120.0
-"""Seconds to wait for a folder while another process deals, gathers or dies there."""
+"""Seconds to wait for a folder while another process deals or gathers there, or has not ended yet."""
 
 PROCESS_BYTES = 600_000_000
 """Memory of a process before it trains anything: Python, torch and transformers."""
@@ -200,7 +200,7 @@ def gather(request: StudyRequest) -> bool:
 def _gather(request: StudyRequest, groups: Groups | None) -> bool:
     out = request.out
     gone = out / f".{GROUPS_FOLDER}"
-    remove(gone)  # of a gathering that was killed before its last line
+    remove(gone)  # left by a gathering that was killed before its last line
     if groups is None:
         return False
     finished = [i for i, runs in enumerate(groups) if runs and is_done(out, i)]
@@ -237,8 +237,9 @@ def _gather_results(request: StudyRequest, finished: Sequence[tuple[list[RunConf
 def train_and_gather(request: StudyRequest, index: int, n: int) -> bool:
     """Train one group of `n`, gather what is finished, and return whether this task is the one to draw the report.
 
-    It is if this task gathered the last group, or found all gathered when it came: whoever did that may have died
-    before the report. Of tasks that end at once, only one draws.
+    It is if this task gathered the last group, or if all groups had been gathered before it began, because the task
+    that gathered them may have been killed before it drew the report. Of tasks that end at the same time, only one
+    draws it.
 
     Args:
         request: the study.

@@ -43,7 +43,7 @@ class Engine:
         if self.group:
             self.group_and_count()
             if self.engine != "local":
-                raise ValueError(f"group {self.group!r}: without Ray only; Ray deals and trains all groups")
+                raise ValueError(f"group {self.group!r}: not with --engine ray, which trains all groups itself")
         if not self.in_groups:
             return
         if len(source.hook) > 1:

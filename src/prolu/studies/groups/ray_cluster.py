@@ -55,7 +55,7 @@ def prepare_cluster(request: StudyRequest, source: Source, engine: Engine) -> Ca
         if tasks:
             with locked(request.out / GROUPS_FOLDER, ".driver"):
                 _train(request, tasks, wanted)
-        ray.shutdown()  # the report needs none of it
+        ray.shutdown()  # the report needs no cluster
         gather(request)
         check_any_finished([request])
         return True
@@ -175,7 +175,7 @@ def _problem_of(ref: Any) -> str | None:
     except RayTaskError as problem:
         cause = problem.cause
         if not isinstance(cause, OSError | ValueError | FloatingPointError):
-            logger.error(str(problem))  # our own mistake: Ray's text has the traceback
+            logger.error(str(problem))  # an error in this package; Ray's text has the traceback
         return str(cause) or type(cause).__name__
     except RayError as problem:
         return f"its worker died more than {RETRIES} times ({first_line(problem)})"
@@ -183,7 +183,7 @@ def _problem_of(ref: Any) -> str | None:
 
 
 class Shown:
-    """Shows what the board holds: one meter for all groups, and the sentences of all workers."""
+    """Shows the content of the progress board: one meter for all groups, and the messages of all workers."""
 
     def __init__(self, meter: Meter, tasks: Sequence[GroupTask]):
         self._meter = meter

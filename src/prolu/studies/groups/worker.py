@@ -23,7 +23,8 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class StoppedError(Exception):
-    """A worker got a signal, as on a node that is taken away. Its group has a checkpoint, and is tried again."""
+    """A worker got a signal, for example because its node is shut down. Its group has a checkpoint, and is tried again.
+    """
 
 
 class GroupTask(NamedTuple):
@@ -105,7 +106,8 @@ class WorkerVoice(logging.Handler):
             self.pass_on()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a message until `pass_on`: a signal may have come in the midst of a call to the board."""
+        """Keep a message until `pass_on`, because a signal handler may log it while a call to the board is being made.
+        """
         self._sentences.append(f"group {self._task.number}: {record.getMessage()}")
 
     def pass_on(self) -> None:
@@ -135,7 +137,7 @@ def work_on(task: GroupTask, board: Any) -> None:
             if name not in PATH_FIELDS and value != task.stream[name]:
                 raise ValueError(f"{name} is {task.stream[name]!r} where the sweep began, {value!r} on this node")
         request = StudyRequest(task.runs, stream, task.out, task.settings, progress=False)
-        # The worker that had this group before may still be dying.
+        # The worker that had this group before may not have ended yet.
         retry_while_busy(lambda: train_group(request, task.number), PATIENCE)
     except KeyboardInterrupt:
         raise StoppedError from None
