@@ -6,8 +6,8 @@
 - `saebench`: an SAE of ours as SAEBench's evaluations take it; `sae_probes`: the figures of that benchmark.
 - `sharing`, `model_card`: studies pushed to and pulled from the hub.
 
-What a format cannot describe is refused and never approximated: an import computes what the original computes, or does
-not happen.
+What a format cannot describe is refused and never approximated: an imported SAE computes what the original computes, or
+the import is refused.
 """
 
 from typing import TYPE_CHECKING

@@ -34,13 +34,13 @@ class Format(NamedTuple):
     files: tuple[str, ...]
     """The files by which a folder of this format is recognised."""
     from_folder: Callable[[Path], tuple[SAE, dict[str, Any]]] | None
-    """Reads a folder: the SAE and its provenance. ValueError if the folder is damaged, or ours cannot compute what its
-    SAE computes. None where the format is written only."""
+    """Reads a folder: the SAE and its provenance. It raises ValueError if the folder is damaged, or if an SAE of this
+    library cannot compute what its SAE computes. None where the format is written only."""
     to_files: Callable[[SAE, Mapping[str, Any]], dict[str, bytes]] | None = None
-    """Writes an SAE with its provenance as the files of a folder, by name. ValueError if the format cannot describe the
-    SAE. None where the format is read only."""
+    """Writes an SAE with its provenance as the files of a folder, by name. It raises ValueError if the format cannot
+    describe the SAE. None where the format is read only."""
     undescribed_preparation: Callable[[SAE, Mapping[str, Any]], list[str]] = lambda sae, provenance: []
-    """Which preparation of inputs an SAE needs that the format cannot describe, in words."""
+    """Returns in words which preparation of its inputs an SAE needs and the format cannot describe."""
 
 
 FORMATS: dict[str, Format] = {
@@ -132,7 +132,7 @@ def _from_hub(place: Place, format: str, revision: str) -> tuple[SAE, dict[str, 
     try:
         sae, provenance = import_sae(root, format)
     except ValueError as problem:
-        # The user asked for a place on the hub: where its cache lies on this disk says nothing to them.
+        # The user named a place on the hub, so the message names it too, and not its path in the cache on this disk.
         raise ValueError(str(problem).replace(str(root), str(place))) from None
     if "origin" in provenance:  # our own format has none: its provenance is that of the run
         provenance["origin"] |= {"hub": str(place), "revision": revision}

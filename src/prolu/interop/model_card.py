@@ -189,7 +189,7 @@ def _hook_of(record: Record, streams: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _eval_tokens(records: Sequence[Record]) -> str:
-    """Return the number of held-out tokens as text; studies at several hooks may differ in it."""
+    """Return the number of held-out tokens as text; it may differ between studies at several hooks."""
     return " or ".join(f"{n:,}" for n in sorted({r["eval_tokens"] for r in records if "eval_tokens" in r})) or "unknown"
 
 

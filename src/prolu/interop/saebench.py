@@ -188,7 +188,7 @@ class SAEBenchSAE(torch.nn.Module):
         latents = self.sae.encode(acts.to(self.dtype))
         assert isinstance(latents, Latents)
         self._row_scale = latents.row_scale
-        # A plain tensor, because SAEBench's code does with it what it does with any other SAE's.
+        # A plain tensor, because SAEBench treats it like the latents of any other SAE.
         return latents.as_subclass(Tensor) * self._latent_scale
 
     @property

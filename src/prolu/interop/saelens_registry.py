@@ -40,7 +40,8 @@ def import_registered(name: str) -> tuple[SAE, dict[str, Any]]:
     sae_lens = _sae_lens(name)
     release, sae_id, repo = _looked_up(name)
     with tempfile.TemporaryDirectory() as folder:
-        # It warns of how its users should load the language model, which the provenance records.
+        # SAELens warns how the language model should be loaded; the provenance records this, so the warning is not
+        # shown.
         with errors_as_sentences(place_of(repo)), warnings.catch_warnings(action="ignore"):
             theirs = sae_lens.SAE.from_pretrained(release, sae_id)
             for parameter in theirs.parameters():
@@ -50,7 +51,7 @@ def import_registered(name: str) -> tuple[SAE, dict[str, Any]]:
         try:
             sae, made = import_sae(folder, "saelens")
         except ValueError as problem:
-            # The folder is gone when the user reads this.
+            # The temporary folder no longer exists when the user reads the message, so the SAE's name takes its place.
             raise ValueError(str(problem).replace(folder, name)) from None
     origin = made.get("origin", {"format": "saelens", "architecture": sae.config.nonlinearity})
     sae.provenance = made | {"origin": origin | {"name": name, "sae_lens": sae_lens.__version__}}

@@ -86,7 +86,7 @@ def pack(folder: str | Path, repo: str, *, license: str = "mit") -> Parcel:
     if place.folder:
         raise ValueError(f"{repo!r}: a repository holds one study; write user/repo")
     found = _studies(Path(folder))
-    # A sweep at several hooks is one repository; what differs otherwise does not belong on one card.
+    # Studies of one sweep at several hooks share a repository; studies that differ in anything else are refused.
     records = records_of(found, hooks_apart=True)
     files: dict[str, bytes | Path] = {}
     shapes: set[tuple[int, int]] = set()
@@ -209,7 +209,7 @@ def fetch_checked(place: str, revision: str) -> dict[str, Path]:
                 if not (run.folder / WEIGHTS_FILE).is_file():
                     raise ValueError(f"{file}: names the run {run.folder.name}, which is not there")
     except ValueError as problem:
-        # The user asked for a place on the hub: where its cache lies on this disk says nothing to them.
+        # The user named a place on the hub, so the message names it too, and not its path in the cache on this disk.
         raise HubError(f"{where}: {str(problem).replace(f'{root}/', '')}") from None
     return files
 
@@ -246,7 +246,7 @@ def unpack(files: Mapping[str, Path], out: Path) -> None:
 def _studies(folder: Path) -> list[Results]:
     """Return the studies in a folder: one, or one per hook. The folder of a run counts as its study with that run."""
     if (folder / WEIGHTS_FILE).is_file():
-        # Links are not followed: a run that lies elsewhere is still a run of the study that links to it.
+        # Links are not followed, because a run that is linked into a study is a run of that study.
         study = Results.load(folder.absolute().parent)
         records = [r for r in study.records if r["run_id"] == folder.absolute().name]
         if not records:
@@ -257,8 +257,8 @@ def _studies(folder: Path) -> list[Results]:
     if (folder / STUDY_FILE).is_file():
         return [Results.load(folder)]
     inside = sorted(file.parent for file in folder.glob(f"*/{RESULTS_FILE}"))
-    # A sweep at several hooks names each study's folder after its hook. Other studies that happen to lie in one folder,
-    # as in runs/, belong together no more than that.
+    # A sweep at several hooks names each study's folder after its hook. Other studies in one folder, as in runs/, need
+    # not belong together.
     at_hooks = [place for place in inside if read_study(place)["stream"].get("hook") == place.name]
     if not at_hooks:
         raise ValueError(f"{folder}: neither a study with finished runs nor a run of one")

@@ -1,10 +1,10 @@
 """Reading other libraries' files without trusting them.
 
 A folder that somebody downloaded may be damaged, may be of another version than the one this package was written
-against, or may describe something that no SAE here can be. A reader that takes a field as it comes would then build an
-SAE that computes something else than the original, and nobody would notice. So each format reads every field and every
-tensor through a function of this module, which checks it and raises ValueError with one sentence that names the file,
-the field, the value found and the values supported. No function here executes anything that a file contains.
+against, or may describe an SAE that this library cannot represent. A reader that did not check every field could then
+build an SAE that computes something else than the original, and nobody would notice. So each format reads every field
+and every tensor through a function of this module, which checks it and raises ValueError with one sentence that names
+the file, the field, the value found and the values supported. No function here executes anything that a file contains.
 """
 
 import io

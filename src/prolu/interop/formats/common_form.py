@@ -110,7 +110,9 @@ def _threshold_of_jumprelu(own: Own) -> Own:
 
 
 def _threshold_of_batchtopk(own: Own) -> Own:
-    """A latent of ours is active at its threshold, a JumpReLU's only above: z >= t is z > the number before t."""
+    """A latent of BatchTopK is active at its threshold, that of a JumpReLU only above it, so t becomes the next lower
+    number.
+    """
     threshold = own["threshold"]
     below = torch.nextafter(threshold, torch.tensor(-torch.inf, dtype=threshold.dtype))
     return {"b_enc": own["b_enc"], "threshold": below}

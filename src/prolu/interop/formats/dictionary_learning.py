@@ -124,7 +124,7 @@ def to_files(sae: SAE, provenance: Mapping[str, Any]) -> dict[str, bytes]:
 def _class_of(sae: SAE) -> str:
     """Return the name of the class that computes the same as one of our SAEs."""
     if isinstance(nonlinearity_named(sae.config.nonlinearity), BatchTopK):
-        # A JumpReLU in the common form, but this class keeps its k, and subtracts b_dec as ours does.
+        # It is a JumpReLU in the common form, but this class also keeps its k, and subtracts b_dec as our SAEs do.
         return "BatchTopKSAE"
     names = {"standard": "AutoEncoder", "gated": "GatedAutoEncoder", "topk": "AutoEncoderTopK"}
     return names.get(common_form_of(sae).architecture, "JumpReluAutoEncoder")
@@ -234,7 +234,7 @@ def _k(folder: Path, trainer: Mapping[str, Any], in_tensors: Tensor, d_sae: int)
 
 
 def _provenance(config: Mapping[str, Any], trainer: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return what the folder tells of where the SAE comes from."""
+    """Return what the folder says about where the SAE comes from."""
     buffer = config.get("buffer")
     provenance = known_fields(trainer, {"lm": ("lm_name", str)})
     provenance |= known_fields(buffer if isinstance(buffer, dict) else {}, {"ctx": ("ctx_len", int)})

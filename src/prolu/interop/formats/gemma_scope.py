@@ -47,7 +47,7 @@ def from_npz(folder: Path) -> tuple[SAE, dict[str, Any]]:
     """Read a folder for Gemma 2, and return the SAE or transcoder and its provenance.
 
     An SAE here subtracts b_dec from its input, and one of Gemma Scope does not: b_dec W_enc is added to b_enc, in fp64,
-    and rounded. A folder whose name says nothing is taken for that of an SAE.
+    and rounded. If the name of the folder does not say what it holds, an SAE is assumed.
 
     Raises:
         ValueError: The file is damaged, or holds something else.
@@ -72,7 +72,7 @@ def from_safetensors(folder: Path) -> tuple[SAE, dict[str, Any]]:
 
 
 class _Place(NamedTuple):
-    """What the names of folders tell."""
+    """What the names of the folders say about an SAE."""
 
     lm: str | None = None
     hook: str | None = None
@@ -100,7 +100,7 @@ def _from_tensors(file: Path, tensors: Mapping[str, Tensor], place: _Place) -> t
 
 
 def _place(folder: Path) -> _Place:
-    """Return what the names of a folder for Gemma 2 and of those around it tell."""
+    """Return what the names of a folder for Gemma 2, and of those around it, say about the SAE."""
     repository = _last_match(REPOSITORY.fullmatch, folder)
     if repository is None:
         return _Place()
@@ -110,12 +110,12 @@ def _place(folder: Path) -> _Place:
 
 
 def _place_2(folder: Path) -> _Place:
-    """Return what the names of a folder for Gemma 3 and of those around it tell."""
+    """Return what the names of a folder for Gemma 3, and of those around it, say about the SAE."""
     repository = _last_match(REPOSITORY_2.fullmatch, folder)
     if repository is None:
         return _Place()
-    # The smallest is on the hub under a name without the suffix. Those from 4B on read images too, and their language
-    # model is one of two parts.
+    # The smallest is on the hub under a name without the suffix. Those from 4B on also read images, so that their
+    # language model is one of two parts.
     is_plain = repository["kind"] == "pt" and repository["size"] == "270m"
     lm = f"google/gemma-3-{repository['size']}{'' if is_plain else '-' + repository['kind']}"
     blocks = "model.layers" if repository["size"] in ("270m", "1b") else "model.language_model.layers"

@@ -9,9 +9,9 @@ prepared before they are given to it. Therefore every export carries
 - a *parameters file*, `prolu.safetensors`, beside the other library's files: the nonlinearity's own parameters.
 
 The other library ignores both. Somebody may have changed the SAE since, with the other library's own tools, and then
-the record is out of date. So an import rebuilds the original from them, exports it once more in memory, and believes
-the record only if the result equals, to the bit, what the folder holds now. No flag or digest has to be kept, and a
-changed SAE is read like any other of that format.
+the record is out of date. So an import rebuilds the original from them, exports it once more in memory, and uses the
+record only if the result equals, to the bit, what the folder holds now. No flag or digest has to be kept, and a changed
+SAE is read like any other of that format.
 """
 
 from collections.abc import Callable, Mapping
@@ -62,7 +62,7 @@ def parameters_file(sae: SAE) -> dict[str, bytes]:
 def recorded_preparation(file: Path, record: Any, d_in: int) -> tuple[bool, bool]:
     """Say whether a record requires that inputs be scaled per token, and that they be centred.
 
-    This counts even if the rest of the record is out of date: whoever changed the weights, they still belong to
+    This holds even if the rest of the record is out of date: weights that somebody has changed still belong to
     activations that were prepared in this way.
 
     Args:
@@ -123,7 +123,7 @@ def _possible_parameters(folder: Path, config: SAEConfig, form: CommonForm) -> l
     if (folder / PARAMETERS_FILE).is_file():
         found.append(read_safetensors(folder / PARAMETERS_FILE))
     # The other library's own saving keeps the record and drops the parameters file. For ProLU the threshold is
-    # max(0, -b), so b = -threshold gives the same latents; a positive b is lost, and changed none.
+    # max(0, -b), so b = -threshold gives the same latents; a positive b is lost, but it does not change any latent.
     if isinstance(nonlinearity, GeneralisedProLU) and "threshold" in form.own:
         found.append({"b_enc": -form.own["threshold"]})
     # Most other nonlinearities have the same parameters in the common form.

@@ -54,7 +54,7 @@ def undescribed_preparation(sae: SAE, provenance: Mapping[str, Any]) -> list[str
     """Return what must be done to an SAE's inputs and cannot be described in SAELens's config."""
     if sae.is_transcoder:
         return saelens_transcoder.undescribed_preparation(sae, provenance)
-    # SAELens has the model centred, through the kwargs of `_metadata`, if TransformerLens loads it.
+    # If TransformerLens loads the model, SAELens centres it because of the kwargs in `_metadata`.
     is_described = _is_transformer_lens_hook(provenance.get("hook"))
     return [CENTRED] if provenance.get("centred") and not is_described else []
 
@@ -110,7 +110,7 @@ def _metadata(provenance: Mapping[str, Any]) -> dict[str, Any]:
         "context_size": provenance.get("ctx"),
         "dataset_path": provenance.get("data"),
         "neuronpedia_id": None,
-        # What SAELens leaves out of its training in the same way; roles and norms it does not know.
+        # SAELens can leave out special tokens in the same way. It has no field for roles and norms.
         **({"exclude_special_tokens": True} if provenance.get("exclude_special_tokens") else {}),
         **({"seqpos_slice": [n, None]} if (n := provenance.get("exclude_positions")) else {}),
     }
@@ -155,7 +155,7 @@ def from_folder(folder: Path) -> tuple[SAE, dict[str, Any]]:
     if not is_tied:
         form = tied(form)
     if ranks_by_norm:
-        # TopK by |W_dec row| * latent: with unit rows our TopK chooses the same.
+        # SAELens ranks latents by |W_dec row| * latent. With rows of unit norm, our TopK chooses the same latents.
         form = with_unit_rows(form)
     provenance = _provenance(config, architecture) | ({"centred": True} if is_centred else {})
     return sae_of(form, normalisation), provenance
@@ -179,8 +179,8 @@ def _read(folder: Path, config: Mapping[str, Any], architecture: str) -> CommonF
 def _check_factors(folder: Path, factors: Tensor | None, config: Mapping[str, Any]) -> None:
     """Raise ValueError if an SAE has factors that scale its latents in the decoder.
 
-    Older versions of SAELens wrote a factor for every latent, of 1 where none was trained. Those are left out, as
-    SAELens itself does.
+    Older versions of SAELens wrote a factor for every latent, which is 1 if none was trained. Factors of 1 are ignored,
+    as in SAELens itself.
     """
     if factors is None:
         check_supported(
@@ -232,7 +232,7 @@ def _as_version_6(file: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _provenance(config: dict[str, Any], architecture: str) -> dict[str, Any]:
-    """Return what the folder tells of where the SAE comes from."""
+    """Return what the folder says about where the SAE comes from."""
     metadata = config["metadata"]
     hook = metadata.get("hook_name")
     if metadata.get("model_class_name") == "AutoModelForCausalLM" and isinstance(hook, str):

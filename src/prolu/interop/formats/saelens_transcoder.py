@@ -27,7 +27,7 @@ ARCHITECTURES = {
 
 def undescribed_preparation(sae: SAE, provenance: Mapping[str, Any]) -> list[str]:
     """Return what must be done to a transcoder's inputs and cannot be described in SAELens's config."""
-    # SAELens scales the inputs of a transcoder, and not its output back.
+    # SAELens can scale the inputs of a transcoder, but it does not scale the output back.
     scaling = [scaled(sae.d_in)] if sae.config.normalisation == "per_token" else []
     return scaling + ([CENTRED] if provenance.get("centred") else [])
 
@@ -72,8 +72,8 @@ def to_files(sae: SAE, provenance: Mapping[str, Any], metadata: Mapping[str, Any
 def read(folder: Path, config: Mapping[str, Any]) -> SAE:
     """Return the transcoder in a folder of SAELens.
 
-    Its latents and outputs are those of SAELens to the bit. What an export of ours had beside them, a b_dec and the
-    nonlinearity that trained it, is not in SAELens's files.
+    Its latents and outputs are those of SAELens to the bit. If it is an export from this library, its b_dec and the
+    nonlinearity that it was trained with are not in SAELens's files.
 
     Args:
         folder: The folder.
