@@ -1,4 +1,4 @@
-"""The cellar of the package: everything that knows neither an SAE nor a language model.
+"""The lowest layer of the package: everything that knows neither an SAE nor a language model.
 
 - `files`: files that are complete or absent, folders that one process locks, JSON.
 - `names`: plain names, and text that a terminal may be sent.

@@ -12,7 +12,7 @@ WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or F
 
 
 def at_least_1(name: str, value: int) -> int:
-    """Return a value if it is at least 1. `name` is what the user knows it by.
+    """Return a value if it is at least 1. `name` is its name in messages.
 
     Raises:
         ValueError: The value is less than 1.
@@ -23,7 +23,7 @@ def at_least_1(name: str, value: int) -> int:
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> str:
-    """Return a value if it is one of the choices. `name` is what the user knows it by.
+    """Return a value if it is one of the choices. `name` is its name in messages.
 
     Raises:
         ValueError: The value is not among the choices.
@@ -41,7 +41,7 @@ def check_types(config: Any) -> None:
 
 
 def check_type(name: str, value: Any, declared: Any) -> None:
-    """Raise ValueError unless a value is of the declared type. `name` is what the user knows it by.
+    """Raise ValueError unless a value is of the declared type. `name` is its name in messages.
 
     It knows the types int, float (which a whole number fits too, but not NaN), str, bool and Path, a tuple of any
     number of one of these, a union of any of them with None, and a `Literal` of texts.
@@ -55,7 +55,7 @@ def _fits(value: Any, declared: Any) -> bool:
     if isinstance(declared, UnionType):
         return any(_fits(value, one) for one in get_args(declared))
     if get_origin(declared) is Literal:
-        # The type first: a value of another type may compare with a text in a way of its own, as an array does.
+        # The type is checked first, because comparing another type with a text may not give a bool, as for an array.
         return isinstance(value, str) and value in get_args(declared)
     if get_origin(declared) is tuple:
         return isinstance(value, tuple) and all(_fits(one, get_args(declared)[0]) for one in value)

@@ -6,8 +6,8 @@ import torch
 
 
 def numbered(device: str | torch.device) -> torch.device:
-    """Return a device; one that is called `cuda` with the number of the GPU that this thread uses now."""
-    # Which GPU `cuda` means is a matter of the thread that asks, and windows are read by threads of their own.
+    """Return a device; `cuda` without a number becomes the GPU that this thread uses now."""
+    # `cuda` means another GPU in each thread that has set one, and windows are read by threads of their own.
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())

@@ -40,14 +40,14 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     """Write a file so that its name always stands for the whole old content or the whole new one."""
     # Beside the file, since a rename is atomic within one file system only.
     partial = file.with_name(f".{file.name}.partial")
-    # A link of this name, in a folder that came from elsewhere, would be written through.
+    # In a folder from elsewhere, a link of this name could make this write change a file outside the folder.
     partial.unlink(missing_ok=True)
     try:
         write_flushed(partial, content)
         _announce("rename", file)
         partial.replace(file)
     except OSError:
-        partial.unlink(missing_ok=True)  # after a full disk, for one: the space is needed
+        partial.unlink(missing_ok=True)  # for example after a full disk, where the space is needed
         raise
     _flush_folder(file.parent)
 
@@ -67,7 +67,7 @@ def write_at(file: Path, at: int, content: bytes) -> None:
     """Write into a file from byte `at` on, cut off whatever lay behind that byte, and flush it to the disk."""
     with file.open("r+b" if file.exists() else "wb") as out:
         _announce("write", file)
-        # What a killed process had appended beyond the last noted length must not stay behind the new content.
+        # What a killed process had appended after the last recorded length must not remain after the new content.
         out.truncate(at)
         out.seek(at)
         out.write(content)
@@ -94,7 +94,8 @@ def remove(path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    # Names are the folder's content: without this, a renamed file may lose its new name in a power failure.
+    # The names of files are content of the folder. Without this, a renamed file may lose its new name in a power
+    # failure.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -144,7 +145,7 @@ def locked(folder: Path, file: str = LOCK_FILE, *, patience: float = 0.0) -> Ite
 def retry_while_busy(work: Callable[[], T], seconds: float) -> T:
     """Return what `work` returns; try again for `seconds` while another process locks a folder that it needs.
 
-    For work that takes its locks deep inside; where the lock is at hand, `locked` itself waits.
+    This is for work that takes its locks in functions that it calls; `locked` itself can wait too.
 
     Raises:
         FolderBusyError: The folder is still locked after that time.

@@ -88,8 +88,8 @@ def place_of(name: str) -> Place:
 def is_reachable() -> bool:
     """Return whether the hub answers at all. It is asked once in a process.
 
-    Where it does not, huggingface_hub asks again and again, for half a minute and with a warning each time. Callers
-    then look into the cache only.
+    If it does not, huggingface_hub would repeat each request for half a minute, with a warning each time. So callers
+    then look only into the cache.
     """
     from huggingface_hub import constants, errors, get_session
 
@@ -192,7 +192,7 @@ def errors_as_sentences(place: Place) -> Iterator[None]:
     """Raise what huggingface_hub raises in the block as an error of ours, with one sentence for the user."""
     from huggingface_hub import errors
 
-    # Its log would repeat the errors in other words before ours.
+    # huggingface_hub's log would repeat the errors in other words before ours.
     log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -203,7 +203,8 @@ def errors_as_sentences(place: Place) -> Iterator[None]:
     try:
         yield
     except errors.LocalEntryNotFoundError as problem:
-        # It says only that the cache lacks the file; its cause says why the hub was not asked, or did not answer.
+        # This error says only that the cache lacks the file. Its cause says why the hub was not asked, or did not
+        # answer.
         raise _our_error(place, problem.__cause__ or problem) from None
     except (ValueError, errors.OfflineModeIsEnabled, transport, RuntimeError) as problem:
         # RuntimeError is what hf_xet, which transfers large files, raises for everything.
@@ -216,7 +217,7 @@ def _our_error(place: Place, problem: BaseException) -> Exception:
     """Return a HubError for what will not succeed if tried again, a ConnectionError for what may."""
     from huggingface_hub import errors
 
-    # These first: they are HTTP errors too, and say more than their status.
+    # These are checked first: they are HTTP errors too, but their types say more than their status.
     refusals = (
         (errors.RevisionNotFoundError, "no such revision there"),
         (errors.GatedRepoError, "gated; ask for access on its page first"),

@@ -48,8 +48,8 @@ class Interrupt:
         if self.requested:
             if self._patient:
                 return
-            # Not sys.exit, whose exception would unwind through whatever is stuck and be caught on the way. Files are
-            # safe, since each gets its name only when it is complete.
+            # `sys.exit` is not used, because its exception could be caught, or held up by whatever does not end. Files
+            # are safe, since each gets its name only when it is complete.
             os._exit(INTERRUPTED)
         self.requested = True
         sentence = "saving a checkpoint after this step; a second signal exits at once"

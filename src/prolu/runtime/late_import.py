@@ -16,7 +16,8 @@ def names_of(module: str) -> Callable[[str], Any]:
     package = module.rpartition(".")[0]
 
     def get(name: str) -> Any:
-        # Python and its tools look for many a `__wrapped__` or `__path__`, for which nothing needs to be imported.
+        # Python and its tools look for names such as `__wrapped__` or `__path__`, for which nothing needs to be
+        # imported.
         if name == "__all__" or not name.startswith("__"):
             source = import_module(module)
             if name == "__all__" or name in source.__all__:

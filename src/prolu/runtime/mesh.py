@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 Made = TypeVar("Made")
 
 PATIENCE = timedelta(days=1)
-"""The time that ranks wait for one that evaluates or writes. A rank that has died is noticed at once."""
+"""The longest time that ranks wait for one that evaluates or writes. If a rank has died, the others notice at once."""
 
 
 class MeshShape(NamedTuple):
@@ -43,7 +43,7 @@ class MeshShape(NamedTuple):
             ValueError: The text describes no mesh.
         """
         found = dict(re.findall(r"(data|latent)=([1-9]\d*)(?:,|$)", text))
-        # Written out again, because the pattern skips whatever it does not know.
+        # The result is written out again and compared, because the pattern skips text that it does not match.
         if not found or ",".join(f"{axis}={n}" for axis, n in found.items()) != text:
             raise ValueError(f"mesh {text!r}: write data=D,latent=L, or one of the two, as in data=2,latent=4")
         return cls(**{axis: int(n) for axis, n in found.items()})
@@ -261,7 +261,7 @@ def mesh_of(text: str, device: str, n_threads: int) -> Mesh:
 
 
 def leave() -> None:
-    """Part with the other processes, if there are any."""
+    """Leave the group of processes, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

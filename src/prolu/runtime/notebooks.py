@@ -126,7 +126,7 @@ def data_frame(rows: Iterable[Mapping[str, Any]]) -> Any:
 
 def in_notebook() -> bool:
     """Return whether this process is the kernel of a notebook."""
-    # Whoever runs in one has imported IPython already; a terminal's IPython has no kernel.
+    # In a notebook, IPython has been imported already. In a terminal, IPython has no kernel.
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return hasattr(shell, "kernel")

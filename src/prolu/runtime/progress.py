@@ -25,7 +25,7 @@ WIDTH_OF_SAE_RATE = 100
 
 listeners: list[Callable[[str, int, int], None]] = []
 """Functions that every meter of this process calls when it advances, with the name of its work, the amount done and the
-total. A worker on a cluster reports through them, since its own terminal is seen by nobody."""
+total. A worker on a cluster reports through them, since nobody sees its own terminal."""
 
 
 class Meter:
@@ -133,7 +133,7 @@ class Meter:
         return f"{self._what} {fraction:.0%}  {rates}  {passed}, {seconds_left:.0f} s left"
 
     def look(self) -> None:
-        """Find out what a notebook shows besides. It may compute, so it is done by the thread that does the work."""
+        """Find out what a notebook shows besides. This may take computing, so the thread that does the work does it."""
         if self._figures is not None:
             self._shown_figures = self._figures()
 
@@ -208,7 +208,7 @@ class _NotebookLine:
 class _Bars:
     """The bars of all meters that run in this process, each on a line of its own.
 
-    They share one display, because two displays know nothing of each other and write over each other's lines.
+    They share one display, because two displays would write over each other's lines.
     """
 
     def __init__(self):
@@ -242,7 +242,7 @@ class _Bars:
     def note(self, text: str) -> None:
         """Show a text in place of the newest bar's rate; an empty one shows the rate again."""
         if self._display is not None:
-            # At once: what follows may keep the thread that draws from running.
+            # Drawn at once, because the work that follows may keep the drawing thread from running.
             self._display.update(self._open[-1], note=text, refresh=True)
 
 

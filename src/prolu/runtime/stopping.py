@@ -22,5 +22,5 @@ def one_sentence(error: type[StoppedError]) -> Iterator[None]:
     except OSError as problem:
         stopped = error(str(problem))
         stopped.errno, stopped.strerror, stopped.filename = problem.errno, problem.strerror, problem.filename
-        # Not where in the loop it happened: nothing is wrong there.
+        # Without the original traceback, because the place in the code where it happened is not the cause.
         raise stopped from None
