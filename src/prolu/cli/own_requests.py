@@ -1,5 +1,4 @@
-"""The requests whose settings are all options: `train` for one SAE, and `sweep grid` for all combinations of settings.
-"""
+"""The requests whose settings are all options: `train` for one SAE, `sweep grid` for combinations of settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields

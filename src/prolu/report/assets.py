@@ -1,4 +1,4 @@
-"""The files that the pages are made from (templates, styles, scripts), and what fills the templates in."""
+"""The files that the pages are made from (templates, styles, scripts), and the function that fills in the templates."""
 
 from functools import cache
 from pathlib import Path

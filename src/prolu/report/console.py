@@ -14,7 +14,7 @@ GAP = 2
 """The columns between two columns of a table."""
 
 INDENT = " "
-"""What stands before every line but headings."""
+"""The indent of every line except headings."""
 
 
 def fits(console: Console, columns: Sequence[Column]) -> bool:

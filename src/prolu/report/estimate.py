@@ -77,7 +77,7 @@ def _cost_lines(cost: Estimate) -> list[tuple[str, str]]:
 
 
 def _duration(seconds: float) -> str:
-    # A unit is used from twice its size on, because "1.2 hours" says less than "72.0 minutes".
+    # A unit is used from twice its size on, because "72.0 minutes" is easier to grasp than "1.2 hours".
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -34,7 +34,7 @@ HALF_WIDTH = 90
 """The width of the drawing of an interval from 0 to either end, in units of its SVG."""
 
 Kind = Literal["good", "bad", "open"]
-"""How a verdict or a claim is coloured: the names are classes of the style sheet."""
+"""The colours of verdicts and claims; the names are classes of the style sheet."""
 
 BETTER_KINDS: dict[bool | None, Kind] = {True: "good", False: "bad", None: "open"}
 CLAIM_KINDS: dict[str, Kind] = {"holds": "good", "does not hold": "bad"}
@@ -74,7 +74,7 @@ class VerdictGroup(NamedTuple):
     baseline: str
     rows: list[VerdictRow]
     ground: str
-    """What all rows rest on, said once; empty if it differs between them."""
+    """What all rows rest on, if it is the same for all; otherwise empty."""
 
 
 class VerdictTable(NamedTuple):
@@ -229,5 +229,5 @@ class ClaimRow(NamedTuple):
 
 
 def rows_of_claims(claims: Sequence[Claim]) -> list[ClaimRow]:
-    """Return the rows of the table that holds claims against the results of a study."""
+    """Return the rows of the table that compares claims with the results of a study."""
     return [ClaimRow(c.statement, c.verdict, CLAIM_KINDS.get(c.verdict, "open"), c.evidence) for c in claims]

@@ -146,7 +146,7 @@ def page_data(content: PageContent) -> dict[str, Any]:
         "families": {name: _style(r) for name, r in families([*content.records, *in_training]).items()},
         "studies": study_letters(study_names(content.records)),
         "names": COLUMNS | {f"{name}@{n}": COLUMNS[name] for n in widths for name in PREFIX_SCORES},
-        # Of one SAE they would have one point each.
+        # With one SAE, each figure would have only one point.
         "planes": [] if content.headline else drawn + [_plane_of_prefix(content.records, n) for n in widths],
         "truth": None if content.truth is None else _response(content.truth),
         "curves": [_curve(column) for column in CURVES],
@@ -225,7 +225,8 @@ def _style(r: Record) -> dict[str, Any]:
 
 def _plane(records: Sequence[Record], x: str, y: str) -> dict[str, Any]:
     found = points(records, x, y)
-    # The script cannot tell the frontier itself: it is of all converged points, whatever the filters leave.
+    # The frontier is found here and not by the script, because it is that of all converged points, whatever is filtered
+    # out.
     best = {p.run_ids for p in pareto_points(found)} if (x, y) in FRONTIER_PLANES else set()
     return {
         "x": x,
@@ -249,7 +250,9 @@ def _plane_of_prefix(records: Sequence[Record], n: int) -> dict[str, Any]:
 
 
 def _joining(line: Sequence[Point], x: str, y: str) -> dict[str, Any]:
-    """Return the curve that comparisons read, for the script to draw: straight lines would say otherwise."""
+    """Return the curve that comparisons use, for the script to draw; straight lines would show other values between
+    runs.
+    """
     places = joining(line, x, y)
     return {
         "family": line[0].family,

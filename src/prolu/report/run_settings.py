@@ -8,7 +8,7 @@ from prolu.runtime.files import through_json
 from prolu.training.config import LATER_FIELDS, RunConfig
 
 USUAL: dict[str, Any] = {f.name: through_json(f.default) for f in fields(RunConfig) if f.name != "named"}
-"""The default of every setting, as JSON writes it, without `named`, which only says what the run's name holds."""
+"""The default of every setting, as JSON writes it, without `named`, which only changes the run's name."""
 
 UNUSED = frozenset(name for name in USUAL.keys() & LATER_FIELDS if through_json(LATER_FIELDS[name]) == USUAL[name])
 """The settings whose absence from a line of results means that they have their defaults."""

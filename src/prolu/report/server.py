@@ -16,8 +16,8 @@ ADDRESS = "127.0.0.1"
 """The only address on which pages are served: other machines cannot reach it."""
 
 OWN_NAMES = ("127.0.0.1", "localhost", "::1")
-"""The names by which a browser on this machine may ask, at any port, since SSH may forward another one. A page
-elsewhere whose name was made to point here has another name, and would read the study otherwise (DNS rebinding)."""
+"""The host names that are accepted in a request, with any port, since SSH may forward another one. A website whose name
+was made to point to this machine has another name, and could otherwise read the study (DNS rebinding)."""
 
 LARGEST_PORT = 65535
 
@@ -141,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Print nothing: a line every ten seconds would tell nobody anything."""
+        """Print nothing, because the page asks every ten seconds."""
 
 
 @cache

@@ -20,7 +20,8 @@ from prolu.sae.saved_sae import WEIGHTS_FILE
 from prolu.studies.results import Results
 
 NARROW = 80
-"""The columns of a terminal below which the table of runs has the figures only that every comparison needs."""
+"""The width of a terminal, in columns, below which the table of runs has only the figures that every comparison
+needs."""
 
 LEFT_OUT = ("MSE", "dead", "coeff")
 """The columns of the table of runs that a narrow terminal does not have."""

@@ -42,7 +42,7 @@ OVER_SEEDS = {"holds", "does not hold", "undecided"}
 
 def marks(console: Console) -> tuple[str, str]:
     """Return the marks of runs that were still moving, and of the frontier."""
-    # Not every terminal, and not every file that output is sent to, has a circle.
+    # Not every encoding of a terminal or an output file has a circle.
     return ("\u25cb" if console.encoding.lower().startswith("utf") else "o"), "*"
 
 

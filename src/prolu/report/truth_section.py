@@ -1,4 +1,4 @@
-"""The section of a report on rows of known features: how families stand to the truth, and how they read magnitudes."""
+"""The section of a report on rows of known features: how latents compare with the true features and magnitudes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ def truth_section(records: Sequence[Record], truths: Mapping[str, TruthFigures])
     for (_,), runs in grouped(known, family).items():
         settings = list(grouped([r for r in runs if r["l0"] > 0], setting).values())
         if settings:
-            # Where families are compared best: the setting whose L0 is nearest to the true one.
+            # Families are compared at the setting whose L0 is nearest to the true one.
             nearest = min(settings, key=lambda some: abs(math.log(_mean(some, "l0") / true_l0)))
             lines += _line(nearest, [truths[r["run_id"]] for r in nearest])
     return TruthSection(true_l0, heads, rows, lines)

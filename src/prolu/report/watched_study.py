@@ -73,7 +73,8 @@ class WatchedStudy:
         return replace(
             content,
             headline=None if in_training else content.headline,
-            # As the reader gave it: the server was started in the folder in which Python or a shell will be, too.
+            # The path is as the user gave it, because Python or a shell will probably be started in the same folder as
+            # the server.
             folders={run_id: str(self.folder / run_id) for run_id in content.folders},
             live=LiveState(in_training, changed),
         )

@@ -116,7 +116,7 @@ def write_report(
     write_tables(records, place)
     write_agreement(content.agreement, place)
     write_comparison(content.comparison, place)
-    # The page is written last, so that what it says to be beside it is there.
+    # The page is written last, so that all files that it links to exist.
     page = place / PAGE_FILE
     write_atomically(page, render_page(content))
     return DrawnReport(page, found, records, content.comparison, content.agreement)

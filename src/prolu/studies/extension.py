@@ -128,7 +128,7 @@ def extension_refusal(  # noqa: PLR0911
     if _resampling_within(old, made, batch_size) != _resampling_within(new, made, batch_size):
         return "it would have been resampled, or its firings counted, at other steps"
     if new.probe_steps(batch_size)[0] < made:
-        return f"it would be too short to show whether it converges; give {made * batch_size * 5 // 4} tokens or more"
+        return f"it would be too short to test convergence; extend it to {made * batch_size * 5 // 4} tokens or more"
     run_folder = out / old.run_id
     keeps_state = any((run_folder / FINAL_FOLDER / CHECKPOINTS_FOLDER).glob("*"))
     if (run_folder / CONFIG_FILE).exists() and not keeps_state:

@@ -1,4 +1,4 @@
-"""What is kept while a text passes by: a histogram per latent, and the firings that are shown or drawn from."""
+"""What is kept while a text is read in parts: a histogram per latent, and the activations that may become examples."""
 
 import numpy as np
 

@@ -43,7 +43,7 @@ from prolu.runtime.files import json_text, read_json_object, remove, through_jso
 from prolu.sae.autoencoder import SAE
 
 FEATURES_FOLDER = "features"
-"""The folder of the pages inside a run's; studies of older versions have it too, so it keeps its name."""
+"""The folder of the pages inside a run's folder. It keeps the name that it had in older versions."""
 INDEX_FILE = "index.html"
 MADE_FILE = "made.json"
 
@@ -120,7 +120,7 @@ def write_browser(folder: Path, source: PageSource, made: Mapping[str, Any], adv
 
 
 def was_made(folder: Path, made: Mapping[str, Any]) -> bool:
-    """Return whether a folder holds finished pages that were decided by just this.
+    """Return whether a folder holds finished pages that were made from exactly this.
 
     Pages of an older format count too: they need nothing but themselves, and the text that they show may be gone.
     """
@@ -197,7 +197,7 @@ def _list(sae: SAE, firings: Firings, texts: list[int]) -> dict[str, Any]:
         "mean": [_short(v) for v in firings.mean.tolist()],
         "max": [_short(v) for v in firings.max.tolist()],
         "own": {name: [_short(v) for v in t.float().tolist()] for name, t in sae.weights.own.items()},
-        # Those of a transcoder are directions of two spaces.
+        # The encoder and decoder of a transcoder are directions in two different spaces, so they have no cosine.
         **({} if sae.is_transcoder else {"cosine": [_short(v) for v in encoder_decoder_cosine(sae).tolist()]}),
         "token": [-1 if peak is None else texts[peak] for peak in peaks],
     }

@@ -29,13 +29,13 @@ class CoFiring(NamedTuple):
 class CoFirings:
     """The latents that are active on each token of a text, from which it follows which are active together.
 
-    Where `MOST_PAIRS` would be passed, only a share of the tokens is kept, half as large each time. They are those with
-    the smallest random numbers, so they are the same in whatever parts the text is read.
+    If there would be more than `MOST_PAIRS` pairs, half of the tokens are dropped, again and again if need be. Those
+    with the smallest random numbers are kept, so the choice does not depend on the parts in which the text is read.
     """
 
     def __init__(self, n_latents: int):
         self.share = 1.0
-        """The share of the tokens that is kept."""
+        """The fraction of the tokens that is kept."""
         self._n_latents = n_latents
         self._which = [np.empty(0, np.int32)]  # the active latents, token after token
         self._lengths = [np.empty(0, np.int64)]  # the number of active latents of each token
@@ -105,7 +105,7 @@ def _largest(both: np.ndarray, own: np.ndarray, all_active: np.ndarray, start: i
     jaccard[np.arange(len(own)), start + np.arange(len(own))] = 0  # no latent is listed as its own companion
     n = min(n, jaccard.shape[1])
     least = np.partition(jaccard, -n, axis=1)[:, -n, None]
-    # With all that equal the n-th, among which the order below then decides.
+    # All that are at least equal to the n-th are taken; the order below then decides among equal ones.
     rows, others = np.nonzero((jaccard >= least) & (jaccard > 0))
     order = np.lexsort((others, -both[rows, others], -jaccard[rows, others], rows))
     found: list[list[CoFiring]] = [[] for _ in own]

@@ -26,7 +26,7 @@ ENTRIES_PER_PASS = 2**22
 """How many activations of latents are held at once: 16 MB in fp32. One token block is always held whole."""
 
 SAMPLE = 200
-"""How many activations per latent are drawn at random; the bands of activation are quantiles of this sample."""
+"""How many activations per latent are drawn at random. The bands of activation are quantiles of this sample."""
 
 N_TOGETHER = 5
 """How many latents that are active together with a latent are named."""
@@ -118,8 +118,8 @@ class Examples(NamedTuple):
 class Firings:
     """When and how strongly the latents of an SAE are active on held-out text.
 
-    The first position of every token block, BOS, is left out: its activations are unlike all others, and no text. So is
-    what the study's mask leaves out.
+    The first position of every token block, BOS, is left out: its activations are unlike all others, and it is no text.
+    Tokens that the study's mask leaves out are left out too.
     """
 
     n_tokens: int
@@ -139,7 +139,7 @@ class Firings:
     together: list[list[CoFiring]]
     """For each latent, the others that are active on the same tokens most often."""
     together_share: float
-    """The share of the tokens on which it was counted which latents are active together; 1 for all of them."""
+    """The fraction of the tokens that was used to count which latents are active together; 1 if all were."""
 
 
 def collect(sae: SAE, text: HeldOutText, n_examples: int, advance: Advance = lambda n: None) -> Firings:

@@ -121,7 +121,7 @@ class LatentPages:
             blocks: the text; its held-out blocks are looked at.
         """
         hook_out = self._hook_out
-        # The tokens that latents promote follow from what they write.
+        # The tokens that latents promote depend on the decoder, which writes at this hook.
         lm_out = lm.at(hook_out) if hook_out else lm
         size = len(choose_blocks(blocks, self.n_tokens)) * blocks.ctx
         # The text passes through the model once, and through each SAE twice; writing counts as a third time.
@@ -147,7 +147,7 @@ class LatentPages:
         stream = self.results.config["stream"]
         return {
             "format": FORMAT,
-            # Of the weights, because a run that was trained anew or further has its old run_id.
+            # A digest of the weights, because a run that was trained anew or further has the same run_id.
             "weights": hashlib.sha256((run.folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
             "stream": {name: stream.get(name) for name in ("lm_digest", "hook", "data_digest")}
             | ({"hook_out": self._hook_out} if self._hook_out else {})

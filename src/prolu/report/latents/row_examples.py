@@ -1,4 +1,4 @@
-"""How examples of rows that come from no language model are shown: their numbers, the user's labels, or images."""
+"""How examples of rows that come from no language model are shown: by numbers, by the user's labels, or as images."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ LONGEST_LABEL = 200
 
 @dataclass(frozen=True)
 class RowExamples:
-    """What stands for each row on the pages of latents. A row has the number that it has in its file."""
+    """What the pages of latents show for each row. A row has the number that it has in its file."""
 
     labels: Path | None = None
     """A text file in UTF-8 with a line for each row, in the order of their numbers."""
@@ -61,7 +61,7 @@ class RowExamples:
         return cls(labels, images, [line[:LONGEST_LABEL] for line in lines], per_image)
 
     def text_of(self, row: int) -> str:
-        """Return what a row is called: its label, or its number if there are no labels."""
+        """Return the name of a row: its label, or its number if there are no labels."""
         return self.read_labels[row] if self.read_labels else f"row {row}"
 
     def write_images(self, rows: Iterable[int], folder: Path) -> None:
@@ -82,7 +82,7 @@ class RowExamples:
 
 
 class RowTexts:
-    """What rows are called, each text kept once, as `TokenTexts` keeps those of tokens."""
+    """The names of rows, each text kept once, as `TokenTexts` keeps those of tokens."""
 
     def __init__(self, rows: RowExamples):
         self._rows = rows
@@ -90,7 +90,7 @@ class RowTexts:
         self.texts: list[str] = []
 
     def place_of(self, row: int) -> int:
-        """Return the place in `texts` of what a row is called, where it is put at the first call."""
+        """Return the place of a row's name in `texts`, to which it is added at the first call."""
         text = self._rows.text_of(row)
         if text not in self._places:
             self._places[text] = len(self.texts)
@@ -98,13 +98,13 @@ class RowTexts:
         return self._places[text]
 
     def places_of(self, rows: Sequence[int]) -> Places:
-        """Return the places of what some rows are called."""
+        """Return the places of the names of some rows."""
         places = [self.place_of(row) for row in rows]
         return Places(places, places)
 
 
 def digests_of(labels: Path | None, images: Path | None) -> dict[str, str]:
-    """Return SHA-256 of the labels and of the images that there are, by which pages that were made before are known."""
+    """Return SHA-256 of the labels and of the images, where there are any. They show whether pages are up to date."""
     made = {}
     for name, path in (("labels", labels), ("images", images)):
         if path is not None:

@@ -23,8 +23,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class StoppedError(Exception):
-    """A worker got a signal, for example because its node is shut down. Its group has a checkpoint, and is tried again.
-    """
+    """A worker got a signal, for example because its node stops. Its group has a checkpoint, and is tried again."""
 
 
 class GroupTask(NamedTuple):
@@ -106,8 +105,7 @@ class WorkerVoice(logging.Handler):
             self.pass_on()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a message until `pass_on`, because a signal handler may log it while a call to the board is being made.
-        """
+        """Keep a message until `pass_on`, because a signal handler may log it during a call to the board."""
         self._sentences.append(f"group {self._task.number}: {record.getMessage()}")
 
     def pass_on(self) -> None:
