@@ -254,7 +254,7 @@ def main() -> None:
         means(file)
     tables = [(comparisons_of(file), targets_of(*read_studies(file).values())) for file in files]
     for found, targets in tables or [(comparisons(), TARGETS)]:
-        print(f"| at equal L0 | {' | '.join(f'{target:g}' for target in targets)} | runs still moving |")
+        print(f"| at equal L0 | {' | '.join(f'{target:g}' for target in targets)} | runs not converged |")
         print(f"|{'---|' * (len(targets) + 2)}")
         for name, verdicts in found.items():
             print(row_of(name, verdicts))

@@ -47,7 +47,7 @@ def test_it_runs_and_shows_tables_figures_and_one_line_of_progress(tour, tmp_pat
     by_source = {cell.source: cell for cell in cells}
     (results,) = shown(by_source["results"], "text/html")
     assert results.count("<tr>") == 13
-    assert "still moving" in results
+    assert "not converged" in results
     # One figure, and not the same one again when the cell ends.
     assert len(shown(by_source["results.plot()"], "image/png")) == 1
     (verdicts,) = shown(by_source["results.verdicts()"], "text/html")

@@ -137,7 +137,7 @@ def test_the_middle_run_counts_although_it_had_not_converged(tmp_path):
     own = Comparisons(study)
     assert found.change == pytest.approx(0.2213 / 0.2581 - 1, abs=0.02)
     assert (found.n_unconverged, found.n_runs, found.verdict) == (1, 6, "not tested")
-    assert "1 of 6 runs was still moving" in str(own.verdict("prolu_relu + sqrt_l1", "relu + sqrt_l1", at))
+    assert "1 of 6 runs had not converged" in str(own.verdict("prolu_relu + sqrt_l1", "relu + sqrt_l1", at))
 
 
 def test_runs_without_a_logarithm_are_left_out_and_it_is_said(tmp_path):
@@ -343,8 +343,8 @@ def test_convergence_qualifies_a_claim_and_does_not_replace_it(tmp_path):
     found = compare_families([moving])
     assert [c.verdict for c in found.paper] == ["holds"] * 4
     for claim in (*found.paper, *found.against_relu):
-        assert re.search(r"(\d+) of \1 runs were still moving", claim.evidence)
-        assert claim.evidence.count("still moving") <= 2  # once, not at every L0
+        assert re.search(r"(\d+) of \1 runs had not converged", claim.evidence)
+        assert claim.evidence.count("had not converged") <= 2  # once, not at every L0
 
 
 def test_a_range_that_nobody_reached_is_named_with_the_way_there(tmp_path):

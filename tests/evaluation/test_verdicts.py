@@ -103,7 +103,7 @@ def test_unconverged_runs_take_part_and_are_counted(tmp_path):
     runs[0]["converged"] = runs[-1]["converged"] = False
     found = matched(Made(runs, tmp_path), "prolu_ste + l1", "relu + l1", 20)
     assert (found.n_unconverged, found.n_runs, found.n_seeds) == (2, 12, 2)
-    assert "2 of 12 runs were still moving" in str(found)
+    assert "2 of 12 runs had not converged" in str(found)
     without = matched(Made(runs, tmp_path), "prolu_ste + l1", "relu + l1", 10, unconverged=False)
     assert (without.n_seeds, without.n_unconverged, without.n_runs) == (1, 0, 10)
     alone = [r | {"converged": r["nonlinearity"] != "relu"} for r in runs]
@@ -255,10 +255,10 @@ def test_a_verdict_is_a_sentence():
     one = found._replace(verdict="not tested", n_seeds=1, reason="one seed", n_unconverged=7, n_runs=12)
     assert str(one).endswith(
         "-31.2% (95% interval over held-out documents -35.1% to -26.8%, one seed, 214 documents; "
-        "7 of 12 runs were still moving), not tested over seeds"
+        "7 of 12 runs had not converged), not tested over seeds"
     )
     assert str(one._replace(low=math.nan, high=math.nan)).endswith(
-        "-31.2% (no interval, one seed, 214 documents; 7 of 12 runs were still moving), not tested over seeds"
+        "-31.2% (no interval, one seed, 214 documents; 7 of 12 runs had not converged), not tested over seeds"
     )
 
 

@@ -203,7 +203,7 @@ def test_one_sae_gets_a_headline_and_no_claims(one_sae, width):
     assert max(map(len, lines)) <= width
     record = one_sae.records[0]
     head = " ".join(text.split("\n\n")[0].split())
-    assert head.endswith("one SAE, topk, builtin blocks.1, 2.56M tokens, still moving when training ended")
+    assert head.endswith("one SAE, topk, builtin blocks.1, 2.56M tokens, not converged when training ended")
     # The quartiles of 1%, 2%, 4% and 8%, interpolated linearly by hand.
     found = {"L0": f"{record['l0']:.1f}", "CE increase": f"{record['degradation']:.3f}", "recovered": "95.0%"}
     found |= {"FVU": "0.125", "dead": "20.0%", "density": "1.75%, 3.00%, 5.00%"}

@@ -41,7 +41,7 @@ def test_texts_are_short(study):
     assert repr(study) == f"Results({study.folder}: 5 runs of 3 families, 0 converged)"
     run = study.runs[0]
     record = run.record
-    scores = f"L0 {record['l0']:.1f}, CE increase {record['degradation']:.3f} nats, still moving"
+    scores = f"L0 {record['l0']:.1f}, CE increase {record['degradation']:.3f} nats, not converged"
     assert repr(run) == f"Run({run.run_id}: {scores})"
     assert repr(study.frontier()) == "Frontier(0 of 0 converged runs are best in L0 and CE increase)"
     one = with_records(study, {"converged": True})
@@ -66,7 +66,7 @@ def test_tables_of_a_notebook(study):
     for record in study.records:
         for shown in (family(record), f"{record['l0']:.1f}", f"{record['degradation']:.3f}", f"{record['mse']:.3f}"):
             assert shown in text
-    assert text.count("still moving") == 5
+    assert text.count("not converged") == 5
     assert study.records[0]["run_id"] in check_safe(study.runs[0]._repr_html_())
     frontier = with_records(study, *[{"converged": True, "l0": 9.0 - i} for i in range(5)]).frontier()
     assert check_safe(frontier._repr_html_()).count("converged") == 1 + len(frontier.runs) > 1

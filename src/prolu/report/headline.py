@@ -8,7 +8,7 @@ from prolu.studies.runs import Run
 
 CONVERGED = {
     True: "converged",
-    False: "still moving when training ended",
+    False: "not converged when training ended",
     None: "not known whether converged",
 }
 """Whether a run has converged, in words; None of an SAE that another library trained."""

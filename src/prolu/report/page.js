@@ -118,7 +118,7 @@ function begin() {
   const sentences = [
     several ? "Points are means over init seeds with 95% t intervals; the small points are the runs."
       : "Every point is one run with one seed, so there are no intervals: small differences are not findings.",
-    "Filled markers have converged. Hollow ones were still moving when training ended, or it is not known.",
+    "Filled markers have converged. Hollow ones had not when training ended, or it is not known.",
     "A ring marks the frontier: no other converged point is better on both axes.",
     "Point at a marker for its numbers; click it for its runs.",
   ];

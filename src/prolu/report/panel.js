@@ -10,7 +10,7 @@ function element(name, attributes, ...content) {
 }
 
 const shownValue = (value) => (typeof value === "string" ? value : typeof value === "number" ? String(Number(value.toPrecision(6))) : JSON.stringify(value)?.replaceAll(",", ", "));
-const CONVERGED = new Map([[true, "yes"], [false, "no: it was still moving"], [null, "not known"]]);
+const CONVERGED = new Map([[true, "yes"], [false, "no"], [null, "not known"]]);
 
 // The folder of a run, for Python and the shell: a page on the disk knows where it lies, one that is served does not.
 function pathOf(folder) {

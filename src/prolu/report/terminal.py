@@ -129,7 +129,7 @@ def _print_runs(console: Console, records: Sequence[Record]) -> None:
         columns = [column for column in columns if column.title not in LEFT_OUT]
     print_table(console, columns)
     meanings = {best: (bool(frontier), "no converged run is better in both")}
-    meanings[moving] = (any(r["converged"] is False for r in records), "still moving when training ended")
+    meanings[moving] = (any(r["converged"] is False for r in records), "not converged when training ended")
     if any(r["converged"] is None for r in records):
         meanings["no mark:"] = (True, "converged, or not known")
     said = [f"{mark} {meaning}" for mark, (is_used, meaning) in meanings.items() if is_used]

@@ -41,7 +41,7 @@ OVER_SEEDS = {"holds", "does not hold", "undecided"}
 
 
 def marks(console: Console) -> tuple[str, str]:
-    """Return the marks of runs that were still moving, and of the frontier."""
+    """Return the marks of runs that have not converged, and of the frontier."""
     # Not every encoding of a terminal or an output file has a circle.
     return ("\u25cb" if console.encoding.lower().startswith("utf") else "o"), "*"
 
@@ -91,7 +91,7 @@ def _print_changes(console: Console, verdicts: Sequence[Verdict]) -> None:
         for baseline in baselines:
             print_table(console, _changes(with_number, [baseline], moving))
     if any(v.n_unconverged for v in with_number):
-        print_sentence(console, f"{moving} with runs that were still moving when training ended")
+        print_sentence(console, f"{moving} with runs that had not converged when training ended")
     without = {}
     for v in rows_for_tables(verdicts):
         if math.isnan(v.change):

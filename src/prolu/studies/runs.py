@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CONVERGED = {True: "converged", False: "still moving", None: "not known whether converged"}
+CONVERGED = {True: "converged", False: "not converged", None: "not known whether converged"}
 """Whether a run has converged, in words; None of an SAE that another library trained."""
 
 

@@ -33,11 +33,11 @@ from prolu.evaluation.comparison.wording import (
     ONE_SEED,
     Verdict,
     listed,
+    not_converged,
     percent,
     qualifiers,
     shown_interval,
     shown_l0,
-    still_moving,
 )
 
 L0_BOUNDARY = 25
@@ -219,8 +219,8 @@ def _relu_on_l1_mse_frontier(comparisons: Comparisons) -> Claim:
     beaten_by = [[o for o in runs if family(o) != "relu + l1" and _is_beside(o, r) and _beats(o, r)] for r in relu]
     n_beaten = sum(map(bool, beaten_by))
     n_seeds = len(set(map(replicate, relu)))
-    moving = still_moving(sum(r["converged"] is False for r in runs), len(runs))
-    tail = (f", {n_seeds} seeds" if n_seeds > 1 else f", {ONE_SEED}") + (f"; {moving}" if moving else "")
+    unconverged = not_converged(sum(r["converged"] is False for r in runs), len(runs))
+    tail = (f", {n_seeds} seeds" if n_seeds > 1 else f", {ONE_SEED}") + (f"; {unconverged}" if unconverged else "")
     if not n_beaten:
         verdict = HOLDS if n_seeds > 1 else "holds (one seed)"
         return Claim(statement, verdict, f"none of its {len(relu)} runs is beaten by a run of another family{tail}.")

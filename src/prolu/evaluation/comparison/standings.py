@@ -60,7 +60,7 @@ class Standing(NamedTuple):
     unit: str
     """What `n_documents` counts: documents, or token blocks where documents are not known."""
     n_unconverged: int
-    """The number of runs of its curve that were still moving when their training ended."""
+    """The number of runs of its curve that had not converged when their training ended."""
     n_runs: int
     """The number of runs of its curve."""
     is_best: bool = False

@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
     reason: str = ""
     """Why nothing was tested; empty if something was."""
     n_unconverged: int = 0
-    """The number of runs of both families that were still moving when their training ended, by the convergence rule."""
+    """The number of runs of both families that had not converged when their training ended, by the convergence rule."""
     n_runs: int = 0
     """The number of runs in the curves of both families."""
     tolerance: float = 0.0
@@ -178,8 +178,8 @@ def shown_ground(v: Verdict) -> str:
 
 
 def qualifiers(v: Verdict) -> list[str]:
-    """Return what qualifies the number of a verdict: runs still moving, the tolerance of the curves, runs left out."""
-    found = [moving] if (moving := still_moving(v.n_unconverged, v.n_runs)) else []
+    """Return what qualifies the number of a verdict: unconverged runs, the tolerance of the curves, runs left out."""
+    found = [unconverged] if (unconverged := not_converged(v.n_unconverged, v.n_runs)) else []
     # Where the interval contains 0, the difference is no finding, so this need not be said. A tolerance that is too
     # small to be written means that a run lies at this L0.
     if math.isnan(v.tolerance):
@@ -199,10 +199,9 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def still_moving(n_unconverged: int, n_runs: int) -> str:
-    """Return how many runs had not converged, as in `7 of 12 runs were still moving`; empty if all had."""
-    verb = "was" if n_unconverged == 1 else "were"
-    return f"{n_unconverged} of {n_runs} runs {verb} still moving" if n_unconverged else ""
+def not_converged(n_unconverged: int, n_runs: int) -> str:
+    """Return how many runs had not converged, as in `7 of 12 runs had not converged`; empty if all had."""
+    return f"{n_unconverged} of {n_runs} runs had not converged" if n_unconverged else ""
 
 
 def rows_for_tables(verdicts: Sequence[Verdict]) -> list[Verdict]:
