@@ -24,9 +24,9 @@ class TopK(Rectified):
 
     It exists because L0 is then set directly, and needs no penalty, which would shrink latents.
 
-    With AuxK, latents that have been silent for long reconstruct what the others leave over, the residual, and so come
-    back to life: the loss gains alpha * mean (f_aux W_dec - (x - x_hat))^2, where f_aux are the `MOST_AUXILIARY`
-    largest dead latents of each token.
+    With AuxK, dead latents reconstruct the residual that the other latents leave, and so get gradients with which they
+    can become active again: the loss gains alpha * mean (f_aux W_dec - (x - x_hat))^2, where f_aux are the
+    `MOST_AUXILIARY` largest dead latents of each token.
     """
 
     usual_penalty = "none"  # k sets the L0
