@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from prolu.evaluation.comparison import replicates
+from prolu.evaluation.comparison.claims import compare_families
+from prolu.evaluation.comparison.comparisons import Comparisons
 from prolu.evaluation.comparison.intervals import half_width_of_difference
 from prolu.evaluation.comparison.points import hypervolume, points, summaries
 from prolu.evaluation.comparison.verdicts import Verdict, matched, rows_for_tables, verdict_table
@@ -291,6 +293,39 @@ def test_a_ce_increase_that_resamples_to_nothing_gives_no_interval():
     logs = [np.zeros(3), np.ones(3)]
     assert math.isnan(half_width_of_difference(logs, [np.full((10, 3), math.nan), np.zeros((10, 3))], 9.0))
     assert half_width_of_difference([np.zeros(2), np.zeros(2)], None, math.inf) == 0
+
+
+def test_where_a_ce_increase_is_near_0_the_change_in_nats_has_an_interval(tmp_path):
+    # Two families whose CE increases are 0.02 and 0.01 nats, while documents differ by 0.1: a ratio has no interval.
+    rng = np.random.default_rng(0)
+    common = 0.1 * rng.standard_normal(40)
+    n = np.full(40, 100)
+    runs = []
+    for name, increase in (("relu + l1", 0.02), ("prolu_ste + l1", 0.01)):
+        for l0 in (8.0, 16.0, 32.0):
+            each = increase + common + 0.001 * rng.standard_normal(40)
+            run = record(name, 1 / l0, l0, float(each.mean()), ce_recon=float(3 + each.mean()), target_l0=l0)
+            DocumentSums(
+                document=np.arange(40), n_tokens=n, n_predicted=n, l0=l0 * n, squared_error=1.0 * n, ce_clean=3.0 * n,
+                ce_recon=(3 + each) * n, kl=np.abs(each) * n,
+            ).save(tmp_path / run["run_id"])  # fmt: skip
+            runs.append(run)
+    study = Made(runs, tmp_path)
+    comparisons = Comparisons(study)
+    ratio = comparisons.verdict("prolu_ste + l1", "relu + l1", 16)
+    assert math.isnan(ratio.low)
+    assert ratio.reason == "in some resample of the documents a CE increase is not above 0"
+    found = comparisons.in_nats(ratio)
+    assert found.metric == "ce_recon"
+    assert found.change == pytest.approx(runs[4]["degradation"] - runs[1]["degradation"])
+    assert -0.012 < found.low < found.high < -0.008
+    assert comparisons.in_nats(found) is found
+    compared = compare_families([study])
+    (claim,) = compared.against_relu
+    assert claim.statement == "prolu_ste + l1 has a lower CE increase than relu + l1 at equal L0"
+    assert claim.verdict == "holds (one seed)"
+    assert " nats (95% interval" in claim.evidence
+    assert {v.metric for v in compared.others} == {"ce_recon"}
 
 
 def test_documents_are_saved_whole_or_refused(tmp_path):

@@ -22,7 +22,7 @@ from prolu.evaluation.comparison.claim_verdicts import (
 )
 from prolu.evaluation.comparison.comparisons import Comparisons
 from prolu.evaluation.comparison.frontiers import Record, at_hook, budget, family, grouped, replicate
-from prolu.evaluation.comparison.metric_catalog import METRICS
+from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS
 from prolu.evaluation.comparison.replicates import FinishedStudy
 from prolu.evaluation.comparison.standings import Standing, standings_of
 from prolu.evaluation.comparison.wording import (
@@ -68,7 +68,8 @@ def compare_families(studies: Sequence[FinishedStudy], metrics: Sequence[str] = 
     Args:
         studies: the studies.
         metrics: the metrics beside the CE increase by which families are compared, by their names in results.jsonl;
-            without any, the standings have the usual ones.
+            without any, the standings have the usual ones. The cross-entropy with the SAE is one of them unasked where
+            only it has intervals (`Comparisons.in_nats`).
     """
     by_hook = grouped(studies, lambda study: (study.config.get("stream") or {}).get("hook", ""))
     found = FamilyComparison([], [], [])
@@ -77,8 +78,10 @@ def compare_families(studies: Sequence[FinishedStudy], metrics: Sequence[str] = 
     for (hook,), some in by_hook.items():
         comparisons = Comparisons(some)
         table = comparisons.table()
-        claims = (prolu_against_relu(table), paper_claims(comparisons))
-        table_of_others = [v for y in metrics for v in comparisons.table(y=y)]
+        decided = [comparisons.in_nats(v) for v in table]
+        claims = (prolu_against_relu(decided), paper_claims(comparisons))
+        tables = [*metrics, "ce_recon"] if decided != table and "ce_recon" not in metrics else metrics
+        table_of_others = [v for y in tables for v in comparisons.table(y=y)]
         names = list(dict.fromkeys([comparisons.main_metric, *metrics])) if metrics else None
         standing = standings_of(comparisons, names)
         if len(by_hook) > 1:
@@ -98,7 +101,7 @@ def prolu_against_relu(found: Sequence[Verdict]) -> list[Claim]:
     """Return, for each ProLU family, the claim that it has a lower CE increase than ReLU under the same penalty.
 
     Args:
-        found: the table of verdicts, as `verdict_table` returns it.
+        found: the table of verdicts, some of which may be in nats (`Comparisons.in_nats`).
     """
     pairs = [
         (f"{nonlinearity} + {penalty}", f"relu + {penalty}")
@@ -114,8 +117,8 @@ def prolu_against_relu(found: Sequence[Verdict]) -> list[Claim]:
 
 
 def _words(verdict: Verdict) -> str:
-    """Return what a verdict compares, in words."""
-    return METRICS[verdict.metric].words
+    """Return what a verdict compares, in words; that on the cross-entropy with the SAE is on the CE increase in nats."""
+    return METRICS[CE_INCREASE if verdict.metric == "ce_recon" else verdict.metric].words
 
 
 def paper_claims(comparisons: Comparisons) -> list[Claim]:
@@ -154,12 +157,20 @@ def _best_family(name: str, comparisons: Comparisons, low: float, high: float, w
     if not own:
         how = _how_to_train(comparisons, name, low, high)
         return Claim(statement, NOT_TESTED, f"there is no run of {name}; train one with {target}{how}.")
-    found: dict[str, list[Verdict]] = {}
-    for rival in comparisons.families:
-        if rival != name:
-            verdicts = [comparisons.verdict(name, rival, l0) for l0 in comparisons.l0s(name, rival, low, high)]
-            found[rival] = [v for v in verdicts if math.isfinite(v.change)]
-    found = {rival: verdicts for rival, verdicts in found.items() if verdicts}
+    verdicts = [
+        comparisons.verdict(name, rival, l0)
+        for rival in comparisons.families
+        if rival != name
+        for l0 in comparisons.l0s(name, rival, low, high)
+    ]
+    in_nats = [comparisons.in_nats(v) for v in verdicts]
+    if in_nats != verdicts:
+        # All in nats: which family comes closest cannot be told from some changes in nats and others in percent.
+        verdicts = [comparisons.verdict(name, v.baseline, v.l0, "ce_recon") for v in verdicts]
+    found = {
+        rival: same
+        for (rival,), same in grouped([v for v in verdicts if math.isfinite(v.change)], lambda v: v.baseline).items()
+    }
     if not found:
         others = [r["l0"] for r in comparisons.records if family(r) != name] or [math.nan]
         return Claim(

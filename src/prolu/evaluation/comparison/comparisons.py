@@ -10,7 +10,7 @@ from prolu.evaluation.comparison import reasons
 from prolu.evaluation.comparison.curves import Curve
 from prolu.evaluation.comparison.frontiers import Record, family
 from prolu.evaluation.comparison.intervals import half_width_of_difference
-from prolu.evaluation.comparison.metric_catalog import METRICS, main_metric
+from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, main_metric
 from prolu.evaluation.comparison.replicates import Curves, DocumentResamples, FinishedStudy, curves_of
 from prolu.evaluation.comparison.wording import (
     HIGHER,
@@ -181,6 +181,18 @@ class Comparisons:
             return found._replace(reason=self._why_no_number(pair, l0, y, curves, n_tokens))
         return _measured(found, reaching, resamples)
 
+    def in_nats(self, v: Verdict) -> Verdict:
+        """Return a verdict on the CE increase as that on the cross-entropy with the SAE, where only the latter has an
+        interval; any other verdict as it is.
+
+        A change in percent has no interval if a CE increase is not above 0 in some resample of the documents, as where
+        it is small. The change in nats has one, and it is the same for both: they differ by the clean cross-entropy.
+        """
+        if v.metric != CE_INCREASE or math.isfinite(v.low):
+            return v
+        other = self.verdict(v.challenger, v.baseline, v.l0, "ce_recon")
+        return other if math.isfinite(other.low) else v
+
     def _at_budget(
         self, pair: tuple[str, str], y: str, n_tokens: int | None
     ) -> tuple[list[list[Curve]], tuple[str, ...]]:
@@ -262,7 +274,7 @@ def _measured(found: Verdict, reaching: Sequence[Sequence[Curve]], resamples: Do
         resampled = [np.stack([c.read_resamples(l0, resamples.places) for c in some], axis=1) for some in reaching]
         half = half_width_of_difference(heights, resampled, resamples.n_effective)
     if not math.isfinite(half):
-        reason = ONE_SEED if found.n_seeds < 2 else f"in some resample of the documents a {metric.words} is not above 0"
+        reason = ONE_SEED if resamples is None else f"in some resample of the documents a {metric.words} is not above 0"
         return found._replace(reason=reason)
     # The interval is symmetric in height: in the log, the error of a ratio is additive.
     low = metric.change(difference - half)
