@@ -1,4 +1,4 @@
-"""Draw the figures of docs/findings/comparison.md and comparison2026.md again, from the tables that lie beside them.
+"""Draw the figures of comparison.md, comparison2026.md and real-model.md in docs/findings from the tables beside them.
 
 python scripts/draw_comparison.py
 """
@@ -11,18 +11,20 @@ from prolu.evaluation.comparison.figures import draw_frontier, save_figure
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURES = {
-    "comparison.png": "comparison.csv",
-    "comparison2026.png": "comparison2026.csv",
-    "comparison2026-stories.png": "comparison2026-stories260K.csv",
+    "comparison.png": ("comparison.csv", {"study": "comparison"}),
+    "comparison2026.png": ("comparison2026.csv", {}),
+    "comparison2026-stories.png": ("comparison2026-stories260K.csv", {}),
+    "real-model.png": ("real-model.csv", {"init_seed": 0}),
 }
-"""The table from which each figure is drawn."""
+"""The table from which each figure is drawn, and which of its rows, by the values of some columns."""
 
 
 def main() -> None:
-    """Draw each figure. A table with several studies has a column for them, and the first stream seed's is drawn."""
-    for figure, table in FIGURES.items():
+    """Draw each figure."""
+    for figure, (table, wanted) in FIGURES.items():
         with (DOCS / "findings" / table).open(newline="") as file:
-            records = [_record(row) for row in csv.DictReader(file) if row.get("study", "comparison") == "comparison"]
+            records = [_record(row) for row in csv.DictReader(file)]
+        records = [r for r in records if wanted.items() <= r.items()]
         save_figure(draw_frontier(records, "l0", "degradation"), DOCS / "figures" / figure)
 
 

