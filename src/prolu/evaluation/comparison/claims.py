@@ -117,7 +117,7 @@ def prolu_against_relu(found: Sequence[Verdict]) -> list[Claim]:
 
 
 def _words(verdict: Verdict) -> str:
-    """Return what a verdict compares, in words; that on the cross-entropy with the SAE is on the CE increase in nats."""
+    """Return what a verdict compares, in words; the cross-entropy with the SAE stands for the CE increase in nats."""
     return METRICS[CE_INCREASE if verdict.metric == "ce_recon" else verdict.metric].words
 
 
