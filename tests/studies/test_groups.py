@@ -263,7 +263,7 @@ def flags_of(lm, text, out):
         (["--group", "3"], "group '3': write I/N with I from 0 to N - 1"),
         (["--group", "3/3"], "group '3/3': write I/N"),
         (["--group", "-1/3"], "group '-1/3': write I/N"),
-        (["--group", "0/2", "--engine", "ray"], "group '0/2': without Ray"),
+        (["--group", "0/2", "--engine", "ray"], "group '0/2': not with --engine ray"),
         (["--group", "0/2", "--hook", "blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre"], "at one hook"),
         (["--group", "0/2", "--mesh", "latent=2"], "mesh 'latent=2': the processes of one SAE"),
         (["--address", "auto"], "address auto: only with --engine ray"),

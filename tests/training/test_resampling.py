@@ -243,5 +243,6 @@ def test_bf16_trains_close_to_fp32():
         for step in range(150):
             report = trainer.step(sparse_activations(64, 16, seed=step, dtype=torch.float32))
         ends.append(report.stats.mse.item())
-    assert (ends[0] != ends[1]) is is_rounded
+    # A CPU that leaves this product in fp32 may still round others of the step, of other shapes.
+    assert ends[0] != ends[1] or not is_rounded
     assert ends[1] == pytest.approx(ends[0], rel=0.05)
