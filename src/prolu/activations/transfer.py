@@ -10,7 +10,7 @@ N_SLOTS = 2
 
 
 class Transfer:
-    """`transfer(piece)` returns the piece on the device, ready for whatever is queued there next.
+    """Copies activations to a device: `transfer(piece)` returns the piece there, and work queued later sees all of it.
 
     On its way from the CPU to a GPU, a piece is copied into a pinned buffer and sent on a CUDA stream of its own. The
     call returns at once, so the next piece is read or computed while this one is copied. A piece on another GPU is

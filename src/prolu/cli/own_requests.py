@@ -67,7 +67,7 @@ else:
 
 
 def check_json(*, json: bool, dry_run: bool) -> None:
-    """Raise ValueError if JSON is asked for without a dry run."""
+    """Raise ValueError if --json is given without --dry-run: only the estimate of a dry run can be printed as JSON."""
     if json and not dry_run:
         raise ValueError("json: only with --dry-run")
 

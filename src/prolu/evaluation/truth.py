@@ -182,7 +182,7 @@ def truth_figures(
     codes: Float[Tensor, "n n_features"],
     directions: Float[Tensor, "n_features d_in"],
 ) -> TruthFigures:
-    """Return how an SAE stands to the true features of some rows.
+    """Compare the latents of an SAE with the known features of which some rows are made, and return the scores.
 
     Args:
         sae: the SAE.

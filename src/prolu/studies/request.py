@@ -81,7 +81,7 @@ class StudyRequest:
         return dict(sorted(densities.items()))
 
     def crossover(self, run: RunConfig) -> float | None:
-        """Return the density below which a run's steps are sparse; None where it is not of `crossovers`: on a GPU."""
+        """Return the density below which a run's steps are sparse; None on a GPU, for which none is recorded."""
         return self.crossovers[crossover_name(run, self.crossovers)] if self.stream.device.type == "cpu" else None
 
     @cached_property
@@ -97,7 +97,7 @@ class StudyRequest:
 
 
 def crossover_name(run: RunConfig, begun: Mapping[str, float]) -> str:
-    """Return the name of a run's crossover among those of its study, which may be of a version without precisions."""
+    """Return the name of a run's crossover among those of its study, which may have one for all precisions."""
     name = str(run.d_sae) if run.precision == "fp32" else f"{run.d_sae} {run.precision}"
     return name if name in begun or str(run.d_sae) not in begun else str(run.d_sae)
 

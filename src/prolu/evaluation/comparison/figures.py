@@ -199,7 +199,7 @@ def _draw_legend(figure: mpl.Figure, axes: Axes, records: Sequence[Record], *, b
 
 
 def _label(name: str) -> str:
-    """Return a name as matplotlib shows it: what stands between two dollar signs would be read as a formula."""
+    """Return a name with its dollar signs escaped; matplotlib would draw the text between two of them as a formula."""
     return name.replace("$", r"\$")
 
 

@@ -54,7 +54,7 @@ def from_folder(folder: Path) -> tuple[SAE, dict[str, Any]]:
 
 
 def _provenance(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return what the folder says about where the SAE comes from."""
+    """Return the model, data, context length and hook of the SAE's training, as far as files and names tell."""
     # sparsify names the folder after the hookpoint, and keeps the config of the training run in the one above.
     # The folder may be a link to one with that name, or a link of that name.
     places = (Path(os.path.abspath(folder)), folder.resolve())

@@ -38,7 +38,7 @@ class TopK(Rectified):
 
     @property
     def auxiliary(self):
-        """The auxiliary term AuxK, which revives dead latents; None if `has_auxiliary` is False."""
+        """The auxiliary loss AuxK, in which dead latents reconstruct the error; None if `has_auxiliary` is False."""
         if not self.has_auxiliary:
             return None
         # The same kind of choice, but always per token, and without an auxiliary term of its own.
