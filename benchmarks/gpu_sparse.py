@@ -7,7 +7,7 @@ The step is compared in fp32, tf32 and bf16 with the dense step on the CPU, in f
 gradients, statistics, and the weights after five updates. The exit code is 1 if anything is wrong; if all is wrong,
 nothing is timed. Then follow the median milliseconds of an update by the dense step of the GPU and by the sparse one
 (in every precision at the smaller shapes), those of its encoder matmul alone, and where the sparse update in bf16
-spends its time.
+spends its time. At the middle L0 it is also timed with its kernels started one by one, without CUDA graphs.
 
 On a CPU the same runs at a tiny size in Triton's interpreter, whose times mean nothing.
 """
@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -120,11 +121,20 @@ def check(device: str, precision: str, family: str, d_in: int, d_sae: int, batch
         row["right"] = worst < LIMITS[precision]
         again = [five_updates(step, w, acts, objective) for _ in range(2)]
         row["same_bits"] = all(torch.equal(a, b) for a, b in zip(*(end.tensors() for end in again), strict=True))
+        graphless = five_updates(without_graphs(step), w, acts, objective)
+        row["graphs_same_bits"] = all(map(torch.equal, again[0].tensors(), graphless.tensors()))
     except Exception as problem:
         row |= {"right": False, "error": repr(problem)[:2000], "where": traceback.format_exc()[-2000:]}
     row["seconds"] = round(time.perf_counter() - begin, 1)
     print(row, "" if row["right"] else "WRONG", flush=True)
     return row
+
+
+def without_graphs(step: SparseTritonStep) -> SparseTritonStep:
+    """Return the step, which from now on starts its kernels one by one."""
+    step._pool = None
+    step._of_saes.clear()
+    return step
 
 
 @cache
@@ -201,9 +211,10 @@ def speed(device: str, d_in: int, d_sae: int, batch: int, l0s: Sequence[float], 
     found: dict = {}
     threshold_family = Objective(NONLINEARITIES["prolu_ste"], PENALTIES["sqrt_l1"], COEFF)
     middle = l0s[len(l0s) // 2]
-    plan: list[tuple[str, type, str, float, Objective]] = []
+    plan: list[tuple[str, Callable[..., Step], str, float, Objective]] = []
     for l0 in l0s:
         plan.append(("sparse", SparseTritonStep, "bf16", l0, threshold_family))
+    plan.append(("sparse_without_graphs", graphless_step, "bf16", middle, threshold_family))
     plan.append(("dense", CudaStep, "bf16", middle, threshold_family))
     selecting = Objective(TopK(Selection(max(1, int(middle))), has_auxiliary=False), PENALTIES["none"], 0.0)
     plan.append(("sparse_topk", SparseTritonStep, "bf16", middle, selecting))
@@ -226,6 +237,11 @@ def speed(device: str, d_in: int, d_sae: int, batch: int, l0s: Sequence[float], 
             torch.cuda.empty_cache()
     found["encoder_matmul_bf16"] = matmul_ms(device, d_in, d_sae, batch, rounds)
     return {"shape": [d_in, d_sae, batch]} | found
+
+
+def graphless_step(*arguments: Any) -> SparseTritonStep:
+    """Return a sparse step without graphs."""
+    return without_graphs(SparseTritonStep(*arguments))
 
 
 def timed(

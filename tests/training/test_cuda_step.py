@@ -16,6 +16,7 @@ from prolu.training.steps import AdamConfig, DenseStep, Objective, Update
 from prolu.training.steps.cuda import CudaStep
 from prolu.training.steps.stacked import member
 from support.baselines import BASELINES, objective_for, weights_for
+from support.graphs import emulate_graphs
 from support.steps import COMBINATIONS, random_weights, relative
 from support.synthetic import sparse_activations
 
@@ -101,6 +102,31 @@ def test_a_stack_is_trained_as_each_of_its_saes_alone(name, limit):
     for i in range(n):
         for ours, theirs in zip(member(stack, i).tensors(), alone[i].tensors(), strict=True):
             assert relative(ours, theirs) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["gated", "jumprelu", "batchtopk"])
+def test_replayed_graphs_change_no_number(name, monkeypatch):
+    """Two stacks take turns, with other rates, coefficients, dead latents and batches at every update."""
+    like = weights_for(name, 12, 40)
+    steps = [CudaStep(like, 30, n_saes=2) for _ in range(2)]
+    emulate_graphs(steps[1], monkeypatch)
+    ends = []
+    for step in steps:
+        stacks = [like.map(lambda t, i=i: torch.stack([t * (1 + 0.1 * i), t])) for i in range(2)]
+        all_moments = [Moments.zeros_like(stack) for stack in stacks]
+        seen = []
+        for n in range(5):
+            x = sparse_activations(30 if n != 2 else 17, 12, seed=n)
+            dead = torch.arange(80).view(2, 40) % (n + 2) == 0
+            objective = replace(objective_for(name, dead=dead), coeff=torch.tensor([0.1, 0.2]).double() / (n + 1))
+            updates = [Update(n, rate * (n + 1)) for rate in (1e-3, 2e-3)]
+            for stack, moments in zip(stacks, all_moments, strict=True):
+                seen += step.update_stack_(stack, moments, x, objective, updates)
+        ends.append(
+            [*seen, *(t for w, m in zip(stacks, all_moments, strict=True) for t in (*w.tensors(), *m.tensors()))]
+        )
+    assert all(map(torch.equal, *ends))
+    assert len(steps[1]._graphs) == 2
 
 
 COMPILED = """

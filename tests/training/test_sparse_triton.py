@@ -18,9 +18,11 @@ from prolu.sae.weights import Weights
 from prolu.training.moments import Moments
 from prolu.training.steps import AdamConfig, DenseStep, Objective, Update
 from prolu.training.steps.cuda import CudaStep
+from prolu.training.steps.cuda_graphs import CudaGraphs
 from prolu.training.steps.sparse_torch import SparseTorchStep
 from prolu.training.steps.sparse_triton import SparseTritonStep
 from prolu.training.steps.triton_pairs import Places
+from support.graphs import emulate_graphs
 from support.steps import random_weights, relative
 from support.synthetic import sparse_activations
 
@@ -203,6 +205,42 @@ def test_places_grow_at_once_and_shrink_when_most_are_empty():
     assert grown.per_token == places.per_token
     assert places.after(60, 3000).in_all < places.in_all / 2
     assert all(Places(0, 0).after(9, n).in_all % 128 == 0 for n in range(1, 5000, 37))
+
+
+def test_replayed_graphs_change_no_number(monkeypatch):
+    """Two SAEs take turns; rates, coefficients, batches and the number of pairs change, and one batch is shorter."""
+    objective = Objective(NONLINEARITIES["relu"], PENALTIES["sqrt_l1"], 0.1)
+    steps = [SparseTritonStep(problem(objective.nonlinearity, 1, 5, 9, torch.float32)[0], 16) for _ in range(2)]
+    emulate_graphs(steps[1], monkeypatch)
+    captured = []
+    monkeypatch.setattr(CudaGraphs, "_capture", counting(CudaGraphs._capture, captured))
+    ends = []
+    for step in steps:
+        saes = [problem(objective.nonlinearity, 1, 5, 9, torch.float32, bias)[0] for bias in (-1.5, -0.5)]
+        all_moments = [Moments.zeros_like(weights) for weights in saes]
+        seen = []
+        for n in range(7):
+            x = sparse_activations(16 if n != 2 else 11, 5, seed=n, dtype=torch.float32)
+            if n == 4:
+                # All of 144 pairs are on the support from now on, and have places once there are more of them.
+                saes[0].own["b_enc"].fill_(1e3)
+            for weights, moments in zip(saes, all_moments, strict=True):
+                now = replace(objective, coeff=0.1 / (n + 1))
+                seen += step.update_(weights, moments, x, now, Update(n, lr=1e-3 * (n + 1)))
+            for finder, _ in step._of_saes.values():
+                if n == 0:
+                    finder.places = Places(9, 128)
+        ends.append([*seen, *(t for w, m in zip(saes, all_moments, strict=True) for t in (*w.tensors(), *m.tensors()))])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    assert len(captured) == 2 * 3 + 3
+
+
+def counting(function, calls):
+    def counted(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return counted
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -13,7 +13,7 @@ All kinds of steps give the same numbers from the same state, up to rounding; `d
 - `compilation`: shows on the terminal that kernels are being compiled.
 - `jit`: how kernels are compiled, and where they are kept.
 - `stacked`: the dense step's equations on whole matrices, for several SAEs of one shape and family at once.
-- `cuda`: these equations on a GPU, compiled and captured in a graph.
+- `cuda`: these equations on a GPU, compiled and captured in a graph; `cuda_graphs` captures and replays.
 - `selection_triton`: the k-th largest entry on a GPU, for TopK and BatchTopK.
 - `sparse_triton`: the sparse step on a GPU; `triton_pairs` finds its pairs, `pair_functions` computes on them.
 - `triton_kernels`: the kernels of these.

@@ -21,6 +21,7 @@ from prolu.training.config import PRECISIONS
 from prolu.training.moments import Moments
 from prolu.training.steps.adam import AdamConfig, Update, clip_scale, project_
 from prolu.training.steps.base import Step, gather_of
+from prolu.training.steps.cuda_graphs import CudaGraphs
 from prolu.training.steps.objective import Objective, StepStats
 from prolu.training.steps.stacked import (
     activate,
@@ -67,9 +68,8 @@ class CudaStep(Step):
         self._rates = like.encoder.new_empty(2, n_saes)
         self._coeffs = like.encoder.new_empty(n_saes)
         self._among = torch.zeros(n_saes, like.d_sae, dtype=torch.bool, device=like.encoder.device)
-        # One pool for all graphs: they are never replayed at the same time, so they can share memory.
         self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
-        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepStats] | None] = {}
+        self._graphs: dict[Hashable, CudaGraphs] = {}
 
     def gradients(
         self,
@@ -133,28 +133,16 @@ class CudaStep(Step):
         rates = [[update.step_size for update in updates], [update.second_moment_scale for update in updates]]
         self._rates.copy_(self._sent(torch.tensor(rates, dtype=self._rates.dtype)), non_blocking=True)
         adam = updates[0].adam
-        if not self._on_gpu or len(acts) != len(self._acts) or objective.prefixes_are_drawn:
+        if self._pool is None or len(acts) != len(self._acts) or objective.prefixes_are_drawn:
             return self._update_now_(weights, moments, acts, target, objective, adam)
         self._acts.copy_(acts)
         if self._target is not None and target is not None:
             self._target.copy_(target)
-        # A graph holds addresses and constants. What changes from step to step is in tensors that never move.
-        tensors = (*weights.tensors(), *moments.tensors())
-        terms = (objective.auxiliary, objective.prefixes, objective.weight_terms)
-        family = (objective.nonlinearity, objective.penalty, *terms)
-        key = (family, adam, *(t.data_ptr() for t in tensors))
-        if key not in self._graphs:
-            self._graphs[key] = None
-            return self._update_now_(weights, moments, self._acts, self._target, objective, adam)
-        captured = self._graphs[key]
-        if captured is None:
-            graph = torch.cuda.CUDAGraph()
-            # A thread that reads activations ahead may allocate and wait meanwhile, which the other modes forbid it.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                stats = self._update_now_(weights, moments, self._acts, self._target, objective, adam)
-            self._graphs[key] = captured = (graph, stats)
-        graph, stats = captured
-        graph.replay()
+        graphs = self._graphs.setdefault(graph_key(weights, moments, objective, adam), CudaGraphs(self._pool))
+        graphs.begin()
+        stats = graphs.run(
+            "update", lambda: self._update_now_(weights, moments, self._acts, self._target, objective, adam)
+        )
         # The next replay overwrites the graph's own tensors.
         return StepStats(*(t.clone() for t in stats))
 
@@ -247,6 +235,13 @@ class CudaStep(Step):
             gather = lambda best: self.mesh.gathered_over_all(best, "selection")  # noqa: E731
         bounds = [selection.bound(each - t, gather) for each, t in zip(m, threshold, strict=True)]
         return torch.stack(bounds).view(len(m), -1, 1)
+
+
+def graph_key(weights: Weights, moments: Moments, objective: Objective, adam: AdamConfig) -> Hashable:
+    """Return what an update's graph depends on: all addresses that differ between SAEs, and all constants."""
+    addresses = [t.data_ptr() for t in (*weights.tensors(), *moments.tensors())]
+    terms = (objective.auxiliary, objective.prefixes, objective.weight_terms)
+    return (objective.nonlinearity, objective.penalty, *terms, adam, *addresses)
 
 
 def _objective_of_one(objective: Objective) -> Objective:

@@ -12,10 +12,14 @@ the encoder's matmul, the rows that are gathered, and the numbers that multiply 
 weights, moments, and the error where it meets decoder rows are in fp32.
 
 **How many pairs there are** is known on the GPU only. Arrays of pairs have a fixed number of places, which follows from
-the batches before. While the GPU decodes, the host reads how many pairs the batch had. If they did not fit, the arrays
-grow and the batch is computed again: nothing has been updated yet. So no pair is ever left out, the numbers do not
-depend on the number of places, and the GPU never waits for the host, as the host reads a number that is there long
+the SAE's batches before. While the GPU decodes, the host reads how many pairs the batch had. If they did not fit, the
+arrays grow and the batch is computed again: nothing has been updated yet. So no pair is ever left out, the numbers do
+not depend on the number of places, and the GPU never waits for the host, as the host reads a number that is there long
 before the GPU is done with what it was given.
+
+**An update is three graphs** (`cuda_graphs`), since starting some thirty kernels one by one takes longer than they run:
+one up to the number of pairs, one up to the gradients, and the update itself. They are captured anew when the number
+of places changes.
 
 **Every sum has one order**: no kernel adds to what another program writes. The same batch gives the same bits.
 
@@ -23,7 +27,9 @@ Memory in numbers of 4 bytes, with F = d_sae, d = d_in, B = batch, n = places fo
 B F (m) + 2 B d (centred input and error) + about 20 n + 2 n d / 128 (sums of stretches) + in bf16 F d (rounded rows).
 """
 
-from functools import cached_property
+from collections.abc import Hashable
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,10 +46,11 @@ from prolu.training.moments import Moments
 from prolu.training.steps import triton_kernels as kernels
 from prolu.training.steps.adam import Update
 from prolu.training.steps.base import Step
-from prolu.training.steps.cuda import CudaStep
+from prolu.training.steps.cuda import CudaStep, graph_key
+from prolu.training.steps.cuda_graphs import CudaGraphs
 from prolu.training.steps.objective import Objective, StepStats
 from prolu.training.steps.pair_functions import fused, latents_of_pairs, pulled_back
-from prolu.training.steps.triton_pairs import STRETCH, PairFinder, Pairs, launch
+from prolu.training.steps.triton_pairs import STRETCH, PairFinder, Pairs, TokenPairs, launch
 
 TILE = 8192
 """The number of entries of gathered rows that one program holds at a time, in registers."""
@@ -115,7 +122,12 @@ class SparseTritonStep(Step):
         self.mesh = mesh
         on_gpu = like.encoder.device.type == "cuda"
         self._on_gpu = on_gpu
-        self._finder = PairFinder(like, precision)
+        self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        self._of_saes: dict[Hashable, tuple[PairFinder, CudaGraphs]] = {}
+        # A captured graph reads its inputs from the addresses at which they were captured, so these buffers never move.
+        self._acts = like.encoder.new_empty(batch_size, like.d_in)
+        self._coeff = like.encoder.new_empty(())
+        self._adam = like.encoder.new_empty(len(Update(0, 0.0).constants(np.dtype(np.float64))))
         self._latents_of_pairs = fused(latents_of_pairs) if on_gpu else latents_of_pairs
         self._pulled_back = fused(pulled_back) if on_gpu else pulled_back
         block = triton.next_power_of_2(like.d_in)
@@ -146,7 +158,8 @@ class SparseTritonStep(Step):
         """Return gradients, written out into the step's own buffers, and statistics of the batch."""
         if not self._is_mine(objective):
             return self._dense.gradients(weights, acts, objective, target)
-        rows, vectors, stats = self._pair_gradients(weights, acts, objective)
+        finder, _ = self._of_sae(None)
+        rows, vectors, stats = self._pair_gradients(finder, CudaGraphs(None), weights, acts.contiguous(), objective)
         gradients = self._gradients
         # The kernel reads no moments and no constants without an update, so any tensor can stand in their place.
         self._latent_rows_(rows, gradients.encoder, gradients.decoder, *[gradients.b_dec] * 5, update=False)
@@ -173,19 +186,44 @@ class SparseTritonStep(Step):
         if update.adam.max_grad_norm is not None:
             return super().update_(weights, moments, acts, objective, update)
         constants = torch.from_numpy(update.constants(np.dtype(FORMATS[weights.encoder.dtype][1])))
-        if self._on_gpu:
-            # From pinned memory, so that the host does not wait until the GPU has come here.
-            constants = constants.pin_memory().to(weights.encoder.device, non_blocking=True)
-        rows, vectors, stats = self._pair_gradients(weights, acts, objective)
+        # From pinned memory, so that the host does not wait until the GPU has come here.
+        self._adam.copy_(constants.pin_memory() if self._on_gpu else constants, non_blocking=True)
+        if isinstance(objective.coeff, Tensor):
+            self._coeff.copy_(objective.coeff.reshape(()))
+        else:
+            self._coeff.fill_(objective.coeff)
+        objective = replace(objective, coeff=self._coeff)
+        finder, graphs = self._of_sae(graph_key(weights, moments, objective, update.adam))
+        if len(acts) == len(self._acts):
+            acts = self._acts.copy_(acts)
+        else:
+            graphs = CudaGraphs(None)
+        result = self._pair_gradients(finder, graphs, weights, acts.contiguous(), objective)
+        graphs.run("update", partial(self._apply_result_, weights, moments, result))
+        # The next replay overwrites the graph's own tensors.
+        return StepStats(*(t.clone() for t in result.stats))
+
+    def _of_sae(self, key: Hashable) -> tuple[PairFinder, CudaGraphs]:
+        """Return the finder and the graphs of an SAE; the key None is that of all whose gradients alone are asked for.
+
+        SAEs of other L0 need other numbers of places, so each has its own.
+        """
+        if key not in self._of_saes:
+            finder = PairFinder(self._like, self._batch_size, self._precision)
+            self._of_saes[key] = finder, CudaGraphs(self._pool)
+        return self._of_saes[key]
+
+    def _apply_result_(self, weights: Weights, moments: Moments, result: _Result) -> None:
+        """Compute the gradients of both matrices, and update all weights and moments."""
+        rows, vectors, _ = result
         first, second = moments
         of_rows = (first.encoder, second.encoder, first.decoder, second.decoder)
-        self._latent_rows_(rows, weights.encoder, weights.decoder, *of_rows, constants, update=True)
+        self._latent_rows_(rows, weights.encoder, weights.decoder, *of_rows, self._adam, update=True)
         trained = [(weights.b_dec, vectors["b_dec"], first.b_dec, second.b_dec)]
         trained += [(p, vectors[name], first.own[name], second.own[name]) for name, p in weights.own.items()]
         for vector in trained:
             n = len(vector[0])
-            launch(kernels.adam_vector, triton.cdiv(n, 1024), *vector, constants, n, BLOCK=1024)
-        return stats
+            launch(kernels.adam_vector, triton.cdiv(n, 1024), *vector, self._adam, n, BLOCK=1024)
 
     def _is_mine(self, objective: Objective) -> bool:
         term = objective.auxiliary
@@ -202,21 +240,28 @@ class SparseTritonStep(Step):
         sizes = {"UPDATE": update, "STRETCH": STRETCH, **self._tile}
         launch(kernels.latent_rows, len(encoder), *rows, encoder, *others, encoder.shape[1], **sizes)
 
-    def _pair_gradients(self, weights: Weights, acts: Tensor, objective: Objective) -> _Result:
+    def _pair_gradients(
+        self, finder: PairFinder, graphs: CudaGraphs, weights: Weights, acts: Tensor, objective: Objective
+    ) -> _Result:
         """Compute all of a step but the gradients of the two matrices, once more if not all pairs had places."""
-        acts = acts.contiguous()
         while True:
-            centred = self._finder.gathered(acts - weights.b_dec)
-            pairs = self._finder.find(centred, weights, objective.nonlinearity)
-            result = self._of_pairs(pairs, weights, acts, centred, objective) if pairs is not None else None
+            if finder.fit():
+                graphs.forget()
+            graphs.begin()
+            found = graphs.run("pairs", partial(finder.find, acts, weights, objective.nonlinearity))
+            finder.count(found)
+            result = graphs.run("gradients", partial(self._of_pairs, finder, found, weights, acts, objective))
             # This waits for the number of pairs. It comes only after the decoding was queued, so that the GPU has work
             # meanwhile.
-            if self._finder.had_places() and result is not None:
+            if finder.had_places():
                 return result
 
-    def _of_pairs(self, pairs: Pairs, weights: Weights, acts: Tensor, centred: Tensor, objective: Objective) -> _Result:
+    def _of_pairs(
+        self, finder: PairFinder, found: TokenPairs, weights: Weights, acts: Tensor, objective: Objective
+    ) -> _Result:
         """Decode the pairs, send errors back to them, and sum their gradients by latent."""
-        decoder = self._finder.gathered(weights.decoder)
+        pairs = finder.joined(found)
+        decoder = finder.gathered(weights.decoder)
         arguments = (pairs.m, pairs.latents, weights.own)
         values, penalties = self._latents_of_pairs(*arguments, objective, weights.d_sae, decoder.dtype)
         decoded = self._decoded(pairs, values, penalties, decoder, weights.b_dec, acts, 1.0)
@@ -234,7 +279,7 @@ class SparseTritonStep(Step):
             their = self._decoded(pairs, theirs, nothing, decoder, weights.b_dec, acts, term.coeff)
             auxiliary = term.coeff * their.squares.sum(dtype=torch.float64) / n_entries
             upstreams = (decoded.upstream, their.upstream)
-        rows, sums, smallest = self._by_latent(pairs, weights, upstreams, centred, decoded.error, objective)
+        rows, sums, smallest = self._by_latent(finder, pairs, weights, upstreams, decoded.error, objective)
         m_sums, fired, *own_sums = sums
         # The tied bias is added at the output and subtracted at the input.
         vectors = {"b_dec": decoded.error.sum(0) - m_sums @ weights.encoder}
@@ -271,10 +316,10 @@ class SparseTritonStep(Step):
 
     def _by_latent(
         self,
+        finder: PairFinder,
         pairs: Pairs,
         weights: Weights,
         upstreams: tuple[Tensor, ...],
-        centred: Tensor,
         error: Tensor,
         objective: Objective,
     ) -> tuple[_GradientInputs, Tensor, Tensor]:
@@ -293,12 +338,12 @@ class SparseTritonStep(Step):
         bounds = torch.arange(d_sae + 1, dtype=torch.int32, device=latents.device)
         by_latent = torch.searchsorted(latents, bounds, out_int32=True)
         tokens, to_m, values, columns, smallest = self._pulled_back(
-            pairs.m, upstreams, pairs.tokens, order, latents, weights.own, objective, batch, d_sae, centred.dtype
+            pairs.m, upstreams, pairs.tokens, order, latents, weights.own, objective, batch, d_sae, pairs.centred.dtype
         )
         sums = columns.new_empty(len(columns), d_sae)
         sizes = {"COLUMNS": triton.next_power_of_2(len(columns)), "BLOCK": 64, "num_warps": 1}
         launch(kernels.latent_sums, d_sae, by_latent, columns, sums, n_places, d_sae, len(columns), **sizes)
-        partial = error.new_empty(n_places // STRETCH, 2, d_in)
-        rows = _GradientInputs(by_latent, tokens, to_m, values, centred, self._finder.gathered(error), partial)
-        launch(kernels.partial_rows, len(partial), latents, *rows[1:], d_sae, d_in, STRETCH=STRETCH, **self._tile)
+        of_stretches = error.new_empty(n_places // STRETCH, 2, d_in)
+        rows = _GradientInputs(by_latent, tokens, to_m, values, pairs.centred, finder.gathered(error), of_stretches)
+        launch(kernels.partial_rows, len(of_stretches), latents, *rows[1:], d_sae, d_in, STRETCH=STRETCH, **self._tile)
         return rows, sums, smallest

@@ -50,8 +50,26 @@ class Places(NamedTuple):
         return Places(per_token, in_all)
 
 
+class TokenPairs(NamedTuple):
+    """The pairs of each token in an array of its own, in order of latent."""
+
+    centred: Tensor
+    """The batch without b_dec, as its rows are gathered: [batch, d_in]."""
+    latents: Tensor
+    """The latent of each pair: [batch, places.per_token]."""
+    m: Tensor
+    """The pre-activation of each pair, likewise."""
+    counts: Tensor
+    """The number of pairs of each token, which may be more than had places."""
+    largest_and_total: Tensor
+    """The number of pairs of the largest token, and that of the batch."""
+
+
 class Pairs(NamedTuple):
     """The pairs of a batch in order of token, and in each token in order of latent."""
+
+    centred: Tensor
+    """The batch without b_dec, as its rows are gathered: [batch, d_in]."""
 
     starts: Tensor
     """Where each token's pairs start."""
@@ -68,13 +86,16 @@ class Pairs(NamedTuple):
 
 
 class PairFinder:
-    """Finds the (token, latent) pairs on the support, and remembers how many places they need."""
+    """Finds the (token, latent) pairs of one SAE on the support, and remembers how many places they need."""
 
-    def __init__(self, like: Weights, precision: str):
+    def __init__(self, like: Weights, batch_size: int, precision: str):
         """Args: see `Steps`."""
         self._precision = precision
+        self._d_sae = like.d_sae
         self._on_gpu = like.encoder.device.type == "cuda"
-        self._places = Places(64, 0)
+        self.places = Places(64, STRETCH * triton.cdiv(64 * batch_size, STRETCH))
+        """The room for the pairs of the next batch."""
+        self._last: tuple[int, int] | None = None
         # In memory that the GPU writes to by itself, so that the host need not wait for it here.
         self._counted = torch.zeros(2, dtype=torch.int64, pin_memory=self._on_gpu)
         self._copied = torch.cuda.Event() if self._on_gpu else None
@@ -83,44 +104,56 @@ class PairFinder:
         """Return a matrix in the format in which its rows are gathered and multiplied."""
         return matrix.bfloat16() if self._precision == "bf16" else matrix
 
-    def find(self, centred: Tensor, weights: Weights, nonlinearity: Nonlinearity) -> Pairs | None:
-        """Return the pairs of a batch, as far as they have places; None if there is no place at all yet.
+    def find(self, acts: Tensor, weights: Weights, nonlinearity: Nonlinearity) -> TokenPairs:
+        """Return the pairs of each token of a batch, as far as they have places.
 
         Args:
-            centred: x - b_dec, as it is gathered.
+            acts: the batch [batch, d_in].
             weights: those of the SAE.
             nonlinearity: the SAE's.
         """
+        centred = self.gathered(acts - weights.b_dec)
         m = self._encoded(centred, weights.encoder)
-        places = self._places
-        batch, d_sae = m.shape
-        latents_of_tokens = m.new_empty(batch, places.per_token, dtype=torch.int32)
-        m_of_tokens = m.new_empty(batch, places.per_token)
+        batch = len(m)
+        latents_of_tokens = m.new_empty(batch, self.places.per_token, dtype=torch.int32)
+        m_of_tokens = m.new_empty(batch, self.places.per_token)
         counts = m.new_empty(batch, dtype=torch.int32)
         _compact(m, weights, nonlinearity, latents_of_tokens, m_of_tokens, counts)
-        # One copy to the host: the pairs of the largest token, and those of the batch.
-        self._counted.copy_(torch.stack([counts.max().long(), counts.sum()]), non_blocking=True)
+        return TokenPairs(
+            centred, latents_of_tokens, m_of_tokens, counts, torch.stack([counts.max().long(), counts.sum()])
+        )
+
+    def count(self, found: TokenPairs) -> None:
+        """Have the GPU send the host how many pairs were found; the host does not wait for it."""
+        self._counted.copy_(found.largest_and_total, non_blocking=True)
         if self._copied is not None:
-            self._copied.record(torch.cuda.current_stream(m.device))
-        if not places.in_all:
-            return None
-        held = counts.clamp(max=places.per_token)
+            self._copied.record(torch.cuda.current_stream(found.m.device))
+
+    def joined(self, found: TokenPairs) -> Pairs:
+        """Return all tokens' pairs in one list, as far as they have places."""
+        places = self.places
+        held = found.counts.clamp(max=places.per_token)
         starts = torch.cumsum(held, 0, dtype=torch.int32) - held
-        tokens = torch.zeros(places.in_all, dtype=torch.int32, device=m.device)
-        latents = torch.full_like(tokens, d_sae)
-        pair_m = m.new_empty(places.in_all)
-        of_tokens = (starts, counts, latents_of_tokens, m_of_tokens)
-        launch(kernels.join, batch, *of_tokens, tokens, latents, pair_m, *places, BLOCK=128)
-        return Pairs(starts, counts, tokens, latents, pair_m, places)
+        tokens = torch.zeros(places.in_all, dtype=torch.int32, device=starts.device)
+        latents = torch.full_like(tokens, self._d_sae)
+        pair_m = found.m.new_empty(places.in_all)
+        of_tokens = (starts, found.counts, found.latents, found.m)
+        launch(kernels.join, len(starts), *of_tokens, tokens, latents, pair_m, *places, BLOCK=128)
+        return Pairs(found.centred, starts, found.counts, tokens, latents, pair_m, places)
 
     def had_places(self) -> bool:
         """Wait until the number of pairs of the last batch is known; return whether all of them had places."""
         if self._copied is not None:
             self._copied.synchronize()
-        largest, total = self._counted.tolist()
-        places = self._places
-        self._places = places.after(largest, total)
-        return places.hold(largest, total)
+        self._last = tuple(self._counted.tolist())
+        return self.places.hold(*self._last)
+
+    def fit(self) -> bool:
+        """Give the next batch the places that the last one needed; return whether their number changes."""
+        before = self.places
+        if self._last is not None:
+            self.places = before.after(*self._last)
+        return self.places != before
 
     def _encoded(self, centred: Tensor, encoder: Tensor) -> Tensor:
         """Return m in the format of the weights."""
