@@ -33,7 +33,7 @@ if not torch.cuda.is_available():
 from prolu.sae.nonlinearities import NONLINEARITIES, Nonlinearity, Selection, TopK
 from prolu.sae.penalties import PENALTIES
 from prolu.sae.weights import Weights
-from prolu.training.config import PRECISIONS
+from prolu.training.choices import PRECISIONS
 from prolu.training.moments import Moments
 from prolu.training.steps import DenseStep, Objective, Update
 from prolu.training.steps.base import Step

@@ -10,7 +10,7 @@ import pytest
 
 from prolu import RunConfig
 from prolu.runtime.checks import check_types
-from prolu.training.config import PRECISIONS, STEP_KINDS
+from prolu.training.choices import PRECISIONS, STEP_KINDS
 
 
 @dataclass(frozen=True)

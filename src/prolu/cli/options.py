@@ -1,6 +1,6 @@
 """Groups of options that only the command line has: pages of latents, and what SAEs are scored on."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from prolu.cli.job import Job
 from prolu.runtime.checks import at_least_1
 from prolu.studies.settings import MIN_EVAL_FRACTION
 
@@ -123,9 +122,3 @@ class Scoring:
     frontiers."""
     json: bool = False
     """Print one line per SAE, a JSON object with its scores, instead of a table with a column per SAE."""
-
-    def prepare(self, runs: Sequence[Path]) -> Job:
-        """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
-        from prolu.cli.scoring import prepare_scoring
-
-        return prepare_scoring(self, runs)

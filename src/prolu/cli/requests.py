@@ -56,7 +56,9 @@ class Eval:
 
     def prepare(self) -> Job:
         """Check the request, and return the functions that carry it out. Raise ValueError if it is wrong."""
-        return self.scoring.prepare(self.runs)
+        from prolu.cli.scoring import prepare_scoring
+
+        return prepare_scoring(self.scoring, self.runs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from prolu.studies.recipe import Recipe
 from prolu.studies.recipes import DESCRIPTIONS, RECIPES, recipe_named
 from prolu.studies.settings import SweepSettings
 from prolu.studies.widths import DSae
-from prolu.training.config import Precision
+from prolu.training.choices import Precision
 
 DATA_FIELDS = ("text_column", "data_config", "split", "eval_split")
 """The fields of a source that belong to one dataset and have no meaning for another."""

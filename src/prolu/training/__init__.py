@@ -1,6 +1,7 @@
 """One SAE, trained step by step.
 
 - `config`: the settings of a run, with their defaults and help; `config_checks`: what they must fulfil.
+- `choices`: the names that settings choose from; `naming`: the names of runs and families.
 - `trainer`: one training step: state in, state out.
 - `trainer_stack`, `stack_speedups.json`: several SAEs trained in one step, and for which shapes that is faster.
 - `trainer_state`: all that a step changes and a checkpoint holds.

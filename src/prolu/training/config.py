@@ -1,16 +1,17 @@
 """The settings of one run: every field with its default and its help, checked when the config is made."""
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.notebooks import changed_fields, html_facts
 from prolu.sae.choices import TAKES_L0, TAKES_TARGET, Normalisation
+from prolu.training.choices import Freeze, Precision, SecondMoment, StepKind
 from prolu.training.config_checks import check_run
+from prolu.training.naming import family_of, run_name
 from prolu.training.schedule import Schedule
 from prolu.training.target_l0 import CONTROLLED_FRACTION, INTEGRATION_FRACTION, L0Controller
 
@@ -18,28 +19,6 @@ from prolu.training.target_l0 import CONTROLLED_FRACTION, INTEGRATION_FRACTION, 
 if TYPE_CHECKING:
     from prolu.sae.saved_sae import SAEConfig
     from prolu.training.resampling import Resampling
-
-StepKind = Literal["dense", "sparse", "sparse_torch"]
-"""How a training step is computed."""
-STEP_KINDS = get_args(StepKind)
-
-Precision = Literal["fp32", "tf32", "bf16"]
-"""The inputs of matmuls: unchanged, cut to 10 bits of mantissa by the GPU (a CPU computes fp32), or rounded to bf16."""
-PRECISIONS = get_args(Precision)
-
-SecondMoment = Literal["mean", "zero"]
-"""What Adam's second moment of a resampled latent is set to: its mean over living latents, or 0."""
-
-Freeze = Literal["none", "decoder", "encoder", "soft_decoder"]
-"""Which matrix of an SAE stays as it started, or nearly so."""
-
-FROZEN = {
-    "none": "",
-    "decoder": ", frozen decoder",
-    "encoder": ", frozen encoder",
-    "soft_decoder": ", soft-frozen decoder",
-}
-"""The words that the name of a family has for each choice of `Freeze`."""
 
 BY_NONLINEARITY = "auto"
 """The penalty that suits the nonlinearity."""
@@ -275,18 +254,7 @@ class RunConfig:
     @property
     def run_id(self) -> str:
         """The name of the run's folder: the settings that vary within a study."""
-        family = [_in_a_name(name) for name in (self.nonlinearity, self.resolved_penalty)]
-        sparsity = f"{self.coeff:.4g}" if self.target_l0 is None else f"L{self.target_l0:g}"
-        seed = f"s{self.init_seed}"
-        start = [f"from{self.init_digest[:8]}"] if self.init_digest else []
-        frozen = [] if self.freeze == "none" else [f"frozen_{self.freeze}"]
-        skip = ["skip"] if self.skip else []
-        size = [f"lr{self.lr:.4g}", f"d{self.d_sae}"]
-        nested = ["nested" + ".".join(map(str, self.matryoshka))] if self.matryoshka else []
-        nested += [f"drawn{self.matryoshka_drawn}"] if self.matryoshka_drawn else []
-        refitted = ["refit"] if self.refit_tokens else []
-        others = [f"{name}_{_in_a_name(getattr(self, name))}" for name in self.named]
-        return "-".join([*family, sparsity, *size, seed, *nested, *skip, *start, *frozen, *refitted, *others])
+        return run_name(self)
 
     def sae_config(self, d_in: int, d_out: int | None = None) -> "SAEConfig":
         """Return the config of the run's SAE for activations of width `d_in`.
@@ -367,35 +335,3 @@ class RunConfig:
         """
         end = min(self.schedule(batch_size).decay_start_step, self.n_steps(batch_size))
         return round(0.8 * end), end
-
-
-def _in_a_name(value: Any) -> str:
-    """Return a value as the name of a folder may hold it."""
-    return re.sub(r"[^\w.+-]+", "_", f"{value:g}" if isinstance(value, float) else str(value)).strip("_")
-
-
-def family_of(settings: Mapping[str, Any]) -> str:
-    """Return the name of a family, as in "prolu_relu + sqrt_l1".
-
-    The name of topk and batchtopk is without their k, since runs of one family differ in it.
-
-    Args:
-        settings: the settings of a run as `RunConfig.describe` records them, or a line of results, which has them.
-            Those that are missing or None are taken for the usual ones; of an SAE that was trained elsewhere not all
-            are known.
-    """
-    nonlinearity = settings["nonlinearity"]
-    penalty = settings["penalty"]
-    freeze = settings.get("freeze") or "none"
-    name = nonlinearity.partition("(")[0]
-    shown = name if name in TAKES_L0 else nonlinearity
-    if penalty is not None and (base := penalty.partition("(")[0]) in TAKES_TARGET:
-        penalty = base
-    family = shown if penalty in ("none", None) else f"{shown} + {penalty}"
-    family += ", matryoshka" if settings.get("matryoshka") else ""
-    family += ", drawn matryoshka" if settings.get("matryoshka_drawn") else ""
-    # A later version may have written a choice that this one does not know.
-    family += FROZEN.get(freeze, f", {freeze} frozen")
-    family += ", skip" if settings.get("skip") else ""
-    family += ", refitted" if settings.get("refit_tokens") else ""
-    return f"{family}, fine-tuned" if settings.get("init_digest") is not None else family

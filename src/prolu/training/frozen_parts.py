@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prolu.sae.weights import Weights
-from prolu.training.config import Freeze
+from prolu.training.choices import Freeze
 
 LEAST_COSINE = 0.8
 """The least cosine of a decoder row of a soft-frozen decoder with the row as it started; the paper's value."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.sae.weights import Weights
-from prolu.training.config import SecondMoment
+from prolu.training.choices import SecondMoment
 from prolu.training.moments import Moments
 
 

@@ -21,7 +21,7 @@ from prolu.evaluation.comparison.wording import (
     Verdict,
     listed,
 )
-from prolu.training.config import FROZEN
+from prolu.training.choices import FROZEN
 
 BASELINES = ("relu + l1", "relu + sqrt_l1")
 """The paper's baselines. Every other family is compared with both, and the second with the first."""

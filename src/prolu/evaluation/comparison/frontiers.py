@@ -5,7 +5,8 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from prolu.evaluation.comparison.metric_catalog import METRICS
-from prolu.training.config import RunConfig, family_of
+from prolu.training.config import RunConfig
+from prolu.training.naming import family_of
 
 Record = Mapping[str, Any]
 """One finished run: a line of results.jsonl."""

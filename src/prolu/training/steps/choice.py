@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.sae.weights import Weights
-from prolu.training.config import STEP_KINDS
+from prolu.training.choices import STEP_KINDS
 from prolu.training.steps.base import Step
 from prolu.training.steps.cpu_bf16 import Bf16Step
 from prolu.training.steps.cuda import CudaStep

@@ -17,7 +17,7 @@ from prolu.runtime.checks import one_of
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.sae.nonlinearities import Selection
 from prolu.sae.weights import Weights
-from prolu.training.config import PRECISIONS
+from prolu.training.choices import PRECISIONS
 from prolu.training.moments import Moments
 from prolu.training.steps.adam import AdamConfig, Update, clip_scale, project_
 from prolu.training.steps.base import Step, gather_of

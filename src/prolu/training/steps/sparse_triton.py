@@ -41,7 +41,7 @@ from torch import Tensor
 from prolu.runtime.checks import one_of
 from prolu.runtime.mesh import ALONE, Mesh
 from prolu.sae.weights import Weights
-from prolu.training.config import PRECISIONS
+from prolu.training.choices import PRECISIONS
 from prolu.training.moments import Moments
 from prolu.training.steps import triton_kernels as kernels
 from prolu.training.steps.adam import Update
