@@ -15,7 +15,8 @@ All kinds of steps give the same numbers from the same state, up to rounding; `d
 - `stacked`: the dense step's equations on whole matrices, for several SAEs of one shape and family at once.
 - `cuda`: these equations on a GPU, compiled and captured in a graph; `cuda_graphs` captures and replays.
 - `selection_triton`: the k-th largest entry on a GPU, for TopK and BatchTopK.
-- `sparse_triton`: the sparse step on a GPU; `triton_pairs` finds its pairs, `pair_functions` computes on them.
+- `sparse_triton`: the sparse step on a GPU; `triton_pairs` finds its pairs, `triton_gradients` decodes them and sums
+  their gradients, `pair_functions` has what the nonlinearity and the penalty compute on them.
 - `triton_kernels`: the kernels of these.
 - `choice`, `crossovers.json`: which kind of step is used when.
 """
