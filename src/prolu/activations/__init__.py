@@ -2,7 +2,8 @@
 
 In the order of the data:
 
-- `resolving`: the files that hold the rows of a split, in a file, a folder or a hub dataset.
+- `resolving`: what a source is, such as files, a hub dataset or an object, and its splits.
+- `repository_files`: the files of each split, in a folder or a hub dataset.
 - `shards`, `text_files`, `arrow_files`: one file of rows, and the readers of each format.
 - `text_rows`: the rows of a split, or of a slice of it, from file to file.
 - `chats`: lists of messages, which the tokenizer's chat template turns into text.
