@@ -48,7 +48,7 @@ def test_train_report_eval(source, tmp_path, capsys):
     assert main(train) == 0  # again: nothing to do
 
 
-ANSWERED_BY_TYRO = {"--colour", "--step", "--precision", "--normalisation"}
+ANSWERED_BY_TYRO = {"--step", "--precision", "--normalisation"}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,9 @@ ANSWERED_BY_TYRO = {"--colour", "--step", "--precision", "--normalisation"}
         ({"--ctx": "100"}, "takes at most 64 tokens"),
         ({"--threads": "0"}, "threads 0"),
         ({"--eval-tokens": "0"}, "eval_tokens 0"),
-        ({"--colour": "red"}, "--colour"),
+        ({"--colour": "red"}, "option '--colour': not an option of `prolu train`; `prolu train --help` lists all"),
+        ({"--n-tokenz": "5"}, "option '--n-tokenz': not an option of `prolu train` (did you mean --n-tokens"),
+        ({"--d_say=8": "8"}, "option '--d_say': not an option of `prolu train` (did you mean --d-sae?)"),
         ({"--out": "full"}, "not empty, and not a study"),
         ({"--out": "short.txt/x"}, "is a file"),
         ({"--out": "/proc/prolu"}, "cannot be written"),
@@ -110,6 +112,12 @@ def test_bad_requests(source, tmp_path, monkeypatch, capsys, change, words):
             ["sweep", "nonsense", "--out", "x"],
             "study 'nonsense': choose one of demo, comparison, comparison2026, c",
         ),
+        (["sweep", "--out", "x"], "study: name one of demo, comparison, comparison2026, causes, synthetic, exp"),
+        (["sweep"], "study: name one of demo"),
+        (["trian", "--out", "x"], "command 'trian': choose one of demo, train, sweep, harvest, eval, latents, pro"),
+        (["trian", "--out", "x"], "(did you mean train?)"),
+        ([], "command: name one of demo, train"),
+        (["--out", "x"], "command: name one of demo, train"),
         (["demo", "--scale", "0", "--out", "x"], "scale 0.0: must be more than 0, and finite"),
         (["report", "nowhere"], "no study here"),
         (["eval", "nowhere"], "no saved SAE here"),
@@ -118,8 +126,39 @@ def test_bad_requests(source, tmp_path, monkeypatch, capsys, change, words):
 def test_bad_requests_of_other_commands(tmp_path, monkeypatch, capsys, args, words):
     monkeypatch.chdir(tmp_path)
     assert main(args) == 2
-    assert words in capsys.readouterr().err
+    problem = capsys.readouterr().err
+    assert words in problem
+    assert problem.startswith("prolu: ")
+    assert problem.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["sweep", "grid", "--lrs", "3"], "option '--lrs': not an option of `prolu sweep grid` (did you mean --lr"),
+        (["report", "x", "--metric=kl"], "option '--metric': not an option of `prolu report` (did you mean --metrics"),
+        (["train", "--nonsense"], "option '--nonsense': not an option of `prolu train`; `prolu train --help` lists"),
+    ],
+)
+def test_an_option_that_does_not_exist(tmp_path, monkeypatch, capsys, args, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    problem = capsys.readouterr().err
+    assert problem.startswith(f"prolu: {words}")
+    assert problem.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_else_is_wrong_with_options_is_said_in_a_box(capsys):
+    with pytest.raises(SystemExit):
+        main(["train"])  # --out is missing
+    assert "--out PATH" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--out", "x", "--n-tokens", "1M"])
+    assert "1M is not a whole number, such as 1000000 or 1e6" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_read_is_a_wrong_request(source, tmp_path, monkeypatch, capsys):

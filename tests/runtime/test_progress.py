@@ -8,7 +8,7 @@ import pytest
 from tests.support.terminal import screens, written_in_terminal
 
 from prolu.runtime import progress
-from prolu.runtime.progress import Meter, doing
+from prolu.runtime.progress import Meter, compiling, doing
 
 WORK = """
 import logging, sys, time
@@ -91,9 +91,26 @@ def test_lines_where_there_is_no_terminal(monkeypatch, capsys):
         meter.advance(400)
     first, second = capsys.readouterr().err.splitlines()
     # The first part waits for a window of activations, so nothing follows from it for the others.
-    assert re.fullmatch(r"training 10%  \d+ s passed", first)
-    assert re.fullmatch(r"training 50%  \d+ tokens/s, \d+ SAE-tokens/s  \d+ s passed, \d+ s left", second)
+    assert re.fullmatch(r"training 10%  0:\d\d:\d\d passed", first)
+    assert re.fullmatch(r"training 50%  \d+ tokens/s, \d+ SAE-tokens/s  0:\d\d:\d\d passed, 0:\d\d:\d\d left", second)
     assert heard == [("training", 100, 1000), ("training", 500, 1000)]
+
+
+def test_compiling_counts_in_no_rate(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("prolu.runtime.progress.time.monotonic", lambda: now[0])
+    with Meter("training", 1000) as meter:
+        for compiled, trained in [(16, 4), (30, 4), (0, 20)]:  # seconds
+            with compiling():
+                now[0] += compiled
+            now[0] += trained
+            meter.advance(100)
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == "training 10%  0:00:20 passed (of these 0:00:16 compiling kernels)"
+    # 200 tokens took 8 s of work, so 800 take 32 s. With the 46 s of compiling it would have been 216 s.
+    assert second == "training 20%  25 tokens/s  0:00:54 passed (of these 0:00:46 compiling kernels), 0:00:32 left"
+    assert third == "training 30%  11 tokens/s  0:01:14 passed (of these 0:00:46 compiling kernels), 0:01:05 left"
+    assert meter.tokens_per_second == 300 / 74  # what log.jsonl records is the whole time
 
 
 @pytest.fixture
@@ -133,11 +150,11 @@ def test_a_notebook_has_one_line_that_is_written_over(capsys):
     parts = [part.rstrip() for part in re.split(r"[\r\n]", captured.out) if part]
     assert parts[0] == "training 0%"
     assert parts[1] == "training 25%, L0 9.1"  # after one batch nothing is known of the rate
-    assert re.fullmatch(r"training 50%, \d+ s left, L0 7.2", parts[2])
+    assert re.fullmatch(r"training 50%, 0:00:\d\d left, L0 7.2", parts[2])
     assert parts[3:5] == ["evaluating 0%", "evaluating 0%, compiling kernels"]
-    assert re.fullmatch(r"evaluating 100%, \d+ s", parts[6])
+    assert re.fullmatch(r"evaluating 100%, 0:00:\d\d", parts[6])
     first, second, rest = shown_in_notebook(captured.out)
-    assert re.fullmatch(r"training 100%, \d+ s, L0 5.3", first)
+    assert re.fullmatch(r"training 100%, 0:00:\d\d, L0 5.3", first)
     assert second.startswith("looking at latents 0%")
     assert rest == ""
 

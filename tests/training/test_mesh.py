@@ -70,7 +70,9 @@ def test_shapes():
 
 
 def test_a_mesh_of_another_size_than_was_started_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="mesh 'latent=2': has 2 ranks, and 1 processes were started; use torchrun"):
+    with pytest.raises(
+        ValueError, match="mesh 'latent=2': needs 2 processes, and 1 was started; start them with torchrun"
+    ):
         mesh_of("latent=2", "cpu", 2)
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="mesh: 4 processes were started; say how they share the SAE"):
@@ -83,6 +85,12 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="mesh 'latent=2': 2 ranks on this machine, which has 1 GPUs"):
         mesh_of("latent=2", "cuda", 2)
+
+
+def test_a_gpu_that_is_not_there_is_refused_by_its_own_flag(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device 'cuda': PyTorch finds no CUDA GPU on this machine; choose cpu"):
+        mesh_of("", "cuda", 2)
 
 
 class Of(type(ALONE)):

@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_refused(tmp_path, settings, words):
 
 
 def test_wrong_requests(tmp_path):
-    with pytest.raises(ValueError, match="no such file; a saved SAE has"):
+    with pytest.raises(ValueError, match=r"init_from .*: no such file; a saved SAE has"):
         config_from(tmp_path)
     some_sae().save(tmp_path)
     with pytest.raises(ValueError, match="takes activations of width 16, these have 8"):

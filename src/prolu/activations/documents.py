@@ -177,7 +177,7 @@ def _text(content: str, key: str) -> Document | NoRow:
     try:
         content.encode()
     except UnicodeEncodeError:
-        return NoRow("not UTF-8 text")
+        return NoRow("the text there is not UTF-8, to which `iconv` converts files")
     return Document(key, content)
 
 

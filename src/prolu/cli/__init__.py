@@ -6,6 +6,7 @@
 - `watching`: the request `watch`; `requests`: those of all other commands, likewise.
 - `options`: groups of options that several commands share, or that are long.
 - `flags`: how dataclasses become flags, and the names that other libraries give to our flags.
+- `misspelt`: what is answered where a command, a study or an option does not exist.
 - `commands`: what each command checks and does; of `report` in `drawing`, of `eval` in `scoring`, of `latents` in
   `latents`, of `probe` in `probing`.
 - `drawing`: pages of latents and reports.

@@ -1,11 +1,15 @@
 """The entry point of the command line: from arguments to a request, to its work, to an exit code."""
 
 import logging
+import math
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import reduce
+from io import StringIO
+from operator import or_
 from typing import Annotated, Any
 
 import tyro
@@ -15,6 +19,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from prolu.activations.options import HarvestSource, Source
 from prolu.cli.flags import add_helps, without_aliases
 from prolu.cli.job import DONE, FAILED, WRONG_REQUEST
+from prolu.cli.misspelt import no_such_name, no_such_option
 from prolu.cli.options import LatentPageOptions, Scoring
 from prolu.cli.own_requests import GRID, TRAIN_DESCRIPTION, Grid, Train
 from prolu.cli.requests import Eval, Export, Harvest, Import, Latents, Probe, Pull, Push, Report
@@ -40,40 +45,27 @@ Examples:
 
 RESUMES = "what was finished is saved; run the same command again to resume"
 
-Command = (
-    Annotated[Demo, subcommand("demo")]
-    | Annotated[Train, subcommand("train")]
-    | Annotated[Sweep, subcommand("sweep")]
-    | Annotated[Harvest, subcommand("harvest")]
-    | Annotated[Eval, subcommand("eval")]
-    | Annotated[Latents, subcommand("latents")]
-    | Annotated[Probe, subcommand("probe")]
-    | Annotated[Report, subcommand("report")]
-    | Annotated[Watch, subcommand("watch")]
-    | Annotated[Export, subcommand("export")]
-    | Annotated[Import, subcommand("import")]
-    | Annotated[Push, subcommand("push")]
-    | Annotated[Pull, subcommand("pull")]
-)
+COMMANDS = {
+    "demo": Demo,
+    "train": Train,
+    "sweep": Sweep,
+    "harvest": Harvest,
+    "eval": Eval,
+    "latents": Latents,
+    "probe": Probe,
+    "report": Report,
+    "watch": Watch,
+    "export": Export,
+    "import": Import,
+    "push": Push,
+    "pull": Pull,
+}
+"""The request of each command, by its name and in the order of the help."""
+
+Command: Any = reduce(or_, [Annotated[request, subcommand(name)] for name, request in COMMANDS.items()])
 
 # The dataclasses whose fields are options: first the commands, then what several of them share.
-for request in (
-    Demo,
-    Train,
-    Sweep,
-    Study,
-    Grid,
-    Harvest,
-    Eval,
-    Latents,
-    Probe,
-    Report,
-    Watch,
-    Export,
-    Import,
-    Push,
-    Pull,
-):
+for request in (*COMMANDS.values(), Study, Grid):
     add_helps(request)
 for options in (Source, HarvestSource, SweepSettings, Engine, LatentPageOptions, Scoring):
     add_helps(options)
@@ -92,10 +84,7 @@ def _integers_with_exponents(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpe
             return int(words[0])
         except ValueError:
             # A ValueError from here is tyro's to report: it names the flag.
-            value = float(words[0])
-            if not value.is_integer():
-                raise ValueError(f"{words[0]} is not a whole number") from None
-            return int(value)
+            return _whole(words[0])
 
     def is_int(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
@@ -119,6 +108,16 @@ def _multiples(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Multiple] | 
     )
 
 
+def _whole(word: str) -> int:
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not value.is_integer():
+        raise ValueError(f"{word} is not a whole number, such as 1000000 or 1e6")
+    return int(value)
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit code.
 
@@ -128,14 +127,16 @@ def main(args: Sequence[str] | None = None) -> int:
     - 130: It was interrupted. A checkpoint is saved.
     """
     args = list(sys.argv[1:] if args is None else args)
-    # tyro's own message about an unknown study lists the options of every study.
-    studies = (*RECIPES, GRID)
-    if args[:1] == ["sweep"] and args[1:] and not args[1].startswith("-") and args[1] not in studies:
-        print(f"prolu: study {args[1]!r}: choose one of {', '.join(studies)}", file=sys.stderr)
-        return WRONG_REQUEST
     if args == ["--version"]:
         print(f"prolu {package_version()}")
         return DONE
+    # tyro's own messages about an unknown command or study list the options of all of them.
+    sentence = no_such_name("command", args, COMMANDS)
+    if args[:1] == ["sweep"]:
+        sentence = no_such_name("study", args[1:], (*RECIPES, GRID))
+    if sentence:
+        print(f"prolu: {shown(sentence)}", file=sys.stderr)
+        return WRONG_REQUEST
     # tyro prints help and ends the process here. What follows needs PyTorch, which takes seconds to import.
     command = _parsed(args)
     from prolu.runtime.mesh import leave
@@ -163,19 +164,42 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _parsed(args: list[str]) -> Any:
-    """Return the request that the arguments ask for. tyro itself prints help and errors, and exits."""
+    """Return the request that the arguments ask for; print help or an error and exit if they ask for none."""
     if args[:1] in (["train"], ["sweep"], ["harvest"]):
         args = without_aliases(args)
+    problem = StringIO()
     try:
-        # A parser of its own, since its description with examples would crowd the list of all commands.
-        if args[:1] == ["train"]:
-            return tyro.cli(Train, prog="prolu train", args=args[1:], description=TRAIN_DESCRIPTION, registry=registry)
-        return tyro.cli(Command, prog="prolu", args=args, description=DESCRIPTION, registry=registry)
+        with redirect_stderr(problem):
+            return _read(args)
+    except SystemExit as stop:
+        if stop.code == WRONG_REQUEST and (sentence := _unknown_option(args)):
+            print(f"prolu: {shown(sentence)}", file=sys.stderr)
+        else:
+            print(problem.getvalue(), file=sys.stderr, end="")
+        raise
     except BrokenPipeError:
         # The program that reads the help, such as `head`, has closed its input. Python must not fail when it flushes
         # the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(DONE) from None
+
+
+def _read(args: list[str]) -> Any:
+    """Return the request that tyro reads from arguments; it prints help and errors itself, and exits."""
+    # A parser of its own, since its description with examples would crowd the list of all commands.
+    if args[:1] == ["train"]:
+        return tyro.cli(Train, prog="prolu train", args=args[1:], description=TRAIN_DESCRIPTION, registry=registry)
+    return tyro.cli(Command, prog="prolu", args=args, description=DESCRIPTION, registry=registry)
+
+
+def _unknown_option(args: list[str]) -> str:
+    """Return a sentence about an option that the command of these arguments does not have, or "" if it has all."""
+    n_words = 2 if args[:1] == ["sweep"] else 1
+    command, rest = args[:n_words], args[n_words:]
+    help_text = StringIO()
+    with suppress(SystemExit), redirect_stdout(help_text):
+        _read([*command, "--help"])
+    return no_such_option(" ".join(["prolu", *command]), rest, help_text.getvalue())
 
 
 def _failed(problem: BaseException) -> int:

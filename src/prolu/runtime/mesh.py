@@ -21,6 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from prolu.runtime.devices import available_device
+
 Made = TypeVar("Made")
 
 PATIENCE = timedelta(days=1)
@@ -244,10 +246,13 @@ def mesh_of(text: str, device: str, n_threads: int) -> Mesh:
         raise ValueError(f"mesh: {n_started} processes were started; say how they share the SAE, as in --mesh latent=2")
     if shape.data * shape.latent != n_started:
         raise ValueError(
-            f"mesh {text!r}: has {shape.data * shape.latent} ranks, and {n_started} processes were started; use "
+            f"mesh {text!r}: needs {shape.data * shape.latent} processes, and {n_started} "
+            f"{'was' if n_started == 1 else 'were'} started; start them with "
             f"torchrun --nproc-per-node {shape.data * shape.latent}"
         )
     n_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if n_here == 1:
+        available_device("device", device)
     if device == "cuda" and n_here > torch.cuda.device_count():
         raise ValueError(f"mesh {text!r}: {n_here} ranks on this machine, which has {torch.cuda.device_count()} GPUs")
     if device == "cuda" and n_started > 1:

@@ -23,6 +23,9 @@ SECONDS_BETWEEN_REWRITES = 0.5
 WIDTH_OF_SAE_RATE = 100
 """The columns from which on a terminal also shows the rate in SAE-tokens."""
 
+_seconds_of_compiling = 0.0
+"""The time that this process has spent in compiling kernels, in seconds, which no later batch needs again."""
+
 listeners: list[Callable[[str, int, int], None]] = []
 """Functions that every meter of this process calls when it advances, with the name of its work, the amount done and the
 total. A worker on a cluster reports through them, since nobody sees its own terminal."""
@@ -66,6 +69,7 @@ class Meter:
         self._done = 0
         self._n_advances = 0
         self._start = time.monotonic()
+        self._compiling_before = _seconds_of_compiling
         self._last_line = self._start
         is_terminal = Console(stderr=True).is_terminal
         self._in_notebook = shown and in_notebook()
@@ -123,14 +127,27 @@ class Meter:
         return self._done / max(self.seconds, 1e-9)  # the very first call may find the clock unmoved
 
     def _line(self, now: float) -> str:
-        passed = f"{now - self._start:.0f} s passed"
+        compiling = self._seconds_of_compiling
+        of_these = f" (of these {_duration(compiling)} compiling kernels)" if compiling >= 1 else ""
+        passed = f"{_duration(now - self._start)} passed{of_these}"
         fraction = self._done / max(self._total, 1)
         if self._n_advances == 1:
             # Before the first batch a window of activations is read: a rate that counts this would be far too low.
             return f"{self._what} {fraction:.0%}  {passed}"
-        seconds_left = (self._total - self._done) / max(self.tokens_per_second, 1e-9)
-        rates = _rates(self.tokens_per_second, self._n_saes, self._unit)
-        return f"{self._what} {fraction:.0%}  {rates}  {passed}, {seconds_left:.0f} s left"
+        seconds_left = self._seconds_left(now)
+        rates = _rates(self._rate(now), self._n_saes, self._unit)
+        return f"{self._what} {fraction:.0%}  {rates}  {passed}, {_duration(seconds_left)} left"
+
+    @property
+    def _seconds_of_compiling(self) -> float:
+        return _seconds_of_compiling - self._compiling_before
+
+    def _rate(self, now: float) -> float:
+        """Return the mean rate but for the time of compiling, which is not needed again, in tokens per second."""
+        return self._done / max(now - self._start - self._seconds_of_compiling, 1e-9)
+
+    def _seconds_left(self, now: float) -> float:
+        return (self._total - self._done) / max(self._rate(now), 1e-9)
 
     def look(self) -> None:
         """Find out what a notebook shows besides. This may take computing, so the thread that does the work does it."""
@@ -141,17 +158,17 @@ class Meter:
         """Return what the line in a notebook says of this work."""
         fraction = f"{self._what} {self._done / max(self._total, 1):.0%}"
         if self._done >= self._total:
-            left = f"{now - self._start:.0f} s"
+            left = _duration(now - self._start)
         elif self._n_advances < 2:
             left = ""  # nothing is known yet of the rate
         else:
-            left = f"{(self._total - self._done) / max(self.tokens_per_second, 1e-9):.0f} s left"
+            left = f"{_duration(self._seconds_left(now))} left"
         return ", ".join(part for part in (fraction, left, self._shown_figures) if part)
 
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Show what the running work waits for, such as "compiling kernels", in place of its rate."""
+    """Show what the running work waits for, such as "reading activations", in place of its rate."""
     _bars.note(what)
     _notebook_line.note(what)
     try:
@@ -159,6 +176,18 @@ def doing(what: str) -> Iterator[None]:
     finally:
         _bars.note("")
         _notebook_line.note("")
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Show that kernels are being compiled. Rates leave out the time that this takes, since it does not recur."""
+    global _seconds_of_compiling  # noqa: PLW0603 - one clock for all meters of the process
+    start = time.monotonic()
+    try:
+        with doing("compiling kernels"):
+            yield
+    finally:
+        _seconds_of_compiling += time.monotonic() - start
 
 
 class _NotebookLine:
@@ -280,7 +309,7 @@ class _Pace(ProgressColumn):
             return Text()  # nothing is known yet, and a rate of 0 would be wrong
         seconds = elapsed if task.finished else task.time_remaining
         rates = _rates(speed, task.fields["n_saes"] if self._shows_saes else 1, task.fields["unit"])
-        time_of = f", {timedelta(seconds=int(seconds))}" if seconds is not None else ""
+        time_of = f", {_duration(seconds)}" if seconds is not None else ""
         return Text(f"{rates}{time_of}" + ("" if task.finished or not time_of else " left"))
 
 
@@ -291,3 +320,8 @@ _notebook_line = _NotebookLine()
 def _rates(tokens_per_second: float, n_saes: int, unit: str) -> str:
     saes = f", {tokens_per_second * n_saes:,.0f} SAE-tokens/s" if n_saes > 1 else ""
     return f"{tokens_per_second:,.0f} {unit}/s{saes}"
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as hours, minutes and seconds, as in 0:24:13."""
+    return str(timedelta(seconds=int(seconds)))

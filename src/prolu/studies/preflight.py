@@ -115,7 +115,7 @@ def findings(amounts: Mapping[str, Any], stream: Mapping[str, Any]) -> list[str]
     without_text = f", and {amounts['rows_left_out']:,} rows without text" if amounts["rows_left_out"] else ""
     per_epoch = amounts.get("tokens_dropped_per_epoch")
     at_windows = f", and in each epoch {per_epoch:,} that fill no batch" if per_epoch else ""
-    revision = stream.get("lm_revision") or "as it is on the disk or on the hub's main branch"
+    revision = f", revision {stream['lm_revision']}" if stream.get("lm_revision") else ""
     documents = amounts["documents"]
     mask = TokenMask.recorded(stream)
     left_out = f"left out of training and scores: {mask}; {amounts.get('tokens_left_out', 0):,} of the training tokens"
@@ -126,7 +126,7 @@ def findings(amounts: Mapping[str, Any], stream: Mapping[str, Any]) -> list[str]
         f"block{at_windows}",
         f"epochs: {amounts['epochs']:.2f}" if "epochs" in amounts else "epochs: 1, since a harvest reads the text once",
         f"held out: {amounts['held_out_tokens']:,} tokens{scored}",
-        f"model: {stream['lm']}, revision {revision}, in {stream['lm_dtype']}, weights {stream['lm_digest'][:12]}",
+        f"model: {stream['lm']}{revision}, in {stream['lm_dtype']}, weights {stream['lm_digest'][:12]}",
     ]
 
 

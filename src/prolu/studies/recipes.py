@@ -212,7 +212,7 @@ DESCRIPTIONS = {
     "four target L0s with three seeds each.",
     "synthetic": "Families compared with features that are known by construction, without a language model, at half, "
     "once and twice the true L0 with three seeds each, and random baselines: minutes on two cores.",
-    "experiment1": "The paper's first sweep: 30 SAEs (section 3 of the method).",
+    "experiment1": "The paper's first sweep: 30 SAEs.",
     "experiment2": "The paper's second sweep: 48 SAEs at a lower learning rate.",
     "experiment3": "The paper's third sweep: 30 SAEs with a range of coefficients for each family and larger encoder "
     "norms at resampling.",

@@ -177,7 +177,11 @@ class RunConfig:
 
             # Found now and not when training starts: what lies in a folder may change, the config of a run may not,
             # and the digest is part of the run's name.
-            object.__setattr__(self, "init_digest", weights_digest(self.init_from))
+            try:
+                digest = weights_digest(self.init_from)
+            except ValueError as problem:
+                raise ValueError(f"init_from {self.init_from!r}: {problem}") from None
+            object.__setattr__(self, "init_digest", digest)
 
     @property
     def resolved_nonlinearity(self) -> str:

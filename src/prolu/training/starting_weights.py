@@ -35,7 +35,7 @@ def starting_weights(
 def initial_weights(
     config: SAEConfig, init_seed: int, dtype: torch.dtype = torch.float32, initial_bias: float = 0.0
 ) -> Weights:
-    """Return weights drawn at random (section 3 of the method).
+    """Return weights drawn at random (docs/guide/concepts.md).
 
     W_enc is Kaiming-uniform over the latents, with the bound sqrt(6 / d_sae); W_dec is W_enc^T with rows of unit norm;
     b_dec is 0; encoder biases are `initial_bias`, other own parameters what their nonlinearity starts them at.

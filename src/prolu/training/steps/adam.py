@@ -20,7 +20,7 @@ the projection to the renormalisation, and memory is passed over once."""
 
 @dataclass(frozen=True, kw_only=True)
 class AdamConfig:
-    """Adam's constants (section 3 of the method), and an optional clip, which the paper does not have."""
+    """Adam's constants (docs/guide/concepts.md), and an optional clip, which the paper does not have."""
 
     beta1: float = 0.9
     """The decay rate of the first moment."""

@@ -5,7 +5,7 @@ from functools import cache
 
 from numba.core import event
 
-from prolu.runtime.progress import doing
+from prolu.runtime.progress import compiling
 
 
 class _Listener(event.Listener):
@@ -21,7 +21,7 @@ class _Listener(event.Listener):
     def on_start(self, event: event.Event) -> None:
         self._depth += 1
         if self._depth == 1:
-            self._shown.enter_context(doing("compiling kernels"))
+            self._shown.enter_context(compiling())
 
     def on_end(self, event: event.Event) -> None:
         self._depth -= 1
