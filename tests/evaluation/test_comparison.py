@@ -15,6 +15,7 @@ from prolu.evaluation.comparison import replicates
 from prolu.evaluation.comparison.claims import compare_families, paper_claims, prolu_against_relu
 from prolu.evaluation.comparison.comparisons import Comparisons
 from prolu.evaluation.comparison.points import hypervolume
+from prolu.evaluation.comparison.standings import standings
 from prolu.evaluation.comparison.verdicts import Verdict, matched, rows_for_tables, verdict_table
 from prolu.evaluation.comparison.wording import percent
 from prolu.evaluation.document_sums import DocumentSums
@@ -115,6 +116,43 @@ def test_a_target_that_was_missed_is_not_advised_again(tmp_path):
         f"no run of {STE} within a factor of 1.5 of L0 64: the nearest is at L0 41, although it was a target; "
         "train longer, or start from another coefficient"
     )
+
+
+def not_above_0(tmp_path):
+    """Two families of three targets each, of which one has a negative CE increase at L0 64."""
+    runs = [
+        r | {"target_l0": float(target), "ce_recon": 3 + r["degradation"], "fvu": r["mse"]}
+        for seed in (0, 1)
+        for name, level in ((RELU, 4.0), (STE, 3.0))
+        for target, r in zip((16, 32, 64), bent(name, level, (seed,), (16.1, 32.1, 63.9)), strict=True)
+    ]
+    lacks = {r["run_id"] for r in runs if r["penalty"] == "l1" and r["nonlinearity"] == "prolu_ste" and r["l0"] > 60}
+    nothing = {"degradation": -0.002, "ce_recon": 2.998, "degradation_bits": -0.003, "fvu": 1e-6}
+    return Made([r | nothing if r["run_id"] in lacks else r for r in runs], tmp_path)
+
+
+def test_a_run_without_a_logarithm_is_not_called_a_missed_target(tmp_path):
+    study = not_above_0(tmp_path)
+    why = f"the run of {STE} at L0 63.9 has a CE increase of -0.002 nats; a change in percent needs values above 0"
+    found = verdict_table(study)
+    assert [math.isnan(v.change) for v in found] == [False, False, True]
+    assert found[2].reason == f"{why}, so compare by ce_recon, in nats"
+    in_nats = matched(study, STE, RELU, 64, y="ce_recon")
+    assert in_nats.change == pytest.approx(-0.002 - study.records[2]["degradation"], abs=1e-3)
+    without = matched(changed(study, lambda r: {"degradation": None}, of=f"{STE}-{1 / 63.9}"), STE, RELU, 64)
+    assert without.reason == f"the run of {STE} at L0 63.9 has no value of CE increase"
+    # A run that is too far from the L0 explains nothing.
+    assert "train one with target_l0=100" in matched(study, STE, RELU, 100).reason
+
+
+def test_no_family_is_called_the_best_where_another_is_below_0(tmp_path):
+    found = {(s.family, s.metric): s for s in standings(not_above_0(tmp_path), ["degradation", "fvu"], [64])}
+    assert "needs values above 0" in found[STE, "degradation"].reason
+    assert not found[RELU, "degradation"].is_best
+    # In another metric the same runs are read, although they have no place on the curve of the first.
+    assert found[STE, "fvu"].value == pytest.approx(1e-6, rel=0.02)
+    assert found[STE, "fvu"].is_best
+    assert not found[RELU, "fvu"].is_best
 
 
 @pytest.mark.parametrize("gap", [2.4, 2.9, 4.7])

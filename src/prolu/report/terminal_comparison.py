@@ -162,6 +162,8 @@ def _print_standings(console: Console, standings: Sequence[Standing]) -> None:
                 table = [families]
             table += columns
         print_table(console, table)
+        for reason in dict.fromkeys(s.reason for some in by_metric.values() for s in some if math.isnan(s.value)):
+            print_sentence(console, f"not compared: {reason}")
     if standings:
         print_sentence(console, f"{best} has the best value. {EXPLAINED}")
 

@@ -7,10 +7,10 @@ from functools import cache
 import numpy as np
 
 from prolu.evaluation.comparison import reasons
-from prolu.evaluation.comparison.curves import Curve
-from prolu.evaluation.comparison.frontiers import Record, family
+from prolu.evaluation.comparison.curves import Curve, reaches
+from prolu.evaluation.comparison.frontiers import Record, budget, family, grouped, replicate, variant
 from prolu.evaluation.comparison.intervals import half_width_of_difference
-from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, main_metric
+from prolu.evaluation.comparison.metric_catalog import CE_INCREASE, METRICS, is_finite, main_metric
 from prolu.evaluation.comparison.replicates import Curves, DocumentResamples, FinishedStudy, curves_of
 from prolu.evaluation.comparison.wording import (
     HIGHER,
@@ -93,11 +93,18 @@ class Comparisons:
             l0: the L0.
             y: the metric, by its name in results.jsonl.
             like: a metric whose best variant of each family is read, so that several metrics are of the same SAEs; by
-                default `y` itself.
+                default `y` itself. A variant that only lacks a place on a curve of this metric is read too.
         """
         longest = self._budget_of_most(names, like or y)
-        chosen = {name: _reaching(self._of_budget(name, like or y, longest), l0) for name in names}
-        variants = {name: some[0].variant for name, some in chosen.items() if some}
+        variants: dict[str, tuple[str, ...]] = {}
+        for name in names:
+            curves = self._of_budget(name, like or y, longest)
+            some = _reaching(curves, l0)
+            if not some:
+                others = {variant(r) for r in self._without_place(name, curves, l0, like or y)}
+                some = _reaching([c for c in self._of_budget(name, y, longest) if c.variant in others], l0)
+            if some:
+                variants[name] = some[0].variant
         return {
             name: [c for c in self._of_budget(name, y, longest) if c.variant == variants.get(name) and c.reaches(l0)]
             for name in names
@@ -126,14 +133,48 @@ class Comparisons:
         curves = self._of_budget(name, y, self._budget_of_most(self.families, y))
         kind = "run" if self._unconverged else "converged run"
         if curves and not any(c.reaches(l0) for c in curves):
-            return reasons.out_of_reach(kind, name, curves, l0, missed=self._missed(name, l0))
+            return self._why_out_of_reach(name, curves, l0, y)
         if name in self._curves(y).by_family:
             return f"no {kind} of {name} has the setting and the number of training tokens that are compared"
         return reasons.no_run(kind, name, METRICS[y], has_runs=name in self._families_of_kind)
 
-    def _missed(self, name: str, l0: float) -> bool:
-        """Return whether a family has runs with this target L0."""
-        return any(family(r) == name and r.get("target_l0") == l0 for r in self.records)
+    def is_below_all(self, name: str, l0: float, y: str) -> bool:
+        """Return whether a family that cannot be read at an L0 has a run there that is not above 0, where others are.
+
+        It has no place on a curve in the log, but is lower than every family that can be read.
+        """
+        curves = self._of_budget(name, y, self._budget_of_most(self.families, y))
+        is_unread = METRICS[y].compared_as == "ratio" and not any(c.reaches(l0) for c in curves)
+        return is_unread and any(is_finite(r.get(y)) for r in self._without_place(name, curves, l0, y))
+
+    def _why_out_of_reach(self, name: str, curves: Sequence[Curve], l0: float, y: str) -> str:
+        """Return why none of a family's curves of a metric reaches an L0."""
+        if without_place := self._without_place(name, curves, l0, y):
+            return reasons.without_place(name, without_place, l0, METRICS[y])
+        kind = "run" if self._unconverged else "converged run"
+        missed = any(family(r) == name and r.get("target_l0") == l0 for r in self.records)
+        return reasons.out_of_reach(kind, name, curves, l0, missed=missed)
+
+    def _without_place(self, name: str, curves: Sequence[Curve], l0: float, y: str) -> list[Record]:
+        """Return those of a family's runs without a place on a curve with which a curve of a metric would reach an L0.
+
+        Args:
+            name: the family.
+            curves: its curves of the metric at one training budget, none of which reaches the L0; if there are none,
+                the budget is that of most families.
+            l0: the L0.
+            y: the metric.
+        """
+        log_l0s = {(c.replicate, c.n_tokens, c.variant): c.log_l0 for c in curves}
+        budgets = {c.n_tokens for c in curves} or {self._budget_of_most(self.families, y), None}
+        own = [r for r in self._curves(y).left_out if family(r) == name and budget(r) in budgets]
+        with_l0 = [r for r in own if is_finite(r.get("l0")) and r["l0"] > 0]
+        return [
+            r
+            for key, some in grouped(with_l0, replicate, budget, variant).items()
+            if reaches(np.union1d(log_l0s.get(key, []), np.log([r["l0"] for r in some])), l0)
+            for r in some
+        ]
 
     def _budget_of_most(self, names: Sequence[str], y: str) -> int | None:
         by_family = self._curves(y).by_family
@@ -244,9 +285,7 @@ class Comparisons:
         if math.isnan(l0):
             return reasons.no_common_l0(kind, by_name)
         out = [name for name, some in by_name.items() if not _reaching(some, l0)]
-        return "; ".join(
-            reasons.out_of_reach(kind, name, by_name[name], l0, missed=self._missed(name, l0)) for name in out
-        )
+        return "; ".join(self._why_out_of_reach(name, by_name[name], l0, y) for name in out)
 
 
 def _pairs(families: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -81,6 +81,22 @@ def interpolated(x: np.ndarray, y: np.ndarray, at: float) -> np.ndarray:
     return np.asarray(on_chord + h * t * (1 - t) * bend)
 
 
+def reaches(log_l0: np.ndarray, l0: float) -> bool:
+    """Return whether a curve may be read at an L0.
+
+    Args:
+        log_l0: its knots in ascending order, [n_knots].
+        l0: the L0.
+    """
+    at = math.log(l0)
+    if len(log_l0) == 1:
+        return bool(abs(at - log_l0[0]) <= SINGLE_RUN_TOLERANCE)
+    if not log_l0[0] <= at <= log_l0[-1]:
+        return bool(log_l0[0] - BEYOND_THE_ENDS <= at <= log_l0[-1] + BEYOND_THE_ENDS)
+    # The last digits of a logarithm must not decide about a distance of exactly 1.5.
+    return bool(np.abs(log_l0 - at).min() <= math.log(FURTHEST) * (1 + 1e-9))
+
+
 class Curve(NamedTuple):
     """The runs of one family, replicate, training budget and choice of other hyperparameters, in order of L0."""
 
@@ -109,13 +125,7 @@ class Curve(NamedTuple):
 
     def reaches(self, l0: float) -> bool:
         """Return whether the curve may be read at an L0."""
-        at = math.log(l0)
-        if len(self.log_l0) == 1:
-            return bool(abs(at - self.log_l0[0]) <= SINGLE_RUN_TOLERANCE)
-        if not self.log_l0[0] <= at <= self.log_l0[-1]:
-            return bool(self.log_l0[0] - BEYOND_THE_ENDS <= at <= self.log_l0[-1] + BEYOND_THE_ENDS)
-        # The last digits of a logarithm must not decide about a distance of exactly 1.5.
-        return bool(np.abs(self.log_l0 - at).min() <= math.log(FURTHEST) * (1 + 1e-9))
+        return reaches(self.log_l0, l0)
 
     def read(self, l0: float) -> float:
         """Return the height at an L0 that the curve reaches."""

@@ -58,6 +58,9 @@ class Metric(NamedTuple):
     """The error of reading a curve between two runs, in units of `height`, as a multiple of the product of the
     distances in log L0 to the runs on both sides. Nine of ten errors are smaller, by `benchmarks/interpolation.py`
     (docs, What the error bars mean); None where nobody has measured it."""
+    in_nats: str = ""
+    """The metric, by its name, whose differences between SAEs are those of this one in nats, with a place on a curve
+    where this one is not above 0; empty if there is none."""
 
     def height(self, value: float) -> float:
         """Return the height of a value on a family's curve: its log if it is compared as a ratio, else itself."""
@@ -75,6 +78,11 @@ class Metric(NamedTuple):
         """Return whether a run has a place on a curve: an L0 above 0, and a value that has a height."""
         lowest = 0.0 if self.compared_as == "ratio" else -math.inf
         return _is_above(record.get("l0"), 0.0) and _is_above(record.get(self.name), lowest)
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether a value is a finite number."""
+    return _is_above(value, -math.inf)
 
 
 def _is_above(value: Any, lowest: float) -> bool:
@@ -115,9 +123,10 @@ _OF_RECONSTRUCTION = (
 
 _OF_PREDICTIONS = (
     Metric(CE_INCREASE, "CE increase", "CE increase (nats)", "nats", "lower", "ratio", "log",
-           ByDocument(lambda s: s.ce_recon - s.ce_clean, "n_predicted"), tolerance=0.41),
+           ByDocument(lambda s: s.ce_recon - s.ce_clean, "n_predicted"), tolerance=0.41, in_nats="ce_recon"),
     Metric("degradation_bits", "CE increase in bits", "CE increase (bits)", "bits", "lower", "ratio", "log",
-           ByDocument(lambda s: (s.ce_recon - s.ce_clean) / math.log(2), "n_predicted"), tolerance=0.41),
+           ByDocument(lambda s: (s.ce_recon - s.ce_clean) / math.log(2), "n_predicted"), tolerance=0.41,
+           in_nats="ce_recon"),
     Metric("ce_recon", "CE with the SAE", "cross-entropy with the SAE (nats)", "nats", "lower", "difference", "linear",
            ByDocument(lambda s: s.ce_recon, "n_predicted"), tolerance=0.076),
     Metric("recovered", "loss recovered", "fraction of the loss recovered", "", "higher", "difference", "linear",
@@ -207,6 +216,7 @@ def _without_bos(metric: Metric) -> Metric:
         words=f"{metric.words} without position 0",
         label=f"{metric.label}, without position 0",
         by_document=None,
+        in_nats=f"{metric.in_nats}_no_bos" if metric.in_nats else "",
     )
 
 

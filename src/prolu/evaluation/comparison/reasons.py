@@ -7,7 +7,7 @@ from typing import Any
 
 from prolu.evaluation.comparison.curves import FURTHEST, Curve
 from prolu.evaluation.comparison.frontiers import VARIANT_FIELDS, Record
-from prolu.evaluation.comparison.metric_catalog import Metric
+from prolu.evaluation.comparison.metric_catalog import Metric, is_finite
 from prolu.evaluation.comparison.wording import NOT_OVER_SEEDS, listed
 
 
@@ -53,6 +53,24 @@ def no_common_l0(kind: str, curves: Mapping[str, Sequence[Curve]]) -> str:
         f"the {kind}s of {' and '.join(ranges)} have no L0 in common; train either with a target_l0 in the range of "
         "the other"
     )
+
+
+def without_place(name: str, records: Sequence[Record], l0: float, metric: Metric) -> str:
+    """Return the words that say that a family has runs at an L0, whose values have no place on a curve of a metric.
+
+    Args:
+        name: the family.
+        records: the runs, all of which have an L0 above 0.
+        l0: the L0.
+        metric: the metric on the curve's vertical axis.
+    """
+    nearest = min(records, key=lambda r: abs(math.log(r["l0"] / l0)))
+    run = f"the run of {name} at L0 {nearest['l0']:.3g} has"
+    if not is_finite(nearest.get(metric.name)):
+        return f"{run} no value of {metric.words}"
+    unit = f" {metric.unit}" if metric.unit else ""
+    value = f"a {metric.words} of {nearest[metric.name]:.3g}{unit}; a change in percent needs values above 0"
+    return f"{run} {value}" + (f", so compare by {metric.in_nats}, in nats" if metric.in_nats else "")
 
 
 def out_of_reach(kind: str, name: str, curves: Sequence[Curve], l0: float, *, missed: bool) -> str:

@@ -127,7 +127,7 @@ def curves_of(studies: Sequence[FinishedStudy], metric: Metric, *, unconverged: 
             if metric.has_place(r):
                 used.append((study, {**r, "stream_seed": stream_seed, "row": len(used)}))
             else:
-                left_out.append(r)
+                left_out.append({**r, "stream_seed": stream_seed})
     runs = [r for _, r in used]
     by_family: dict[str, list[Curve]] = {}
     for (name, seeds, n_tokens, settings), some in grouped(runs, family, replicate, budget, variant).items():

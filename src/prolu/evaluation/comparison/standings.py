@@ -64,7 +64,8 @@ class Standing(NamedTuple):
     n_runs: int
     """The number of runs of its curve."""
     is_best: bool = False
-    """Whether no family has a better value, however uncertain that is."""
+    """Whether no family has a better value, however uncertain that is. False for all, as without any rank, where a
+    family has a run at this L0 whose value is not above 0 and so cannot be read in the log."""
     reason: str = ""
     """Why there is no value, or no probability."""
 
@@ -160,6 +161,9 @@ def _of_metric(comparisons: Comparisons, name: str, l0: float, like: str) -> lis
     found = [
         _standing(comparisons, family, some, metric, l0, read.get(family), resamples) for family, some in curves.items()
     ]
+    # A family below 0 is lower than all that are read in the log, so none of these is the best, or has a rank.
+    if any(comparisons.is_below_all(family, l0, name) for family in comparisons.families if family not in read):
+        return found
     return _ranked(found, metric, read, resamples)
 
 
