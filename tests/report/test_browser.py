@@ -329,6 +329,23 @@ def test_dark_and_light(report, opened):
     assert background(opened(report)) > 600
 
 
+@pytest.mark.parametrize("seed", ["all", "0"])
+@pytest.mark.parametrize("dark", [False, True])
+def test_no_line_shows_through_a_hollow_marker(report, opened, dark, seed):
+    page = opened(report, dark=dark)
+    page.locator("#seed").select_option(seed)
+    colours = page.evaluate("""() => [...document.querySelectorAll('#plane-0 .trace')].map((trace) => ({
+        line: trace.querySelector('.lines path') !== null,
+        fills: [...trace.querySelectorAll('.points path')].map((path) => getComputedStyle(path))
+            .map((style) => [style.fill, style.fillOpacity, style.opacity]) }))""")
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    places = [i for i, trace in enumerate(colours) if [paper, "1", "1"] in trace["fills"]]
+    assert len(places) == 1, "one family has a point that had not converged"
+    assert sum(fill[0] == paper for fill in colours[places[0]]["fills"]) == 1
+    # Lines are drawn before: a marker hides those of its own family and of the others.
+    assert max(i for i, trace in enumerate(colours) if trace["line"] and not trace["fills"]) < places[0]
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_phone_shows_the_report_without_scrolling_sideways(report, opened, dark):
     page = opened(report, viewport=PHONE, dark=dark)

@@ -92,7 +92,11 @@ function draw(id, title, traces, look) {
 const runsAt = (trace, i) => trace.customdata?.[i] ?? trace.meta ?? [];
 
 // ---- a figure shows means over seeds, or, where one seed is chosen, the runs themselves
-const markersOf = (items, family) => items.map((p) => data.families[family].symbol + (p.converged ? "" : "-open"));
+// The markers of runs that had not converged are hollow: filled with the colour of the page, so that no line shows through.
+function markersOf(items, family) {
+  const [colour, paper] = [ink(family), variable("paper")];
+  return { size: 8, symbol: data.families[family].symbol, color: items.map((p) => (p.converged ? colour : paper)), line: { color: colour, width: 1.5 } };
+}
 
 // Where studies are pooled, the letter of its study stands at the end of each line.
 function letterOf(items, x, y) {
@@ -119,21 +123,20 @@ function meansOf(plane) {
     const colour = ink(family);
     const bar = (halves) => ({ type: "data", array: halves.map((half) => half ?? 0), color: colour, thickness: 1.1, width: 3, visible: halves.some((half) => half !== null) });
     return [{ x: line.map((p) => p.x), y: line.map((p) => p.y), mode: "lines+markers", line: { color: colour, dash: data.families[family].dash, width: curves.length ? 0 : 1.6 },
-      error_x: bar(line.map((p) => p.dx)), error_y: bar(line.map((p) => p.dy)), marker: { size: 9, color: colour, symbol: markersOf(line, family) },
+      error_x: bar(line.map((p) => p.dx)), error_y: bar(line.map((p) => p.dy)), marker: markersOf(line, family),
       text: line.map((p) => aboutPoint(p, plane)), customdata: line.map((p) => p.runs), hovertemplate: "%{text}<extra></extra>" }, ...letterOf(line, (p) => p.x, (p) => p.y)];
   });
   return [rings, ...curves, ...small, ...lines];
 }
 
 function runsOf(plane) {
-  return grouped(data.runs.filter((run) => isShown(run) && run.progress === null)).flatMap((runs) => {
-    const [{ family }] = runs;
-    const sorted = [...runs].sort((a, b) => a[plane.x] - b[plane.x]);
-    return [{ x: sorted.map((r) => r[plane.x]), y: sorted.map((r) => r[plane.y]), mode: "lines+markers",
-      line: { color: ink(family), dash: data.families[family].dash, width: 1.6 },
-      marker: { size: 9, color: ink(family), symbol: markersOf(sorted, family) },
-      text: sorted.map(aboutRun), customdata: sorted.map((r) => [r.id]), hovertemplate: "%{text}<extra></extra>" }, ...letterOf(sorted, (r) => r[plane.x], (r) => r[plane.y])];
-  });
+  const sorted = grouped(data.runs.filter((run) => isShown(run) && run.progress === null)).map((runs) => runs.sort((a, b) => a[plane.x] - b[plane.x]));
+  const places = (runs) => ({ x: runs.map((r) => r[plane.x]), y: runs.map((r) => r[plane.y]) });
+  const lines = sorted.map((runs) => ({ ...places(runs), mode: "lines", hoverinfo: "skip",
+    line: { color: ink(runs[0].family), dash: data.families[runs[0].family].dash, width: 1.6 } }));
+  const markers = sorted.flatMap((runs) => [{ ...places(runs), mode: "lines+markers", line: { width: 0 }, marker: markersOf(runs, runs[0].family),
+    text: runs.map(aboutRun), customdata: runs.map((r) => [r.id]), hovertemplate: "%{text}<extra></extra>" }, ...letterOf(runs, (r) => r[plane.x], (r) => r[plane.y])]);
+  return [...lines, ...markers];
 }
 
 // Of rows of known features: the truth is the diagonal.
