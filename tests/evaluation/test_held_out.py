@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from prolu import SAE, HeldOut, LanguageModel, SAEConfig, evaluate
+from prolu.activations import language_model
 from prolu.evaluation.comparison.figures import draw_scale_response, save_figure
 from prolu.evaluation.held_out import choose_blocks
 from prolu.evaluation.latents import latent_figures, scale_response
@@ -95,6 +96,21 @@ def test_kl_is_its_definition_in_the_pass_that_gives_cross_entropy(tiny_lm, held
     assert kl.flatten() == pytest.approx(kl_of_logits(clean, other), abs=2e-6)
     assert kl.min() > -1e-5
     assert kl.mean() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_do_not_depend_on_how_many_logits_are_read_at_once(dtype, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(5, 7, 301, generator=generator)).to(dtype)
+    ids = torch.randint(301, (5, 7), generator=generator)
+    log_p = logits.double().log_softmax(-1)[:, :-1]
+    whole = language_model.next_token_loss(logits, ids)
+    torch.testing.assert_close(whole[0].double(), -log_p.gather(-1, ids[:, 1:, None])[..., 0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(whole[1].double(), logits.double().logsumexp(-1)[:, :-1], rtol=1e-6, atol=1e-6)
+    for n in (1, 301, 4 * 301, 10**9):
+        monkeypatch.setattr(language_model, "LOGITS_AT_ONCE", n)
+        parts = language_model.next_token_loss(logits, ids)
+        assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
 def test_kl_where_logits_are_not_linear(tiny_lm_folder, held_out, monkeypatch):

@@ -26,6 +26,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH_TOKENS = 8192
 """The number of tokens per forward pass."""
 
+LOGITS_AT_ONCE = 2**20
+"""The number of logits of which losses are computed at once on CPUs: 4 MB in float32, which stay in the cache."""
+
 
 class Predictions(NamedTuple):
     """What the model predicts in one forward pass over a few token blocks."""
@@ -240,8 +243,7 @@ class LanguageModel:
             restart_points: what `restart_points` returned for the same tokens.
         """
         passes = self.predictions(tokens, splice, restart_points)
-        # Softmax over a vocabulary needs more digits than bf16 or fp16 logits have, hence `float`.
-        return torch.cat([next_token_loss(p.logits.float(), p.tokens)[0] for p in passes])
+        return torch.cat([next_token_loss(p.logits, p.tokens)[0] for p in passes])
 
     def logits(
         self,
@@ -333,12 +335,20 @@ class LanguageModel:
 def next_token_loss(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Return, for every token after the first, its cross-entropy and the log of the softmax's denominator.
 
-    Both are [n, ctx - 1], in nats.
+    Both are [n, ctx - 1], in nats, and computed in float32 from logits in any number format.
     """
     # All positions are computed, so that the logits need not be copied; what the last one predicts is dropped.
-    following = tokens.roll(-1, dims=1)
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none")
-    loss = loss.view(tokens.shape)
-    chosen = logits.gather(-1, following[..., None])[..., 0]
+    following = tokens.roll(-1, dims=1).flatten()
+    rows = logits.flatten(0, 1)
+    n = max(1, LOGITS_AT_ONCE // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
+    parts = [_loss_of_rows(part, after) for part, after in zip(rows.split(n), following.split(n), strict=True)]
+    loss, log_denominator = (torch.cat(part).view(tokens.shape) for part in zip(*parts, strict=True))
+    return loss[:, :-1], log_denominator[:, :-1]
+
+
+def _loss_of_rows(logits: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+    # Softmax over a vocabulary needs more digits than bf16 or fp16 logits have.
+    logits = logits.float()
+    loss = torch.nn.functional.cross_entropy(logits, following, reduction="none")
     # loss = log_denominator - chosen logit
-    return loss[:, :-1], (loss + chosen)[:, :-1]
+    return loss, loss + logits.gather(1, following[:, None])[:, 0]

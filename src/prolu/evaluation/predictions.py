@@ -62,11 +62,10 @@ def clean_predictions(lm: LanguageModel, tokens: np.ndarray | Int[Tensor, "n ctx
 
 
 def _clean_part(clean: Predictions, unembedding: Float[Tensor, "vocab d_model"]) -> CleanPredictions:
-    logits = clean.logits.float()
-    ce, log_partition = next_token_loss(logits, clean.tokens)
+    ce, log_partition = next_token_loss(clean.logits, clean.tokens)
     if clean.last_hidden is None:
         return CleanPredictions(ce, log_partition, None, torch.zeros_like(ce, dtype=torch.float64))
-    rows = mean_rows(logits[:, :-1].flatten(0, 1), unembedding).view(*ce.shape, -1)
+    rows = mean_rows(clean.logits[:, :-1].flatten(0, 1), unembedding).view(*ce.shape, -1)
     mean_logit = (rows.double() * clean.last_hidden.double()).sum(-1)
     return CleanPredictions(ce, log_partition, rows, mean_logit)
 
@@ -75,7 +74,8 @@ def mean_rows(logits: Float[Tensor, "n vocab"], weight: Float[Tensor, "vocab d_m
     """Return p W with p = softmax(logits)."""
     # A few rows at a time: all probabilities of a pass at once would take as much memory again as its logits.
     n = max(1, ENTRIES_AT_ONCE // logits.shape[1])
-    return torch.cat([part.softmax(1) @ weight.float() for part in logits.split(n)])
+    weight = weight.float()
+    return torch.cat([part.float().softmax(1) @ weight for part in logits.split(n)])
 
 
 def spliced_losses(
@@ -99,14 +99,14 @@ def spliced_losses(
     losses = []
     divergences = []
     for spliced in lm.predictions(tokens, splice, restart_points):
-        logits = spliced.logits.float()
-        ce, log_partition = next_token_loss(logits, spliced.tokens)
+        ce, log_partition = next_token_loss(spliced.logits, spliced.tokens)
         beside = clean.of_blocks(spliced.rows)
         if spliced.last_hidden is not None and beside.mean_row is not None:
             kl = kl_from_means(beside, log_partition, spliced.last_hidden)
         else:
-            unspliced = next(lm.predictions(spliced.tokens)).logits
-            kl = kl_of_logits(unspliced[:, :-1].float().flatten(0, 1), logits[:, :-1].flatten(0, 1)).view(ce.shape)
+            unspliced = next(lm.predictions(spliced.tokens))
+            both = (predicted.logits[:, :-1].float().flatten(0, 1) for predicted in (unspliced, spliced))
+            kl = kl_of_logits(*both).view(ce.shape)
         losses.append(ce)
         divergences.append(kl)
     return torch.cat(losses), torch.cat(divergences)
