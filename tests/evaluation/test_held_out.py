@@ -15,6 +15,7 @@ from prolu.evaluation.latents import latent_figures, scale_response
 from prolu.evaluation.metrics import CodeSums
 from prolu.evaluation.predictions import clean_predictions, kl_of_logits, spliced_losses
 from prolu.evaluation.scoring import score
+from prolu.runtime import progress
 from prolu.training.starting_weights import initial_weights
 
 
@@ -34,6 +35,15 @@ def perfect_sae(d_in=16):
     eye = torch.eye(d_in)
     sae.W_enc.data, sae.W_dec.data = torch.cat([eye, -eye], 1), torch.cat([eye, -eye])
     return sae
+
+
+@pytest.mark.parametrize("hook_out", ["", "blocks.1.hook_mlp_out"])
+def test_the_passes_of_the_language_model_are_counted_to_their_end(tiny_lm, tiny_blocks, monkeypatch, hook_out):
+    seen = []
+    monkeypatch.setattr(progress, "listeners", [lambda *facts: seen.append(facts)])
+    HeldOut(tiny_lm, tiny_blocks, 640, hook_out=hook_out, progress=True)
+    n_passes = 5 if hook_out else 4
+    assert seen == [("scoring the language model", 640 * n, 640 * n_passes) for n in range(1, n_passes + 1)]
 
 
 def test_sums_by_document_give_the_figures(held_out):

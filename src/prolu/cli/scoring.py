@@ -91,7 +91,7 @@ def prepare_scoring(options: Scoring, runs: Sequence[Path]) -> Job:
             _check_widths(one, lm, hook_out)
         mask = place["mask"]
         described = describe(lm, blocks, n_tokens, hook_out, mask)
-        held_out = partial(HeldOut, lm, blocks, n_tokens, hook_out=hook_out, mask=mask)
+        held_out = partial(HeldOut, lm, blocks, n_tokens, hook_out=hook_out, mask=mask, progress=True)
     # Too few tokens are refused only if the option asks for more. The default number, and that of a study, are upper
     # bounds.
     if options.eval_tokens is not None:

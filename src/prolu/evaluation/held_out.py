@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from prolu.evaluation.predictions import clean_predictions
 from prolu.evaluation.truth import TruthFigures, truth_figures
 from prolu.runtime.checks import at_least_1
 from prolu.runtime.files import json_text
+from prolu.runtime.progress import Meter
 from prolu.runtime.rng import keyed_generator
 from prolu.sae.autoencoder import SAE
 
@@ -135,6 +137,7 @@ class HeldOut:
         *,
         hook_out: str = "",
         mask: TokenMask = NO_MASK,
+        progress: bool = False,
     ):
         """Choose the blocks and run the language model on them.
 
@@ -147,6 +150,7 @@ class HeldOut:
             n_tokens: how many held-out tokens to use; all there are if it is more.
             hook_out: the hook that transcoders write at, whose activations their outputs replace; empty for SAEs.
             mask: what is left out, as in the `mask` of a stream, which knows the norm above which activations are.
+            progress: whether to show how far the passes of the language model have come.
 
         Raises:
             ValueError: `n_tokens` is less than 1, no block is held out, or the mask leaves nothing or lacks `max_norm`.
@@ -167,22 +171,36 @@ class HeldOut:
         self.documents, rows = np.unique(numbers, return_inverse=True)
         self.document_rows = rows.reshape(numbers.shape)
         """For each token, the row of its document in `documents`, [n, ctx]."""
-        self.acts: Float[Tensor, "n ctx d_in"] = lm.activations(self.tokens)
-        self.target: Float[Tensor, "n ctx d_out"] = self.lm.activations(self.tokens) if hook_out else self.acts
-        """What is reconstructed, and replaced: the activations themselves, or for transcoders those at `hook_out`."""
         self.mask = mask
         """What is left out."""
-        self.kept = kept_of_scored(mask, lm, blocks, chosen, self.acts)
+        # Passes over the activations, without an SAE, without all positions, and without all but the first.
+        n_passes = 5 if hook_out else 4
+        with Meter("scoring the language model", n_passes * self.tokens.size, shown=progress) as meter:
+            self._read(lm, blocks, chosen, lambda: meter.advance(self.tokens.size))
+
+    def _read(self, lm: LanguageModel, blocks: TokenBlocks, chosen: np.ndarray, passed: Callable[[], None]) -> None:
+        """Run the language model on the tokens, and call `passed` after each pass."""
+        self.acts: Float[Tensor, "n ctx d_in"] = lm.activations(self.tokens)
+        passed()
+        self.target: Float[Tensor, "n ctx d_out"] = self.acts
+        """What is reconstructed, and replaced: the activations themselves, or for transcoders those at `hook_out`."""
+        if self.hook_out:
+            self.target = self.lm.activations(self.tokens)
+            passed()
+        self.kept = kept_of_scored(self.mask, lm, blocks, chosen, self.acts)
         """Which tokens are scored, [n, ctx]; None if all are."""
         self.restart_points = self.lm.restart_points(self.tokens)
         self.clean = clean_predictions(self.lm, self.tokens)
+        passed()
         self.ce_clean = self.of_counted(self.clean.ce).double().mean().item()
         if not math.isfinite(self.ce_clean):
             raise _not_finite(lm, self.tokens[(~self.clean.ce.isfinite()).any(1).cpu().numpy()][:1])
         zeros = self.pass_through_(torch.zeros_like(self.target))
         self.ce_zero = self.spliced_ce(zeros)
+        passed()
         zeros[:, 0] = self.target[:, 0]
         self.ce_zero_no_bos = self.spliced_ce(zeros)
+        passed()
 
     @property
     def n_tokens(self) -> int:
@@ -215,11 +233,14 @@ AnyHeldOut = HeldOut | HeldOutRows
 """What an SAE is scored on."""
 
 
-def held_out_of(stream: ActivationStream, n_tokens: int) -> AnyHeldOut:
-    """Return what SAEs that are trained on a stream are scored on, about `n_tokens` tokens or rows."""
+def held_out_of(stream: ActivationStream, n_tokens: int, *, progress: bool = False) -> AnyHeldOut:
+    """Return what SAEs that are trained on a stream are scored on, about `n_tokens` tokens or rows.
+
+    With `progress`, what the language model needs for that is shown.
+    """
     if isinstance(stream.blocks, ActivationRows):
         return HeldOutRows(stream.blocks, n_tokens)
-    return HeldOut(stream.lm, stream.blocks, n_tokens, hook_out=stream.hook_out, mask=stream.mask)
+    return HeldOut(stream.lm, stream.blocks, n_tokens, hook_out=stream.hook_out, mask=stream.mask, progress=progress)
 
 
 def _check_fits(sae: SAE, held_out: AnyHeldOut) -> None:

@@ -87,7 +87,7 @@ class StudyRequest:
     @cached_property
     def held_out(self) -> AnyHeldOut:
         """The held-out text of the study, with what the language model makes of it, which is finite; or its rows."""
-        return held_out_of(self.stream, self.settings.eval_tokens)
+        return held_out_of(self.stream, self.settings.eval_tokens, progress=self.progress)
 
     @property
     def unfinished(self) -> list[RunConfig]:
