@@ -70,7 +70,7 @@ def test_pages_of_one_run_are_made_on_demand(run, tmp_path, capsys):
         (["--text", "a", "--ctx", "1"], "ctx 1: "),
         (["--text", "a", "--json", "--out", "x.html"], "json: not with --out"),
         (["--text", "a", "--out", "."], "out '.': a folder"),
-        (["--file", "missing.txt"], "missing.txt"),
+        (["--file", "missing.txt"], "file 'missing.txt': cannot be read (No such file or directory)"),
         (["--text", "a", "--hook", "nowhere"], "hook 'nowhere'"),
     ],
 )

@@ -151,5 +151,8 @@ def test_another_hook_or_width_is_told(study, tmp_path, capsys):
     sae.save(tmp_path / "above", made | {"hook": "blocks.2.hook_resid_pre"})
     assert main(["eval", str(tmp_path / "above"), "--like", str(study.folder)]) == 2
     assert f"give --hook {HOOK} to score it there anyway" in capsys.readouterr().err
+    elsewhere = ["eval", str(tmp_path / "above"), "--hook", HOOK, "--eval-tokens", "640"]
+    assert main(elsewhere) == 0
+    assert f"above was trained at blocks.2.hook_resid_pre, and is scored at {HOOK}" in capsys.readouterr().err
     assert main(["eval", str(study.runs[0].folder), str(tmp_path / "above")]) == 2
     assert "score them one by one" in capsys.readouterr().err

@@ -48,6 +48,8 @@ def prepare_latents(request: Latents) -> Job:
 def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise ValueError(f"file {str(file)!r}: cannot be read ({problem.strerror})") from None
     except UnicodeDecodeError as problem:
         raise ValueError(
             f"file {str(file)!r}: not a text in UTF-8 ({problem.reason} at byte {problem.start})"

@@ -1,5 +1,6 @@
 """The command `eval`: saved SAEs are scored on held-out text, that of their training, another, or that of a study."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -30,6 +31,8 @@ from prolu.sae.saved_sae import read_provenance
 from prolu.studies.amounts import check_eval_tokens, tell_eval_tokens
 from prolu.studies.folder import read_study
 from prolu.studies.scored_study import SavedSAE, ScoredStudy, describe, describe_rows
+
+logger = logging.getLogger(__name__)
 
 EVAL_TOKENS = 32_768
 """The number of held-out tokens to score on where neither the options nor a study set it."""
@@ -152,6 +155,9 @@ def _place(options: Scoring, saved: SavedSAE, study: Mapping[str, Any] | None) -
         if "hook" in saved.provenance:
             # A transcoder and an SAE whose outputs replace the same activations may read at two hooks.
             known |= {name: saved.provenance.get(name, "") for name in ("hook", "hook_out")}
+    trained_at = saved.provenance.get("hook")
+    if trained_at and given.get("hook", trained_at) != trained_at:
+        logger.warning("hook: %s was trained at %s, and is scored at %s", saved.folder, trained_at, given["hook"])
     known |= {name: value for name, value in given.items() if name in (*NEEDED, "hook_out", *SET_BY_STUDY)}
     if missing := [name for name in NEEDED if name not in known]:
         flags = " ".join(f"--{name}" for name in missing)

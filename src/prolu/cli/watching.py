@@ -25,4 +25,5 @@ class Watch:
         from prolu.report.server import StudyServer
 
         server = StudyServer(self.out, self.port)
-        return [lambda: print(f"{self.out} at {server.address}; end with Ctrl-C", flush=True), server.serve]
+        absent = "" if self.out.exists() else " (there is no such folder yet)"
+        return [lambda: print(f"{self.out}{absent} at {server.address}; end with Ctrl-C", flush=True), server.serve]

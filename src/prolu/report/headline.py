@@ -43,12 +43,12 @@ def headline(run: Run) -> Sequence[Figure]:
     if record["degradation"] is not None:  # rows come from no language model
         figures.append(Figure("CE increase", f"{record['degradation']:.3f}", "nats per token"))
     if record["recovered"] is not None:  # it has no value where zeros are no worse than the activations
-        figures.append(Figure("recovered", f"{record['recovered']:.1%}", "of the CE increase from zeros avoided"))
+        figures.append(Figure("recovered", f"{record['recovered']:.1%}", "of the CE increase that zeros would cause"))
     if record.get("fvu") is not None:  # results of the first version lack it
         figures.append(Figure("FVU", f"{record['fvu']:.3f}", "fraction of variance unexplained"))
     n = f"of {record['d_sae']:,} latents," if record.get("d_sae") else "of all latents,"
     figures.append(Figure("dead", f"{record['dead_fraction']:.1%}", f"{n} never active"))
     if quartiles := density_quartiles(run.folder):
         values = ", ".join(f"{q:.2%}" for q in quartiles)
-        figures.append(Figure("density", values, "of tokens: quartiles of the others"))
+        figures.append(Figure("density", values, "of tokens: quartiles of live latents"))
     return figures
