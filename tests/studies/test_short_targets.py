@@ -50,6 +50,29 @@ def test_a_study_of_an_earlier_version_is_resumed_by_its_rule(tiny_stream, tmp_p
     assert sweep(RUNS, tiny_stream, tmp_path / "new").records[0]["coeff"] != results.records[0]["coeff"]
 
 
+def test_only_runs_under_l0_record_that_they_brake():
+    jumprelu = replace(BASE, nonlinearity="jumprelu")
+    assert jumprelu.describe()["l0_braking"] is True
+    assert "l0_braking" not in replace(jumprelu, l0_braking=False).describe()
+    for other in (RUNS[0], replace(jumprelu, target_l0=None), replace(jumprelu, penalty="l1")):
+        assert "l0_braking" not in other.describe()
+        assert other.target_l0 is None or not other.l0_controller(64).brakes
+        assert RunConfig.recorded(other.describe()).l0_braking is True
+    before = {name: value for name, value in jumprelu.describe().items() if name != "l0_braking"}
+    assert RunConfig.recorded(before).l0_braking is False
+
+
+def test_a_study_that_was_begun_without_braking_is_resumed_without(tiny_stream, tmp_path):
+    runs = grid(BASE, nonlinearity=["jumprelu"])
+    as_before = [replace(run, l0_braking=False) for run in runs]
+    sweep(as_before, tiny_stream, tmp_path / "whole")
+    assert "l0_braking" not in (tmp_path / "whole" / STUDY_FILE).read_text()
+    dies_at_step(120, lambda: sweep(as_before, tiny_stream, tmp_path / "cut", checkpoint_seconds=0.0))
+    results = sweep(runs, tiny_stream, tmp_path / "cut")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert sweep(runs, tiny_stream, tmp_path / "new").records[0]["coeff"] != results.records[0]["coeff"]
+
+
 def test_another_integration_time_is_another_study(tiny_stream, tmp_path):
     sweep(AS_BEFORE[:1], tiny_stream, tmp_path / "old")
     sweep(RUNS[:1], tiny_stream, tmp_path / "new")

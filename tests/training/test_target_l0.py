@@ -59,6 +59,57 @@ def test_a_run_ends_near_its_target_and_says_what_coefficient_it_took():
     assert trainer.coeff != CONFIG.coeff
 
 
+@pytest.mark.parametrize("target", [3.0, 6.0])
+def test_a_jumprelu_does_not_fall_through_its_target(target):
+    """Its thresholds rise by the learning rate at most, in their logarithm, and hardly fall again."""
+    config = replace(
+        CONFIG, nonlinearity="jumprelu", penalty="l0", coeff=1.2e-3, lr=4e-3, warmup_fraction=0.05, target_l0=target
+    )
+    trainer = Trainer(config, 16, 64)
+    data = torch.cat([sparse_activations(64, 16, n_features=48, seed=s, dtype=torch.float32) for s in range(50)])
+    g = torch.Generator().manual_seed(0)
+    for _ in range(trainer.n_steps):
+        trainer.step(data[torch.randint(len(data), (64,), generator=g)])
+    n_active = (trainer.sae().encode_normalised(data) > 0).sum(1).double().mean().item()
+    assert n_active == pytest.approx(target, rel=0.1)
+
+
+def falling(start, end, n):
+    """L0s that fall from one to the other by the same factor at each of n steps."""
+    return [start * (end / start) ** (i / (n - 1)) for i in range(n)]
+
+
+def test_a_braking_controller_lowers_the_coefficient_while_l0_falls():
+    config = replace(CONFIG, nonlinearity="jumprelu", penalty="l0", n_tokens=4000 * 64, target_l0=20.0)
+    coeffs = {}
+    for braking in (False, True):
+        controller = replace(config, l0_braking=braking).l0_controller(64)
+        state = L0ControllerState(1e-3)
+        for n, l0 in enumerate(falling(1000, 20, 1000)):
+            state = controller.after(state, l0, n + 1)
+        coeffs[braking] = controller.coeff(state, 1000)
+    assert coeffs[False] > 0.1
+    assert coeffs[True] < 1e-3
+
+
+@pytest.mark.parametrize("braking", [False, True])
+def test_in_tensors_it_does_what_it_does_in_numbers(braking):
+    config = replace(CONFIG, nonlinearity="jumprelu", penalty="l0", target_l0=20.0, l0_braking=braking)
+    alone = config.l0_controller(64)
+    targets = torch.tensor([20.0, 50.0], dtype=torch.float64)
+    stack = replace(alone, target=targets)
+    numbers = [L0ControllerState(1e-3), L0ControllerState(1e-3)]
+    tensors = L0ControllerState(torch.full((2,), 1e-3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    for n, l0 in enumerate([*falling(500, 5, 900), 0.0, *falling(5, 40, 300)]):
+        tensors = stack.after(tensors, torch.tensor([l0, 2 * l0], dtype=torch.float64), n + 1)
+        numbers = [
+            replace(alone, target=float(target)).after(state, factor * l0, n + 1)
+            for target, state, factor in zip(targets, numbers, (1, 2), strict=True)
+        ]
+        coeffs = [replace(alone, target=float(t)).coeff(s, n + 1) for t, s in zip(targets, numbers, strict=True)]
+        assert stack.coeff(tensors, n + 1).tolist() == pytest.approx(coeffs, rel=1e-9)
+
+
 def test_a_checkpoint_holds_the_controller():
     def train(trainer, first, last):
         for seed in range(first, last):

@@ -70,7 +70,7 @@ def runs_as_begun(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
 def _lacking(run: RunConfig, held: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that a held run lacks and that have their defaults in `run`, with the values of its version."""
     defaults = {field.name: field.default for field in fields(RunConfig)}
-    lacking = LATER_FIELDS.keys() - held.keys()
+    lacking = LATER_FIELDS.keys() - held.keys() - run.unused_by_controller
     return {name: LATER_FIELDS[name] for name in lacking if getattr(run, name) == defaults[name]}
 
 

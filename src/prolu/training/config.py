@@ -25,6 +25,7 @@ BY_NONLINEARITY = "auto"
 
 LATER_FIELDS: dict[str, Any] = {
     "l0_integration_steps": 1.0,
+    "l0_braking": False,
     "freeze": "none",
     "skip": False,
     "matryoshka": (),
@@ -64,6 +65,10 @@ class RunConfig:
     """The shortest integration time of the controller of L0, in steps. The time is 2.5% of the run's steps, so this
     decides in runs of fewer than 400 steps, where L0 cannot follow a controller that acts faster. 1 is what studies of
     version 0.1.0 had, whose configs lack this field."""
+    l0_braking: bool = True
+    """Under the penalty l0, whether the controller of L0 lowers the coefficient while L0 falls, so that it is not too
+    large when L0 reaches its target. Without, as earlier studies were trained, whose configs lack this field,
+    JumpReLUs may end at half their target."""
     coeff_warmup_fraction: float = 0.0
     """The fraction of the steps over which the coefficient rises linearly from 0."""
     d_sae: int = 12_288
@@ -202,13 +207,12 @@ class RunConfig:
     def describe(self) -> dict[str, Any]:
         """Return all fields as they are recorded: with the penalty by name, so that no reader must know the rule.
 
-        The `LATER_FIELDS` are left out where they have the values that their absence means, and
-        `l0_integration_steps` also where no controller uses it.
+        The `LATER_FIELDS` are left out where they have the values that their absence means, and those of the L0
+        controller also where none uses them.
         """
         recorded = asdict(self) | {"penalty": self.resolved_penalty}
         unused = {name for name, value in LATER_FIELDS.items() if recorded[name] == value}
-        if not self.has_target_l0:
-            unused.add("l0_integration_steps")
+        unused |= self.unused_by_controller
         return {name: value for name, value in recorded.items() if name not in unused}
 
     @classmethod
@@ -220,10 +224,10 @@ class RunConfig:
             name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known
         }
         config = cls(**settings)
-        if "l0_integration_steps" not in values and not config.has_target_l0:
+        for name in config.unused_by_controller - values.keys():
             # The field was left out because it was not used, so a run that is derived from this config gets today's
             # default.
-            object.__setattr__(config, "l0_integration_steps", cls.l0_integration_steps)
+            object.__setattr__(config, name, getattr(cls, name))
         return config
 
     @property
@@ -249,6 +253,13 @@ class RunConfig:
             and self.nonlinearity not in TAKES_L0
             and self.resolved_penalty not in TAKES_TARGET
         )
+
+    @property
+    def unused_by_controller(self) -> set[str]:
+        """The fields of the L0 controller that decide nothing in this run."""
+        if not self.has_target_l0:
+            return {"l0_integration_steps", "l0_braking"}
+        return set() if self.resolved_penalty == "l0" else {"l0_braking"}
 
     @property
     def family(self) -> str:
@@ -314,6 +325,9 @@ class RunConfig:
             start_step=round(max(self.warmup_fraction, self.coeff_warmup_fraction) * n_steps),
             end_step=round(CONTROLLED_FRACTION * n_steps),
             steps=max(self.l0_integration_steps, INTEGRATION_FRACTION * n_steps),
+            # Braking was tried for all penalties: those that change all weights, whose L0 falls by itself at first,
+            # then missed their targets in short runs.
+            brakes=self.l0_braking and self.resolved_penalty == "l0",
         )
 
     def resampling(self, batch_size: int) -> "Resampling":

@@ -27,6 +27,15 @@ integral would wind up while L0 falls from there."""
 PROPORTIONAL_GAIN = 1.0
 """The proportional gain: the fraction of log(L0 / target) that is added to log(coeff) at once, beside the integral."""
 
+BRAKING_GAIN = 2.0
+"""The proportional gain of a controller that brakes, at any distance from the target."""
+
+NEAR_GAIN = 3.0
+"""What is added to `BRAKING_GAIN` near the target, so that L0 does not fall through it."""
+
+NEAR = math.log(4)
+"""How near, as |log(L0 / target)|, L0 must be to its target for `NEAR_GAIN` to be added."""
+
 SMALLEST_L0 = 1e-3
 """The L0 that is assumed where no latent is active, whose logarithm would be infinite."""
 
@@ -39,7 +48,8 @@ class L0ControllerState(NamedTuple):
     """
 
     coeff: "float | Tensor"
-    """The integral part of the coefficient; `L0Controller.coeff` adds the proportional part."""
+    """The coefficient; without its proportional part, which `L0Controller.coeff` adds, where the controller does not
+    brake."""
     l0: "float | Tensor" = 0.0
     """The running mean of the batches' L0."""
 
@@ -48,13 +58,26 @@ class L0ControllerState(NamedTuple):
 class L0Controller:
     """A proportional and integral controller of log(coeff).
 
-    With a = log(L0 / target), clamped to +-log 2, where L0 is a running mean of the run's own:
+    With d = log(L0 / target), where L0 is a running mean of the run's own, and a = d clamped to +-log 2:
 
         after each step:           log(coeff) <- log(coeff) + a / steps
         what the penalty gets:     coeff * exp(PROPORTIONAL_GAIN * a)
 
     From `end_step` on the coefficient is frozen, and L0 may still change until the end of the run. Freezing it earlier
     for a while, to estimate this change, was tried and made runs miss their targets by more.
+
+    Under the penalty l0 this was not enough. Its gradient reaches thresholds alone, which rise by the learning rate at
+    most, in their logarithm, at any coefficient: on SmolLM2 L0 falls to its target in 700 updates, and meanwhile the
+    integral raises the coefficient a thousandfold. L0 then falls far below its target, and hardly comes back even where
+    the coefficient is lowered at once, since few entries are in the bands of risen thresholds. So for this
+    penalty the controller brakes: a change of L0 changes the coefficient at any distance from the target, and most of
+    all near it,
+
+        after each step:           log(coeff) <- log(coeff) + a / steps + the step's change of
+                                                 BRAKING_GAIN * d + NEAR_GAIN * (d clamped to +-NEAR)
+        what the penalty gets:     coeff
+
+    Far above the target the coefficient then rises only while L0 takes longer than BRAKING_GAIN * steps to halve.
     """
 
     target: "float | Tensor"
@@ -65,33 +88,48 @@ class L0Controller:
     """The number of updates after which the coefficient is frozen."""
     steps: float
     """The integration time: the number of updates in which the coefficient changes by the factor L0 / target."""
+    brakes: bool = False
+    """Whether a change of L0 changes the coefficient at any distance from the target; for the penalty l0."""
 
     def coeff(self, state: L0ControllerState, n_updates: int) -> "float | Tensor":
         """Return the coefficient for the update that follows `n_updates` updates."""
-        if not self._acts(n_updates):
+        if self.brakes or not self._acts(n_updates):
             return state.coeff
-        return state.coeff * _exp(PROPORTIONAL_GAIN * self._deviation(state))
+        return state.coeff * _exp(PROPORTIONAL_GAIN * _clamped(self._deviation(state.l0), LARGEST_DEVIATION))
 
     def after(self, state: L0ControllerState, l0: "float | Tensor", n_updates: int) -> L0ControllerState:
         """Return the state after update number `n_updates` (counted from 1), whose batch had this L0."""
         # A plain mean at first, then an exponential one whose time is a fifth of the integration time. The mean must
         # follow L0 faster than the controller acts, or L0 would oscillate about the target.
         rate = max(1 / n_updates, min(1.0, 5 / self.steps))
-        state = state._replace(l0=state.l0 + rate * (l0 - state.l0))
-        if self._acts(n_updates):
-            state = state._replace(coeff=state.coeff * _exp(self._deviation(state) / self.steps))
-        return state
+        before, mean = state.l0, state.l0 + rate * (l0 - state.l0)
+        if not self._acts(n_updates):
+            return state._replace(l0=mean)
+        change = _clamped(self._deviation(mean), LARGEST_DEVIATION) / self.steps
+        # Before the first update there is no L0 that could have changed.
+        if self.brakes and n_updates > 1:
+            change = change + (self._proportional(mean) - self._proportional(before))
+        return L0ControllerState(state.coeff * _exp(change), mean)
 
     def _acts(self, n_updates: int) -> bool:
         return self.start_step <= n_updates < self.end_step
 
-    def _deviation(self, state: L0ControllerState) -> "float | Tensor":
-        """Return a = log(L0 / target), clamped."""
-        if isinstance(state.l0, float | int):
-            deviation = math.log(max(state.l0, SMALLEST_L0) / self.target)
-            return max(-LARGEST_DEVIATION, min(LARGEST_DEVIATION, deviation))
-        deviation = (state.l0.clamp(min=SMALLEST_L0) / self.target).log()
-        return deviation.clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
+    def _deviation(self, l0: "float | Tensor") -> "float | Tensor":
+        """Return d = log(L0 / target)."""
+        if isinstance(l0, float | int):
+            return math.log(max(l0, SMALLEST_L0) / self.target)
+        return (l0.clamp(min=SMALLEST_L0) / self.target).log()
+
+    def _proportional(self, l0: "float | Tensor") -> "float | Tensor":
+        """Return the proportional part of log(coeff), of a controller that brakes."""
+        deviation = self._deviation(l0)
+        return BRAKING_GAIN * deviation + NEAR_GAIN * _clamped(deviation, NEAR)
+
+
+def _clamped(deviation: "float | Tensor", largest: float) -> "float | Tensor":
+    if isinstance(deviation, float | int):
+        return max(-largest, min(largest, deviation))
+    return deviation.clamp(-largest, largest)
 
 
 def _exp(x: "float | Tensor") -> "float | Tensor":

@@ -29,7 +29,9 @@ has the measurement.
 SETTING_FIELDS = tuple(f.name for f in fields(RunConfig) if f.name not in ("init_seed", "nonlinearity", "penalty"))
 """The fields of a run's config that tell the settings of one family apart."""
 
-SAME_VARIANT = ("coeff", "target_l0", "l0_integration_steps", "n_tokens", "step", "precision", "init_from", "named")
+SAME_VARIANT = (
+    "coeff", "target_l0", "l0_integration_steps", "l0_braking", "n_tokens", "step", "precision", "init_from", "named"
+)  # fmt: skip
 VARIANT_FIELDS = tuple(name for name in SETTING_FIELDS if name not in SAME_VARIANT)
 """The fields of a run's config in which all runs on one curve of a family agree. Left out are the coefficient, the
 target L0 and how it is reached, which move a run along the curve; how a step is computed, which changes only the
