@@ -96,6 +96,22 @@ def test_lines_where_there_is_no_terminal(monkeypatch, capsys):
     assert heard == [("training", 100, 1000), ("training", 500, 1000)]
 
 
+def test_the_first_batches_give_no_time_left(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("prolu.runtime.progress.time.monotonic", lambda: now[0])
+    with Meter("training", 100_000) as meter:
+        for _ in range(4):
+            now[0] += 20
+            meter.advance(100)
+    lines = capsys.readouterr().err.splitlines()
+    assert ["left" in line for line in lines] == [False, False, True, True]  # 60 s have passed
+    with Meter("training", 1000) as meter:
+        for _ in range(2):
+            now[0] += 16
+            meter.advance(20)
+    assert capsys.readouterr().err.endswith("0:00:32 passed, 0:12:48 left\n")  # 4% are done
+
+
 def test_compiling_counts_in_no_rate(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr("prolu.runtime.progress.time.monotonic", lambda: now[0])

@@ -17,6 +17,12 @@ from prolu.runtime.notebooks import in_notebook
 SECONDS_BETWEEN_LINES = 15.0
 """The time between two lines of progress where standard error is not a terminal, in seconds."""
 
+FRACTION_BEFORE_FORECAST = 0.02
+"""The fraction of the work from which on a line gives the time left: the first batches are slower than the others."""
+
+SECONDS_BEFORE_FORECAST = 60.0
+"""The time from which on a line gives the time left whatever the fraction, in seconds."""
+
 SECONDS_BETWEEN_REWRITES = 0.5
 """The time after which the line of progress in a notebook is written again, in seconds."""
 
@@ -134,9 +140,10 @@ class Meter:
         if self._n_advances == 1:
             # Before the first batch a window of activations is read: a rate that counts this would be far too low.
             return f"{self._what} {fraction:.0%}  {passed}"
-        seconds_left = self._seconds_left(now)
         rates = _rates(self._rate(now), self._n_saes, self._unit)
-        return f"{self._what} {fraction:.0%}  {rates}  {passed}, {_duration(seconds_left)} left"
+        is_known = fraction >= FRACTION_BEFORE_FORECAST or now - self._start >= SECONDS_BEFORE_FORECAST
+        left = f", {_duration(self._seconds_left(now))} left" if is_known else ""
+        return f"{self._what} {fraction:.0%}  {rates}  {passed}{left}"
 
     @property
     def _seconds_of_compiling(self) -> float:
