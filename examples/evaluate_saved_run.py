@@ -1,8 +1,9 @@
 """Compute the L0, MSE and CE increase of a saved run from its files alone: nothing of prolu is imported.
 
-    python examples/evaluate_saved_run.py RUN TOKENS.npy [--lm FOLDER_OR_NAME]
+    python examples/evaluate_saved_run.py RUN TOKENS.npy [--lm FOLDER_OR_NAME] [--lm-dtype bfloat16]
 
-RUN is the folder of a run, TOKENS.npy its held-out token blocks [n, ctx], as `held_out_tokens.py` writes them.
+RUN is the folder of a run, TOKENS.npy its held-out token blocks [n, ctx], as `held_out_tokens.py` writes them. The
+language model may be a GGUF file.
 """
 
 import argparse
@@ -42,6 +43,8 @@ def evaluate(model, layer, sae, config, tokens):
         acts = args[0] if args else kwargs["hidden_states"]
         if not state["splice"]:
             return args, kwargs
+        dtype = acts.dtype
+        acts = acts.float()
         acts = acts - acts.mean(-1, keepdim=True) if model.config.model_type in LAYER_NORM else acts
         is_scaled = config["normalisation"] == "per_token"
         scale = math.sqrt(acts.shape[-1]) / acts.norm(dim=-1, keepdim=True) if is_scaled else 1.0
@@ -50,7 +53,7 @@ def evaluate(model, layer, sae, config, tokens):
         x_hat = f @ sae["W_dec"] + sae["b_dec"]
         state["l0"] += (f > 0).sum().item()
         state["squared"] += (x - x_hat).double().square().sum().item()
-        spliced = x_hat / scale
+        spliced = (x_hat / scale).to(dtype)
         return ((spliced, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": spliced})
 
     block.register_forward_pre_hook(at_the_hook, with_kwargs=True)
@@ -69,12 +72,16 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path)
     parser.add_argument("tokens", type=Path)
     parser.add_argument("--lm", default="")
+    parser.add_argument("--lm-dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     request = parser.parse_args()
     facts = json.loads((request.run / "config.json").read_text())
     site = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", facts["provenance"]["hook"])
     if site is None:
         parser.error(f"hook {facts['provenance']['hook']}: blocks.L.hook_resid_pre or hook_resid_post only")
-    lm = AutoModelForCausalLM.from_pretrained(request.lm or facts["provenance"]["lm"], dtype=torch.float32).eval()
+    place, in_gguf = Path(request.lm or facts["provenance"]["lm"]), {}
+    if place.suffix == ".gguf":
+        place, in_gguf = place.parent, {"gguf_file": place.name}
+    lm = AutoModelForCausalLM.from_pretrained(str(place), dtype=getattr(torch, request.lm_dtype), **in_gguf).eval()
     ids = torch.from_numpy(np.load(request.tokens).astype(np.int64))
     tensors = load_file(request.run / "sae.safetensors")
     print(json.dumps(evaluate(lm, int(site[1]) + (site[2] == "post"), tensors, facts["sae"], ids)))

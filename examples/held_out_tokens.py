@@ -87,7 +87,10 @@ if __name__ == "__main__":
     request = parser.parse_args()
     facts = json.loads((request.study / "config.json").read_text())
     described = facts["stream"] | ({"data": request.data} if request.data else {})
-    names = AutoTokenizer.from_pretrained(request.lm or described["lm"])
+    place, in_gguf = Path(request.lm or described["lm"]), {}
+    if place.suffix == ".gguf":
+        place, in_gguf = place.parent, {"gguf_file": place.name}
+    names = AutoTokenizer.from_pretrained(str(place), **in_gguf)
     found = scored_blocks(described, facts["eval_tokens"], names)
     np.save(request.tokens, found)
     digest = hashlib.sha256(repr(found.shape).encode() + np.ascontiguousarray(found, "<u4").tobytes()).hexdigest()

@@ -1,6 +1,9 @@
 """Language models in GGUF files: the same numbers as the folder that they were made from, and what is refused."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +12,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from prolu import LanguageModel
 from prolu.cli import main
 from prolu.studies.model_sizes import outline
+from prolu.studies.results import Results
 from support.models import SMALL_LLAMA, STORY, tokens, write_tokenizer
 
 gguf = pytest.importorskip("gguf")
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 HOOK = "blocks.1.hook_resid_post"
 WIDTH = 32  # a row of a quantised matrix is a multiple of 32 numbers
 
@@ -110,17 +115,30 @@ def test_quantised_weights_are_the_numbers_that_they_stand_for(llama, tmp_path):
     assert ours.digest() != plain.digest()
 
 
-def test_a_run_by_command(gguf_file, tmp_path, stories_file, capsys):
+def test_a_run_by_command(gguf_file, tmp_path, capsys):
     assert main(["sweep", "demo", "--lm", str(gguf_file), "--hook", HOOK, "--dry-run"]) == 0
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"{i}. {STORY}"}) + "\n" for i in range(200)))
     command = [
-        "train", "--lm", str(gguf_file), "--hook", HOOK, "--data", str(stories_file), "--d-sae", "64",
-        "--n-tokens", "2048", "--batch-size", "256", "--ctx", "32", "--eval-tokens", "512",
+        "train", "--lm", str(gguf_file), "--hook", HOOK, "--data", str(text), "--d-sae", "64",
+        "--n-tokens", "2048", "--batch-size", "256", "--ctx", "32", "--eval-tokens", "512", "--normalisation", "none",
         "--out", str(tmp_path / "run"),
     ]  # fmt: skip
     assert main(command) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["stream"]["lm"] == str(gguf_file)
     capsys.readouterr()
+    # The scripts that import nothing of this library open the file too.
+    (run,) = Results.load(tmp_path / "run").runs
+    ids = str(tmp_path / "tokens.npy")
+    subprocess.run([sys.executable, EXAMPLES / "held_out_tokens.py", tmp_path / "run", ids], check=True)
+    command = [sys.executable, EXAMPLES / "evaluate_saved_run.py", run.folder, ids]
+    said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert said["l0"] == pytest.approx(run.record["l0"], rel=1e-4)
+    assert said["degradation"] == pytest.approx(run.record["degradation"], abs=1e-5)
+    in_bf16 = json.loads(subprocess.run([*command, "--lm-dtype", "bfloat16"], check=True, capture_output=True).stdout)
+    assert said["ce_clean"] == pytest.approx(in_bf16["ce_clean"], abs=1e-2)
+    assert said["ce_clean"] != in_bf16["ce_clean"]
 
 
 @pytest.mark.parametrize("command", [("train",), ("sweep", "demo", "--dry-run")])
