@@ -54,7 +54,12 @@ def test_only_runs_under_l0_record_that_they_brake():
     jumprelu = replace(BASE, nonlinearity="jumprelu")
     assert jumprelu.describe()["l0_braking"] is True
     assert "l0_braking" not in replace(jumprelu, l0_braking=False).describe()
-    for other in (RUNS[0], replace(jumprelu, target_l0=None), replace(jumprelu, penalty="l1")):
+    for other in (
+        RUNS[0],
+        replace(jumprelu, nonlinearity="jumprelu_ste", penalty="l0"),
+        replace(jumprelu, target_l0=None),
+        replace(jumprelu, penalty="l1"),
+    ):
         assert "l0_braking" not in other.describe()
         assert other.target_l0 is None or not other.l0_controller(64).brakes
         assert RunConfig.recorded(other.describe()).l0_braking is True

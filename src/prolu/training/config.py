@@ -66,9 +66,9 @@ class RunConfig:
     decides in runs of fewer than 400 steps, where L0 cannot follow a controller that acts faster. 1 is what studies of
     version 0.1.0 had, whose configs lack this field."""
     l0_braking: bool = True
-    """Under the penalty l0, whether the controller of L0 lowers the coefficient while L0 falls, so that it is not too
-    large when L0 reaches its target. Without, as earlier studies were trained, whose configs lack this field,
-    JumpReLUs may end at half their target."""
+    """Under the penalty l0, but for jumprelu_ste, whether the controller of L0 lowers the coefficient while L0 falls, so
+    that it is not too large when L0 reaches its target. Without, as earlier studies were trained, whose configs lack
+    this field, JumpReLUs may end at half their target."""
     coeff_warmup_fraction: float = 0.0
     """The fraction of the steps over which the coefficient rises linearly from 0."""
     d_sae: int = 12_288
@@ -259,7 +259,9 @@ class RunConfig:
         """The fields of the L0 controller that decide nothing in this run."""
         if not self.has_target_l0:
             return {"l0_integration_steps", "l0_braking"}
-        return set() if self.resolved_penalty == "l0" else {"l0_braking"}
+        # The pseudo-gradients of jumprelu_ste reach all weights, and it meets its targets without braking.
+        has_slow_gate = self.resolved_penalty == "l0" and self.nonlinearity != "jumprelu_ste"
+        return set() if has_slow_gate else {"l0_braking"}
 
     @property
     def family(self) -> str:
@@ -327,7 +329,7 @@ class RunConfig:
             steps=max(self.l0_integration_steps, INTEGRATION_FRACTION * n_steps),
             # Braking was tried for all penalties: those that change all weights, whose L0 falls by itself at first,
             # then missed their targets in short runs.
-            brakes=self.l0_braking and self.resolved_penalty == "l0",
+            brakes=self.l0_braking and "l0_braking" not in self.unused_by_controller,
         )
 
     def resampling(self, batch_size: int) -> "Resampling":
