@@ -66,7 +66,7 @@ class RunConfig:
     decides in runs of fewer than 400 steps, where L0 cannot follow a controller that acts faster. 1 is what studies of
     version 0.1.0 had, whose configs lack this field."""
     l0_braking: bool = True
-    """Under the penalty l0, but for jumprelu_ste, whether the controller of L0 lowers the coefficient while L0 falls, so
+    """Under the penalty l0, but for jumprelu_ste, whether the L0 controller lowers the coefficient while L0 falls, so
     that it is not too large when L0 reaches its target. Without, as earlier studies were trained, whose configs lack
     this field, JumpReLUs may end at half their target."""
     coeff_warmup_fraction: float = 0.0
