@@ -159,7 +159,7 @@ def test_five_lines_say_what_was_found_and_stand_in_the_config(tmp_path, tiny_lm
         f"tokens: {amounts['train_tokens']:,} to train on; dropped: {amounts['tokens_dropped']:,}",
         f"epochs: {amounts['epochs']:.2f}",
         f"held out: {amounts['held_out_tokens']:,} tokens, of which {amounts['eval_tokens']:,} are scored",
-        f"model: {config['stream']['lm']}, revision",
+        f"model: {config['stream']['lm']}, in fp32, weights",
     ):
         assert sum(one.startswith(f"prolu: {line}") for one in said) == 1, line
     assert main(command) == 0  # resumed: said already
