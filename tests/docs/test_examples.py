@@ -168,7 +168,7 @@ COMMON = {"argparse", "json", "pathlib", "numpy", "torch", "transformers"}
 
 @pytest.mark.parametrize(
     ("script", "n_lines", "others"),
-    [(SCRIPT, 80, {"math", "re", "safetensors"}), (TOKENS, 100, {"hashlib", "datasets"})],
+    [(SCRIPT, 80, {"re", "safetensors"}), (TOKENS, 100, {"hashlib", "datasets"})],
 )
 def test_they_are_short_and_independent(script, n_lines, others):
     source = script.read_text()
