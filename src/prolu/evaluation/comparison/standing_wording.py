@@ -16,12 +16,18 @@ EXPLAINED = (
 
 def shown_value(s: Standing) -> str:
     """Return the value of a standing; a dash if it has none."""
-    return "-" if math.isnan(s.value) else f"{s.value:.3g}"
+    return "-" if math.isnan(s.value) else _number(s, s.value)
 
 
 def shown_value_interval(s: Standing) -> str:
     """Return the interval of a value, as in `0.485 to 0.553`; empty if it has none."""
-    return f"{s.low:.3g} to {s.high:.3g}" if math.isfinite(s.low) else ""
+    return f"{_number(s, s.low)} to {_number(s, s.high)}" if math.isfinite(s.low) else ""
+
+
+def _number(s: Standing, value: float) -> str:
+    # Cross-entropies of some nats are compared by differences of thousandths, which three digits would hide.
+    metric = METRICS[s.metric]
+    return f"{value:.4f}" if metric.unit == "nats" and metric.compared_as == "difference" else f"{value:.3g}"
 
 
 def shown_p_best(s: Standing) -> str:
