@@ -306,6 +306,21 @@ def test_a_missing_file_is_said_before_a_model_is_looked_for(tmp_path, monkeypat
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("command", ["train", "harvest", "sweep demo"])
+def test_a_place_without_permission_is_refused_before_a_model_is_opened(tmp_path, monkeypatch, capsys, command):
+    def opened(*_, **__):
+        raise AssertionError("a model was opened first")
+
+    monkeypatch.chdir(tmp_path)
+    # The tests may run as a user who may write everywhere.
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr("prolu.activations.language_model.load_model", opened)
+    assert main([*command.split(), "--out", "new/study"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"prolu: out 'new/study': cannot be written (no permission to write into {tmp_path})\n"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["squad", "user/data", "user/data.json", "builtin"])
 def test_what_may_be_on_the_hub_is_not_called_missing(name):
     check_is_there(name)

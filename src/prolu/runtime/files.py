@@ -31,9 +31,11 @@ def nearest_existing(path: Path) -> Path:
 
 
 def check_can_be_folder(out: Path) -> None:
-    """Raise ValueError if the path or one of its parents is a file, so that no folder can be made there."""
+    """Raise ValueError if no folder can be made there: a parent is a file, or a folder that must not be written."""
     if not (nearest := nearest_existing(out)).is_dir():
         raise ValueError(f"out {str(out)!r}: {nearest} is a file")
+    if not out.exists() and not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"out {str(out)!r}: cannot be written (no permission to write into {nearest})")
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
