@@ -33,6 +33,7 @@ NOT_RUN_COMMANDS = {
 """By the beginning of a command."""
 
 SHOWN_ONLY = {
+    "docs/gpu.md": "needs a GPU; with --device cpu: test_gpu_script.py",
     "docs/howto/hub.md": "needs the hub",
     "docs/howto/interop.md": "needs SAELens and dictionary_learning: `make interop`; its commands: test_interop.py",
     "docs/howto/dashboards.md": "needs SAEDashboard and delphi: checks/dashboards.py runs the page's own lines",

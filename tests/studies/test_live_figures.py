@@ -125,7 +125,7 @@ def test_training_goes_on_if_nothing_can_be_shown(tiny_lm, tiny_blocks, tmp_path
         study = run_sweep(RUNS, stream_over(tiny_lm, tiny_blocks), tmp_path / "study", eval_tokens=640)
     assert len(study.runs) == 3
     assert caplog.text.count("no figures are shown during training (no memory for a look)") == 1
-    bare = r"training \d+%(, \d+ s left|, \d+ s)?(, [a-z ]+)?"
+    bare = r"(scoring the language model|training) \d+%(, [\d:]+( left)?)?(, [a-z ]+)?"
     assert all(re.fullmatch(bare, line) for line in lines_of(capsys.readouterr().out))
 
 
