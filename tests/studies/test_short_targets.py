@@ -39,15 +39,20 @@ def test_what_is_no_time_is_refused(value):
         replace(BASE, l0_integration_steps=value)
 
 
+def check_resumed_as_begun(as_before, runs, field, stream, folder):
+    """A study of an earlier version, whose config lacks a field, is resumed by runs with today's default of it."""
+    sweep(as_before, stream, folder / "whole")
+    assert field not in (folder / "whole" / STUDY_FILE).read_text()
+    dies_at_step(120, lambda: sweep(as_before, stream, folder / "cut", checkpoint_seconds=0.0))
+    # What does not name the field, as every command, is resumed with its value in the study.
+    results = sweep(runs, stream, folder / "cut")
+    assert contents(folder / "cut") == contents(folder / "whole")
+    assert sweep(runs, stream, folder / "new").records[0]["coeff"] != results.records[0]["coeff"]
+
+
 def test_a_study_of_an_earlier_version_is_resumed_by_its_rule(tiny_stream, tmp_path):
     """Such a study is one with the old integration time: its config lacks the field."""
-    sweep(AS_BEFORE, tiny_stream, tmp_path / "whole")
-    assert "l0_integration_steps" not in (tmp_path / "whole" / STUDY_FILE).read_text()
-    dies_at_step(120, lambda: sweep(AS_BEFORE, tiny_stream, tmp_path / "cut", checkpoint_seconds=0.0))
-    # What asks for no integration time, as every command does, is resumed with that of the study.
-    results = sweep(RUNS, tiny_stream, tmp_path / "cut")
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-    assert sweep(RUNS, tiny_stream, tmp_path / "new").records[0]["coeff"] != results.records[0]["coeff"]
+    check_resumed_as_begun(AS_BEFORE, RUNS, "l0_integration_steps", tiny_stream, tmp_path)
 
 
 def test_only_runs_under_l0_record_that_they_brake():
@@ -70,12 +75,7 @@ def test_only_runs_under_l0_record_that_they_brake():
 def test_a_study_that_was_begun_without_braking_is_resumed_without(tiny_stream, tmp_path):
     runs = grid(BASE, nonlinearity=["jumprelu"])
     as_before = [replace(run, l0_braking=False) for run in runs]
-    sweep(as_before, tiny_stream, tmp_path / "whole")
-    assert "l0_braking" not in (tmp_path / "whole" / STUDY_FILE).read_text()
-    dies_at_step(120, lambda: sweep(as_before, tiny_stream, tmp_path / "cut", checkpoint_seconds=0.0))
-    results = sweep(runs, tiny_stream, tmp_path / "cut")
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-    assert sweep(runs, tiny_stream, tmp_path / "new").records[0]["coeff"] != results.records[0]["coeff"]
+    check_resumed_as_begun(as_before, runs, "l0_braking", tiny_stream, tmp_path)
 
 
 def test_another_integration_time_is_another_study(tiny_stream, tmp_path):

@@ -220,10 +220,11 @@ class LanguageModel:
         return [centre(acts) for acts in found] if self.centred else found
 
     def restart_points(self, tokens: np.ndarray | Int[Tensor, "n ctx"]) -> Tensor | None:
-        """Return what lets `cross_entropy` skip the blocks below the hook where the splice alone does not.
+        """Return the input of the hook's own block, so that `cross_entropy` need not run the blocks below it.
 
-        This is the input of the hook's own block, [n, ctx, d_model], for hooks at the output of attention or an MLP;
-        None where it is not needed.
+        A hook at the output of attention or of an MLP needs this, [n, ctx, d_model], since the block adds its input to
+        what is spliced in there. At other hooks what is spliced in is all that the blocks above need, and this returns
+        None.
         """
         if self._restart is None:
             return None

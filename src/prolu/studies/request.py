@@ -91,7 +91,7 @@ class StudyRequest:
 
     @property
     def unfinished(self) -> list[RunConfig]:
-        """The runs that have no result at their full length."""
+        """The runs that are still to be trained: those without a result after all of their `n_tokens`."""
         finished = finished_runs(self.runs, self.out)
         return [run for run in self.runs if run not in finished]
 

@@ -270,7 +270,7 @@ class RunConfig:
 
     @property
     def run_id(self) -> str:
-        """The name of the run's folder: the settings that vary within a study."""
+        """The name of the run's folder, made from the settings in which the runs of a study usually differ."""
         return run_name(self)
 
     def sae_config(self, d_in: int, d_out: int | None = None) -> "SAEConfig":
@@ -333,7 +333,7 @@ class RunConfig:
         )
 
     def resampling(self, batch_size: int) -> "Resampling":
-        """Return the settings of resampling, in steps."""
+        """Return when and how dead latents are resampled, with fractions of the run turned into numbers of steps."""
         from prolu.training.resampling import Resampling
 
         n_steps = self.n_steps(batch_size)

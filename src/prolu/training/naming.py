@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def run_name(config: "RunConfig") -> str:
-    """Return the name of a run's folder: the settings that usually vary within a study, and those of `named`."""
+    """Return the name of a run's folder.
+
+    It is made from the settings in which the runs of a study usually differ, and those that `config.named` lists.
+    """
     family = [_in_a_name(name) for name in (config.nonlinearity, config.resolved_penalty)]
     sparsity = f"{config.coeff:.4g}" if config.target_l0 is None else f"L{config.target_l0:g}"
     seed = f"s{config.init_seed}"

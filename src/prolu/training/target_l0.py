@@ -68,8 +68,8 @@ class L0Controller:
 
     Under the penalty l0 this was not enough. Its gradient reaches thresholds alone, which rise by the learning rate at
     most, in their logarithm, at any coefficient: on SmolLM2 L0 falls to its target in 700 updates, and meanwhile the
-    integral raises the coefficient a thousandfold. L0 then falls far below its target, and does not come back even
-    where the coefficient is lowered at once, since Adam's second moment still holds the large gradients and makes the
+    integral raises the coefficient hundreds of times. L0 then falls far below its target, and does not come back even
+    where the coefficient is lowered at once, since Adam's moments still hold the large gradients and make the
     thresholds' steps small. So for this penalty the controller brakes: a change of L0 changes the coefficient at any
     distance from the target, and most of all near it,
 

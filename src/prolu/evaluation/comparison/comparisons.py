@@ -111,10 +111,11 @@ class Comparisons:
         }
 
     def l0s_of_most(self, y: str) -> list[float]:
-        """Return the L0s at which all families are shown beside each other by default.
+        """Return the L0s at which tables compare all families, where the user names none.
 
-        These are the target L0s of the runs, or else three at which the most families can be read, a quarter, a half
-        and three quarters of the way through these; none if there is no run.
+        These are the target L0s of the runs. If the runs have none, they are three of the L0s at which the most
+        families have a value: those at a quarter, a half and three quarters of that range. Without a run the list is
+        empty.
         """
         if self._targets:
             return list(self._targets)

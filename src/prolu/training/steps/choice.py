@@ -22,7 +22,11 @@ rounding, and a run whose density lies at the crossover shall not change between
 
 
 class Steps:
-    """The steps of all kinds for SAEs of one shape, each made when it is first needed. Trainers may share them."""
+    """The training steps for SAEs of one shape, by kind, such as `steps["sparse"]`.
+
+    A step is made when it is first asked for. Trainers of SAEs of this shape may share one such object, and so the
+    buffers of its steps.
+    """
 
     def __init__(self, like: Weights, batch_size: int, precision: str = "fp32", mesh: Mesh = ALONE):
         """Args:
